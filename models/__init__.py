@@ -1,0 +1,1 @@
+"""Networks and the array algorithms of refinement."""

@@ -1,0 +1,1 @@
+"""How the shipped tiny weights are trained."""

@@ -1,0 +1,1 @@
+"""What the user sees: commands, settings, the plan, rounds, status and reports."""

@@ -1,0 +1,1 @@
+"""Bytes on disk: sources, plans, shards, arrays and records."""
