@@ -1,0 +1,112 @@
+"""Where everything lies in a run folder."""
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+Dataset = Literal["target", "source"]
+
+_SHARD_NAME = re.compile(r"[0-9]{6,}")
+
+
+@dataclass(frozen=True)
+class RunLayout:
+    """The paths of a run. Nothing is made or looked up: these are names only.
+
+    Attributes:
+        root: The run folder.
+    """
+
+    root: Path
+
+    @property
+    def config(self) -> Path:
+        """The resolved settings."""
+        return self.root / "config.yaml"
+
+    @property
+    def vocabulary(self) -> Path:
+        """The classes, their ids, colours and templates."""
+        return self.root / "vocabulary.json"
+
+    @property
+    def plan(self) -> Path:
+        """The plan of the unlabelled images: sample -> shard."""
+        return self.root / "plan.json"
+
+    @property
+    def source_plan(self) -> Path:
+        """The plan of the labelled images that stage 1 and the rounds train on."""
+        return self.root / "source_plan.json"
+
+    @property
+    def events(self) -> Path:
+        """What happened, one line each."""
+        return self.root / "events.jsonl"
+
+    @property
+    def lock(self) -> Path:
+        """The run lock."""
+        return self.root / "run.lock"
+
+    def round(self, number: int) -> Path:
+        """The folder of a round; round 0 is the start, before any self-training.
+
+        Raises:
+            ValueError: The number is negative.
+        """
+        if number < 0:
+            raise ValueError(f"round {number} does not exist; rounds count from 0")
+        return self.root / "rounds" / f"{number:03d}"
+
+    def embedding(self, dataset: Dataset, shard: str) -> Path:
+        """The SAM embeddings of a shard, once for all rounds."""
+        prefix = "source-" if dataset == "source" else ""
+        return self.root / "embeddings" / "sam" / f"{prefix}{_checked(shard)}.zarr"
+
+    def teacher(self, number: int, shard: str) -> Path:
+        """The teacher's scores of a shard."""
+        return self.round(number) / "teacher" / f"{_checked(shard)}.zarr"
+
+    def refine(self, number: int, shard: str) -> Path:
+        """The refined label maps of a shard."""
+        return self.round(number) / "refine" / f"{_checked(shard)}.zarr"
+
+    def pseudo(self, number: int, shard: str) -> Path:
+        """The pseudo-label tar of a shard."""
+        return self.round(number) / "pseudo" / f"pseudo-{_checked(shard)}.tar"
+
+    def pseudo_index(self, number: int) -> Path:
+        """The list of a round's tars, written after the last of them."""
+        return self.round(number) / "pseudo" / "index.json"
+
+    def student(self, number: int) -> Path:
+        """The folder of the model that a round trained."""
+        return self.round(number) / "student"
+
+    def report_json(self, number: int) -> Path:
+        """A round's numbers."""
+        return self.round(number) / "report.json"
+
+    def report_html(self, number: int) -> Path:
+        """A round's page to look at."""
+        return self.round(number) / "report.html"
+
+
+def record_of(artifact: Path) -> Path:
+    """Give the path of an output's record: the same stem with `.json`, in the same folder.
+
+    Raises:
+        ValueError: The output is itself named `.json`, so that its record would overwrite it.
+    """
+    record = artifact.with_suffix(".json")
+    if record == artifact:
+        raise ValueError(f"{artifact} cannot be an output with a record: its record would have the same name")
+    return record
+
+
+def _checked(shard: str) -> str:
+    if not _SHARD_NAME.fullmatch(shard):
+        raise ValueError(f"{shard!r} is not a shard name; expected at least six digits, as in 000012")
+    return shard
