@@ -1,0 +1,103 @@
+"""Scores of a segmentation: the confusion matrix, which adds up over images and shards, and what is read off it."""
+
+# K class, H W grid; numpy only
+
+from collections.abc import Sequence
+from typing import TypedDict
+
+import numpy as np
+from numpy.typing import NDArray
+
+Labels = NDArray[np.integer]
+
+
+class Scores(TypedDict):
+    """What a confusion matrix says, in per cent; None where there is nothing to average."""
+
+    miou: float | None
+    miou_seen: float | None
+    miou_unseen: float | None
+    hiou: float | None
+    pixel_accuracy: float | None
+    iou: list[float | None]
+
+
+def confusion(label: Labels, prediction: Labels, num_classes: int, ignore_index: int) -> NDArray[np.int64]:
+    """Count how often each class is taken for each; the counts of several images add.
+
+    Args:
+        label: Integers of any shape, 0..K-1 or `ignore_index`.
+        prediction: Integers of the same shape, 0..K-1 or `ignore_index`.
+        num_classes: K, at least 1.
+        ignore_index: Marks pixels to leave out. In `label` they have no truth; in `prediction` they are pixels that a
+            pseudo-label does not cover, so its scores hold for covered pixels and its coverage must stand beside them.
+
+    Returns:
+        (K, K) int64, row = label, column = prediction; all zero if every pixel is ignored.
+
+    Raises:
+        ValueError: Shapes differ, `ignore_index` is a class id, or a value is neither a class nor ignored.
+    """
+    if label.shape != prediction.shape:
+        raise ValueError(
+            f"label {label.shape} and prediction {prediction.shape} differ in shape; resize the prediction"
+        )
+    if num_classes < 1 or 0 <= ignore_index < num_classes:
+        raise ValueError(f"ignore_index {ignore_index} must lie outside the {num_classes} class ids; use 255 or 65535")
+    counted = (label != ignore_index) & (prediction != ignore_index)
+    true, found = label[counted].astype(np.int64), prediction[counted].astype(np.int64)
+    for name, ids in (("label", true), ("prediction", found)):
+        if ids.size and (ids.min() < 0 or ids.max() >= num_classes):
+            stray = int(ids.min()) if ids.min() < 0 else int(ids.max())
+            raise ValueError(f"{name} holds {stray}, expected 0..{num_classes - 1} or the ignore index {ignore_index}")
+    counts = np.bincount(true * num_classes + found, minlength=num_classes * num_classes)
+    return counts.reshape(num_classes, num_classes).astype(np.int64)
+
+
+def scores(matrix_KK: NDArray[np.int64], seen_ids: Sequence[int], unseen_ids: Sequence[int]) -> Scores:
+    """Read the usual scores off a confusion matrix.
+
+    Args:
+        matrix_KK: (K, K) int64 from `confusion`, or a sum of such.
+        seen_ids: Classes with labels in stage 1.
+        unseen_ids: The others; the two need not cover all K.
+
+    Returns:
+        Per cent in [0, 100]: `miou` over all K classes, `miou_seen`, `miou_unseen`, `hiou` (harmonic mean of the last
+        two), `pixel_accuracy`, and `iou` class by class. A class that occurs neither in labels nor in predictions has
+        IoU None and is left out of the means; one that is only ever predicted counts as 0. `hiou` is 0 if either
+        side is 0 and None if either is None.
+
+    Raises:
+        ValueError: The matrix is not square or an id lies outside it.
+    """
+    if matrix_KK.ndim != 2 or matrix_KK.shape[0] != matrix_KK.shape[1]:
+        raise ValueError(f"a confusion matrix is (K, K), got {matrix_KK.shape}")
+    classes = len(matrix_KK)
+    stray = [i for i in (*seen_ids, *unseen_ids) if not 0 <= i < classes]
+    if stray:
+        raise ValueError(f"class ids {stray} lie outside the {classes} classes of the confusion matrix")
+    hits_K = np.diagonal(matrix_KK).astype(np.float64)
+    union_K = (matrix_KK.sum(axis=0) + matrix_KK.sum(axis=1)).astype(np.float64) - hits_K
+    iou = [100 * float(h / u) if u > 0 else None for h, u in zip(hits_K, union_K, strict=True)]
+    seen, unseen = _mean([iou[i] for i in seen_ids]), _mean([iou[i] for i in unseen_ids])
+    total = int(matrix_KK.sum())
+    return Scores(
+        miou=_mean(iou),
+        miou_seen=seen,
+        miou_unseen=unseen,
+        hiou=_harmonic_mean(seen, unseen),
+        pixel_accuracy=100 * float(hits_K.sum()) / total if total else None,
+        iou=iou,
+    )
+
+
+def _mean(values: Sequence[float | None]) -> float | None:
+    present = [v for v in values if v is not None]
+    return sum(present) / len(present) if present else None
+
+
+def _harmonic_mean(a: float | None, b: float | None) -> float | None:
+    if a is None or b is None:
+        return None
+    return 2 * a * b / (a + b) if a + b > 0 else 0.0
