@@ -22,6 +22,7 @@ from shards.files import sha256_path, write_bytes_atomic
 Json = JsonValue
 _SHOWN_CHANGES = 4
 _SHOWN_CHARACTERS = 60
+_DETAIL_CHARACTERS = 500
 _ABSENT = "(absent)"
 
 
@@ -69,6 +70,11 @@ def _checksum(text: str) -> str:
 Checksum = Annotated[str, AfterValidator(_checksum)]
 
 
+def _short_text(value: object) -> object:
+    # Details quote file names and bytes of the user's, which need not be UTF-8.
+    return value.encode(errors="backslashreplace").decode()[:_DETAIL_CHARACTERS] if isinstance(value, str) else value
+
+
 class Drop(BaseModel):
     """A sample, class or mask that was left out, and why."""
 
@@ -76,7 +82,7 @@ class Drop(BaseModel):
 
     key: str
     reason: str
-    detail: str = ""
+    detail: Annotated[str, BeforeValidator(_short_text)] = ""
 
 
 class Record(BaseModel):

@@ -5,7 +5,7 @@ import difflib
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Self
 
@@ -126,13 +126,12 @@ class Vocabulary(BaseModel):
         lines = [_synonyms(name, index) for index, name in enumerate(names)]
         first = Counter(words[0] for words in lines)
         called = [words[0] if first[words[0]] == 1 else ", ".join(words) for words in lines]
-        known = set(called)
-        wanted = known if seen is None else {", ".join(_synonyms(name, index)) for index, name in enumerate(seen)}
-        for name in sorted(wanted - known):
-            near = difflib.get_close_matches(name, called, n=1)
-            raise ValueError(
-                f"seen class {name!r} is not in the vocabulary" + (f"; meant {near[0]!r}?" if near else "")
-            )
+        known = {", ".join(words): name for name, words in zip(called, lines, strict=True)} | {
+            name: name for name in called
+        }
+        wanted = set(called)
+        if seen is not None:
+            wanted = {_known_name(", ".join(_synonyms(name, index)), known) for index, name in enumerate(seen)}
         colours = distinct_colours(len(lines))
         classes = tuple(
             ClassEntry(name=name, synonyms=words, seen=name in wanted, colour=colour)
@@ -216,6 +215,13 @@ def _synonyms(name: str, index: int) -> tuple[str, ...]:
     if not words:
         raise ValueError(f"class {index} has no name ({name!r}); give each class a name")
     return words
+
+
+def _known_name(wanted: str, known: Mapping[str, str]) -> str:
+    if wanted not in known:
+        near = difflib.get_close_matches(wanted, list(known), n=1)
+        raise ValueError(f"seen class {wanted!r} is not in the vocabulary" + (f"; meant {near[0]!r}?" if near else ""))
+    return known[wanted]
 
 
 def _names_of_json(content: object) -> list[str]:

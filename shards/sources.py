@@ -1,0 +1,292 @@
+"""Where images and labels come from: a folder of the user's, or the generated scenes."""
+
+import errno
+import hashlib
+import io
+import json
+import logging
+import os
+import re
+import unicodedata
+from collections import Counter
+from pathlib import Path
+from typing import Annotated, Literal, Protocol, get_args
+from urllib.parse import quote, unquote_to_bytes
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt
+
+from shards.files import sha256_file
+from shards.images import IMAGE_SUFFIXES, UnreadableImage
+from shards.labels import decode_label
+from shards.records import Checksum
+from shards.scenes import SCENE_CLASSES, SCENES_VERSION, Split, render_scene
+from shards.vocabulary import IGNORE_8_BIT, IGNORE_16_BIT, Vocabulary
+
+logger = logging.getLogger(__name__)
+
+MAX_FILE_BYTES = 1 << 30
+MAX_KEY_LENGTH = 80  # leaves room for the extension in a tar's 100 bytes
+_NO_DIGEST = hashlib.sha256(b"").hexdigest()
+_QUOTED = "quoted:"
+
+
+class SampleRef(BaseModel):
+    """One image and where to get it.
+
+    Attributes:
+        key: Its name in the run, unique and stable.
+        digest: SHA-256 of the file's bytes; of (version, split, seed, index) for a scene.
+        uri: The path relative to the source's folder, or "scenes:split/seed/index".
+        label_digest: SHA-256 of the label's file, where there is one.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    key: Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]+$", max_length=MAX_KEY_LENGTH)]
+    digest: Checksum
+    uri: str
+    label_digest: Checksum | None = None
+
+
+class ScenesSourceConfig(BaseModel):
+    """The generated data set: `count` scenes of a split, drawn from a seed."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    kind: Literal["scenes"] = "scenes"
+    split: Split
+    seed: NonNegativeInt = 0
+    count: PositiveInt
+
+
+class FolderSourceConfig(BaseModel):
+    """A folder of images, searched with its sub-folders, and perhaps a folder of index PNGs with the same names."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    kind: Literal["folder"] = "folder"
+    images: str
+    labels: str | None = None
+
+
+SourceConfig = Annotated[ScenesSourceConfig | FolderSourceConfig, Field(discriminator="kind")]
+
+
+class Source(Protocol):
+    """A set of images, perhaps with labels."""
+
+    labelled: bool
+
+    def refs(self) -> list[SampleRef]:
+        """All samples in a fixed order, also those that will turn out unreadable."""
+        ...
+
+    def read_image(self, ref: SampleRef) -> tuple[bytes, str]:
+        """The image file's bytes and its extension without dot.
+
+        Raises:
+            UnreadableImage: The file is gone, cannot be read, is too large or changed since the plan was made.
+        """
+        ...
+
+    def read_label(self, ref: SampleRef) -> NDArray[np.int32] | None:
+        """The (H, W) int32 label map, upright, in the vocabulary's ids; None if there is none.
+
+        Raises:
+            ValueError: It is damaged, or holds an id that the vocabulary does not have.
+        """
+        ...
+
+
+def open_source(config: ScenesSourceConfig | FolderSourceConfig, vocabulary: Vocabulary) -> Source:
+    """Open the source that the settings name.
+
+    Raises:
+        ValueError: A folder that is not there, or a vocabulary without any of the scenes' classes.
+    """
+    if isinstance(config, ScenesSourceConfig):
+        return ScenesSource(config, vocabulary)
+    return FolderSource(config, vocabulary)
+
+
+class ScenesSource:
+    """The generated data set. Labels can be read in all splits; `labelled` is False for the target split."""
+
+    def __init__(self, config: ScenesSourceConfig, vocabulary: Vocabulary) -> None:
+        ids = {name: index for index, name in enumerate(vocabulary.names)}
+        if not ids.keys() & set(SCENE_CLASSES):
+            raise ValueError(f"the vocabulary names none of the scenes' classes ({', '.join(SCENE_CLASSES[:3])}, …)")
+        self._config = config
+        self._id_of_class = np.full(256, vocabulary.ignore_index, np.int32)
+        self._id_of_class[: len(SCENE_CLASSES)] = [ids.get(name, vocabulary.ignore_index) for name in SCENE_CLASSES]
+        self.labelled = config.split != "target"
+
+    def refs(self) -> list[SampleRef]:
+        """All scenes, by index."""
+        split, seed = self._config.split, self._config.seed
+        return [
+            SampleRef(
+                key=f"{split}-{index:06d}",
+                digest=hashlib.sha256(json.dumps([SCENES_VERSION, split, seed, index]).encode()).hexdigest(),
+                uri=f"scenes:{split}/{seed}/{index}",
+            )
+            for index in range(self._config.count)
+        ]
+
+    def read_image(self, ref: SampleRef) -> tuple[bytes, str]:
+        """Draw the scene: PNG bytes."""
+        buffer = io.BytesIO()
+        Image.fromarray(render_scene(*_scene_of(ref)).image).save(buffer, format="PNG", compress_level=1)
+        return buffer.getvalue(), "png"
+
+    def read_label(self, ref: SampleRef) -> NDArray[np.int32] | None:
+        """The scene's exact label; classes that the vocabulary does not name are ignored."""
+        return self._id_of_class[render_scene(*_scene_of(ref)).label]
+
+
+class FolderSource:
+    """A folder of images. Hidden files and folders are left out, links to folders not followed."""
+
+    def __init__(self, config: FolderSourceConfig, vocabulary: Vocabulary) -> None:
+        self._images = Path(config.images).expanduser()
+        self._labels = None if config.labels is None else Path(config.labels).expanduser()
+        for folder in (self._images, self._labels):
+            if folder is not None and not folder.is_dir():
+                raise ValueError(f"{folder} is not a folder; give the folder of images, or of labels, that exists")
+        self._vocabulary = vocabulary
+        self.labelled = self._labels is not None
+
+    def refs(self) -> list[SampleRef]:
+        """All image files by path. An unreadable one has the digest of no bytes; `read_image` says what is wrong.
+
+        Raises:
+            ValueError: The folder holds no image.
+        """
+        names = sorted(_image_names(self._images))
+        if not names:
+            raise ValueError(f"{self._images} holds no image; expected files named {' '.join(sorted(IMAGE_SUFFIXES))}")
+        refs = []
+        for name, key in zip(names, sample_keys(names), strict=True):
+            label = self._label_path(name)
+            refs.append(
+                SampleRef(
+                    key=key,
+                    digest=_digest(self._images / name) or _NO_DIGEST,
+                    uri=_to_uri(name),
+                    label_digest=None if label is None else _digest(label),
+                )
+            )
+        return refs
+
+    def read_image(self, ref: SampleRef) -> tuple[bytes, str]:
+        """The file as it is."""
+        path = self._images / _from_uri(ref.uri)
+        try:
+            if not path.is_file():
+                raise UnreadableImage("missing", f"{path} is not there, or not a file")
+            if path.stat().st_size > MAX_FILE_BYTES:
+                raise UnreadableImage("too_large", f"{path} has more than {MAX_FILE_BYTES} bytes")
+            data = path.read_bytes()
+        except OSError as error:
+            raise UnreadableImage("unreadable_file", f"{path}: {error.strerror}") from error
+        if hashlib.sha256(data).hexdigest() != ref.digest:
+            raise UnreadableImage("changed", f"{path} is not the file that was planned; start a new run for new images")
+        return data, path.suffix[1:].lower()
+
+    def read_label(self, ref: SampleRef) -> NDArray[np.int32] | None:
+        """The index PNG of the same name; 255 in 8-bit and 65535 in 16-bit files mean ignore."""
+        path = self._label_path(_from_uri(ref.uri))
+        if path is None or not path.is_file():
+            return None
+        data = path.read_bytes()
+        try:
+            label = decode_label(data)
+            return _to_vocabulary(label, IGNORE_16_BIT if data[24] == 16 else IGNORE_8_BIT, self._vocabulary)
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from error
+
+    def _label_path(self, name: str) -> Path | None:
+        return None if self._labels is None else (self._labels / name).with_suffix(".png")
+
+
+def sample_keys(names: list[str]) -> list[str]:
+    """Turn relative paths into keys of `[A-Za-z0-9_-]`.
+
+    Endings go, other signs become "_". Where two paths give the same key, or a key is too long, each of them ends in
+    eight digits of its path's SHA-256.
+    """
+    short = [_escaped(name) for name in names]
+    seen = Counter(short)
+    keys = []
+    for name, key in zip(names, short, strict=True):
+        if seen[key] > 1 or len(key) > MAX_KEY_LENGTH:
+            tail = hashlib.sha256(os.fsencode(name)).hexdigest()[:8]
+            key = f"{key[: MAX_KEY_LENGTH - 9]}-{tail}"
+        keys.append(key)
+    return keys
+
+
+def _escaped(name: str) -> str:
+    stem = unicodedata.normalize("NFC", name[: -len(Path(name).suffix)])
+    return re.sub(r"[^A-Za-z0-9_-]", "_", stem)
+
+
+def _image_names(folder: Path) -> list[str]:
+    names = []
+    for directory, folders, files in os.walk(folder, onerror=_log_unreadable):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        for name in files:
+            if not name.startswith(".") and Path(name).suffix.lower() in IMAGE_SUFFIXES:
+                names.append((Path(directory) / name).relative_to(folder).as_posix())
+    return names
+
+
+def _log_unreadable(error: OSError) -> None:
+    if error.errno in (errno.EACCES, errno.EPERM):
+        logger.warning("%s cannot be opened: its images are left out", error.filename)
+        return
+    raise error
+
+
+def _digest(path: Path) -> str | None:
+    try:
+        return sha256_file(path) if path.is_file() else None
+    except OSError:
+        return None
+
+
+def _to_uri(name: str) -> str:
+    try:
+        name.encode()
+    except UnicodeEncodeError:  # a file name that is not UTF-8 cannot stand in JSON as it is
+        return _QUOTED + quote(os.fsencode(name))
+    return _QUOTED + quote(name) if name.startswith(_QUOTED) else name
+
+
+def _from_uri(uri: str) -> str:
+    name = os.fsdecode(unquote_to_bytes(uri.removeprefix(_QUOTED))) if uri.startswith(_QUOTED) else uri
+    if Path(name).is_absolute() or ".." in Path(name).parts or "\0" in name:
+        raise UnreadableImage("missing", f"{uri!r} does not lie in the source's folder")
+    return name
+
+
+def _scene_of(ref: SampleRef) -> tuple[Split, int, int]:
+    match = re.fullmatch(r"scenes:([a-z]+)/(\d+)/(\d+)", ref.uri)
+    for split in get_args(Split):
+        if match is not None and match[1] == split:
+            return split, int(match[2]), int(match[3])
+    raise ValueError(f"{ref.uri!r} is not a scene; expected scenes:SPLIT/SEED/INDEX")
+
+
+def _to_vocabulary(label: NDArray[np.int32], ignore: int, vocabulary: Vocabulary) -> NDArray[np.int32]:
+    label = np.where(label == ignore, vocabulary.ignore_index, label).astype(np.int32)
+    wrong = (label != vocabulary.ignore_index) & ((label < 0) | (label >= len(vocabulary)))
+    if wrong.any():
+        raise ValueError(
+            f"id {int(label[wrong][0])} in {int(wrong.sum())} pixels is not in the vocabulary (0 to "
+            f"{len(vocabulary) - 1}, {ignore} for ignore); is this the labels' own list of classes?"
+        )
+    return label
