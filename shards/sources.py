@@ -22,8 +22,9 @@ from shards.files import sha256_file
 from shards.images import IMAGE_SUFFIXES, UnreadableImage
 from shards.labels import decode_label
 from shards.records import Checksum
-from shards.scenes import SCENE_CLASSES, SCENES_VERSION, Split, render_scene
 from shards.vocabulary import IGNORE_8_BIT, IGNORE_16_BIT, Vocabulary
+
+# shards.scenes is imported where it is used: it needs scipy, and the settings need this file.
 
 logger = logging.getLogger(__name__)
 
@@ -31,6 +32,9 @@ MAX_FILE_BYTES = 1 << 30
 MAX_KEY_LENGTH = 80  # leaves room for the extension in a tar's 100 bytes
 _NO_DIGEST = hashlib.sha256(b"").hexdigest()
 _QUOTED = "quoted:"
+
+
+Split = Literal["source", "target", "validation", "test"]
 
 
 class SampleRef(BaseModel):
@@ -116,6 +120,8 @@ class ScenesSource:
     """The generated data set. Labels can be read in all splits; `labelled` is False for the target split."""
 
     def __init__(self, config: ScenesSourceConfig, vocabulary: Vocabulary) -> None:
+        from shards.scenes import SCENE_CLASSES
+
         ids = {name: index for index, name in enumerate(vocabulary.names)}
         if not ids.keys() & set(SCENE_CLASSES):
             raise ValueError(f"the vocabulary names none of the scenes' classes ({', '.join(SCENE_CLASSES[:3])}, …)")
@@ -126,6 +132,8 @@ class ScenesSource:
 
     def refs(self) -> list[SampleRef]:
         """All scenes, by index."""
+        from shards.scenes import SCENES_VERSION
+
         split, seed = self._config.split, self._config.seed
         return [
             SampleRef(
@@ -138,12 +146,16 @@ class ScenesSource:
 
     def read_image(self, ref: SampleRef) -> tuple[bytes, str]:
         """Draw the scene: PNG bytes."""
+        from shards.scenes import render_scene
+
         buffer = io.BytesIO()
         Image.fromarray(render_scene(*_scene_of(ref)).image).save(buffer, format="PNG", compress_level=1)
         return buffer.getvalue(), "png"
 
     def read_label(self, ref: SampleRef) -> NDArray[np.int32] | None:
         """The scene's exact label; classes that the vocabulary does not name are ignored."""
+        from shards.scenes import render_scene
+
         return self._id_of_class[render_scene(*_scene_of(ref)).label]
 
 
