@@ -94,7 +94,7 @@ class DualEmbeddingAggregation(nn.Module):
     costs less).
     """
 
-    def __init__(self, clip_dim: int, sam_dim: int, config: DeaConfig) -> None:
+    def __init__(self, config: DeaConfig, clip_dim: int, sam_dim: int) -> None:
         """Build for CLIP embeddings of `clip_dim` and SAM embeddings of `sam_dim` channels.
 
         Raises:

@@ -14,7 +14,7 @@ Array = NDArray[np.float64]
 
 
 def _randomised(clip_dim: int, sam_dim: int, config: DeaConfig) -> DualEmbeddingAggregation:
-    dea = DualEmbeddingAggregation(clip_dim, sam_dim, config).double().eval()
+    dea = DualEmbeddingAggregation(config, clip_dim, sam_dim).double().eval()
     with torch.no_grad():
         for parameter in dea.parameters():
             parameter.normal_(0, 0.5)
@@ -124,7 +124,7 @@ def _clip_and_sam() -> tuple[Tensor, Tensor, Tensor]:
 
 def test_identity_start_is_the_layer_norm_of_clip() -> None:
     clip, sam, valid = _clip_and_sam()
-    found = DualEmbeddingAggregation(16, 6, DeaConfig(heads=4, dropout=0.5)).train()(clip, sam, valid)
+    found = DualEmbeddingAggregation(DeaConfig(heads=4, dropout=0.5), 16, 6).train()(clip, sam, valid)
     expected = F.layer_norm(clip.permute(0, 2, 3, 1), (16,)).permute(0, 3, 1, 2)
     torch.testing.assert_close(found, expected, atol=1e-4, rtol=0)
     lost = 16 * clip.mean(dim=1) ** 2 / (clip**2).sum(dim=1)
@@ -133,19 +133,19 @@ def test_identity_start_is_the_layer_norm_of_clip() -> None:
 
 def test_rms_norm_keeps_every_cosine_at_the_start() -> None:
     clip, sam, valid = _clip_and_sam()
-    found = DualEmbeddingAggregation(16, 6, DeaConfig(heads=4, norm="rms"))(clip, sam, valid)
+    found = DualEmbeddingAggregation(DeaConfig(heads=4, norm="rms"), 16, 6)(clip, sam, valid)
     torch.testing.assert_close(torch.cosine_similarity(found, clip), torch.ones(2, 3, 4))
 
 
 def test_random_start_differs_from_clip() -> None:
     clip, sam, valid = _clip_and_sam()
-    found = DualEmbeddingAggregation(16, 6, DeaConfig(heads=4, init="random"))(clip, sam, valid)
+    found = DualEmbeddingAggregation(DeaConfig(heads=4, init="random"), 16, 6)(clip, sam, valid)
     assert torch.cosine_similarity(found, clip).mean() < 0.9
 
 
 def test_training_moves_away_from_the_identity_start() -> None:
     clip, sam, valid = _clip_and_sam()
-    dea = DualEmbeddingAggregation(16, 6, DeaConfig(heads=4))
+    dea = DualEmbeddingAggregation(DeaConfig(heads=4), 16, 6)
     optimiser = torch.optim.SGD(dea.parameters(), lr=0.1)
     target = torch.randn(2, 16, 3, 4)
     for _ in range(2):
@@ -158,7 +158,7 @@ def test_training_moves_away_from_the_identity_start() -> None:
 
 def test_sam_embedding_changes_the_result_and_may_be_half() -> None:
     clip, sam, valid = _clip_and_sam()
-    dea = DualEmbeddingAggregation(16, 6, DeaConfig(heads=4, init="random")).eval()
+    dea = DualEmbeddingAggregation(DeaConfig(heads=4, init="random"), 16, 6).eval()
     full, half, other = (dea(clip, s, valid) for s in (sam, sam.half(), sam.flip(-1)))
     torch.testing.assert_close(full, half, atol=1e-2, rtol=0)
     assert (full - other).abs().max() > 0.05
@@ -166,6 +166,6 @@ def test_sam_embedding_changes_the_result_and_may_be_half() -> None:
 
 def test_heads_must_divide_the_width_and_unknown_keys_are_refused() -> None:
     with pytest.raises(ValueError, match=r"dea\.heads = 3 does not divide the CLIP width 16"):
-        DualEmbeddingAggregation(16, 6, DeaConfig(heads=3))
+        DualEmbeddingAggregation(DeaConfig(heads=3), 16, 6)
     with pytest.raises(ValidationError):
         DeaConfig(head=3)  # type: ignore[call-arg]
