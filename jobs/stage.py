@@ -1,0 +1,241 @@
+"""What every stage has in common: a shard task, the record that says that it is done, and the plan of a stage."""
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final, Protocol
+
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, NonNegativeInt, PositiveInt, model_validator
+
+from shards import records
+from shards.files import sha256_path
+from shards.layout import record_of
+from shards.plan import PlannedShard
+from shards.records import Drop, Json, Record, read_record, write_record
+from shards.sources import SampleRef
+
+CODE_VERSION: Final = 1  # goes up when the code of any stage gives other results for the same settings
+SAMPLES_ROLE: Final = "samples"
+
+
+class EmptyShard(ValueError):  # noqa: N818 - named for what was found, as in the reports
+    """Samples arrived at a stage, none was dropped for a reason, and still nothing came out."""
+
+
+class EmptyStage(ValueError):  # noqa: N818 - as above
+    """Not one sample came out of all shards of a stage."""
+
+
+class UpstreamMissing(ValueError):  # noqa: N818 - as above
+    """An input of a shard is not done, so that the shard cannot be."""
+
+
+class ShardTask(BaseModel):
+    """One stage's work on one shard: plain values, the same on every machine that sees the run folder.
+
+    Attributes:
+        stage: Name of the stage.
+        round: Number of the round; 0 for what all rounds share.
+        shard: Name of the shard, as in the plan.
+        samples: The shard's samples, from the plan.
+        output: The file or folder that the stage writes.
+        inputs: Outputs of earlier stages by role, each with a record beside it.
+        fingerprint: What changes the result: settings, weights, vocabulary, code version.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    stage: str
+    round: NonNegativeInt = 0
+    shard: str
+    samples: tuple[SampleRef, ...] = ()
+    output: Path
+    inputs: dict[str, Path] = {}
+    fingerprint: dict[str, Json] = {}
+
+    @property
+    def record(self) -> Path:
+        """Where the record lies: beside the output, same stem, `.json` (`.record.json` if the output is a `.json`)."""
+        return record_path(self.output)
+
+
+class Worker(Protocol):
+    """What runs a stage. It loads its models when it is made; `run` changes nothing in it."""
+
+    def run(self, task: ShardTask) -> Record:
+        """Do one shard: write its output, then its record."""
+        ...
+
+
+class Resources(BaseModel):
+    """What a stage's workers need; none of it changes results.
+
+    Attributes:
+        num_cpus: Ray's CPUs for a worker.
+        num_gpus: Ray's GPUs for a worker.
+        min_workers: Workers that the stage may have even if others then have to wait.
+        max_workers: Most workers at a time; those above the minimum only take what no other stage's minimum needs.
+        threads: Threads of array libraries in a worker.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    num_cpus: NonNegativeFloat = 1
+    num_gpus: NonNegativeFloat = 0
+    min_workers: PositiveInt = 1
+    max_workers: PositiveInt = Field(default=2)
+    threads: PositiveInt = 1
+
+    @model_validator(mode="after")
+    def _check(self) -> "Resources":
+        if self.min_workers > self.max_workers:
+            raise ValueError(
+                f"min_workers {self.min_workers} is above max_workers {self.max_workers}; raise the latter"
+            )
+        return self
+
+
+@dataclass(frozen=True)
+class StagePlan:
+    """A stage's share of a chain.
+
+    Attributes:
+        name: The stage.
+        worker: Makes a worker; picklable, for example `functools.partial(TeacherWorker, config)`.
+        tasks: The shards to do, each once; in the order in which they are started.
+        resources: What a worker needs.
+        after: An earlier stage of the chain: a shard starts when the same shard is done there (or not planned there).
+    """
+
+    name: str
+    worker: Callable[[], Worker]
+    tasks: Sequence[ShardTask]
+    resources: Resources = field(default_factory=Resources)
+    after: str | None = None
+
+
+def record_path(output: Path) -> Path:
+    """Give the path of an output's record."""
+    return output.with_suffix(".record.json") if output.suffix == ".json" else record_of(output)
+
+
+def input_digests(task: ShardTask) -> dict[str, str]:
+    """Give the checksums of what a task reads, by role; those of earlier outputs as their records have them.
+
+    The samples count as an input under the role "samples": their keys and the checksums of their files.
+
+    Raises:
+        UpstreamMissing: An input has no record, or one that does not hold it: do the earlier stage first.
+    """
+    digests = {}
+    if task.samples:
+        digests[SAMPLES_ROLE] = PlannedShard(name=task.shard, samples=task.samples).digest
+    for role, path in task.inputs.items():
+        try:
+            digests[role] = read_record(record_path(path)).outputs[path.name]
+        except FileNotFoundError as error:
+            raise UpstreamMissing(f"{role} of shard {task.shard} is not done: {path} has no record") from error
+        except KeyError as error:
+            raise UpstreamMissing(f"the record of {path} does not list it; delete the record to redo it") from error
+    return digests
+
+
+def why_stale(task: ShardTask, *, verify: bool = True) -> str | None:
+    """Say why a task has to be done (again), or None if it is done.
+
+    Args:
+        task: The work as it is wanted now.
+        verify: Also compare the output's checksum; False only looks whether it is there.
+
+    Returns:
+        A reason as `shards.records.why_stale` gives it, or that an input is not done.
+    """
+    try:
+        inputs = input_digests(task)
+    except ValueError as error:
+        return str(error)
+    return records.why_stale(task.record, fingerprint=task.fingerprint, inputs=inputs, verify=verify)
+
+
+def prepare(task: ShardTask) -> None:
+    """Clear the place before a shard is written: the old record goes first, so that it never stands beside new bytes.
+
+    Raises:
+        UpstreamMissing: An input is not done.
+    """
+    input_digests(task)
+    task.record.unlink(missing_ok=True)
+    task.output.parent.mkdir(parents=True, exist_ok=True)
+
+
+def finish(
+    task: ShardTask,
+    *,
+    count: int,
+    stats: dict[str, float],
+    drops: Iterable[Drop] = (),
+    seconds: float = 0.0,
+    arrived: int | None = None,
+) -> Record:
+    """Commit a shard whose output is written: hash it and write the record, last.
+
+    Args:
+        task: The task.
+        count: Samples in the output.
+        stats: Numbers to add up over shards.
+        drops: Samples, classes or masks left out, each with its reason.
+        seconds: How long it took.
+        arrived: Samples that reached this stage; None: all of the task's. Earlier stages may have dropped some.
+
+    Raises:
+        EmptyShard: Samples arrived, some were not dropped for a reason, and the output still has none.
+        UpstreamMissing: An input vanished meanwhile.
+    """
+    kept = tuple(drops)
+    reached = len(task.samples) if arrived is None else arrived
+    dropped = {drop.key for drop in kept} & {ref.key for ref in task.samples}
+    if count == 0 and len(dropped) < reached:
+        raise EmptyShard(
+            f"{task.stage} of shard {task.shard} gave no sample though {reached} arrived and {len(dropped)} were "
+            "dropped for a reason; see its settings and inputs"
+        )
+    record = Record(
+        stage=task.stage,
+        shard=task.shard,
+        count=count,
+        stats=stats,
+        drops=kept,
+        outputs={task.output.name: sha256_path(task.output)},
+        inputs=input_digests(task),
+        fingerprint=task.fingerprint,
+        seconds=seconds,
+    )
+    write_record(task.record, record)
+    return record
+
+
+def stage_records(tasks: Iterable[ShardTask]) -> list[Record]:
+    """Read the records of all shards of a stage from disk.
+
+    Raises:
+        FileNotFoundError: A shard is not done.
+        ValueError: A record is damaged.
+    """
+    return [read_record(task.record) for task in tasks]
+
+
+def require_samples(stage: str, done: Iterable[Record]) -> int:
+    """Give the number of samples in all shards of a stage.
+
+    Raises:
+        EmptyStage: There is none; the reasons of the dropped ones are counted in the message.
+    """
+    found = list(done)
+    total = sum(record.count for record in found)
+    if total == 0:
+        reasons: dict[str, int] = {}
+        for drop in (drop for record in found for drop in record.drops):
+            reasons[drop.reason] = reasons.get(drop.reason, 0) + 1
+        counted = ", ".join(f"{reason} {number}" for reason, number in sorted(reasons.items())) or "none counted"
+        raise EmptyStage(f"{stage} gave no sample in {len(found)} shards (left out: {counted})")
+    return total
