@@ -1,0 +1,73 @@
+"""Checkpoints of a training: tensors in safetensors, the rest in JSON beside it, written last."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from models.weights_files import read_weights, write_weights
+from shards.files import remove_path, sha256_file, write_bytes_atomic
+
+_NAME = "step-{:08d}"
+
+
+def save_checkpoint(
+    folder: Path, step: int, parameters: dict[str, nn.Parameter], optimizer: torch.optim.Optimizer, digest: str
+) -> None:
+    """Write the state after `step` steps, then remove the older ones.
+
+    Args:
+        folder: Where checkpoints lie; made if it is not there.
+        step: Steps done.
+        parameters: The trained parameters by name.
+        optimizer: AdamW over just these parameters.
+        digest: What the training is a function of; a checkpoint with another digest is never resumed from.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    tensors: dict[str, Tensor] = {f"parameter/{name}": p.detach() for name, p in parameters.items()}
+    for name, parameter in parameters.items():
+        for field, value in optimizer.state[parameter].items():
+            tensors[f"optimizer/{field}/{name}"] = torch.as_tensor(value)
+    path = folder / f"{_NAME.format(step)}.safetensors"
+    write_weights(tensors, path)
+    facts = {"step": step, "digest": digest, "sha256": sha256_file(path)}
+    write_bytes_atomic(path.with_suffix(".json"), json.dumps(facts).encode())
+    for old in folder.glob("step-*"):
+        if old.stem != path.stem:
+            remove_path(old)
+
+
+def load_checkpoint(
+    folder: Path, parameters: dict[str, nn.Parameter], optimizer: torch.optim.Optimizer, digest: str
+) -> int:
+    """Load the newest whole checkpoint of this very training into parameters and optimiser.
+
+    Returns:
+        Steps done; 0 if there is none.
+    """
+    for facts_path in sorted(folder.glob("step-*.json"), reverse=True):
+        path = facts_path.with_suffix(".safetensors")
+        facts = _read_facts(facts_path)
+        if facts.get("digest") != digest or not path.is_file() or sha256_file(path) != facts.get("sha256"):
+            continue
+        tensors = read_weights(path)
+        with torch.no_grad():
+            for name, parameter in parameters.items():
+                parameter.copy_(tensors[f"parameter/{name}"])
+                optimizer.state[parameter] = {
+                    key.split("/")[1]: value
+                    for key, value in tensors.items()
+                    if key.startswith("optimizer/") and key.split("/", 2)[2] == name
+                }
+        return int(facts["step"])
+    return 0
+
+
+def _read_facts(path: Path) -> dict[str, Any]:
+    try:
+        facts = json.loads(path.read_bytes())
+    except ValueError:
+        return {}
+    return facts if isinstance(facts, dict) else {}

@@ -1,0 +1,123 @@
+"""Which model a stage loads, and how the checksums of its weights enter fingerprints."""
+
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from pydantic import BaseModel, ConfigDict
+
+from shards.files import sha256_file
+from shards.records import Json
+from shards.vocabulary import Vocabulary
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from models.presets import Preset
+    from models.sam import SamEncoder, SamMaskDecoder
+    from models.stseg import STSeg
+
+
+class ModelConfig(BaseModel):
+    """A model and its weights.
+
+    Attributes:
+        preset: "tiny" (embedded, with weights), "base" (the paper's) or "large".
+        dea: Whether CLIP's features are aggregated with SAM's; without, the network is SED's.
+        weights: Checkpoint of DEA and decoder (stage 1 or a student); None starts them at random.
+        clip_weights: CLIP's weights; None takes those that are shipped.
+        sam_weights: SAM's weights; None takes those that are shipped.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    preset: Literal["tiny", "base", "large"] = "tiny"
+    dea: bool = True
+    weights: Path | None = None
+    clip_weights: Path | None = None
+    sam_weights: Path | None = None
+
+
+def load_stseg(config: ModelConfig) -> "STSeg":
+    """Load the whole network in evaluation mode.
+
+    Raises:
+        ValueError: Weights are missing or do not fit.
+    """
+    from models.clip import build_clip
+    from models.presets import load_preset
+    from models.stseg import build_stseg, load_head
+
+    preset = load_preset(config.preset)
+    model = build_stseg(preset, build_clip(preset.clip, weights=config.clip_weights), dea=config.dea)
+    if config.weights is not None:
+        load_head(model, config.weights)
+    return model.eval()
+
+
+def load_sam_encoder(config: ModelConfig) -> "SamEncoder":
+    """Load SAM's image encoder alone."""
+    from models.presets import load_preset
+    from models.sam import SamEncoder, load_sam
+
+    return SamEncoder(load_sam(load_preset(config.preset).sam, config.sam_weights, with_decoder=False))
+
+
+def load_sam_decoder(config: ModelConfig) -> "SamMaskDecoder":
+    """Load SAM with its prompt encoder and mask decoder, for refinement."""
+    from models.presets import load_preset
+    from models.sam import SamMaskDecoder, load_sam
+
+    return SamMaskDecoder(load_sam(load_preset(config.preset).sam, config.sam_weights, with_decoder=True))
+
+
+def embed_vocabulary(model: "STSeg", vocabulary: Vocabulary) -> "Tensor":
+    """Give the (K, P, D) text embeddings of a vocabulary."""
+    from models.text import text_embeddings
+
+    return text_embeddings(model.clip, vocabulary)
+
+
+def clip_fingerprint(config: ModelConfig) -> dict[str, Json]:
+    """What of CLIP changes results: architecture and weights."""
+    preset = _preset(config)
+    return {"architecture": preset.clip.architecture, "weights": _checksum(config.clip_weights, preset.clip.weights)}
+
+
+def sam_fingerprint(config: ModelConfig) -> dict[str, Json]:
+    """What of SAM changes results: sizes and weights."""
+    preset = _preset(config)
+    return {"preset": config.preset, "weights": _checksum(config.sam_weights, preset.sam.weights)}
+
+
+def stseg_fingerprint(config: ModelConfig) -> dict[str, Json]:
+    """What of the network changes results, except the head's weights, which are an input of each stage."""
+    preset = _preset(config)
+    return {
+        "preset": config.preset,
+        "dea": preset.dea.model_dump(mode="json") if config.dea else False,
+        "decoder": preset.decoder.model_dump(mode="json"),
+        "clip": clip_fingerprint(config),
+        "sam": sam_fingerprint(config) if config.dea else None,
+    }
+
+
+def weights_checksum(path: Path | None) -> str:
+    """Give the SHA-256 of a head's checkpoint; "random" for none."""
+    return "random" if path is None else _file_checksum(path, path.stat().st_mtime_ns)
+
+
+def _preset(config: ModelConfig) -> "Preset":
+    from models.presets import load_preset
+
+    return load_preset(config.preset)
+
+
+def _checksum(own: Path | None, shipped: str | None) -> str:
+    from models.weights_files import shipped_weights
+
+    return weights_checksum(own or shipped_weights(shipped, what="this preset"))
+
+
+@cache
+def _file_checksum(path: Path, _mtime_ns: int) -> str:
+    return sha256_file(path)

@@ -1,0 +1,153 @@
+"""Samples for training: pseudo-labels out of tars, labelled source images, each with its stored SAM embedding."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from models.inputs import to_network_input
+from models.sam import SamEmbedding
+from shards.arrays import read_arrays, read_rows
+from shards.images import decode_image, to_upright
+from shards.labels import decode_label, decode_weight
+from shards.sources import SampleRef, Source
+from shards.tar import index_tar, read_member
+
+
+@dataclass(frozen=True)
+class TrainingSample:
+    """One image in the network frame, with its label.
+
+    Attributes:
+        image_3SS: float32 RGB in [0, 1].
+        label_SS: int64 class ids; `ignore_index` where nothing is known.
+        weight_SS: float32 in [0, 1], how sure the label is; 1 on human labels.
+        sam: SAM's embedding (1, C, g, g), or None when the model has no DEA.
+    """
+
+    image_3SS: Tensor
+    label_SS: Tensor
+    weight_SS: Tensor
+    sam: SamEmbedding | None
+
+
+class TrainingData(Protocol):
+    """Something with a length that gives samples by index."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int) -> TrainingSample: ...
+
+
+class EmbeddingStores:
+    """The stored SAM embeddings of a data set, found by key."""
+
+    def __init__(self, stores: Sequence[Path]) -> None:
+        self._row: dict[str, tuple[Path, int]] = {}
+        for store in stores:
+            _, attrs = read_arrays(store, names=())
+            for row, key in enumerate(attrs["keys"]):  # type: ignore[arg-type]
+                self._row[str(key)] = (store, row)
+
+    def __contains__(self, key: str) -> bool:
+        return key in self._row
+
+    def __getitem__(self, key: str) -> SamEmbedding:
+        """Give the embedding of a sample.
+
+        Raises:
+            KeyError: No store has it.
+        """
+        store, row = self._row[key]
+        embedding = read_rows(store, "embedding", slice(row, row + 1))
+        valid = read_rows(store, "valid", slice(row, row + 1))
+        return SamEmbedding(torch.from_numpy(embedding.astype(np.float32)), torch.from_numpy(valid))
+
+
+class PseudoLabelled:
+    """The samples of pseudo-label tars, read through each tar's offset index."""
+
+    def __init__(self, tars: Sequence[Path], embeddings: EmbeddingStores | None, size: int) -> None:
+        self._places = [(tar, key, members) for tar in tars for key, members in index_tar(tar).places.items()]
+        self._embeddings = embeddings
+        self._size = size
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+    def __getitem__(self, index: int) -> TrainingSample:
+        """Give one sample."""
+        tar, key, members = self._places[index]
+        image = decode_image(_image_bytes(tar, members))
+        upright = [
+            to_upright(decode(read_member(tar, *members[extension])), image.exif_orientation)
+            for extension, decode in (("label.png", decode_label), ("weight.png", decode_weight))
+        ]
+        sam = None if self._embeddings is None else self._embeddings[key]
+        return _sample(image.image, upright[0], upright[1].astype(np.float32) / 255, sam, self._size)
+
+
+class Labelled:
+    """The labelled samples of a source."""
+
+    def __init__(
+        self, source: Source, refs: Sequence[SampleRef], embeddings: EmbeddingStores | None, size: int
+    ) -> None:
+        self._source = source
+        self._refs = [ref for ref in refs if embeddings is None or ref.key in embeddings]
+        self._embeddings = embeddings
+        self._size = size
+
+    def __len__(self) -> int:
+        return len(self._refs)
+
+    def __getitem__(self, index: int) -> TrainingSample:
+        """Give one sample.
+
+        Raises:
+            ValueError: The source has no label for it.
+        """
+        ref = self._refs[index]
+        label = self._source.read_label(ref)
+        if label is None:
+            raise ValueError(f"no label for {ref.key} ({ref.uri}); training needs one for every labelled image")
+        image = decode_image(self._source.read_image(ref)[0]).image
+        sam = None if self._embeddings is None else self._embeddings[ref.key]
+        return _sample(image, label, np.ones(label.shape, np.float32), sam, self._size)
+
+
+def collate(samples: Sequence[TrainingSample]) -> TrainingSample:
+    """Stack samples into a batch; every field gains a leading B."""
+    sam = None
+    if all(sample.sam is not None for sample in samples):
+        parts = [sample.sam for sample in samples if sample.sam is not None]
+        sam = SamEmbedding(torch.cat([p.embedding_BCHW for p in parts]), torch.cat([p.valid_B2 for p in parts]))
+    return TrainingSample(
+        torch.stack([s.image_3SS for s in samples]),
+        torch.stack([s.label_SS for s in samples]),
+        torch.stack([s.weight_SS for s in samples]),
+        sam,
+    )
+
+
+def _image_bytes(tar: Path, members: Mapping[str, tuple[int, int]]) -> bytes:
+    (extension,) = [e for e in members if e not in ("label.png", "weight.png", "json")]
+    return read_member(tar, *members[extension])
+
+
+def _sample(
+    image: NDArray[np.uint8], label: NDArray[Any], weight: NDArray[np.float32], sam: SamEmbedding | None, size: int
+) -> TrainingSample:
+    rows, cols = ((np.arange(size) + 0.5) * side / size for side in label.shape)
+    nearest = np.ix_(rows.astype(int), cols.astype(int))
+    return TrainingSample(
+        to_network_input(image, size),
+        torch.from_numpy(label[nearest].astype(np.int64)),
+        torch.from_numpy(weight[nearest]),
+        sam,
+    )

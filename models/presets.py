@@ -1,0 +1,153 @@
+"""The sizes of every network, by preset name.
+
+`tiny` is the embedded default with weights of its own; `base` is the paper's model; `large` its bigger sibling.
+All three are built by the same code from open_clip's, timm's and segment_anything's own classes.
+"""
+
+from typing import Final, Literal
+
+from pydantic import BaseModel, ConfigDict
+
+from models.dea import DeaConfig
+from models.decoder import DecoderConfig
+
+
+class ClipConfig(BaseModel):
+    """Which CLIP.
+
+    Attributes:
+        architecture: An open_clip model name, or "stseg_tiny".
+        weights: File under `models/weights`, or an open_clip tag, or None when the user must name a file.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    architecture: str
+    weights: str | None = None
+
+
+class SamConfig(BaseModel):
+    """The sizes of a Segment Anything model; the defaults are those that all published ones share.
+
+    Attributes:
+        image_size: Longest side after resizing, pixels.
+        patch_size: Side of a patch, pixels; the embedding grid is image_size / patch_size.
+        encoder_dim: Width of the image encoder.
+        encoder_depth: Number of its blocks.
+        encoder_heads: Number of its attention heads.
+        encoder_mlp_ratio: Hidden width of its MLPs over its width.
+        global_blocks: Blocks with global attention; the others use windows.
+        window_size: Side of an attention window in patches; 0 makes every block global.
+        relative_positions: Whether attention has decomposed relative positions.
+        embedding_dim: Channels of the image embedding and width of the mask decoder.
+        decoder_mlp_dim: Hidden width of the two-way transformer's MLPs.
+        decoder_heads: Heads of the two-way transformer.
+        mask_channels: Hidden channels of the mask prompt's embedding.
+        iou_head_dim: Hidden width of the head that predicts IoU.
+        weights: File under `models/weights`, or None when the user must name a file.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    image_size: int = 1024
+    patch_size: int = 16
+    encoder_dim: int
+    encoder_depth: int
+    encoder_heads: int
+    encoder_mlp_ratio: float = 4.0
+    global_blocks: tuple[int, ...]
+    window_size: int = 14
+    relative_positions: bool = True
+    embedding_dim: int = 256
+    decoder_mlp_dim: int = 2048
+    decoder_heads: int = 8
+    mask_channels: int = 16
+    iou_head_dim: int = 256
+    weights: str | None = None
+
+
+class Preset(BaseModel):
+    """A whole model.
+
+    Attributes:
+        name: The preset's name.
+        image_size: Side of the square that every image is resized to for CLIP, pixels.
+        templates: Name of the prompt templates in `shards.vocabulary`.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    name: str
+    image_size: int
+    templates: Literal["tiny8", "openai80"]
+    clip: ClipConfig
+    sam: SamConfig
+    dea: DeaConfig
+    decoder: DecoderConfig
+
+
+SAM_TINY: Final = SamConfig(
+    image_size=96,
+    patch_size=6,
+    encoder_dim=96,
+    encoder_depth=4,
+    encoder_heads=4,
+    encoder_mlp_ratio=3.0,
+    global_blocks=(0, 1, 2, 3),
+    window_size=0,
+    relative_positions=False,
+    embedding_dim=64,
+    decoder_mlp_dim=128,
+    decoder_heads=4,
+    iou_head_dim=64,
+    weights="sam_tiny.safetensors",
+)
+SAM_VIT_B: Final = SamConfig(encoder_dim=768, encoder_depth=12, encoder_heads=12, global_blocks=(2, 5, 8, 11))
+SAM_VIT_L: Final = SamConfig(encoder_dim=1024, encoder_depth=24, encoder_heads=16, global_blocks=(5, 11, 17, 23))
+SAM_VIT_H: Final = SamConfig(encoder_dim=1280, encoder_depth=32, encoder_heads=16, global_blocks=(7, 15, 23, 31))
+
+PRESETS: Final[dict[str, Preset]] = {
+    "tiny": Preset(
+        name="tiny",
+        image_size=96,
+        templates="tiny8",
+        clip=ClipConfig(architecture="stseg_tiny", weights="clip_tiny.safetensors"),
+        sam=SAM_TINY,
+        dea=DeaConfig(heads=4, ffn_ratio=2),
+        decoder=DecoderConfig(
+            hidden_dim=32,
+            decoder_dims=(16, 8),
+            guidance_proj_dims=(16, 8),
+            corr_proj_dims=(8, 4),
+            kernel_size=5,
+            pooling=(2, 2),
+            cost_scale=10.0,
+        ),
+    ),
+    "base": Preset(
+        name="base",
+        image_size=768,
+        templates="openai80",
+        clip=ClipConfig(architecture="convnext_base_w_320", weights="laion_aesthetic_s13b_b82k_augreg"),
+        sam=SAM_VIT_B,
+        dea=DeaConfig(heads=8, ffn_ratio=4),
+        decoder=DecoderConfig(),
+    ),
+    "large": Preset(
+        name="large",
+        image_size=768,
+        templates="openai80",
+        clip=ClipConfig(architecture="convnext_large_d_320", weights="laion2b_s29b_b131k_ft_soup"),
+        sam=SAM_VIT_L,
+        dea=DeaConfig(heads=8, ffn_ratio=4),
+        decoder=DecoderConfig(),
+    ),
+}
+
+
+def load_preset(name: str) -> Preset:
+    """Give the preset of that name.
+
+    Raises:
+        ValueError: There is none.
+    """
+    if name not in PRESETS:
+        raise ValueError(f"unknown preset {name!r}: expected one of {', '.join(PRESETS)}")
+    return PRESETS[name]

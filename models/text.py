@@ -1,0 +1,56 @@
+"""Text embeddings of a vocabulary: every class name in every template."""
+
+from typing import TYPE_CHECKING
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from models.clip import DenseClip
+from models.tiny.captions import CAPTION_TEMPLATES
+
+if TYPE_CHECKING:
+    from shards.vocabulary import Vocabulary
+
+_BATCH = 256
+
+
+def prompt_templates(name: str) -> tuple[str, ...]:
+    """Give the prompt templates of that name, each with one `{}` for the class name.
+
+    Raises:
+        ValueError: The name is neither "tiny8" nor "openai80".
+    """
+    if name == "tiny8":
+        return CAPTION_TEMPLATES
+    if name == "openai80":
+        from open_clip import OPENAI_IMAGENET_TEMPLATES
+
+        return tuple(template("{}") for template in OPENAI_IMAGENET_TEMPLATES)
+    raise ValueError(f"unknown templates {name!r}: expected 'tiny8' or 'openai80'")
+
+
+@torch.inference_mode()
+def text_embeddings(clip: DenseClip, vocabulary: "Vocabulary") -> Tensor:
+    """Embed each class in each template.
+
+    Returns:
+        (K, P, D) float32 of unit length. Synonyms of a class are embedded one by one, normalised, averaged and
+        normalised again.
+
+    Source: SED's text classifier.
+    """
+    prompts = [
+        template.format(synonym)
+        for entry in vocabulary.classes
+        for template in vocabulary.templates
+        for synonym in entry.synonyms
+    ]
+    rows = torch.cat([clip.encode_text(prompts[i : i + _BATCH]) for i in range(0, len(prompts), _BATCH)])
+    unit_rows = iter(
+        F.normalize(rows.float(), dim=-1).split(
+            [len(e.synonyms) for e in vocabulary.classes for _ in vocabulary.templates]
+        )
+    )
+    per_class = [torch.stack([next(unit_rows).mean(0) for _ in vocabulary.templates]) for _ in vocabulary.classes]
+    return F.normalize(torch.stack(per_class), dim=-1)

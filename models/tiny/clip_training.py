@@ -1,0 +1,161 @@
+"""Training of the shipped tiny CLIP: contrastive, on generated pictures and captions; it never sees a pixel label."""
+
+import logging
+import time
+from dataclasses import dataclass
+from multiprocessing import get_context
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from models.clip import DenseClip
+from models.tiny.captions import draw_caption
+from models.tiny.clip_architecture import EMBEDDING_DIM, WordTokenizer, build_tiny_clip
+from shards.scenes import SCENE_CLASSES, SceneRecipe, compose_scene
+
+log = logging.getLogger(__name__)
+ICON = SceneRecipe(size=40, objects=(1, 1), radius=(12.0, 19.0), domain=(0.0, 1.0))
+SMALL_SCENE = SceneRecipe(size=64, objects=(0, 3), radius=(11.0, 20.0), domain=(0.0, 1.0))
+FULL_SCENE = SceneRecipe(size=96, objects=(1, 5), domain=(0.0, 1.0))
+_WORDS = sorted({word for name in SCENE_CLASSES for word in name.split()})
+CLASS_WORDS = torch.tensor([[float(word in name.split()) for word in _WORDS] for name in SCENE_CLASSES])
+
+
+@dataclass(frozen=True)
+class Phase:
+    """One part of the curriculum: pictures after a recipe, so many of them, for so many steps.
+
+    Attributes:
+        min_share: Smallest share of the picture that a class must cover to be named.
+    """
+
+    recipe: SceneRecipe
+    pictures: int
+    steps: int
+    batch: int
+    min_share: float
+
+
+@dataclass(frozen=True)
+class ClipTrainingConfig:
+    """How the tiny CLIP is trained: single objects first, then scenes."""
+
+    seed: int = 0
+    phases: tuple[Phase, ...] = (
+        Phase(ICON, 12_000, 700, 64, 0.08),
+        Phase(SMALL_SCENE, 24_000, 1800, 64, 0.02),
+        Phase(FULL_SCENE, 5_000, 300, 32, 0.012),
+    )
+    learning_rate: float = 2e-3
+    weight_decay: float = 0.05
+    warmup_steps: int = 40
+    bag_of_words: float = 0.5
+    generators: int = 2
+
+
+def train_tiny_clip(config: ClipTrainingConfig) -> DenseClip:
+    """Train a tiny CLIP from nothing; the same config gives the same pictures, captions and start."""
+    torch.manual_seed(config.seed)
+    clip = build_tiny_clip()
+    dense = DenseClip(clip, WordTokenizer())
+    clip.logit_scale.data.fill_(np.log(10.0))
+    words = nn.Linear(EMBEDDING_DIM, CLASS_WORDS.shape[1])
+    parameters = [*clip.parameters(), *words.parameters()]
+    optimizer = torch.optim.AdamW(
+        parameters, lr=config.learning_rate, weight_decay=config.weight_decay, betas=(0.9, 0.98)
+    )
+    total, done = sum(p.steps for p in config.phases), 0
+    for number, phase in enumerate(config.phases):
+        pictures, shows = draw_pictures(phase, [config.seed, 77, number], config.generators)
+        rng = np.random.default_rng([config.seed, 78, number])
+        for _ in range(phase.steps):
+            for group in optimizer.param_groups:
+                group["lr"] = config.learning_rate * _schedule(done, total, config.warmup_steps)
+            rows = rng.choice(len(pictures), size=phase.batch, replace=False)
+            loss = _step_loss(dense, words, pictures[rows], shows[rows], rng, config.bag_of_words)
+            optimizer.zero_grad()
+            loss.backward()  # type: ignore[no-untyped-call]
+            nn.utils.clip_grad_norm_(parameters, 1.0)
+            optimizer.step()
+            clip.logit_scale.data.clamp_(0, np.log(100.0))
+            done += 1
+            if done % 50 == 0:
+                log.info(
+                    "clip step %d/%d loss %.4f scale %.1f", done, total, loss.item(), clip.logit_scale.exp().item()
+                )
+    return dense.eval()
+
+
+def _schedule(step: int, total: int, warmup: int) -> float:
+    return min(1.0, (step + 1) / warmup, 2.0 * (total - step) / total)
+
+
+def _step_loss(
+    dense: DenseClip,
+    words: nn.Module,
+    pictures: NDArray[np.uint8],
+    shows: NDArray[np.bool_],
+    rng: np.random.Generator,
+    bag_of_words: float,
+) -> Tensor:
+    captions, named = [], torch.zeros(len(pictures), len(SCENE_CLASSES), dtype=torch.bool)
+    for row, present in zip(named, shows, strict=True):
+        text, ids = draw_caption(rng, np.flatnonzero(present))
+        captions.append(text)
+        row[ids] = True
+    image = torch.from_numpy(pictures).permute(0, 3, 1, 2).float() / 255
+    pooled = dense.clip.encode_image((image - dense.mean) / dense.std)  # type: ignore[operator]
+    scale = dense.clip.logit_scale.exp()  # type: ignore[operator,union-attr]
+    loss = contrastive_loss(pooled, dense.encode_text(captions), named, torch.from_numpy(shows), scale)
+    read = (named.float() @ CLASS_WORDS).clamp(max=1)
+    return loss + bag_of_words * F.binary_cross_entropy_with_logits(words(pooled), read)
+
+
+def contrastive_loss(image_BD: Tensor, text_BD: Tensor, named_BK: Tensor, present_BK: Tensor, scale: Tensor) -> Tensor:
+    """Give CLIP's symmetric loss where a caption is right for every picture that shows all that it names.
+
+    Args:
+        image_BD: Pooled image embeddings.
+        text_BD: Caption embeddings.
+        named_BK: bool, the classes a caption names.
+        present_BK: bool, the classes a picture shows.
+        scale: () factor on the cosines.
+    """
+    logits = scale * F.normalize(image_BD, dim=-1) @ F.normalize(text_BD, dim=-1).T
+    absent = (~present_BK).float() @ named_BK.float().T
+    right = (absent == 0).float()
+    by_image = -(right / right.sum(1, keepdim=True).clamp(min=1) * logits.log_softmax(1)).sum(1)
+    by_text = -(right / right.sum(0, keepdim=True).clamp(min=1) * logits.log_softmax(0)).sum(0)
+    return 0.5 * (by_image.mean() + by_text.mean())
+
+
+def draw_pictures(phase: Phase, seed: list[int], processes: int) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
+    """Generate a phase's pictures.
+
+    Returns:
+        (n, S, S, 3) uint8 pictures, and (n, classes) bool, which classes each shows.
+    """
+    started = time.monotonic()
+    chunk = 500
+    starts = range(0, phase.pictures, chunk)
+    jobs = [(phase, [*seed, start], min(chunk, phase.pictures - start)) for start in starts]
+    with get_context("spawn").Pool(processes) as pool:
+        parts = pool.starmap(_draw_chunk, jobs, chunksize=1)
+    log.info("%d pictures of %d px in %.0f s", phase.pictures, phase.recipe.size, time.monotonic() - started)
+    return np.concatenate([p[0] for p in parts]), np.concatenate([p[1] for p in parts])
+
+
+def _draw_chunk(phase: Phase, seed: list[int], count: int) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
+    rng = np.random.default_rng(seed)
+    size = phase.recipe.size
+    pictures = np.empty((count, size, size, 3), np.uint8)
+    shows = np.zeros((count, len(SCENE_CLASSES)), np.bool_)
+    for i in range(count):
+        scene = compose_scene(rng, phase.recipe)
+        pictures[i] = scene.image
+        share = np.bincount(scene.label.ravel(), minlength=len(SCENE_CLASSES)) / scene.label.size
+        shows[i] = share >= min(phase.min_share, share.max())
+    return pictures, shows
