@@ -1,23 +1,29 @@
-"""From pictures to what the network takes in."""
+"""From an image of any size to what the network takes."""
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from numpy.typing import NDArray
-from PIL import Image
 from torch import Tensor
 
 
 def to_network_input(image_HW3: NDArray[np.uint8], size: int) -> Tensor:
-    """Give an image in the network frame: a square that holds the whole image, aspect not kept.
+    """Resize an image to the network's square; its aspect is not kept, so that a score grid covers the whole image.
 
     Args:
-        image_HW3: (H, W, 3) uint8 RGB, upright.
-        size: Side of the square, pixels.
+        image_HW3: (H, W, 3) uint8 RGB, upright, any size from 1 x 1.
+        size: S, side of the square in pixels.
 
     Returns:
-        (3, size, size) float32 in [0, 1], bilinear and antialiased.
+        (3, S, S) float32 in [0, 1], bilinear with antialias; an image of that size is only converted.
+
+    Raises:
+        ValueError: Another shape or type, or no pixels.
     """
-    image = Image.fromarray(image_HW3)
-    if image.size != (size, size):
-        image = image.resize((size, size), Image.Resampling.BILINEAR)
-    return torch.from_numpy(np.array(image)).permute(2, 0, 1).float() / 255
+    if image_HW3.ndim != 3 or image_HW3.shape[2] != 3 or image_HW3.size == 0 or image_HW3.dtype != np.uint8:
+        raise ValueError(f"image has shape {image_HW3.shape} and type {image_HW3.dtype}; expected (H, W, 3) uint8")
+    image_3HW = torch.from_numpy(np.ascontiguousarray(image_HW3)).permute(2, 0, 1).float() / 255
+    if image_3HW.shape[1:] == (size, size):
+        return image_3HW.contiguous()
+    resized = F.interpolate(image_3HW[None], (size, size), mode="bilinear", align_corners=False, antialias=True)
+    return resized[0].clamp(0, 1)
