@@ -96,7 +96,7 @@ def decode_image(data: bytes, *, max_pixels: int = MAX_PIXELS, min_side: int = 1
         raise _unidentified(data) from error
     except Exception as error:
         # Pillow's readers let any exception through on hostile bytes; one bad file must not stop its neighbours.
-        reason = "truncated" if _tells_of_missing_bytes(error) else "damaged"
+        reason = "truncated" if _tells_of_missing_bytes(error, data) else "damaged"
         raise UnreadableImage(reason, f"{type(error).__name__}: {error}") from error
     return DecodedImage(to_upright(pixels, orientation), orientation)
 
@@ -159,8 +159,8 @@ def _unidentified(data: bytes) -> UnreadableImage:
     return UnreadableImage("not_an_image", f"begins with {data[:16]!r}")
 
 
-def _tells_of_missing_bytes(error: Exception) -> bool:
+def _tells_of_missing_bytes(error: Exception, data: bytes) -> bool:
+    if data.startswith(b"RIFF") and int.from_bytes(data[4:8], "little") + 8 > len(data):
+        return True
     text = str(error).lower()
-    return isinstance(error, EOFError) or any(
-        word in text for word in ("truncat", "not enough", "broken png", "unexpected end")
-    )
+    return isinstance(error, EOFError) or any(word in text for word in ("truncat", "not enough", "broken png"))

@@ -198,9 +198,9 @@ def distinct_colours(count: int) -> list[Colour]:
         saturation = (0.75, 0.5, 0.95)[index // 7 % 3]
         value = (0.95, 0.65, 0.8)[index // 3 % 3]
         red, green, blue = (round(255 * channel) for channel in colorsys.hsv_to_rgb(hue, saturation, value))
-        while (red, green, blue) in used:
-            blue = (blue + 1) % 256
-            green = (green + (blue == 0)) % 256
+        while (red, green, blue) in used:  # with thousands of classes: jump to another place in the cube
+            jumped = ((red << 16 | green << 8 | blue) + 0x5BD1E9) % (1 << 24)
+            red, green, blue = jumped >> 16, jumped >> 8 & 255, jumped & 255
         used.add((red, green, blue))
         colours.append((red, green, blue))
     return colours

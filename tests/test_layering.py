@@ -1,0 +1,72 @@
+"""The packages import in one direction only, and are the ones of this repository."""
+
+import ast
+import importlib
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+ORDER = ("pipeline", "jobs", "models", "shards")
+TORCH = {"torch", "torchvision", "timm", "open_clip", "segment_anything", "ray"}
+
+
+def imported_packages(source: str) -> set[str]:
+    names: set[str] = set()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            names.update(alias.name.partition(".")[0] for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            names.add("." if node.level else (node.module or "").partition(".")[0])
+    return names
+
+
+def imports_of(package: str) -> dict[str, set[str]]:
+    files = sorted((ROOT / package).rglob("*.py"))
+    assert files, package
+    return {str(path.relative_to(ROOT)): imported_packages(path.read_text()) for path in files}
+
+
+def offenders(package: str, forbidden: set[str]) -> dict[str, set[str]]:
+    return {path: names & forbidden for path, names in imports_of(package).items() if names & forbidden}
+
+
+def test_the_check_sees_imports_inside_functions() -> None:
+    assert imported_packages("def f():\n    import ray.train\n    from models.dea import x\n") == {"ray", "models"}
+
+
+@pytest.mark.parametrize("package", ORDER)
+def test_packages_import_only_what_stands_to_their_right(package: str) -> None:
+    left = set(ORDER[: ORDER.index(package)])
+    assert offenders(package, left | {"tests", "benchmarks", "."}) == {}
+
+
+@pytest.mark.parametrize("package", ["pipeline", "models", "shards"])
+def test_only_jobs_imports_ray(package: str) -> None:
+    assert offenders(package, {"ray"}) == {}
+
+
+def test_shards_imports_no_torch() -> None:
+    assert offenders("shards", TORCH) == {}
+
+
+@pytest.mark.parametrize("package", ORDER)
+def test_packages_lie_in_this_repository(package: str) -> None:
+    file = importlib.import_module(package).__file__
+    assert file is not None
+    assert Path(file).resolve() == ROOT / package / "__init__.py"
+
+
+def test_init_files_hold_only_a_docstring() -> None:
+    for package in ORDER:
+        for path in sorted((ROOT / package).rglob("__init__.py")):
+            tree = ast.parse(path.read_text())
+            assert len(tree.body) == 1, path
+            assert ast.get_docstring(tree), path
+
+
+def test_tests_are_flat_and_shadow_no_package() -> None:
+    folders = {path.parent for path in (ROOT / "tests").rglob("*.py")}
+    assert folders == {ROOT / "tests"}
+    assert not [name for name in ORDER if (ROOT / "tests" / name).exists()]
+    assert not (ROOT / "tests" / "__init__.py").exists()
