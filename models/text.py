@@ -47,10 +47,7 @@ def text_embeddings(clip: DenseClip, vocabulary: "Vocabulary") -> Tensor:
         for synonym in entry.synonyms
     ]
     rows = torch.cat([clip.encode_text(prompts[i : i + _BATCH]) for i in range(0, len(prompts), _BATCH)])
-    unit_rows = iter(
-        F.normalize(rows.float(), dim=-1).split(
-            [len(e.synonyms) for e in vocabulary.classes for _ in vocabulary.templates]
-        )
-    )
-    per_class = [torch.stack([next(unit_rows).mean(0) for _ in vocabulary.templates]) for _ in vocabulary.classes]
-    return F.normalize(torch.stack(per_class), dim=-1)
+    counts = [len(entry.synonyms) for entry in vocabulary.classes for _ in vocabulary.templates]
+    means = torch.stack([part.mean(0) for part in F.normalize(rows.float(), dim=-1).split(counts)])
+    text_KPD = means.unflatten(0, (len(vocabulary), len(vocabulary.templates)))
+    return F.normalize(text_KPD, dim=-1)

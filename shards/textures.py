@@ -115,7 +115,7 @@ def _brick(rng: np.random.Generator, size: int) -> Float:
 
 
 def _wood(rng: np.random.Generator, size: int) -> Float:
-    y, x = _turned(rng, size, 0.25)
+    x = _turned(rng, size, 0.25)[1]
     rings = np.sin((x + 4 * _noise(rng, size, (24, 5))) * rng.uniform(0.7, 1.2))
     planks = (x / rng.uniform(18, 28)) % 1 < 0.05
     share = np.where(planks, -0.2, 0.5 + 0.25 * rings + 0.12 * _noise(rng, size, (6, 0.5)))

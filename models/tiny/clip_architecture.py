@@ -8,41 +8,11 @@ from torch import Tensor, nn
 
 CONTEXT_LENGTH: Final = 24
 EMBEDDING_DIM: Final = 128
-_WORDS: Final = [
-    "red",
-    "yellow",
-    "green",
-    "cyan",
-    "blue",
-    "pink",
-    "triangle",
-    "star",
-    "ring",
-    "grass",
-    "water",
-    "sand",
-    "brick",
-    "wood",
-    "stone",
-    "a",
-    "an",
-    "the",
-    "of",
-    "and",
-    "with",
-    "on",
-    "in",
-    "photo",
-    "picture",
-    "view",
-    "there",
-    "is",
-    "scene",
-    "close",
-    "up",
-    "some",
-    "this",
-]
+_WORDS: Final = (
+    *("red", "yellow", "green", "cyan", "blue", "pink", "triangle", "star", "ring"),
+    *("grass", "water", "sand", "brick", "wood", "stone", "a", "an", "the", "of", "and", "with", "on", "in"),
+    *("photo", "picture", "view", "there", "is", "scene", "close", "up", "some", "this"),
+)
 _CHARACTERS: Final = "abcdefghijklmnopqrstuvwxyz0123456789"
 
 
@@ -64,7 +34,7 @@ class WordTokenizer:
         rows = [texts] if isinstance(texts, str) else texts
         tokens = torch.zeros(len(rows), context_length, dtype=torch.long)
         for row, text in zip(tokens, rows, strict=True):
-            ids = [self.start_id, *self._words(text)][: context_length - 1] + [self.end_id]
+            ids = [self.start_id, *self._words(text)[: context_length - 2], self.end_id]
             row[: len(ids)] = torch.tensor(ids)
         return tokens
 

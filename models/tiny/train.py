@@ -1,4 +1,4 @@
-"""`python -m models.tiny.train clip|sam`: train one of the shipped models anew and put its weights where they belong."""
+"""`python -m models.tiny.train clip|sam`: train one of the shipped models anew, in place."""
 
 import argparse
 import logging

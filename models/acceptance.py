@@ -1,0 +1,136 @@
+"""The second gate: which of SAM's masks agree well enough with what they were asked for."""
+
+# M mask, s side of SAM's low-resolution frame
+
+from dataclasses import dataclass
+from typing import Final, Self
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+from torch import Tensor
+
+ACCEPTED: Final = "accepted"
+REJECTED_EMPTY: Final = "rejected_empty"
+REJECTED_AREA: Final = "rejected_area"
+REJECTED_DISAGREES: Final = "rejected_disagrees"
+REJECTED_PREDICTED_IOU: Final = "rejected_predicted_iou"
+REJECTED_UNSTABLE: Final = "rejected_unstable"
+PADDING: Final = -2
+
+
+class AcceptConfig(BaseModel):
+    """When a mask of SAM's is taken; the first test it fails is its reason.
+
+    Attributes:
+        min_area_ratio: It must be at least this many times as large as its component ("rejected_area").
+        max_area_ratio: And at most this many times.
+        min_iou: Lowest IoU with its component ("rejected_disagrees"). From 0.5 on it implies a ratio in [0.5, 2].
+        min_predicted_iou: Lowest IoU that SAM itself predicts ("rejected_predicted_iou"); 0: not tested.
+        min_stability: Lowest stability score ("rejected_unstable"); 0: not tested.
+        stability_offset: How far the threshold on the logits is moved both ways for the stability score.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    min_area_ratio: float = Field(default=0.25, ge=0)
+    max_area_ratio: float = Field(default=4.0, gt=0)
+    min_iou: float = Field(default=0.5, ge=0, le=1)
+    min_predicted_iou: float = Field(default=0.0, ge=0, le=1)
+    min_stability: float = Field(default=0.0, ge=0, le=1)
+    stability_offset: float = Field(default=1.0, ge=0)
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Self:
+        if self.min_area_ratio > self.max_area_ratio:
+            raise ValueError(
+                f"min_area_ratio {self.min_area_ratio} is above max_area_ratio {self.max_area_ratio}; swap them"
+            )
+        return self
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What one mask was judged by, and the judgement.
+
+    Attributes:
+        predicted_iou: SAM's own guess of its IoU with the truth, as its head gives it; it may leave [0, 1].
+        stability: In [0, 1]; 0 for an empty mask.
+        iou_with_coarse: IoU with the component, in [0, 1].
+        area_ratio: Its area over the component's; infinite if the component is too thin to cover a pixel's centre.
+        reason: "accepted" or "rejected_…".
+    """
+
+    predicted_iou: float
+    stability: float
+    iou_with_coarse: float
+    area_ratio: float
+    reason: str
+
+    @property
+    def accepted(self) -> bool:
+        """Whether the mask is taken."""
+        return self.reason == ACCEPTED
+
+
+def judge_masks(
+    logits_Mss: Tensor, predicted_iou_M: Tensor, coarse_ss: Tensor, config: AcceptConfig
+) -> tuple[Verdict, ...]:
+    """Judge SAM's masks of one image in its low-resolution frame, which keeps the image's aspect.
+
+    Args:
+        logits_Mss: (M, s, s) float, mask logits; above 0 is inside. M may be 0.
+        predicted_iou_M: (M,) float.
+        coarse_ss: (s, s) integer, on the same device: the number 0..M-1 of the component each pixel belongs to,
+            -1 for none and `PADDING` for padding, where masks do not count.
+        config: The bounds.
+
+    Returns:
+        M verdicts.
+    """
+    if len(logits_Mss) == 0:
+        return ()
+    numbers_M11 = torch.arange(len(logits_Mss), device=logits_Mss.device)[:, None, None]
+    coarse_Mss = coarse_ss[None] == numbers_M11
+    mask_Mss = (logits_Mss > 0) & (coarse_ss != PADDING)
+    both, area, wanted = (_pixels(m) for m in (mask_Mss & coarse_Mss, mask_Mss, coarse_Mss))
+    iou = both / (area + wanted - both).clamp(min=1)
+    stability = stability_score(logits_Mss.masked_fill(coarse_ss == PADDING, -torch.inf), config.stability_offset)
+    rows = zip(predicted_iou_M.tolist(), stability.tolist(), iou.tolist(), (area / wanted).tolist(), strict=True)
+    return tuple(
+        Verdict(predicted, stable, agreement, ratio, _reason(predicted, stable, agreement, ratio, config))
+        for predicted, stable, agreement, ratio in rows
+    )
+
+
+def stability_score(logits_Mss: Tensor, offset: float) -> Tensor:
+    """Give how little each mask changes when the threshold on its logits moves.
+
+    Args:
+        logits_Mss: (M, s, s) float.
+        offset: How far it moves both ways.
+
+    Returns:
+        (M,) float64 in [0, 1]: the area above +offset over the area above -offset; 0 where the latter is 0.
+
+    Source: segment_anything's stability score, which is nan for an empty mask.
+    """
+    return _pixels(logits_Mss > offset) / _pixels(logits_Mss > -offset).clamp(min=1)
+
+
+def _pixels(mask_Mss: Tensor) -> Tensor:
+    return mask_Mss.flatten(1).sum(dim=1).double()
+
+
+def _reason(predicted_iou: float, stability: float, iou: float, area_ratio: float, config: AcceptConfig) -> str:
+    # An empty mask over a component without a pixel has the ratio 0 / 0, nan.
+    if area_ratio == 0 or area_ratio != area_ratio:
+        return REJECTED_EMPTY
+    if not config.min_area_ratio <= area_ratio <= config.max_area_ratio:
+        return REJECTED_AREA
+    if iou < config.min_iou:
+        return REJECTED_DISAGREES
+    if config.min_predicted_iou > 0 and not predicted_iou >= config.min_predicted_iou:
+        return REJECTED_PREDICTED_IOU
+    if config.min_stability > 0 and stability < config.min_stability:
+        return REJECTED_UNSTABLE
+    return ACCEPTED

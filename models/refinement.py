@@ -1,0 +1,240 @@
+"""From the teacher's stored scores to a refined label map: gate, prompts, SAM's mask decoder, acceptance, overlaps."""
+
+# B image, M prompt, g embedding grid, s side of SAM's low-resolution frame, 4 g
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from math import ceil, floor
+from typing import Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict
+from torch import Tensor
+
+from models.acceptance import PADDING, AcceptConfig, Verdict, judge_masks
+from models.fallback import fill_weights, teacher_layers
+from models.gate import GateConfig, GateResult, gate
+from models.letterbox import letterbox_nearest
+from models.overlaps import ResolveConfig, claim_pixels, near_boundary
+from models.prompts import Components, ImagePrompts, PromptConfig, find_components, image_prompts
+from models.refined_label import MaskFact, RefinedLabel, RefineInput
+from models.sam_decoder import MaskPrompts
+from models.sam_frame import masks_to_original, size_in_frame
+
+
+class RefinementConfig(BaseModel):
+    """The settings of every step after the gate.
+
+    Attributes:
+        prompts: What SAM is asked with.
+        accept: Which of its masks are taken.
+        resolve: Who gets a pixel.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    prompts: PromptConfig = PromptConfig()
+    accept: AcceptConfig = AcceptConfig()
+    resolve: ResolveConfig = ResolveConfig()
+
+
+class PromptDecoder(Protocol):
+    """SAM's mask decoder, or a test's fake."""
+
+    @property
+    def image_size(self) -> int:
+        """Side of SAM's input frame, pixels."""
+
+    def decode(self, embedding_BCHW: Tensor, prompts: MaskPrompts) -> tuple[Tensor, Tensor]:
+        """Give (M, s, s) mask logits, s = 4 times the embedding's side, and (M,) predicted IoU."""
+
+
+@dataclass(frozen=True)
+class _Prepared:
+    source: RefineInput
+    gate: GateResult
+    components: Components
+    prompts: ImagePrompts
+
+
+@torch.no_grad()
+def refine_batch(
+    inputs: Sequence[RefineInput],
+    decoder: PromptDecoder,
+    gate_config: GateConfig,
+    config: RefinementConfig,
+    *,
+    num_classes: int,
+    ignore_index: int,
+) -> list[RefinedLabel]:
+    """Refine the labels of several images with one call of SAM's mask decoder.
+
+    Args:
+        inputs: The images; sizes may differ, the embeddings' may not. May be empty.
+        decoder: SAM's mask decoder. All work on pixels happens on the device of its results.
+        gate_config: The gate's settings.
+        config: The settings of the other steps.
+        num_classes: K.
+        ignore_index: Outside 0..K-1.
+
+    Returns:
+        A refined label per image, the same whatever the other images are up to the decoder's rounding. Where nothing
+        passes the gate there are no masks, and with the default settings every pixel is ignored.
+
+    Raises:
+        ValueError: The ignore index is a class, or an image's scores cannot be right; its place is named.
+
+    Source: STSeg, section 2.3, per connected component as in SAMRefiner, with an acceptance test and fallbacks.
+    """
+    if 0 <= ignore_index < num_classes:
+        raise ValueError(f"ignore_index {ignore_index} is one of the {num_classes} class ids; use 255 or 65535")
+    prepared: list[_Prepared] = []
+    for index, source in enumerate(inputs):
+        try:
+            prepared.append(_prepare(source, decoder.image_size, num_classes, gate_config, config.prompts))
+        except ValueError as error:
+            raise ValueError(f"image {index} of {len(inputs)}: {error}") from error
+    counts = [len(p.components.kept) for p in prepared]
+    logits_Mss, predicted_iou_M = torch.empty(0, 1, 1), torch.empty(0)
+    if sum(counts):
+        embedding_BCgg = torch.from_numpy(np.stack([source.embedding for source in inputs]))
+        logits_Mss, predicted_iou_M = decoder.decode(embedding_BCgg, _mask_prompts(prepared, config.prompts))
+    answers = zip(prepared, torch.split(logits_Mss, counts), torch.split(predicted_iou_M, counts), strict=True)
+    return [_finish(p, logits, iou, (decoder.image_size, ignore_index), config) for p, logits, iou in answers]
+
+
+def refine_image(
+    source: RefineInput,
+    decoder: PromptDecoder,
+    gate_config: GateConfig,
+    config: RefinementConfig,
+    *,
+    num_classes: int,
+    ignore_index: int,
+) -> RefinedLabel:
+    """Refine the label of one image; see `refine_batch`."""
+    (refined,) = refine_batch(
+        [source], decoder, gate_config, config, num_classes=num_classes, ignore_index=ignore_index
+    )
+    return refined
+
+
+def _prepare(
+    source: RefineInput, image_size: int, num_classes: int, gate_config: GateConfig, config: PromptConfig
+) -> _Prepared:
+    shown = size_in_frame(source.original_hw, image_size)
+    if any(abs(share * image_size - side) > 1 for share, side in zip(source.valid_hw, shown, strict=True)):
+        raise ValueError(
+            f"valid_hw {source.valid_hw} does not belong to an image of {source.original_hw} pixels, which takes "
+            f"{shown} of SAM's {image_size}; embed the image again"
+        )
+    result = gate(source.ids, source.scores, num_classes, gate_config)
+    components = find_components(source.ids[0], result.accepted_ids, config.min_area)
+    frame = (image_size, 4 * source.embedding.shape[-1])
+    prompts = image_prompts(components.kept, source.ids, source.scores, source.valid_hw, frame, config)
+    return _Prepared(source, result, components, prompts)
+
+
+def _mask_prompts(prepared: Sequence[_Prepared], config: PromptConfig) -> MaskPrompts:
+    counts = torch.tensor([len(p.components.kept) for p in prepared])
+    boxes = torch.from_numpy(np.concatenate([p.prompts.boxes for p in prepared]))
+    points = torch.from_numpy(np.concatenate([p.prompts.points for p in prepared]))[:, None]
+    masks = torch.from_numpy(np.concatenate([p.prompts.mask_logits for p in prepared]))[:, None]
+    use_point = "point" in config.kinds
+    return MaskPrompts(
+        image_index_M=torch.arange(len(prepared)).repeat_interleave(counts),
+        boxes_M4=boxes if "box" in config.kinds else None,
+        mask_input_M1hw=masks if "mask" in config.kinds else None,
+        point_coords_MT2=points if use_point else None,
+        point_labels_MT=torch.ones(len(points), 1) if use_point else None,
+    )
+
+
+def _finish(
+    prepared: _Prepared, logits_Mss: Tensor, predicted_iou_M: Tensor, frame: tuple[int, int], config: RefinementConfig
+) -> RefinedLabel:
+    """Judge the masks of one image and paint its label; `frame` holds SAM's image size and the ignore index."""
+    image_size, ignore_index = frame
+    source, kept = prepared.source, prepared.components.kept
+    verdicts = _judge(prepared, logits_Mss, predicted_iou_M, config.accept)
+    taken = [number for number, verdict in enumerate(verdicts) if verdict.accepted]
+    confidence = prepared.gate.confidence
+    sure = [float(confidence[kept[number].class_id]) for number in taken]
+    claims = claim_pixels(
+        logits_Mss[taken],
+        [c * min(max(verdicts[number].predicted_iou, 0.0), 1.0) for c, number in zip(sure, taken, strict=True)],
+        partial(masks_to_original, original_hw=source.original_hw, image_size=image_size),
+        source.original_hw,
+    )
+    accepted = [verdict.accepted for verdict in verdicts]
+    fill_hw = fill_weights(source, prepared.gate, prepared.components, accepted, config.resolve)
+    painted = teacher_layers(source, prepared.gate, fill_hw, (logits_Mss.device, ignore_index), config.resolve)
+    covered = claims.winner >= 0
+    winner = claims.winner[covered]
+    painted.label[covered] = torch.tensor([kept[number].class_id for number in taken], device=winner.device)[winner]
+    painted.weight[covered] = torch.tensor(sure, device=winner.device)[winner]
+    if config.resolve.boundary_band:
+        painted.label[near_boundary(painted.label, config.resolve.boundary_band)] = ignore_index
+    weight = (255 * painted.weight).round().clamp(1, 255) * (painted.label != ignore_index)
+    seen = dict(zip(taken, zip(claims.areas, claims.boxes, strict=True), strict=True))
+    return RefinedLabel(
+        label=_int32(painted.label),
+        weight=weight.cpu().numpy().astype(np.uint8),
+        teacher=_int32(painted.teacher),
+        gated=_int32(painted.gated),
+        masks=tuple(
+            _fact(prepared, number, verdict, seen.get(number), (image_size, config.prompts))
+            for number, verdict in enumerate(verdicts)
+        ),
+        gate=prepared.gate,
+        too_small=prepared.components.too_small_counts,
+    )
+
+
+def _judge(
+    prepared: _Prepared, logits_Mss: Tensor, predicted_iou_M: Tensor, config: AcceptConfig
+) -> tuple[Verdict, ...]:
+    source = prepared.source
+    numbers_hw = np.full(source.ids.shape[1:], -1, dtype=np.int32)
+    for number, component in enumerate(prepared.components.kept):
+        numbers_hw[component.cells] = number
+    coarse_ss = letterbox_nearest(numbers_hw, source.valid_hw, logits_Mss.shape[-1], padding=PADDING)
+    return judge_masks(logits_Mss, predicted_iou_M, torch.from_numpy(coarse_ss).to(logits_Mss.device), config)
+
+
+def _fact(
+    prepared: _Prepared,
+    number: int,
+    verdict: Verdict,
+    seen: tuple[int, tuple[int, int, int, int]] | None,
+    frame: tuple[int, PromptConfig],
+) -> MaskFact:
+    """Write down one mask; `seen` is the area and box of an accepted one, `frame` SAM's image size and the settings."""
+    source, component = prepared.source, prepared.components.kept[number]
+    (height, width), (rows, columns) = source.original_hw, source.ids.shape[1:]
+    x0, y0, x1, y1 = component.box
+    box = (x0 * width / columns, y0 * height / rows, x1 * width / columns, y1 * height / rows)
+    point = (prepared.prompts.points[number] + 0.5) / frame[0] / np.array(source.valid_hw[::-1]) * (width, height) - 0.5
+    coarse_area = round(component.area * height * width / (rows * columns))
+    coarse_box = (floor(box[0]), floor(box[1]), ceil(box[2]), ceil(box[3]))
+    return MaskFact(
+        class_id=component.class_id,
+        confidence=float(prepared.gate.confidence[component.class_id]),
+        area=seen[0] if seen else coarse_area,
+        box_xyxy=seen[1] if seen else coarse_box,
+        prompts=frame[1].kinds,
+        prompt_box_xyxy=box,
+        prompt_point_xy=(round(float(point[0]), 2), round(float(point[1]), 2)),
+        predicted_iou=verdict.predicted_iou,
+        stability=verdict.stability,
+        iou_with_coarse=verdict.iou_with_coarse,
+        accepted=verdict.accepted,
+        reason=verdict.reason,
+    )
+
+
+def _int32(values: Tensor) -> NDArray[np.int32]:
+    return values.cpu().numpy().astype(np.int32)

@@ -1,0 +1,233 @@
+"""Segment Anything: built in any size from segment_anything's own classes, loaded, and its two halves run.
+
+The frozen image encoder runs once for an image, the mask decoder for the prompts of many images at once.
+"""
+
+# B image, C channel, g side of the embedding grid, S side of SAM's square frame, M prompt, T point,
+# s = 4g side of the low-resolution mask frame, H W pixels
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Final
+
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from segment_anything.modeling import ImageEncoderViT, MaskDecoder, PromptEncoder, Sam, TwoWayTransformer
+from torch import Tensor, nn
+
+from models.presets import Preset, SamConfig
+from models.sam_decoder import MaskPrompts, check_prompts, decode_tokens
+from models.sam_frame import masks_to_original, sam_input, to_sam_frame
+from models.weights_files import load_weights_into, shipped_weights
+
+__all__ = [
+    "MaskPrompts",
+    "SamEmbedding",
+    "SamEncoder",
+    "SamMaskDecoder",
+    "build_sam",
+    "load_sam",
+    "masks_to_original",
+    "to_sam_frame",
+]
+PIXEL_MEAN: Final = (123.675, 116.28, 103.53)
+PIXEL_STD: Final = (58.395, 57.12, 57.375)
+
+
+def build_sam(config: SamConfig) -> Sam:
+    """Build a SAM with random weights, in evaluation mode.
+
+    Returns:
+        segment_anything's `Sam`; for the published sizes its state dict has the published keys and shapes.
+
+    Raises:
+        ValueError: Sizes do not fit together; the two are named.
+    """
+    _check_sizes(config)
+    grid = config.image_size // config.patch_size
+    encoder = ImageEncoderViT(
+        img_size=config.image_size,
+        patch_size=config.patch_size,
+        embed_dim=config.encoder_dim,
+        depth=config.encoder_depth,
+        num_heads=config.encoder_heads,
+        mlp_ratio=config.encoder_mlp_ratio,
+        out_chans=config.embedding_dim,
+        norm_layer=partial(nn.LayerNorm, eps=1e-6),
+        use_rel_pos=config.relative_positions,
+        window_size=config.window_size,
+        global_attn_indexes=config.global_blocks,
+    )
+    prompts = PromptEncoder(
+        embed_dim=config.embedding_dim,
+        image_embedding_size=(grid, grid),
+        input_image_size=(config.image_size, config.image_size),
+        mask_in_chans=config.mask_channels,
+    )
+    transformer = TwoWayTransformer(
+        depth=2, embedding_dim=config.embedding_dim, mlp_dim=config.decoder_mlp_dim, num_heads=config.decoder_heads
+    )
+    decoder = MaskDecoder(
+        transformer_dim=config.embedding_dim, transformer=transformer, iou_head_hidden_dim=config.iou_head_dim
+    )
+    return Sam(encoder, prompts, decoder, list(PIXEL_MEAN), list(PIXEL_STD)).eval()
+
+
+def _check_sizes(config: SamConfig) -> None:
+    for name, whole, divisor_name, divisor in (
+        ("image_size", config.image_size, "patch_size", config.patch_size),
+        ("encoder_dim", config.encoder_dim, "encoder_heads", config.encoder_heads),
+        ("embedding_dim", config.embedding_dim, "2 * decoder_heads", 2 * config.decoder_heads),
+        ("embedding_dim", config.embedding_dim, "8 (two upscaling steps)", 8),
+        ("mask_channels", config.mask_channels, "4", 4),
+    ):
+        if whole % divisor:
+            raise ValueError(f"sam.{name} = {whole} must be a multiple of {divisor_name} = {divisor}")
+
+
+def load_sam(config: SamConfig | Preset, weights: Path | None = None, *, with_decoder: bool) -> Sam:
+    """Load a frozen SAM.
+
+    Args:
+        config: Its sizes, or the preset that names them.
+        weights: A state dict of all of SAM (safetensors or `.pth`); None takes what is shipped with the package.
+        with_decoder: Keep the prompt encoder and the mask decoder; without them the model can only encode images.
+
+    Returns:
+        segment_anything's `Sam` in evaluation mode, no parameter asking for gradients.
+
+    Raises:
+        ValueError: Weights are not shipped for this size, missing, unreadable, or do not fit the sizes.
+    """
+    sizes = config.sam if isinstance(config, Preset) else config
+    path = shipped_weights(sizes.weights, what="SAM") if weights is None else weights
+    sam = build_sam(sizes)
+    load_weights_into(sam, path)
+    if not with_decoder:
+        del sam.prompt_encoder, sam.mask_decoder
+    return sam.requires_grad_(False)
+
+
+@dataclass(frozen=True)
+class SamEmbedding:
+    """What SAM sees in some images.
+
+    Attributes:
+        embedding_BCHW: (B, C, g, g) float, embeddings of the padded squares.
+        valid_B2: (B, 2) float32 in (0, 1], the share (height, width) of the square that is image.
+    """
+
+    embedding_BCHW: Tensor
+    valid_B2: Tensor
+
+
+class SamEncoder(nn.Module):
+    """SAM's image encoder with its preprocessing; nothing else of the model is kept alive."""
+
+    def __init__(self, sam: Sam) -> None:
+        super().__init__()
+        self.image_encoder: ImageEncoderViT = sam.image_encoder
+        self.image_size: int = sam.image_encoder.img_size
+        self.pixel_mean: Tensor
+        self.pixel_std: Tensor
+        self.register_buffer("pixel_mean", sam.pixel_mean, persistent=False)
+        self.register_buffer("pixel_std", sam.pixel_std, persistent=False)
+
+    @torch.no_grad()
+    def encode(self, images: Sequence[NDArray], *, chunk: int | None = None) -> SamEmbedding:  # type: ignore[type-arg]
+        """Give the embeddings of images.
+
+        Args:
+            images: (H, W, 3) uint8 RGB each, upright; sizes may differ, since every frame is the same square.
+            chunk: Images to run at once; None: what holds about as many tokens as one published frame of 1024 pixels.
+
+        Returns:
+            Embeddings in the encoder's dtype and on its device, in the images' order; B may be 0.
+
+        Raises:
+            ValueError: An image has another shape or dtype.
+        """
+        device, side = self.pixel_mean.device, self.image_size
+        size = chunk or max(1, (1024 // side) ** 2 // 4)
+        embeddings, valid = [], torch.ones(len(images), 2)
+        for start in range(0, len(images), size):
+            frames = []
+            for number, image in enumerate(images[start : start + size], start):
+                frame, (height, width) = sam_input(image, side)
+                shown = (frame.to(device) - self.pixel_mean) / self.pixel_std
+                frames.append(F.pad(shown, (0, side - width, 0, side - height)))
+                valid[number] = torch.tensor([height / side, width / side])
+            embeddings.append(self.image_encoder(torch.stack(frames)))
+        if not embeddings:
+            grid = self.image_encoder.pos_embed.shape[1]
+            embeddings.append(torch.empty(0, self.image_encoder.neck[0].out_channels, grid, grid, device=device))
+        return SamEmbedding(torch.cat(embeddings), valid)
+
+
+class SamMaskDecoder(nn.Module):
+    """SAM's prompt encoder and mask decoder, for the prompts of many images at once; loaded weights stay as they are.
+
+    Attributes:
+        image_size: S, side of the frame that boxes and points are in, pixels.
+        low_res_size: s, side of mask prompts and mask logits.
+    """
+
+    def __init__(self, sam: Sam) -> None:
+        """Take over the two modules of a SAM that has its weights.
+
+        Raises:
+            ValueError: It was loaded without them.
+        """
+        super().__init__()
+        if not hasattr(sam, "mask_decoder"):
+            raise ValueError("this SAM has no mask decoder: load it with load_sam(..., with_decoder=True)")
+        self.prompt_encoder: PromptEncoder = sam.prompt_encoder
+        self.mask_decoder: MaskDecoder = sam.mask_decoder
+        self.image_size: int = sam.prompt_encoder.input_image_size[0]
+        self.low_res_size: int = sam.prompt_encoder.mask_input_size[0]
+        self.position_1CHW: Tensor
+        self.register_buffer("position_1CHW", sam.prompt_encoder.get_dense_pe().detach(), persistent=False)
+
+    @torch.no_grad()
+    def decode(
+        self, embedding_BCHW: Tensor, prompts: MaskPrompts, *, multimask: bool = False, chunk: int = 4
+    ) -> tuple[Tensor, Tensor]:
+        """Give masks for prompts.
+
+        Args:
+            embedding_BCHW: (B, C, g, g) float (float16 too), embeddings of the padded squares.
+            prompts: M of them, each with the number of its image; M may be 0.
+            multimask: Give SAM's three alternatives instead of its single answer.
+            chunk: Prompts to run at once; small ones stay in the processor's cache.
+
+        Returns:
+            (M, s, s) mask logits and (M,) predicted IoU, float32; with `multimask` (M, 3, s, s) and (M, 3). Nothing
+            depends on the other prompts of the call.
+
+        Raises:
+            ValueError: There is no prompt of any kind, or shapes, labels or image numbers do not fit.
+        """
+        check_prompts(prompts, len(embedding_BCHW), self.low_res_size)
+        wanted = slice(1, None) if multimask else slice(0, 1)
+        dtype, device = self.position_1CHW.dtype, self.position_1CHW.device
+        count = 3 if multimask else 1
+        side = self.low_res_size
+        masks = [torch.empty(0, count, side, side, device=device)]
+        quality = [torch.empty(0, count, device=device)]
+        for rows in torch.arange(len(prompts.image_index_M)).split(chunk):
+            part = prompts.take(rows).to(device)
+            points = None
+            if part.point_coords_MT2 is not None and part.point_labels_MT is not None:
+                points = (part.point_coords_MT2, part.point_labels_MT)
+            sparse, dense = self.prompt_encoder(points=points, boxes=part.boxes_M4, masks=part.mask_input_M1hw)
+            own_image = embedding_BCHW[part.image_index_M.to(embedding_BCHW.device)].to(device, dtype)
+            part_masks, part_quality = decode_tokens(
+                self.mask_decoder, own_image + dense, self.position_1CHW, sparse, wanted
+            )
+            masks.append(part_masks)
+            quality.append(part_quality)
+        all_masks, all_quality = torch.cat(masks), torch.cat(quality)
+        return (all_masks, all_quality) if multimask else (all_masks[:, 0], all_quality[:, 0])

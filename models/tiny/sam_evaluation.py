@@ -1,0 +1,64 @@
+"""How well a tiny SAM mends coarse masks of scenes that it was not trained on."""
+
+# M prompt, S side of SAM's square frame
+
+from typing import Final
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from segment_anything.modeling import Sam
+
+from models.sam import MaskPrompts, SamEncoder, SamMaskDecoder, masks_to_original
+from models.tiny.sam_prompts import EVALUATION_RECIPE
+from models.tiny.sam_training import SMALLEST_PART, draw_outlines, make_prompts, mask_iou
+from shards.scenes import RECIPES
+
+PROMPT_KINDS: Final = {"mask": "m", "box": "b", "mask+box": "mb", "mask+box+point": "mbp", "point": "p"}
+
+
+def evaluate_tiny_sam(sam: Sam, seed: int, scenes: int) -> dict[str, float]:
+    """Give the mean IoU with the true outlines of every part of held-out scenes of the target domain.
+
+    Args:
+        sam: A SAM of the size of the scenes, with its decoder.
+        seed: Number of the held-out stream of scenes and prompts; training never draws from it.
+        scenes: How many, at least 1.
+
+    Returns:
+        `coarse`: mean IoU of the mask prompts themselves; `mask`, `box`, `mask+box`, `mask+box+point`, `point`: mean
+        IoU of SAM's single answer to each kind of prompt; `share_better`: share of mask+box answers that are better
+        than their coarse mask; `quality_error`: mean absolute error of the predicted IoU of mask+box;
+        `quality_correlation`: its correlation with the true IoU.
+
+    Raises:
+        ValueError: No scene is asked for.
+    """
+    if scenes < 1:
+        raise ValueError(f"scenes is {scenes}; expected at least 1")
+    outlines = draw_outlines([seed, 83], scenes, RECIPES["target"])
+    draw = torch.Generator().manual_seed(seed)
+    embedding = SamEncoder(sam).encode(list(outlines.image)).embedding_BCHW
+    decoder = SamMaskDecoder(sam)
+    pairs = [(i, p) for i, parts in enumerate(outlines.parts) for p in np.unique(parts[parts > 0])]
+    index = torch.tensor([i for i, _ in pairs])
+    true = torch.stack([torch.from_numpy(outlines.parts[i] == p) for i, p in pairs])
+    assert int(true.sum((1, 2)).min()) >= SMALLEST_PART
+    size_hw, side = (true.shape[1], true.shape[2]), decoder.low_res_size
+    facts: dict[str, float] = {}
+    for name, kind in PROMPT_KINDS.items():
+        prompts = make_prompts(true.float(), kind, side, EVALUATION_RECIPE, draw, jitter=False)
+        labels = None if prompts.points is None else torch.ones(prompts.points.shape[:2])
+        asked = MaskPrompts(index, prompts.boxes, prompts.mask, prompts.points, labels)
+        logits, quality = decoder.decode(embedding, asked, chunk=16)
+        iou = mask_iou(masks_to_original(logits, size_hw, decoder.image_size) > 0, true)
+        facts[name] = float(iou.mean())
+        if kind == "mb":
+            assert prompts.mask is not None
+            coarse = F.interpolate(prompts.mask, size_hw, mode="bilinear", align_corners=False)[:, 0] > 0
+            before = mask_iou(coarse, true)
+            facts["coarse"] = float(before.mean())
+            facts["share_better"] = float((iou > before).float().mean())
+            facts["quality_error"] = float((quality - iou).abs().mean())
+            facts["quality_correlation"] = float(np.corrcoef(quality, iou)[0, 1])
+    return facts
