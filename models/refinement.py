@@ -174,8 +174,9 @@ def _finish(
     painted = teacher_layers(source, prepared.gate, fill_hw, (logits_Mss.device, ignore_index), config.resolve)
     covered = claims.winner >= 0
     winner = claims.winner[covered]
-    painted.label[covered] = torch.tensor([kept[number].class_id for number in taken], device=winner.device)[winner]
-    painted.weight[covered] = torch.tensor(sure, device=winner.device)[winner]
+    class_ids = [kept[number].class_id for number in taken]
+    painted.label[covered] = torch.tensor(class_ids, dtype=torch.int64, device=winner.device)[winner]
+    painted.weight[covered] = torch.tensor(sure, dtype=torch.float32, device=winner.device)[winner]
     if config.resolve.boundary_band:
         painted.label[near_boundary(painted.label, config.resolve.boundary_band)] = ignore_index
     weight = (255 * painted.weight).round().clamp(1, 255) * (painted.label != ignore_index)
