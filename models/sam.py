@@ -12,6 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import Final
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
@@ -137,7 +138,7 @@ class SamEncoder(nn.Module):
         self.register_buffer("pixel_std", sam.pixel_std, persistent=False)
 
     @torch.no_grad()
-    def encode(self, images: Sequence[NDArray], *, chunk: int | None = None) -> SamEmbedding:  # type: ignore[type-arg]
+    def encode(self, images: Sequence[NDArray[np.uint8]], *, chunk: int | None = None) -> SamEmbedding:
         """Give the embeddings of images.
 
         Args:
@@ -217,7 +218,7 @@ class SamMaskDecoder(nn.Module):
         side = self.low_res_size
         masks = [torch.empty(0, count, side, side, device=device)]
         quality = [torch.empty(0, count, device=device)]
-        for rows in torch.arange(len(prompts.image_index_M)).split(chunk):
+        for rows in torch.split(torch.arange(len(prompts.image_index_M)), chunk):
             part = prompts.take(rows).to(device)
             points = None
             if part.point_coords_MT2 is not None and part.point_labels_MT is not None:

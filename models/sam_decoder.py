@@ -2,6 +2,7 @@
 
 # M prompt, C channel, h w embedding grid, T point or token, t wanted mask token
 
+from collections.abc import Callable
 from dataclasses import dataclass, fields
 
 import torch
@@ -29,13 +30,15 @@ class MaskPrompts:
 
     def take(self, rows: Tensor) -> "MaskPrompts":
         """Give the prompts of these (n,) int64 rows."""
-        values = (getattr(self, field.name) for field in fields(self))
-        return MaskPrompts(*(None if value is None else value[rows] for value in values))
+        return self._each(lambda value: value[rows])
 
     def to(self, device: torch.device) -> "MaskPrompts":
         """Give the same prompts on a device."""
-        values = (getattr(self, field.name) for field in fields(self))
-        return MaskPrompts(*(None if value is None else value.to(device) for value in values))
+        return self._each(lambda value: value.to(device))
+
+    def _each(self, change: Callable[[Tensor], Tensor]) -> "MaskPrompts":
+        given = {field.name: getattr(self, field.name) for field in fields(self)}
+        return MaskPrompts(**{name: change(value) for name, value in given.items() if value is not None})
 
 
 def check_prompts(prompts: MaskPrompts, images: int, side: int) -> None:

@@ -23,7 +23,7 @@ def size_in_frame(original_hw: tuple[int, int], image_size: int) -> tuple[int, i
     return height, width
 
 
-def sam_input(image: NDArray, image_size: int) -> tuple[Tensor, tuple[int, int]]:  # type: ignore[type-arg]
+def sam_input(image: NDArray[np.uint8], image_size: int) -> tuple[Tensor, tuple[int, int]]:
     """Resize an image to SAM's frame, without normalising or padding it.
 
     Args:
@@ -45,7 +45,7 @@ def sam_input(image: NDArray, image_size: int) -> tuple[Tensor, tuple[int, int]]
     return torch.from_numpy(resized).permute(2, 0, 1).contiguous(), (height, width)
 
 
-def to_sam_frame(coordinates: Tensor | NDArray, original_hw: tuple[int, int], image_size: int) -> Tensor:  # type: ignore[type-arg]
+def to_sam_frame(coordinates: Tensor | NDArray[np.generic], original_hw: tuple[int, int], image_size: int) -> Tensor:
     """Move points or boxes from the original image to SAM's frame.
 
     Args:
