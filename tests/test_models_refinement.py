@@ -100,7 +100,7 @@ def test_masks_that_keep_the_prompts_give_the_teachers_label() -> None:
     ]
     assert refined.masks[1].prompt_box_xyxy == (24, 24, 72, 48)
     assert refined.masks[1].prompt_point_xy == (34.5, 34.5)
-    assert refined.masks[1].area == pytest.approx(48 * 24, rel=0.05)
+    assert refined.masks[1].area == pytest.approx(48 * 24, rel=0.15)
     assert np.abs(np.subtract(refined.masks[1].box_xyxy, (24, 24, 72, 48))).max() <= 1
     assert refined.masks[1].iou_with_coarse > 0.9
 
