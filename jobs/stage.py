@@ -90,7 +90,7 @@ class Resources(BaseModel):
     def _check(self) -> "Resources":
         if self.min_workers > self.max_workers:
             raise ValueError(
-                f"min_workers {self.min_workers} is above max_workers {self.max_workers}; raise the latter"
+                f"min_workers {self.min_workers} is above max_workers {self.max_workers}; raise max_workers"
             )
         return self
 

@@ -1,0 +1,120 @@
+"""The connection to Ray: a private one on this machine, or to a cluster that runs."""
+
+import logging
+import os
+import secrets
+import sys
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Final
+
+logger = logging.getLogger(__name__)
+
+ROOT: Final = Path(__file__).resolve().parent.parent
+PACKAGES: Final = ("pipeline", "jobs", "models", "shards")
+_LOCAL_STORE_BYTES: Final = 256 * 1024**2  # shard names and records travel, never arrays
+_NOT_UPLOADED: Final = [".git", ".venv", "build", "runs", "tests", "docs", "benchmarks", "__pycache__", "*.egg-info"]
+
+
+def connect(address: str | None = None, num_cpus: int | None = None) -> bool:
+    """Connect this process to Ray, and give whether that was needed.
+
+    Without an address a private Ray is started here, without dashboard, behind a token of its own. Workers import the
+    packages of this repository: from its path here; on a cluster from a copy that Ray uploads.
+
+    Args:
+        address: None: this machine; "auto" or host:port: a Ray that runs.
+        num_cpus: CPUs that the private Ray counts with; None: all. Without meaning with an address.
+
+    Raises:
+        ValueError: Another package of the same name would be imported in our packages' place.
+        ConnectionError: No Ray answers at the address.
+    """
+    refuse_foreign_packages([Path.cwd(), Path(sys.path[0] or ".")])
+    _choose_authentication(local=address is None)
+    import ray
+
+    if ray.is_initialized():
+        return False
+    common: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.WARNING}
+    if address is None:
+        ray.init(
+            address="local",
+            num_cpus=num_cpus,
+            include_dashboard=False,
+            object_store_memory=_LOCAL_STORE_BYTES,
+            runtime_env={"env_vars": {"PYTHONPATH": _python_path()}},
+            **common,
+        )
+    else:
+        ray.init(address=address, runtime_env=_uploaded_code(), **common)
+    logger.info("Ray %s: %s", ray.__version__, address or "this machine")
+    return True
+
+
+def disconnect() -> None:
+    """End the connection; a private Ray ends with it. Without a connection nothing happens."""
+    if "ray" not in sys.modules:
+        return
+    import ray
+
+    ray.shutdown()
+
+
+@contextmanager
+def connection(address: str | None = None, num_cpus: int | None = None) -> Iterator[None]:
+    """Be connected to Ray for a while; a connection that was there before stays."""
+    ours = connect(address, num_cpus)
+    try:
+        yield
+    finally:
+        if ours:
+            disconnect()
+
+
+def refuse_foreign_packages(folders: Iterable[Path]) -> None:
+    """See to it that no other `models`, `jobs`, … could be imported in our packages' place.
+
+    Ray puts the working folder and the script's folder on its workers' path, where such common names are found first.
+
+    Args:
+        folders: What may come on the path.
+
+    Raises:
+        ValueError: One of them holds such a package or module.
+    """
+    for folder in dict.fromkeys(folder.resolve() for folder in folders):
+        if folder == ROOT:
+            continue
+        for package in PACKAGES:
+            for found in (folder / package / "__init__.py", folder / f"{package}.py"):
+                if found.is_file() and ROOT / package not in found.resolve().parents:
+                    raise ValueError(
+                        f"{found} would be imported in place of this project's own {package}; run from another folder"
+                    )
+
+
+def _choose_authentication(*, local: bool) -> None:
+    """Settle Ray's authentication before Ray reads it: drivers, heads and workers differ in their defaults."""
+    if "RAY_AUTH_MODE" in os.environ:
+        return
+    has_token = "RAY_AUTH_TOKEN" in os.environ or "RAY_AUTH_TOKEN_PATH" in os.environ
+    if local and not has_token:
+        os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
+        has_token = True
+    has_token = has_token or (Path.home() / ".ray" / "auth_token").is_file()
+    os.environ["RAY_AUTH_MODE"] = "token" if has_token else "disabled"
+
+
+def _uploaded_code() -> dict[str, Any]:
+    """Give Ray's setting that brings the code to a cluster's workers; a Ray job and an installed package have it."""
+    in_job = "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ
+    if in_job or not (ROOT / "pyproject.toml").is_file():
+        return {}
+    return {"working_dir": str(ROOT), "excludes": _NOT_UPLOADED}
+
+
+def _python_path() -> str:
+    inherited = [entry for entry in os.environ.get("PYTHONPATH", "").split(os.pathsep) if entry]
+    return os.pathsep.join(dict.fromkeys([str(ROOT), *inherited]))

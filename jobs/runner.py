@@ -1,0 +1,137 @@
+"""Who does the shards: the interface that the executor drives, and the runner that works in this process."""
+
+import logging
+import sys
+import traceback
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from jobs.stage import ShardTask, StagePlan, Worker
+from shards.records import Record
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What came of an attempt at a shard, or (without a task) of an attempt to make a worker that failed."""
+
+    stage: str
+    task: ShardTask | None
+    record: Record | None = None
+    error: str | None = None
+
+
+class Runner(Protocol):
+    """A place where shards are worked on. The executor alone decides which and how often."""
+
+    def staff(self, stage: str, waiting: int) -> int:
+        """Make workers for waiting shards as far as there is room, and give how many could be handed out right now."""
+        ...
+
+    def start(self, stage: str, task: ShardTask) -> None:
+        """Hand a shard to a free worker."""
+        ...
+
+    def wait(self) -> list[Outcome]:
+        """Wait until something has happened; at times nothing has."""
+        ...
+
+    def release(self, stage: str) -> None:
+        """Let a stage's free workers go."""
+        ...
+
+    def close(self) -> None:
+        """Stop everything."""
+        ...
+
+
+class WorkerSlot:
+    """A worker and how to make it. Errors come back as text, so that any exception survives the way home."""
+
+    def __init__(self, factory: Callable[[], Worker], threads: int) -> None:
+        self._factory = factory
+        self._threads = threads
+        self._worker: Worker | None = None
+
+    def start(self) -> str | None:
+        """Make the worker if there is none; give the error if that fails."""
+        if self._worker is not None:
+            return None
+        try:
+            self._worker = self._factory()
+        except Exception as error:  # noqa: BLE001 - whatever it is, the executor counts and names it
+            return describe(error)
+        if "torch" in sys.modules:
+            sys.modules["torch"].set_num_threads(self._threads)
+        return None
+
+    def run(self, task: ShardTask) -> tuple[Record | None, str | None]:
+        """Do a shard: its record, or the error."""
+        assert self._worker is not None
+        try:
+            return self._worker.run(task), None
+        except Exception as error:  # noqa: BLE001 - one shard's failure must not stop the others
+            return None, describe(error)
+
+
+class InlineRunner:
+    """Works in this process, one shard at a time, stage by stage."""
+
+    def __init__(self, stages: Sequence[StagePlan]) -> None:
+        self._plans = {plan.name: plan for plan in stages}
+        self._slots: dict[str, WorkerSlot] = {}
+        self._queue: deque[tuple[str, ShardTask]] = deque()
+        self._failed_starts: list[Outcome] = []
+        torch = sys.modules.get("torch")
+        self._threads: int | None = None if torch is None else torch.get_num_threads()
+
+    def staff(self, stage: str, waiting: int) -> int:
+        """Make the stage's worker when its first shard waits; it takes one shard at a time."""
+        if waiting == 0 or self._queue or self._failed_starts:
+            return 0
+        if stage not in self._slots:
+            plan = self._plans[stage]
+            slot = WorkerSlot(plan.worker, plan.resources.threads)
+            error = slot.start()
+            if error is not None:
+                self._failed_starts.append(Outcome(stage, None, error=error))
+                return 0
+            self._slots[stage] = slot
+        return 1
+
+    def start(self, stage: str, task: ShardTask) -> None:
+        """Note the shard; `wait` does it."""
+        self._queue.append((stage, task))
+
+    def wait(self) -> list[Outcome]:
+        """Do the shard that was handed over."""
+        outcomes, self._failed_starts = self._failed_starts, []
+        while self._queue:
+            stage, task = self._queue.popleft()
+            record, error = self._slots[stage].run(task)
+            outcomes.append(Outcome(stage, task, record, error))
+            if error is not None:
+                del self._slots[stage]  # what failed once may be left in a bad state
+        return outcomes
+
+    def release(self, stage: str) -> None:
+        """Forget the stage's worker and its models."""
+        self._slots.pop(stage, None)
+
+    def close(self) -> None:
+        """Forget all workers, and give this process its threads back."""
+        self._slots.clear()
+        if self._threads is not None:
+            sys.modules["torch"].set_num_threads(self._threads)
+
+
+def describe(error: BaseException) -> str:
+    """Give an exception in one line: type, message and the place in the code; the whole goes to the log."""
+    logger.warning("an attempt failed", exc_info=error)
+    frames = traceback.extract_tb(error.__traceback__)
+    place = f" [{Path(frames[-1].filename).name}:{frames[-1].lineno}]" if frames else ""
+    return f"{type(error).__name__}: {str(error).strip() or '(no message)'}{place}"

@@ -1,0 +1,56 @@
+"""The connection to Ray: what is refused before it is made, and what workers find."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from jobs.cluster import ROOT, connect, disconnect, refuse_foreign_packages
+
+
+def test_foreign_package_of_the_same_name_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "models").mkdir()
+    (tmp_path / "models" / "__init__.py").write_text("")
+    with pytest.raises(ValueError, match="in place of this project's own models"):
+        refuse_foreign_packages([tmp_path])
+
+
+def test_foreign_module_of_the_same_name_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "jobs.py").write_text("")
+    with pytest.raises(ValueError, match="run from another folder"):
+        refuse_foreign_packages([tmp_path])
+
+
+def test_own_packages_and_folders_without_packages_are_fine(tmp_path: Path) -> None:
+    (tmp_path / "models").mkdir()
+    (tmp_path / "link").symlink_to(ROOT)
+    refuse_foreign_packages([ROOT, tmp_path, tmp_path / "link", tmp_path / "missing"])
+
+
+def test_second_connection_keeps_the_first(ray_session: None) -> None:
+    import ray
+
+    assert connect() is False
+    assert ray.is_initialized()
+
+
+def test_workers_import_this_repository(ray_session: None) -> None:
+    import ray
+
+    @ray.remote(num_cpus=0)
+    def where() -> tuple[str, str]:
+        import models
+
+        return str(models.__file__), os.environ.get("RAY_AUTH_MODE", "")
+
+    found, mode = ray.get(where.remote())
+    assert Path(found) == ROOT / "models" / "__init__.py"
+    assert mode == os.environ["RAY_AUTH_MODE"] == "token"
+
+
+def test_disconnecting_without_ray_does_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    import sys
+
+    monkeypatch.delitem(sys.modules, "ray", raising=False)
+    disconnect()
+    assert "ray" not in sys.modules
