@@ -24,6 +24,9 @@ class PromptConfig(BaseModel):
             published SAM weights.
         min_area: Components of fewer cells of the score grid get no prompt. A cell is 2 pixels wide in the tiny
             preset and 4 in the others.
+        mask_logit: What the mask prompt is made of: the logit of the class's "probability", or the "margin", log p minus log
+            of the best other class's p, which is positive exactly where the teacher prefers the class. The two differ
+            where the teacher is unsure among many classes.
         logit_clip: The mask prompt's logits are kept within plus and minus this.
         other_components_logit: Cells of the class's other components get at most this logit.
     """
@@ -32,6 +35,7 @@ class PromptConfig(BaseModel):
 
     kinds: tuple[PromptKind, ...] = ("mask", "box")
     min_area: int = Field(default=6, ge=1)
+    mask_logit: Literal["probability", "margin"] = "probability"
     logit_clip: float = Field(default=10.0, gt=0)
     other_components_logit: float = -4.0
 
@@ -183,21 +187,32 @@ def component_logits(
         config: The clip, and the highest logit for the class's other components.
 
     Returns:
-        (M, h, w) float32: the logit of the class's probability, which is the lowest there is where the class is not
-        among the k kept ones. Inside a component of an unsure class it may be negative.
+        (M, h, w) float32 within the clip; at its lowest where the class is not among the k kept ones. Made from the
+        probability it may be negative inside a component of an unsure class.
     """
     clip, ceiling = config.logit_clip, config.other_components_logit
     logits_MHW = np.empty((len(components), *ids_kHW.shape[1:]), dtype=np.float32)
-    floor = 1.0 / (1.0 + np.exp(clip))
     for index, component in enumerate(components):
         of_class_kHW = ids_kHW == component.class_id
-        score_HW = np.where(of_class_kHW, scores_kHW, 0).max(axis=0).astype(np.float64)
-        score_HW = np.clip(score_HW, floor, 1.0 - floor)
-        logit_HW = np.log(score_HW) - np.log1p(-score_HW)
+        logit_HW = _class_logit(of_class_kHW, scores_kHW, config)
         elsewhere = of_class_kHW[0] & ~component.cells
         logit_HW[elsewhere] = np.minimum(logit_HW[elsewhere], ceiling)
         logits_MHW[index] = np.clip(logit_HW, -clip, clip)
     return logits_MHW
+
+
+def _class_logit(
+    of_class_kHW: NDArray[np.bool_], scores_kHW: NDArray[np.floating], config: PromptConfig
+) -> NDArray[np.float64]:
+    """Give (h, w) log of a class's probability over that of its rival: all others, or the best other one."""
+    floor = 1.0 / (1.0 + np.exp(config.logit_clip))
+    score_HW = np.where(of_class_kHW, scores_kHW, 0).max(axis=0).astype(np.float64)
+    rival_HW = 1.0 - score_HW
+    if config.mask_logit == "margin" and len(scores_kHW) > 1:
+        rival_HW = np.where(of_class_kHW, 0, scores_kHW).max(axis=0).astype(np.float64)
+    score_HW, rival_HW = np.clip(score_HW, floor, 1.0 - floor), np.clip(rival_HW, floor, 1.0 - floor)
+    logit_HW: NDArray[np.float64] = np.log(score_HW) - np.log(rival_HW)
+    return logit_HW
 
 
 def image_prompts(

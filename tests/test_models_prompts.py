@@ -89,6 +89,19 @@ def test_mask_logits_are_the_log_odds_of_the_class_within_the_clip() -> None:
     assert logits[0, 0].tolist() == pytest.approx([math.log(3), 10, -math.log(3), -10], abs=1e-4)
 
 
+def test_margin_is_positive_exactly_where_the_class_comes_first() -> None:
+    ids = np.array([[[1, 2, 1]], [[2, 1, 3]]], dtype=np.uint16)
+    scores = np.array([[[0.3, 0.4, 0.2]], [[0.2, 0.1, 0.2]]])
+    component = _component(np.ones((1, 3)))
+    probability = component_logits([component], ids, scores, PromptConfig())
+    assert (probability < 0).all()
+    margin = component_logits([component], ids, scores, PromptConfig(mask_logit="margin"))
+    assert margin[0, 0].tolist() == pytest.approx([math.log(1.5), -math.log(4), 0], abs=1e-6)
+    one = PromptConfig(mask_logit="margin"), PromptConfig()
+    first, second = (component_logits([component], ids[:1], scores[:1], config) for config in one)
+    assert (first == second).all()
+
+
 def test_other_components_of_the_class_are_held_down() -> None:
     ids = np.array([[[1, 0, 1]], [[0, 1, 0]]])
     scores = np.array([[[0.75, 0.75, 0.75]], [[0.25, 0.25, 0.01]]])
