@@ -1,0 +1,39 @@
+# make round [N=3] [RUN=runs/default]   set up, run N rounds, say where the report and the shards lie
+# make test                             set up, then every check: ruff, mypy, pytest
+# make setup                            only make .venv and install into it
+# make tiny-weights                     train the shipped weights again (hours)
+
+PYTHON ?= python3
+N ?= 3
+RUN ?= runs/default
+VENV := .venv
+BIN := $(VENV)/bin
+# Another pyproject.toml or constraints.txt gives another stamp, so that an unchanged one costs nothing.
+INSTALLED := $(VENV)/installed-$(shell cat pyproject.toml constraints.txt | cksum | tr -s ' ' -)
+
+.PHONY: round test setup tiny-weights
+.DEFAULT_GOAL := round
+
+round: setup
+	$(BIN)/stseg-pipeline round --n $(N) --run "$(RUN)"
+
+setup: $(INSTALLED)
+
+$(INSTALLED):
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=/path/to/python3.11 ...")'
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --disable-pip-version-check --quiet -c constraints.txt -e '.[dev]'
+	@rm -f $(VENV)/installed-*
+	@touch $@
+
+test: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/python -m pytest
+
+tiny-weights: setup
+	$(BIN)/python -m models.tiny.train clip
+	$(BIN)/python -m models.tiny.train sam
+	$(BIN)/stseg-pipeline pretrain --out models/weights/stage1_dea.safetensors
+	$(BIN)/stseg-pipeline pretrain --set model.dea=false --out models/weights/stage1_baseline.safetensors

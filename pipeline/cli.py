@@ -1,0 +1,216 @@
+"""The command line. Heavy imports happen inside commands, so that `--help` answers at once."""
+
+import logging
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from pipeline import cli_models, cli_shards
+from pipeline.errors import exit_codes
+from pipeline.options import (
+    DEFAULT_RUN,
+    AddressOption,
+    BackendName,
+    BackendOption,
+    ConfigOption,
+    JsonOption,
+    RoundOption,
+    RunOption,
+    SetOption,
+    print_json,
+    print_table,
+)
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+app.add_typer(cli_shards.app, name="shards")
+cli_models.add_commands(app)
+
+
+@app.callback()
+def _all(
+    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Log more, to standard error.")] = False,
+) -> None:
+    """Label images by class names alone, refine the labels with SAM, train on them, and again.
+
+    \b
+      stseg-pipeline round --n 3                            the embedded default: generated scenes, a tiny model
+      stseg-pipeline init my-run --images photos --classes names.txt
+      stseg-pipeline round --n 3 --run my-run               your own images
+      stseg-pipeline status --run my-run                    how far it is
+
+    \b
+    Exit codes: 0 done, 2 wrong usage or setting, 3 settings that contradict the run's, 4 data,
+    75 stopped: the same command resumes.
+    """
+    logging.basicConfig(
+        level=logging.INFO if verbose else logging.WARNING, format="%(levelname)s %(name)s: %(message)s"
+    )
+
+
+@app.command("round")
+def run_round(
+    n: Annotated[int, typer.Option("--n", metavar="N", min=0, help="Rounds in all; 0 measures the start alone.")] = 1,
+    run: RunOption = DEFAULT_RUN,
+    config: ConfigOption = None,
+    sets: SetOption = None,
+    backend: BackendOption = BackendName.ray,
+    address: AddressOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Do rounds 1 to N: teacher, refine, write, train, evaluate. What is done already is left as it is.
+
+    A run folder that does not exist is made, with the embedded default. The same command resumes a run that was
+    stopped, and says so when there is nothing to do.
+
+    \b
+      stseg-pipeline round --n 3
+      stseg-pipeline round --n 3 --run runs/second --set seed=1
+      stseg-pipeline round --n 1 --run my-run --set refine.gate.threshold=0.8
+    """
+    from pipeline.rounds import RoundRequest, run_rounds
+
+    with exit_codes():
+        request = RoundRequest(rounds=n, file=config, sets=tuple(sets or ()), backend=backend.value, address=address)
+        reports = run_rounds(run, request)
+        if as_json:
+            print_json(reports)
+
+
+@app.command()
+def stage(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="embed, teacher, refine, write, train or evaluate.")],
+    number: RoundOption = 1,
+    run: RunOption = DEFAULT_RUN,
+    config: ConfigOption = None,
+    sets: SetOption = None,
+    backend: BackendOption = BackendName.ray,
+    address: AddressOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Do one stage of one round alone; refuses where what it reads is not done.
+
+    \b
+      stseg-pipeline stage refine --round 2 --run my-run
+    """
+    from pipeline.rounds import RoundRequest, run_stage
+
+    with exit_codes():
+        request = RoundRequest(
+            rounds=number, file=config, sets=tuple(sets or ()), backend=backend.value, address=address
+        )
+        summary = run_stage(run, name, request)
+        if as_json:
+            print_json(summary)
+
+
+@app.command()
+def plan(
+    n: Annotated[int, typer.Option("--n", metavar="N", min=0, help="Rounds in all.")] = 1,
+    run: RunOption = DEFAULT_RUN,
+    config: ConfigOption = None,
+    sets: SetOption = None,
+    fast: Annotated[bool, typer.Option("--fast", help="Do not verify the checksums of outputs.")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Say what `round --n N` would do, and why; changes nothing.
+
+    \b
+      stseg-pipeline plan --n 3 --run my-run --set refine.gate.threshold=0.8
+    """
+    from pipeline.rounds import plan_rounds
+
+    with exit_codes():
+        rows = [
+            {
+                "round": summary.round,
+                "stage": summary.stage,
+                "done": summary.counts.get("done", 0),
+                "to do": summary.counts.get("to do", 0),
+                "stale": summary.counts.get("stale", 0),
+                "depends": summary.counts.get("depends", 0),
+                "because": "; ".join(summary.reasons),
+            }
+            for summary in plan_rounds(run, n, config, sets or (), verify=not fast)
+        ]
+        if as_json:
+            print_json(rows)
+        else:
+            print_table(["round", "stage", "done", "to do", "stale", "depends", "because"], rows)
+
+
+@app.command()
+def status(run: RunOption = DEFAULT_RUN, as_json: JsonOption = False) -> None:
+    """Say how far a run is, from its plain files; also while it runs.
+
+    \b
+      stseg-pipeline status --run my-run --json
+    """
+    from dataclasses import asdict
+
+    from pipeline.status import SCORES, run_status
+
+    with exit_codes():
+        found = run_status(run)
+        if as_json:
+            print_json(asdict(found))
+            return
+        names = ["round", "stage", "done", "total", "samples", "dropped", "seconds"]
+        print_table(names, [asdict(entry) for entry in found.stages])
+        if found.rounds:
+            typer.echo("")
+            rows: list[dict[str, Any]] = [
+                {"round": number, **{name: scores[name] for name in SCORES}} for number, scores in found.rounds.items()
+            ]
+            print_table(["round", *SCORES], rows)
+        if found.holder:
+            holder = found.holder
+            typer.echo(f"\nprocess {holder.get('pid')} on {holder.get('host')} holds it since {holder.get('started')}")
+
+
+@app.command()
+def init(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="The run folder to make.")],
+    images: Annotated[Path, typer.Option("--images", metavar="FOLDER", help="Images, searched with sub-folders.")],
+    classes: Annotated[
+        Path, typer.Option("--classes", metavar="FILE", help="Class names: .txt, one a line, or .json.")
+    ],
+    labels: Annotated[
+        Path | None,
+        typer.Option(
+            "--labels", metavar="FOLDER", help="Index PNGs of these images, to measure with; never trained on."
+        ),
+    ] = None,
+    preset: Annotated[str | None, typer.Option("--preset", help="tiny, base or large.")] = None,
+    config: ConfigOption = None,
+    sets: SetOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Make a run folder for images of your own.
+
+    \b
+      stseg-pipeline init my-run --images photos --classes names.txt
+      stseg-pipeline round --n 3 --run my-run
+    """
+    from pipeline.own_images import make_own_run
+
+    with exit_codes():
+        made = make_own_run(folder, images, classes, labels, preset, config, sets or ())
+        facts = {"run": str(folder), "images": made.plan.sample_count, "shards": len(made.plan.shards)}
+        facts["classes"] = len(made.vocabulary)
+        if as_json:
+            print_json(facts)
+        else:
+            typer.echo(f"{folder}: {facts['images']} images in {facts['shards']} shards, {facts['classes']} classes")
+            typer.echo(f"next: stseg-pipeline round --n 3 --run {folder}")
+
+
+def main() -> None:
+    """Run the command line."""
+    app()

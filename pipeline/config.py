@@ -1,0 +1,241 @@
+"""The settings of a run: what they are, the embedded default, and where they are read and written."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Final, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt
+
+from jobs.stage import Resources
+from jobs.train import TrainConfig
+from jobs.training_group import GroupResources
+from models.gate import GateConfig
+from models.refinement import RefinementConfig
+from pipeline.settings import flat, read_settings, validated, with_sets
+from shards.files import write_bytes_atomic
+from shards.scenes import SCENE_CLASSES, SEEN
+from shards.sources import FolderSourceConfig, ScenesSourceConfig, SourceConfig
+from shards.vocabulary import load_class_names
+
+# A run is made for these; the other settings may change, and then the stages that they concern are done again.
+IDENTITY: Final = ("seed", "shard_size", "model.preset", "data.target", "data.source", "vocabulary")
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class ModelSettings(_Section):
+    """Which model, and where the weights of round 0 come from.
+
+    Attributes:
+        preset: "tiny" (embedded, with weights), "base" (the paper's) or "large".
+        dea: Whether CLIP's features are aggregated with SAM's; without, the network is SED's.
+        clip_weights: CLIP's weights; null: the preset's own.
+        sam_weights: SAM's weights; null: the preset's own.
+        stage1_weights: DEA and decoder after stage 1; null: those shipped for the preset.
+        baseline_weights: The decoder of the plain baseline without DEA; null: those shipped for the preset.
+    """
+
+    preset: Literal["tiny", "base", "large"] = "tiny"
+    dea: bool = True
+    clip_weights: Path | None = None
+    sam_weights: Path | None = None
+    stage1_weights: Path | None = None
+    baseline_weights: Path | None = None
+
+
+class DataSettings(_Section):
+    """Where images come from.
+
+    Attributes:
+        target: The images to label. Labels, if there are any, serve to measure the pseudo-labels and nothing else.
+        source: Labelled images that the rounds rehearse; null: training on pseudo-labels alone.
+        test: Labelled images that nothing but the evaluation of each round sees; null: no mIoU is reported.
+        validation: Labelled images to choose settings on.
+    """
+
+    target: SourceConfig = ScenesSourceConfig(split="target", count=400)
+    source: SourceConfig | None = ScenesSourceConfig(split="source", count=600)
+    test: SourceConfig | None = ScenesSourceConfig(split="test", count=200)
+    validation: SourceConfig | None = ScenesSourceConfig(split="validation", count=100)
+
+
+class VocabularySettings(_Section):
+    """The classes.
+
+    Attributes:
+        classes: A name a class, in the order of the ids, synonyms after ", "; or the path of a file of such names.
+        seen: The classes that stage 1 had labels of; null: all.
+    """
+
+    classes: tuple[str, ...] | str = SCENE_CLASSES
+    seen: tuple[str, ...] | None = tuple(name for name in SCENE_CLASSES if name in SEEN)
+
+
+class TeacherSettings(_Section):
+    """How the teacher predicts.
+
+    Attributes:
+        top_k: Classes kept for each pixel.
+        batch_size: Images at a time.
+    """
+
+    top_k: PositiveInt = 4
+    batch_size: PositiveInt = 8
+
+
+class RefineSettings(_Section):
+    """How a teacher's prediction becomes a pseudo-label."""
+
+    gate: GateConfig = GateConfig()
+    refinement: RefinementConfig = RefinementConfig()
+
+
+class QuarantineSettings(_Section):
+    """How many images may turn out unreadable before the run stops.
+
+    Attributes:
+        max_share: Share of all images.
+        min_samples: So many are allowed in any case, as long as other images are left.
+    """
+
+    max_share: float = Field(default=0.1, ge=0, le=1)
+    min_samples: NonNegativeInt = 5
+
+
+class ResourceSettings(_Section):
+    """What the workers of each stage need; none of it changes results."""
+
+    embed: Resources = Resources()
+    teacher: Resources = Resources()
+    refine: Resources = Resources()
+    write: Resources = Resources()
+    train: GroupResources = GroupResources()
+    evaluate: Resources = Resources()
+
+
+TINY_TRAINING: Final = TrainConfig(
+    steps=120, learning_rate=1e-3, target_per_step=6, source_per_step=2, sampled_classes=16, checkpoint_every=40
+)
+
+
+class RunConfig(_Section):
+    """All settings of a run. Its defaults are the embedded default: preset `tiny` on the generated scenes."""
+
+    seed: NonNegativeInt = 0
+    shard_size: PositiveInt = 50
+    model: ModelSettings = ModelSettings()
+    data: DataSettings = DataSettings()
+    vocabulary: VocabularySettings = VocabularySettings()
+    teacher: TeacherSettings = TeacherSettings()
+    refine: RefineSettings = RefineSettings()
+    train: TrainConfig = TINY_TRAINING
+    quarantine: QuarantineSettings = QuarantineSettings()
+    resources: ResourceSettings = ResourceSettings()
+
+
+def resolve_config(
+    asked: Mapping[str, Any], sets: Sequence[str], *, where: str, base: RunConfig | None = None
+) -> RunConfig:
+    """Give complete settings: a base, others laid over it, `--set key=value` over both.
+
+    Args:
+        asked: Nested settings, as out of a YAML file.
+        sets: Texts `key=value`, in order.
+        where: What `asked` comes from, for messages.
+        base: Settings to start from; None: the embedded default, with the paper's training where another preset than
+            `tiny` is asked for.
+
+    Raises:
+        ValueError: An unknown name (with the nearest known one) or a value that does not fit.
+    """
+    if base is None:
+        preset = flat(with_sets(asked, sets)).get("model.preset", "tiny")
+        base = RunConfig() if preset == "tiny" else RunConfig(train=TrainConfig())
+    merged = with_sets(laid_over(base.model_dump(mode="json"), asked), sets)
+    return _with_whole_paths(_with_class_names(validated(RunConfig, merged, where=where)))
+
+
+def load_config(path: Path) -> RunConfig:
+    """Read the settings of a run folder.
+
+    Raises:
+        FileNotFoundError: They are not there.
+        ValueError: They are damaged, or from a version with other settings.
+    """
+    return validated(RunConfig, read_settings(path), where=str(path))
+
+
+def save_config(path: Path, config: RunConfig) -> None:
+    """Write settings as YAML, whole or not at all; every setting stands in it, also those left at their default."""
+    text = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True, width=120)
+    write_bytes_atomic(path, ("# The settings of this run, all of them. Change them with --set.\n" + text).encode())
+
+
+def identity_changes(saved: RunConfig, asked: RunConfig) -> list[str]:
+    """Name what cannot change in a run that exists: "model.preset tiny -> base"; empty if nothing of it does."""
+    old, new = (flat(config.model_dump(mode="json")) for config in (saved, asked))
+    return [
+        f"{name} {_shown(old.get(name))} -> {_shown(new.get(name))}"
+        for name in dict.fromkeys([*old, *new])
+        if old.get(name) != new.get(name) and any(name == key or name.startswith(f"{key}.") for key in IDENTITY)
+    ]
+
+
+def changed_settings(saved: RunConfig, asked: RunConfig) -> list[str]:
+    """Name every setting that differs: "refine.gate.threshold 0.9 -> 0.8"."""
+    old, new = (flat(config.model_dump(mode="json")) for config in (saved, asked))
+    return [
+        f"{name} {_shown(old.get(name))} -> {_shown(new.get(name))}"
+        for name in dict.fromkeys([*old, *new])
+        if old.get(name) != new.get(name)
+    ]
+
+
+def laid_over(base: Mapping[str, Any], asked: Mapping[str, Any]) -> dict[str, Any]:
+    """Lay settings over others, section by section; a section of another `kind` replaces the old one whole."""
+    result = dict(base)
+    for name, value in asked.items():
+        old = result.get(name)
+        if (
+            isinstance(old, Mapping)
+            and isinstance(value, Mapping)
+            and value.get("kind", old.get("kind")) == old.get("kind")
+        ):
+            result[name] = laid_over(old, value)
+        else:
+            result[name] = value
+    return result
+
+
+def _with_class_names(config: RunConfig) -> RunConfig:
+    """Read the class names where the settings name their file, so that the saved settings are complete."""
+    classes = config.vocabulary.classes
+    if not isinstance(classes, str):
+        return config
+    names = tuple(load_class_names(Path(classes).expanduser()))
+    return config.model_copy(update={"vocabulary": config.vocabulary.model_copy(update={"classes": names})})
+
+
+def _with_whole_paths(config: RunConfig) -> RunConfig:
+    """Make relative paths absolute, so that the run can be resumed from any folder."""
+
+    def whole(source: SourceConfig | None) -> SourceConfig | None:
+        if not isinstance(source, FolderSourceConfig):
+            return source
+        labels = None if source.labels is None else str(Path(source.labels).expanduser().resolve())
+        return FolderSourceConfig(images=str(Path(source.images).expanduser().resolve()), labels=labels)
+
+    data = {name: whole(getattr(config.data, name)) for name in DataSettings.model_fields}
+    files = {name: getattr(config.model, name) for name in ModelSettings.model_fields if name.endswith("_weights")}
+    model = {name: path.expanduser().resolve() for name, path in files.items() if path is not None}
+    return config.model_copy(
+        update={"data": config.data.model_copy(update=data), "model": config.model.model_copy(update=model)}
+    )
+
+
+def _shown(value: object) -> str:
+    text = str(value)
+    return text if len(text) <= 60 else text[:59] + "…"

@@ -1,0 +1,66 @@
+"""The options that several commands share, and how they print."""
+
+import json
+from collections.abc import Mapping, Sequence
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+RunOption = Annotated[Path, typer.Option("--run", metavar="DIR", help="The run folder.")]
+RoundOption = Annotated[int, typer.Option("--round", metavar="R", min=0, help="Number of the round; 0 is the start.")]
+ConfigOption = Annotated[
+    Path | None, typer.Option("--config", metavar="FILE", help="YAML file of settings, laid over the run's own.")
+]
+SetOption = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="One setting, such as refine.gate.threshold=0.8; may be repeated."),
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON on standard output.")]
+AddressOption = Annotated[
+    str | None, typer.Option("--address", metavar="HOST:PORT", help="Join the Ray that runs there ('auto': find it).")
+]
+
+DEFAULT_RUN = Path("runs/default")
+
+
+class BackendName(StrEnum):
+    """Where the stages run."""
+
+    ray = "ray"
+    inline = "inline"
+
+
+BackendOption = Annotated[
+    BackendName, typer.Option("--backend", help="ray: workers beside each other; inline: in this process.")
+]
+
+
+def print_json(value: Any) -> None:
+    """Print a JSON value on standard output."""
+    typer.echo(json.dumps(value, ensure_ascii=False, indent=1))
+
+
+def print_table(head: Sequence[str], rows: Sequence[Mapping[str, object]]) -> None:
+    """Print rows as a plain table that also reads well in a log; numbers stand right, nothing is cut.
+
+    Args:
+        head: The columns' names, which are also the rows' keys; a missing or None value is shown as "-".
+        rows: The rows.
+    """
+    cells = [[_cell(row.get(name)) for name in head] for row in rows]
+    widths = [max([len(name), *(len(line[place]) for line in cells)]) for place, name in enumerate(head)]
+    numeric = [all(isinstance(row.get(name), int | float | None) for row in rows) for name in head]
+    for line in [list(head), *cells]:
+        padded = (
+            text.rjust(width) if right else text.ljust(width)
+            for text, width, right in zip(line, widths, numeric, strict=True)
+        )
+        typer.echo("  ".join(padded).rstrip())
+
+
+def _cell(value: object) -> str:
+    if value is None:
+        return "-"
+    return f"{value:.1f}" if isinstance(value, float) else str(value)

@@ -1,0 +1,110 @@
+"""What a person sees while a run works: bars on a terminal, a line per interval elsewhere; and the run's log."""
+
+import logging
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Final
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+from rich.text import Text
+
+from jobs.executor import StageEvent
+from shards.events import append_event
+from shards.records import Json
+
+logger = logging.getLogger(__name__)
+
+LINE_INTERVAL_S: Final = 10.0
+
+
+class RunProgress:
+    """Shows what happens and writes it to `events.jsonl`.
+
+    Args:
+        events: The run's log.
+        console: Where to show it; standard error, so that `--json` has standard output for itself.
+        clock: Seconds that only grow; a test gives its own.
+    """
+
+    def __init__(self, events: Path, console: Console | None = None, clock: Callable[[], float] = time.monotonic):
+        self._events = events
+        self._console = Console(stderr=True, highlight=False) if console is None else console
+        self._clock = clock
+        self._bars: Progress | None = None
+        self._rows: dict[str, TaskID] = {}
+        self._shown_at: dict[str, float] = {}
+        self._began: dict[str, float] = {}
+        self._samples: dict[str, int] = {}
+
+    def say(self, text: str) -> None:
+        """Show a line."""
+        # As plain text: names of files and classes may hold what rich takes for markup.
+        (self._bars.console if self._bars else self._console).print(Text(text), soft_wrap=True)
+
+    def note(self, kind: str, **facts: Json) -> None:
+        """Write an event to the run's log."""
+        append_event(self._events, {"time": datetime.now(UTC).isoformat(timespec="seconds"), "kind": kind, **facts})
+
+    @contextmanager
+    def stages(self, number: int) -> Iterator[Callable[[StageEvent], None]]:
+        """Give what takes in the events of a chain of a round, and show bars for its length."""
+        self._rows.clear()
+        self._began.clear()
+        self._samples.clear()
+        if self._console.is_terminal:
+            columns = (
+                TextColumn("{task.description}"),
+                BarColumn(bar_width=30),
+                MofNCompleteColumn(),
+                TextColumn("{task.fields[rate]}"),
+                TimeElapsedColumn(),
+            )
+            self._bars = Progress(*columns, console=self._console)
+            self._bars.start()
+        try:
+            yield lambda event: self._take(number, event)
+        finally:
+            if self._bars is not None:
+                self._bars.stop()
+                self._bars = None
+
+    def _take(self, number: int, event: StageEvent) -> None:
+        facts: dict[str, Json] = {"round": number, "stage": event.stage, "done": event.done, "total": event.total}
+        if event.shard:
+            facts["shard"] = event.shard
+        if event.error is not None:
+            facts["error"] = event.error
+        if event.record is not None:
+            facts |= {"samples": event.record.count, "seconds": round(event.record.seconds, 2)}
+            self._samples[event.stage] = self._samples.get(event.stage, 0) + event.record.count
+        self.note(event.kind, **facts)
+        if event.kind in ("shard_retry", "shard_failed"):
+            word = "is tried again" if event.kind == "shard_retry" else "failed"
+            self.say(f"{event.stage} {event.shard} {word}: {event.error}")
+        self._show(number, event)
+
+    def _show(self, number: int, event: StageEvent) -> None:
+        now = self._clock()
+        began = self._began.setdefault(event.stage, now)
+        rate = self._rate(event, now - began)
+        name = event.stage if number == 0 else f"round {number} {event.stage}"
+        if self._bars is not None:
+            if event.stage not in self._rows:
+                self._rows[event.stage] = self._bars.add_task(name, total=event.total, rate="")
+            self._bars.update(self._rows[event.stage], completed=event.done, rate=rate)
+            return
+        due = now - self._shown_at.get(name, -LINE_INTERVAL_S) >= LINE_INTERVAL_S
+        if event.kind == "finished" or (event.kind == "shard_done" and due):
+            self._shown_at[name] = now
+            self.say(f"{name}: {event.done}/{event.total} shards{', ' + rate if rate else ''}")
+
+    def _rate(self, event: StageEvent, seconds: float) -> str:
+        samples = self._samples.get(event.stage, 0)
+        if not samples or seconds <= 0:
+            return ""
+        left = (event.total - event.done) * seconds / max(event.done, 1)
+        return f"{samples / seconds:.1f} images/s" + (f", {left:.0f} s left" if event.done < event.total else "")

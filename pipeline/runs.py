@@ -1,0 +1,157 @@
+"""A run folder as a whole: made once, opened many times."""
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from pipeline.config import RunConfig, changed_settings, identity_changes, load_config, resolve_config, save_config
+from pipeline.errors import DataFault, SettingsConflict
+from pipeline.settings import read_settings
+from shards.layout import RunLayout
+from shards.plan import Plan, make_plan
+from shards.sources import ScenesSourceConfig, open_source
+from shards.vocabulary import Vocabulary
+
+logger = logging.getLogger(__name__)
+
+_OWN_BEFORE_CONFIG = {"vocabulary.json", "plan.json", "source_plan.json", "events.jsonl", "run.lock", "run.lock.guard"}
+
+
+@dataclass(frozen=True)
+class Run:
+    """What a run is made of.
+
+    Attributes:
+        layout: Where everything lies.
+        config: The settings.
+        vocabulary: The classes.
+        plan: The unlabelled images in shards.
+        source_plan: The labelled images in shards; None without a labelled source.
+    """
+
+    layout: RunLayout
+    config: RunConfig
+    vocabulary: Vocabulary
+    plan: Plan
+    source_plan: Plan | None
+
+    @property
+    def name(self) -> str:
+        """What the run is called: its folder's name."""
+        return self.layout.root.resolve().name
+
+
+def open_or_make_run(root: Path, file: Path | None = None, sets: Sequence[str] = ()) -> Run:
+    """Open the run in a folder, or make one there with the embedded default; call it under the run lock.
+
+    Args:
+        root: The run folder.
+        file: A YAML file to lay over the settings.
+        sets: `key=value` texts to lay over both.
+
+    Raises:
+        SettingsConflict: The run exists and is for other data, classes, preset or seed.
+        DataFault: The run folder is damaged.
+        ValueError: A setting is wrong, or the folder holds other things.
+    """
+    layout = RunLayout(root)
+    if layout.config.is_file():
+        saved = load_config(layout.config)
+        config = asked_config(root, saved, file, sets)
+        if config != saved:
+            logger.info("settings changed: %s", "; ".join(changed_settings(saved, config)))
+            save_config(layout.config, config)
+        return _loaded(layout, config)
+    return make_run(root, _resolved(file, sets, None))
+
+
+def read_run(root: Path, file: Path | None = None, sets: Sequence[str] = ()) -> Run:
+    """Open a run that exists, as it would be with other settings; nothing is written.
+
+    Raises:
+        SettingsConflict: The run is for other data, classes, preset or seed.
+        DataFault: There is no run, or it is damaged.
+        ValueError: A setting is wrong.
+    """
+    layout = RunLayout(root)
+    if not layout.config.is_file():
+        raise DataFault(f"{root} holds no run (no config.yaml); make one: stseg-pipeline round --run {root}")
+    return _loaded(layout, asked_config(root, load_config(layout.config), file, sets))
+
+
+def asked_config(root: Path, saved: RunConfig, file: Path | None, sets: Sequence[str]) -> RunConfig:
+    """Give a run's settings with the asked ones laid over.
+
+    Raises:
+        SettingsConflict: They would make it another run.
+    """
+    config = _resolved(file, sets, saved)
+    changes = identity_changes(saved, config)
+    if changes:
+        raise SettingsConflict(
+            f"{root} was made with other settings: {'; '.join(changes)}. Name another folder with --run, or leave "
+            "the setting as it is"
+        )
+    return config
+
+
+def make_run(root: Path, config: RunConfig) -> Run:
+    """Make a run folder: vocabulary and plans, and the settings last.
+
+    Raises:
+        ValueError: The folder holds other things, a source is not there, or holds no image.
+    """
+    foreign = sorted(path.name for path in root.iterdir() if not _is_own(path)) if root.is_dir() else []
+    if foreign:
+        raise ValueError(f"{root} holds {foreign[0]} and is no run; name a new folder with --run")
+    layout = RunLayout(root)
+    vocabulary = build_vocabulary(config)
+    plan = make_plan(open_source(config.data.target, vocabulary).refs(), config.shard_size)
+    source = None if config.data.source is None else open_source(config.data.source, vocabulary)
+    if source is not None and not source.labelled:
+        raise ValueError("data.source has no labels; name their folder in data.source.labels, or set data.source=null")
+    source_plan = None if source is None else make_plan(source.refs(), config.shard_size)
+    root.mkdir(parents=True, exist_ok=True)
+    vocabulary.save(layout.vocabulary)
+    plan.save(layout.plan)
+    if source_plan is not None:
+        source_plan.save(layout.source_plan)
+    save_config(layout.config, config)
+    return Run(layout, config, vocabulary, plan, source_plan)
+
+
+def build_vocabulary(config: RunConfig) -> Vocabulary:
+    """Give the vocabulary that the settings describe, with the preset's prompt templates."""
+    from models.presets import load_preset
+    from models.text import prompt_templates
+
+    templates = prompt_templates(load_preset(config.model.preset).templates)
+    names = config.vocabulary.classes
+    if isinstance(names, str):
+        raise ValueError(f"vocabulary.classes is {names!r}; resolve the settings first")
+    return Vocabulary.from_names(names, seen=config.vocabulary.seen, templates=templates)
+
+
+def is_default_data(config: RunConfig) -> bool:
+    """Tell whether the images are the generated scenes."""
+    return isinstance(config.data.target, ScenesSourceConfig)
+
+
+def _resolved(file: Path | None, sets: Sequence[str], base: RunConfig | None) -> RunConfig:
+    asked = {} if file is None else read_settings(file)
+    return resolve_config(asked, sets, where="--set" if file is None else f"{file} or --set", base=base)
+
+
+def _loaded(layout: RunLayout, config: RunConfig) -> Run:
+    try:
+        vocabulary = Vocabulary.load(layout.vocabulary)
+        plan = Plan.load(layout.plan)
+        source_plan = None if config.data.source is None else Plan.load(layout.source_plan)
+    except (FileNotFoundError, ValueError) as error:
+        raise DataFault(f"{error}; the run folder is damaged: put the file back or start a new run") from error
+    return Run(layout, config, vocabulary, plan, source_plan)
+
+
+def _is_own(path: Path) -> bool:
+    return path.name in _OWN_BEFORE_CONFIG or path.name.startswith(".tmp~")

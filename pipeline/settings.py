@@ -1,0 +1,151 @@
+"""Settings out of a YAML file and `--set key=value`: names checked against a pydantic model, with the nearest one."""
+
+import difflib
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar, get_args
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+Settings = TypeVar("Settings", bound=BaseModel)
+
+
+def read_settings(path: Path) -> dict[str, Any]:
+    """Read a YAML file of settings; an empty one sets nothing.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        ValueError: It is not YAML, or not a mapping of names to values.
+    """
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is not a YAML file: {' '.join(str(error).split())}") from error
+    if content is None:
+        return {}
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} holds {type(content).__name__}; expected names and values, such as 'seed: 0'")
+    return content
+
+
+def parse_set(text: str) -> tuple[str, Any]:
+    """Split `key=value`; the value is read as YAML (`0.8`, `true`, `null`, `[1, 2]`, text).
+
+    Raises:
+        ValueError: There is no `=`, no name, or the value is not YAML.
+    """
+    name, sign, value = text.partition("=")
+    name = name.strip()
+    if not sign or not all(name.split(".")):
+        raise ValueError(f"--set {text!r} is not a setting; expected name=value, such as --set train.steps=200")
+    try:
+        return name, yaml.safe_load(value)
+    except yaml.YAMLError as error:
+        raise ValueError(f"--set {text!r}: the value is not YAML ({' '.join(str(error).split())})") from error
+
+
+def with_sets(settings: Mapping[str, Any], sets: Sequence[str]) -> dict[str, Any]:
+    """Give the settings with each `key=value` laid over them; dotted names reach into sections.
+
+    Raises:
+        ValueError: A text is not a setting, or reaches into something that is not a section.
+    """
+    result: dict[str, Any] = _copied(settings)
+    for text in sets:
+        name, value = parse_set(text)
+        *sections, last = name.split(".")
+        place = result
+        for depth, section in enumerate(sections):
+            inner = place.get(section)
+            if inner is None:
+                inner = place[section] = {}
+            if not isinstance(inner, dict):
+                raise ValueError(f"--set {text!r}: {'.'.join(sections[: depth + 1])} is {inner!r}, not a section")
+            place = inner
+        place[last] = value
+    return result
+
+
+def validated(model: type[Settings], settings: Mapping[str, Any], *, where: str) -> Settings:
+    """Turn plain settings into a model.
+
+    Args:
+        model: The pydantic model.
+        settings: Nested names and values.
+        where: What the settings come from, for the message.
+
+    Raises:
+        ValueError: An unknown name, with the nearest known one; or a value that does not fit, with its name.
+    """
+    known = dotted_names(model)
+    for name in flat(settings):
+        if name not in known and not _lies_in_open_field(name, known):
+            near = nearest(name, known)
+            hint = f"; did you mean {near!r}?" if near else f"; the sections are {', '.join(model.model_fields)}"
+            raise ValueError(f"{where}: unknown setting {name!r}{hint}")
+    try:
+        return model.model_validate(dict(settings))
+    except ValidationError as error:
+        first = error.errors()[0]
+        name = ".".join(str(part) for part in first["loc"]) or "settings"
+        raise ValueError(f"{where}: {name}: {first['msg']}, got {first['input']!r:.80}") from error
+
+
+def nearest(name: str, known: Mapping[str, bool]) -> str | None:
+    """Give the known name that was probably meant, or None; a name at another depth is found by its end."""
+    ends = sorted((other for other in known if other.endswith("." + name)), key=len)
+    if ends:
+        return ends[0]
+    close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.7)
+    if close:
+        return close[0]
+    last = name.rpartition(".")[2]
+    for other in sorted(known, key=len):
+        if difflib.SequenceMatcher(None, last, other.rpartition(".")[2]).ratio() >= 0.75:
+            return other
+    return None
+
+
+def dotted_names(model: type[BaseModel]) -> dict[str, bool]:
+    """Give every setting's dotted name, sections too; True where any name may follow (a mapping)."""
+    return dict(_names_of(model, ""))
+
+
+def flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Give nested settings as dotted names and values; lists count as values."""
+    result: dict[str, Any] = {}
+    for name, value in settings.items():
+        if isinstance(value, Mapping) and value:
+            result.update(flat(value, f"{prefix}{name}."))
+        else:
+            result[f"{prefix}{name}"] = value
+    return result
+
+
+def _names_of(model: type[BaseModel], prefix: str) -> Iterator[tuple[str, bool]]:
+    for name, field in model.model_fields.items():
+        inner = list(_models_in(field.annotation))
+        yield prefix + name, not inner and _is_mapping(field.annotation)
+        for section in inner:
+            yield from _names_of(section, f"{prefix}{name}.")
+
+
+def _models_in(annotation: Any) -> Iterator[type[BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        yield annotation
+    for part in get_args(annotation):
+        yield from _models_in(part)
+
+
+def _is_mapping(annotation: Any) -> bool:
+    return annotation is dict or getattr(annotation, "__origin__", None) in (dict, Mapping)
+
+
+def _lies_in_open_field(name: str, known: Mapping[str, bool]) -> bool:
+    parts = name.split(".")
+    return any(known.get(".".join(parts[:length]), False) for length in range(1, len(parts)))
+
+
+def _copied(settings: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: _copied(value) if isinstance(value, Mapping) else value for name, value in settings.items()}
