@@ -3,6 +3,7 @@
 # M mask, s side of SAM's low-resolution frame
 
 from dataclasses import dataclass
+from math import isnan
 from typing import Final, Self
 
 import torch
@@ -123,13 +124,13 @@ def _pixels(mask_Mss: Tensor) -> Tensor:
 
 def _reason(predicted_iou: float, stability: float, iou: float, area_ratio: float, config: AcceptConfig) -> str:
     # An empty mask over a component without a pixel has the ratio 0 / 0, nan.
-    if area_ratio == 0 or area_ratio != area_ratio:
+    if area_ratio == 0 or isnan(area_ratio):
         return REJECTED_EMPTY
     if not config.min_area_ratio <= area_ratio <= config.max_area_ratio:
         return REJECTED_AREA
     if iou < config.min_iou:
         return REJECTED_DISAGREES
-    if config.min_predicted_iou > 0 and not predicted_iou >= config.min_predicted_iou:
+    if isnan(predicted_iou) or (config.min_predicted_iou > 0 and predicted_iou < config.min_predicted_iou):
         return REJECTED_PREDICTED_IOU
     if config.min_stability > 0 and stability < config.min_stability:
         return REJECTED_UNSTABLE

@@ -24,9 +24,9 @@ class PromptConfig(BaseModel):
             published SAM weights.
         min_area: Components of fewer cells of the score grid get no prompt. A cell is 2 pixels wide in the tiny
             preset and 4 in the others.
-        mask_logit: What the mask prompt is made of: the logit of the class's "probability", or the "margin", log p minus log
-            of the best other class's p, which is positive exactly where the teacher prefers the class. The two differ
-            where the teacher is unsure among many classes.
+        mask_logit: What the mask prompt shows: the logit of the class's "probability", or the "margin", log p minus
+            log of the best other class's p, positive exactly where the teacher prefers the class. The two differ where
+            the teacher is unsure among many classes.
         logit_clip: The mask prompt's logits are kept within plus and minus this.
         other_components_logit: Cells of the class's other components get at most this logit.
     """

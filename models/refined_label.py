@@ -43,7 +43,7 @@ class MaskFact:
         area: Pixels of SAM's mask if accepted, before other masks win some of them; else of the component.
         box_xyxy: The same one's box in original pixels; x1 and y1 are the first ones outside.
         prompts: The kinds of prompt that SAM got.
-        prompt_box_xyxy: The component's box in original pixels, fractions included.
+        prompt_box_xyxy: The component's box in original pixels, rounded to hundredths.
         prompt_point_xy: The component's deepest point in original pixels.
         predicted_iou: SAM's own guess.
         stability: SAM's stability score.
@@ -66,8 +66,9 @@ class MaskFact:
     reason: str
 
     def as_json(self) -> dict[str, Any]:
-        """Give it as a dict that `json` writes."""
-        return asdict(self)
+        """Give it as a dict that `json` writes, fractions rounded to four digits."""
+        fact = asdict(self)
+        return {name: round(value, 4) if isinstance(value, float) else value for name, value in fact.items()}
 
 
 @dataclass(frozen=True)

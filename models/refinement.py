@@ -227,7 +227,7 @@ def _fact(
         area=seen[0] if seen else coarse_area,
         box_xyxy=seen[1] if seen else coarse_box,
         prompts=frame[1].kinds,
-        prompt_box_xyxy=box,
+        prompt_box_xyxy=(round(box[0], 2), round(box[1], 2), round(box[2], 2), round(box[3], 2)),
         prompt_point_xy=(round(float(point[0]), 2), round(float(point[1]), 2)),
         predicted_iou=verdict.predicted_iou,
         stability=verdict.stability,

@@ -1,3 +1,4 @@
+import dataclasses
 import json
 from collections.abc import Callable
 
@@ -10,10 +11,12 @@ from torch import Tensor
 
 from models.acceptance import AcceptConfig
 from models.gate import GateConfig
-from models.overlaps import ResolveConfig
+from models.overlaps import ResolveConfig, claim_pixels
+from models.presets import SAM_TINY
 from models.prompts import PromptConfig
 from models.refined_label import RefinedLabel, RefineInput
 from models.refinement import RefinementConfig, refine_batch, refine_image
+from models.sam import SamMaskDecoder, build_sam
 from models.sam_decoder import MaskPrompts
 
 Answer = Callable[[Tensor], Tensor]
@@ -297,6 +300,43 @@ def test_several_images_share_one_decoder_call_and_keep_their_own_results() -> N
         assert (alone.label == refined.label).all()
         assert (alone.weight == refined.weight).all()
         assert alone.masks == refined.masks
+
+
+def test_segment_anythings_own_decoder_takes_the_prompts() -> None:
+    torch.manual_seed(0)
+    decoder = SamMaskDecoder(build_sam(SAM_TINY))
+    source = dataclasses.replace(
+        image(square(), original_hw=(48, 96), valid_hw=(0.5, 1.0)), embedding=np.ones((64, 16, 16), dtype=np.float16)
+    )
+    for kinds in (("mask", "box", "point"), ("box",), ("point",)):
+        config = RefinementConfig.model_validate({"prompts": {"kinds": kinds}})
+        refined = refine_image(source, decoder, GateConfig(), config, num_classes=2, ignore_index=255)
+        assert [fact.class_id for fact in refined.masks] == [0, 1]
+        assert refined.label.shape == (48, 96)
+
+
+def test_label_does_not_depend_on_how_many_masks_are_upscaled_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    logits, strengths = torch.randn(7, 8, 8), [0.5, 0.9, 0.9, 0.2, 0.7, 0.0, 1.0]
+
+    def upscale(masks: Tensor) -> Tensor:
+        return F.interpolate(masks[:, None], (20, 30), mode="bilinear")[:, 0]
+
+    whole = claim_pixels(logits, strengths, upscale, (20, 30))
+    monkeypatch.setattr("models.overlaps.PIXELS_AT_ONCE", 1)
+    single = claim_pixels(logits, strengths, upscale, (20, 30))
+    assert (whole.winner == single.winner).all()
+    assert (whole.areas, whole.boxes) == (single.areas, single.boxes)
+    stack = upscale(logits)
+    votes = torch.where(stack > 0, stack.sigmoid() * torch.tensor(strengths)[:, None, None], -1)
+    expected = torch.where(votes.amax(0) >= 0, votes.argmax(0), -1)
+    assert (whole.winner == expected).all()
+
+
+def test_mask_without_a_predicted_iou_is_rejected() -> None:
+    refined = refine(image(square()), FakeDecoder(predicted_iou=float("nan")))
+    assert refined.reason_counts == {"rejected_predicted_iou": 2}
+    assert (refined.label != 255).all()
 
 
 def test_no_images_give_nothing() -> None:
