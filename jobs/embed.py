@@ -1,0 +1,108 @@
+"""The embed stage: SAM's embedding of every image, once for all rounds. It also finds the unreadable images."""
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, PositiveInt
+
+from jobs.loaded_images import in_batches, load_images
+from jobs.model import ModelConfig, load_sam_encoder, sam_fingerprint
+from jobs.stage import CODE_VERSION, ShardTask, finish, prepare
+from shards.arrays import write_arrays
+from shards.records import Drop, Json, Record
+from shards.sources import Source, SourceConfig, open_source
+from shards.vocabulary import Vocabulary
+
+if TYPE_CHECKING:
+    from models.sam import SamEmbedding
+
+
+class EmbedConfig(BaseModel):
+    """Settings of the embed stage.
+
+    Attributes:
+        model: Preset and SAM's weights; the rest of it is not used.
+        source: Where the images are.
+        vocabulary: Path of the run's `vocabulary.json`.
+        batch_size: Images in memory at a time; changes no result.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    model: ModelConfig
+    source: SourceConfig
+    vocabulary: Path
+    batch_size: PositiveInt = 8
+
+
+class ImageEncoder(Protocol):
+    """SAM's image encoder, or a test's fake."""
+
+    def encode(self, images: Sequence[NDArray[np.uint8]]) -> "SamEmbedding":
+        """Give (B, C, g, g) embeddings, and the (B, 2) share of each square that is image; B may be 0."""
+        ...
+
+
+def embed_fingerprint(config: EmbedConfig) -> dict[str, Json]:
+    """What changes the embeddings: code and SAM."""
+    return {"code": CODE_VERSION, "sam": sam_fingerprint(config.model)}
+
+
+def embed_shard(task: ShardTask, encoder: ImageEncoder, source: Source, batch_size: int = 8) -> Record:
+    """Embed the images of a shard.
+
+    Writes `embedding` (n, C, g, g) float16 and `valid` (n, 2) float32, attrs `keys`, `sizes_hw`, `exif`. Later stages
+    use these keys: an image that cannot be read is not among them, but among the record's drops.
+
+    Args:
+        task: The samples; no inputs.
+        encoder: SAM's.
+        source: Where to read the images.
+        batch_size: Images in memory at a time.
+
+    Raises:
+        EmptyShard: Nothing came out though not every image was dropped.
+    """
+    started = time.monotonic()
+    prepare(task)
+    drops: list[Drop] = []
+    keys: list[Json] = []
+    sizes_hw: list[Json] = []
+    exif: list[Json] = []
+    embeddings: list[NDArray[np.float16]] = []
+    valid: list[NDArray[np.float32]] = []
+    for batch in in_batches(load_images(task.samples, source, drops), batch_size):
+        _add(encoder.encode([loaded.image for loaded in batch]), embeddings, valid)
+        keys += [loaded.ref.key for loaded in batch]
+        sizes_hw += [list(loaded.size_hw) for loaded in batch]
+        exif += [loaded.exif_orientation for loaded in batch]
+    if not keys:
+        _add(encoder.encode([]), embeddings, valid)
+    arrays: dict[str, NDArray[np.floating]] = {"embedding": np.concatenate(embeddings), "valid": np.concatenate(valid)}
+    write_arrays(task.output, arrays, {"keys": keys, "sizes_hw": sizes_hw, "exif": exif})
+    stats = {"samples": float(len(keys)), "dropped": float(len(drops))}
+    return finish(task, count=len(keys), stats=stats, drops=drops, seconds=time.monotonic() - started)
+
+
+def _add(encoded: "SamEmbedding", embeddings: list[NDArray[np.float16]], valid: list[NDArray[np.float32]]) -> None:
+    embeddings.append(encoded.embedding_BCHW.cpu().numpy().astype(np.float16))
+    valid.append(encoded.valid_B2.cpu().numpy().astype(np.float32))
+
+
+class EmbedWorker:
+    """Loads SAM's encoder once and embeds shards."""
+
+    def __init__(self, config: EmbedConfig) -> None:
+        from jobs.segmenter import worker_device
+
+        self._source = open_source(config.source, Vocabulary.load(config.vocabulary))
+        self._encoder = load_sam_encoder(config.model).to(worker_device())
+        self._batch_size = config.batch_size
+
+    def run(self, task: ShardTask) -> Record:
+        """Embed a shard."""
+        return embed_shard(task, self._encoder, self._source, self._batch_size)

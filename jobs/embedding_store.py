@@ -1,0 +1,67 @@
+"""What the embed stage stores of a shard, for the stages after it."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from shards.arrays import read_arrays, read_rows
+
+if TYPE_CHECKING:
+    from models.sam import SamEmbedding
+
+
+@dataclass(frozen=True)
+class EmbeddingStore:
+    """The readable images of a shard; the large arrays stay on disk.
+
+    Attributes:
+        path: The store.
+        rows: Row of each key; the keys in the shard's order.
+        sizes_hw: (n, 2) upright sizes in pixels.
+        exif: n EXIF orientations.
+        valid: (n, 2) float32, share of SAM's square that is image.
+    """
+
+    path: Path
+    rows: dict[str, int]
+    sizes_hw: list[tuple[int, int]]
+    exif: list[int]
+    valid: NDArray[np.float32]
+
+    @classmethod
+    def open(cls, path: Path) -> "EmbeddingStore":
+        """Open the store of a shard.
+
+        Raises:
+            FileNotFoundError: There is none.
+            ValueError: It is damaged.
+        """
+        arrays, attrs = read_arrays(path, names=("valid",))
+        read: dict[str, Any] = attrs
+        try:
+            sizes = [(int(height), int(width)) for height, width in read["sizes_hw"]]
+            rows = {str(key): row for row, key in enumerate(read["keys"])}
+            return cls(path, rows, sizes, [int(value) for value in read["exif"]], arrays["valid"])
+        except (KeyError, TypeError) as error:
+            raise ValueError(f"{path} is not a store of embeddings: {error!r}; delete its record to redo it") from error
+
+    def embedding(self, row: int) -> NDArray[np.float16]:
+        """Read one image's (C, g, g) float16 embedding."""
+        return np.asarray(read_rows(self.path, "embedding", row), dtype=np.float16)
+
+    def batch(self, keys: list[str]) -> "SamEmbedding":
+        """Read the embeddings of some keys as float32 tensors.
+
+        Raises:
+            KeyError: One of them is not in the store.
+        """
+        import torch
+
+        from models.sam import SamEmbedding
+
+        rows = [self.rows[key] for key in keys]
+        stacked = np.stack([self.embedding(row) for row in rows]).astype(np.float32)
+        return SamEmbedding(torch.from_numpy(stacked), torch.from_numpy(np.ascontiguousarray(self.valid[rows])))

@@ -1,0 +1,156 @@
+"""The refine stage: the teacher's stored scores and SAM's embeddings become pseudo-labels."""
+
+# k kept classes, h w score grid, H W image
+
+import time
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, PositiveInt
+
+from jobs.embedding_store import EmbeddingStore
+from jobs.loaded_images import in_batches
+from jobs.model import ModelConfig, load_sam_decoder, sam_fingerprint
+from jobs.refined_store import write_refined
+from jobs.stage import CODE_VERSION, ShardTask, finish, prepare
+from models.gate import ABSENT, GateConfig
+from models.refined_label import RefinedLabel, RefineInput
+from models.refinement import PromptDecoder, RefinementConfig, refine_batch
+from shards.arrays import read_arrays
+from shards.records import Json, Record
+from shards.vocabulary import Vocabulary
+
+
+class RefineConfig(BaseModel):
+    """Settings of the refine stage.
+
+    Attributes:
+        model: Preset and SAM's weights; the rest of it is not used.
+        vocabulary: Path of the run's `vocabulary.json`.
+        gate: Which classes of an image become prompts.
+        refinement: The steps after the gate.
+        batch_size: Images a call of SAM's mask decoder; changes no result but for rounding.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    model: ModelConfig
+    vocabulary: Path
+    gate: GateConfig = GateConfig()
+    refinement: RefinementConfig = RefinementConfig()
+    batch_size: PositiveInt = 8
+
+
+def refine_fingerprint(config: RefineConfig, vocabulary: Vocabulary) -> dict[str, Json]:
+    """What changes the refined labels: code, SAM, the number of classes, gate and refinement."""
+    return {
+        "code": CODE_VERSION,
+        "sam": sam_fingerprint(config.model),
+        "classes": len(vocabulary),
+        "gate": config.gate.model_dump(mode="json"),
+        "refinement": config.refinement.model_dump(mode="json"),
+    }
+
+
+def refine_shard(task: ShardTask, decoder: PromptDecoder, vocabulary: Vocabulary, config: RefineConfig) -> Record:
+    """Refine the labels of a shard's images.
+
+    Writes what `jobs.refined_store` describes. An image, or a whole shard, in which nothing passes the gate is stored
+    with every pixel ignored: `coverage` in the record says so, and the write stage leaves such images out.
+
+    Args:
+        task: Inputs "teacher" (scores) and "embedding" (SAM's embeddings and the images' sizes).
+        decoder: SAM's mask decoder.
+        vocabulary: The classes.
+        config: Gate and refinement.
+
+    Raises:
+        ValueError: The teacher's scores cannot be right, or belong to other classes or images.
+    """
+    started = time.monotonic()
+    prepare(task)
+    store = EmbeddingStore.open(task.inputs["embedding"])
+    scores, attrs = read_arrays(task.inputs["teacher"], names=("ids", "scores"))
+    read: dict[str, Any] = attrs
+    keys = [str(key) for key in read["keys"]]
+    refined: list[RefinedLabel] = []
+    for batch in in_batches(_inputs(task, keys, scores, store), config.batch_size):
+        refined += refine_batch(
+            batch,
+            decoder,
+            config.gate,
+            config.refinement,
+            num_classes=len(vocabulary),
+            ignore_index=vocabulary.ignore_index,
+        )
+    write_refined(
+        task.output,
+        keys,
+        refined,
+        [store.exif[store.rows[key]] for key in keys],
+        ignore_index=vocabulary.ignore_index,
+        teacher_weights=str(read["teacher_weights"]),
+    )
+    stats = refine_stats(refined, vocabulary)
+    return finish(task, count=len(keys), stats=stats, seconds=time.monotonic() - started, arrived=len(keys))
+
+
+def _inputs(
+    task: ShardTask, keys: Sequence[str], scores: dict[str, NDArray[Any]], store: EmbeddingStore
+) -> Iterator[RefineInput]:
+    for index, key in enumerate(keys):
+        if key not in store.rows:
+            raise ValueError(f"shard {task.shard} has teacher scores for {key}, but no embedding; redo the teacher")
+        row = store.rows[key]
+        valid = store.valid[row]
+        yield RefineInput(
+            ids=scores["ids"][index],
+            scores=scores["scores"][index],
+            embedding=store.embedding(row),
+            valid_hw=(float(valid[0]), float(valid[1])),
+            original_hw=store.sizes_hw[row],
+        )
+
+
+def refine_stats(refined: Sequence[RefinedLabel], vocabulary: Vocabulary) -> dict[str, float]:
+    """Count what happened in a shard.
+
+    Returns:
+        `samples`, `samples_uncovered`, `pixels`, `pixels_covered`, `pixels_gated`; `masks_accepted` and
+        `masks_<reason>`; `classes_accepted` and `classes_<reason>`, counted once an image; per class id i,
+        `class_<i>_pixels` and `class_<i>_masks_<reason>`. All of these add up over shards. `coverage` does not: it is
+        the share of this shard's pixels that are labelled, in per cent.
+    """
+    counts: Counter[str] = Counter(samples=len(refined), samples_uncovered=0, masks_accepted=0, classes_accepted=0)
+    for one in refined:
+        ids, pixels = np.unique(one.label[one.label != vocabulary.ignore_index], return_counts=True)
+        counts["samples_uncovered"] += int(not len(ids))
+        counts["pixels"] += one.label.size
+        counts["pixels_covered"] += int(pixels.sum())
+        counts["pixels_gated"] += int((one.gated != vocabulary.ignore_index).sum())
+        counts.update({f"class_{i}_pixels": int(n) for i, n in zip(ids.tolist(), pixels.tolist(), strict=True)})
+        counts.update({f"masks_{reason}": number for reason, number in one.reason_counts.items()})
+        counts.update(f"class_{fact.class_id}_masks_{fact.reason}" for fact in one.masks)
+        counts.update({f"classes_{reason}": n for reason, n in one.gate.counts.items() if reason != ABSENT})
+    stats = {name: float(number) for name, number in sorted(counts.items())}
+    stats["coverage"] = 100 * counts["pixels_covered"] / counts["pixels"] if counts["pixels"] else 0.0
+    return stats
+
+
+class RefineWorker:
+    """Loads SAM's mask decoder once and refines shards."""
+
+    def __init__(self, config: RefineConfig) -> None:
+        from jobs.segmenter import worker_device
+
+        self._config = config
+        self._vocabulary = Vocabulary.load(config.vocabulary)
+        self._decoder = load_sam_decoder(config.model).to(worker_device())
+
+    def run(self, task: ShardTask) -> Record:
+        """Refine a shard."""
+        return refine_shard(task, self._decoder, self._vocabulary, self._config)

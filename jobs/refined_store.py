@@ -1,0 +1,114 @@
+"""What the refine stage stores of a shard: four maps an image, and how they came about."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from models.gate import ABSENT, GateResult
+from models.refined_label import RefinedLabel
+from shards.arrays import pack_ragged, read_arrays, read_ragged_row, unpack_ragged, write_arrays
+from shards.records import Json
+from shards.vocabulary import IGNORE_8_BIT
+
+LABEL_MAPS: Final = ("label", "teacher", "gated")
+MAPS: Final = (*LABEL_MAPS, "weight")
+
+
+@dataclass(frozen=True)
+class RefinedStore:
+    """The refined labels of a shard.
+
+    Attributes:
+        keys: The images, in the shard's order.
+        maps: For each of "label" (refined), "teacher" (its own labels), "gated" (those of classes that passed the
+            gate), each with the ignore index, and "weight" (0..255): one (H, W) uint8 or uint16 map an image.
+        exif: EXIF orientation of each image.
+        masks: Of each image the facts of its masks, as `MaskFact.as_json` gives them.
+        gate: Of each image, for the classes that the teacher saw: class_id, confidence, reason.
+        teacher_weights: SHA-256 of the teacher's weights.
+    """
+
+    keys: tuple[str, ...]
+    maps: dict[str, list[NDArray[Any]]]
+    exif: tuple[int, ...]
+    masks: tuple[list[dict[str, Any]], ...]
+    gate: tuple[list[dict[str, Any]], ...]
+    teacher_weights: str
+
+
+def write_refined(
+    path: Path,
+    keys: Sequence[str],
+    refined: Sequence[RefinedLabel],
+    exif: Sequence[int],
+    *,
+    ignore_index: int,
+    teacher_weights: str,
+) -> None:
+    """Write the refined labels of a shard; ids take a byte where 255 is the ignore index, else two."""
+    wide = np.dtype(np.uint8 if ignore_index == IGNORE_8_BIT else np.uint16)
+    arrays: dict[str, NDArray[Any]] = {}
+    for name in MAPS:
+        kind = wide if name in LABEL_MAPS else np.dtype(np.uint8)
+        packed = pack_ragged([getattr(one, name).astype(kind) for one in refined], kind)
+        arrays[name], arrays["sizes_hw"] = packed["values"], packed["sizes_hw"]
+    attrs: dict[str, Json] = {
+        "keys": list(keys),
+        "exif": list(exif),
+        "masks": [[fact.as_json() for fact in one.masks] for one in refined],
+        "gate": [_gate_facts(one.gate) for one in refined],
+        "teacher_weights": teacher_weights,
+    }
+    write_arrays(path, arrays, attrs)
+
+
+def read_refined(path: Path, names: Sequence[str] = MAPS) -> RefinedStore:
+    """Read the refined labels of a shard.
+
+    Args:
+        path: The store.
+        names: The maps wanted, of `MAPS`.
+
+    Raises:
+        FileNotFoundError: There is none.
+        ValueError: It is damaged.
+    """
+    arrays, attrs = read_arrays(path, names=(*names, "sizes_hw"))
+    read: dict[str, Any] = attrs
+    try:
+        return RefinedStore(
+            keys=tuple(read["keys"]),
+            maps={name: unpack_ragged(arrays[name], arrays["sizes_hw"]) for name in names},
+            exif=tuple(read["exif"]),
+            masks=tuple(read["masks"]),
+            gate=tuple(read["gate"]),
+            teacher_weights=str(read["teacher_weights"]),
+        )
+    except (KeyError, TypeError) as error:
+        raise ValueError(f"{path} is not a store of refined labels: {error!r}; delete its record to redo it") from error
+
+
+def read_refined_map(path: Path, name: str, key: str) -> NDArray[Any]:
+    """Read one map of one image without the rest of the shard: (H, W).
+
+    Raises:
+        KeyError: The shard has no image of that key.
+        ValueError: The store is damaged.
+    """
+    _, attrs = read_arrays(path, names=())
+    keys: Any = attrs["keys"]
+    if key not in keys:
+        raise KeyError(f"{path} holds no image {key!r}")
+    return read_ragged_row(path, name, "sizes_hw", keys.index(key))
+
+
+def _gate_facts(result: GateResult) -> list[dict[str, Json]]:
+    return [
+        {"class_id": class_id, "confidence": round(float(confidence), 6), "reason": reason}
+        for class_id, (confidence, reason) in enumerate(zip(result.confidence, result.reasons, strict=True))
+        if reason != ABSENT
+    ]

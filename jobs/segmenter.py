@@ -1,0 +1,97 @@
+"""A loaded network as the stages use it: images in, a logit a class and grid cell out."""
+
+# B image, K class, h w score grid, H W pixels
+
+from collections.abc import Sequence
+from typing import Protocol
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor
+
+from jobs.model import ModelConfig, embed_vocabulary, load_sam_encoder, load_stseg
+from models.inputs import to_network_input
+from models.presets import load_preset
+from models.sam import SamEmbedding
+from shards.vocabulary import Vocabulary
+
+_CLASSES_AT_A_TIME = 64
+
+
+class Segmenter(Protocol):
+    """A network with its vocabulary, or a test's fake.
+
+    Attributes:
+        needs_embedding: Whether `logits` wants SAM's embeddings.
+    """
+
+    needs_embedding: bool
+
+    def logits(self, images: Sequence[NDArray[np.uint8]], sam: SamEmbedding | None) -> Tensor:
+        """Give (B, K, h, w) float logits; the grid covers each image whole."""
+        ...
+
+
+class StsegSegmenter:
+    """STSeg with the text embeddings of a vocabulary.
+
+    With `with_encoder` it also holds SAM's image encoder and makes the embeddings itself where none are given.
+    """
+
+    def __init__(self, config: ModelConfig, vocabulary: Vocabulary, *, with_encoder: bool = False) -> None:
+        self._device = worker_device()
+        self._model = load_stseg(config).to(self._device)
+        self._text_KPD = embed_vocabulary(self._model, vocabulary)
+        self._size = load_preset(config.preset).image_size
+        self._encoder = load_sam_encoder(config).to(self._device) if with_encoder and config.dea else None
+        self.needs_embedding = config.dea and self._encoder is None
+
+    @torch.inference_mode()
+    def logits(self, images: Sequence[NDArray[np.uint8]], sam: SamEmbedding | None = None) -> Tensor:
+        """Give the logits of a batch.
+
+        Args:
+            images: B (H, W, 3) uint8 RGB, upright; sizes may differ; at least one.
+            sam: Their stored embeddings; None without DEA, or to have them made.
+
+        Returns:
+            (B, K, h, w) float32 on the worker's device.
+
+        Raises:
+            ValueError: The network needs embeddings and there are none.
+        """
+        if sam is None and self._encoder is not None:
+            sam = self._encoder.encode(images)
+        if sam is not None:
+            sam = SamEmbedding(sam.embedding_BCHW.to(self._device).float(), sam.valid_B2.to(self._device))
+        image_B3SS = torch.stack([to_network_input(image, self._size) for image in images]).to(self._device)
+        logits: Tensor = self._model(image_B3SS, self._text_KPD, sam).logits_BKHW
+        return logits.float()
+
+
+def label_at_size(logits_KHW: Tensor, size_hw: tuple[int, int]) -> NDArray[np.int32]:
+    """Give the class with the highest logit at every pixel, the lowest id among equals.
+
+    Args:
+        logits_KHW: (K, h, w) float.
+        size_hw: H and W; the logits are resized to it, bilinear with half-pixel centres, a few classes at a time.
+
+    Returns:
+        (H, W) int32.
+    """
+    best = torch.full(size_hw, -torch.inf, device=logits_KHW.device)
+    winner = torch.zeros(size_hw, dtype=torch.int64, device=logits_KHW.device)
+    for first in range(0, len(logits_KHW), _CLASSES_AT_A_TIME):
+        part = logits_KHW[None, first : first + _CLASSES_AT_A_TIME].float()
+        top, index = F.interpolate(part, size_hw, mode="bilinear", align_corners=False)[0].max(dim=0)
+        better = top > best
+        best = torch.where(better, top, best)
+        winner = torch.where(better, index + first, winner)
+    return winner.cpu().numpy().astype(np.int32)
+
+
+def worker_device() -> torch.device:
+    """Give the device of this worker's models: the GPU that Ray gave it, or the CPU."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
