@@ -94,6 +94,7 @@ def refine_shard(task: ShardTask, decoder: PromptDecoder, vocabulary: Vocabulary
         [store.exif[store.rows[key]] for key in keys],
         ignore_index=vocabulary.ignore_index,
         teacher_weights=str(read["teacher_weights"]),
+        fingerprint=task.fingerprint,
     )
     stats = refine_stats(refined, vocabulary)
     return finish(task, count=len(keys), stats=stats, seconds=time.monotonic() - started, arrived=len(keys))

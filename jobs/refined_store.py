@@ -1,6 +1,6 @@
 """What the refine stage stores of a shard: four maps an image, and how they came about."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -30,6 +30,7 @@ class RefinedStore:
         masks: Of each image the facts of its masks, as `MaskFact.as_json` gives them.
         gate: Of each image, for the classes that the teacher saw: class_id, confidence, reason.
         teacher_weights: SHA-256 of the teacher's weights.
+        fingerprint: The refine stage's settings.
     """
 
     keys: tuple[str, ...]
@@ -38,6 +39,7 @@ class RefinedStore:
     masks: tuple[list[dict[str, Any]], ...]
     gate: tuple[list[dict[str, Any]], ...]
     teacher_weights: str
+    fingerprint: dict[str, Any]
 
 
 def write_refined(
@@ -48,8 +50,19 @@ def write_refined(
     *,
     ignore_index: int,
     teacher_weights: str,
+    fingerprint: Mapping[str, Json],
 ) -> None:
-    """Write the refined labels of a shard; ids take a byte where 255 is the ignore index, else two."""
+    """Write the refined labels of a shard; ids take a byte where 255 is the ignore index, else two.
+
+    Args:
+        path: The store, `.zarr`.
+        keys: The images.
+        refined: Their refined labels.
+        exif: Their EXIF orientations.
+        ignore_index: 255 or 65535.
+        teacher_weights: SHA-256 of the teacher's weights.
+        fingerprint: Of the refine task; provenance quotes it.
+    """
     wide = np.dtype(np.uint8 if ignore_index == IGNORE_8_BIT else np.uint16)
     arrays: dict[str, NDArray[Any]] = {}
     for name in MAPS:
@@ -62,6 +75,7 @@ def write_refined(
         "masks": [[fact.as_json() for fact in one.masks] for one in refined],
         "gate": [_gate_facts(one.gate) for one in refined],
         "teacher_weights": teacher_weights,
+        "fingerprint": dict(fingerprint),
     }
     write_arrays(path, arrays, attrs)
 
@@ -87,6 +101,7 @@ def read_refined(path: Path, names: Sequence[str] = MAPS) -> RefinedStore:
             masks=tuple(read["masks"]),
             gate=tuple(read["gate"]),
             teacher_weights=str(read["teacher_weights"]),
+            fingerprint=dict(read["fingerprint"]),
         )
     except (KeyError, TypeError) as error:
         raise ValueError(f"{path} is not a store of refined labels: {error!r}; delete its record to redo it") from error
@@ -106,7 +121,7 @@ def read_refined_map(path: Path, name: str, key: str) -> NDArray[Any]:
     return read_ragged_row(path, name, "sizes_hw", keys.index(key))
 
 
-def _gate_facts(result: GateResult) -> list[dict[str, Json]]:
+def _gate_facts(result: GateResult) -> list[Json]:
     return [
         {"class_id": class_id, "confidence": round(float(confidence), 6), "reason": reason}
         for class_id, (confidence, reason) in enumerate(zip(result.confidence, result.reasons, strict=True))
