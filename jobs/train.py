@@ -149,6 +149,7 @@ def train_model(task: ShardTask, job: TrainJob, group: Group) -> Record | None:
     """
     started = time.monotonic()
     vocabulary = Vocabulary.load(job.vocabulary)
+    torch.manual_seed(job.train.seed)  # where there are no weights to start from, the start is drawn
     model = load_stseg(job.model)
     text_KPD = embed_vocabulary(model, vocabulary)
     parameters = _trained(model, job.train)

@@ -13,7 +13,7 @@ from torch import Tensor
 from models.inputs import to_network_input
 from models.sam import SamEmbedding
 from shards.arrays import read_arrays, read_rows
-from shards.images import decode_image, to_upright
+from shards.images import decode_image
 from shards.labels import decode_label, decode_weight
 from shards.sources import SampleRef, Source
 from shards.tar import index_tar, read_member
@@ -83,13 +83,11 @@ class PseudoLabelled:
     def __getitem__(self, index: int) -> TrainingSample:
         """Give one sample."""
         tar, key, members = self._places[index]
-        image = decode_image(_image_bytes(tar, members))
-        upright = [
-            to_upright(decode(read_member(tar, *members[extension])), image.exif_orientation)
-            for extension, decode in (("label.png", decode_label), ("weight.png", decode_weight))
-        ]
+        image = decode_image(_image_bytes(tar, members)).image
+        label = decode_label(read_member(tar, *members["label.png"]))
+        weight = decode_weight(read_member(tar, *members["weight.png"])).astype(np.float32) / 255
         sam = None if self._embeddings is None else self._embeddings[key]
-        return _sample(image.image, upright[0], upright[1].astype(np.float32) / 255, sam, self._size)
+        return _sample(image, label, weight, sam, self._size)
 
 
 class Labelled:

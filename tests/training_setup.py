@@ -1,0 +1,87 @@
+"""A training small enough for a test: a random tiny CLIP, six scenes, made-up SAM embeddings and pseudo-labels."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from jobs.model import ModelConfig
+from jobs.stage import ShardTask, finish
+from jobs.train import TrainConfig, TrainJob
+from models.clip import build_clip
+from models.presets import PRESETS
+from models.text import prompt_templates
+from models.weights_files import write_weights
+from shards.arrays import write_arrays
+from shards.labels import encode_label, encode_weight
+from shards.scenes import SCENE_CLASSES, SEEN
+from shards.sources import SampleRef, ScenesSourceConfig, open_source
+from shards.tar import TarSample, write_tar
+from shards.vocabulary import Vocabulary
+
+SOURCE = ScenesSourceConfig(split="source", seed=5, count=6)
+QUICK = TrainConfig(
+    steps=6, learning_rate=2e-3, warmup_steps=0, target_per_step=1, source_per_step=1, sampled_classes=4,
+    checkpoint_every=2, aux_loss=False,
+)  # fmt: skip
+
+
+def training_setup(folder: Path, train: TrainConfig = QUICK, *, dea: bool = True) -> tuple[ShardTask, TrainJob]:
+    """Write what a training reads into a folder and give its task and job."""
+    vocabulary = Vocabulary.from_names(
+        SCENE_CLASSES, seen=[n for n in SCENE_CLASSES if n in SEEN], templates=prompt_templates("tiny8")
+    )
+    vocabulary.save(folder / "vocabulary.json")
+    clip_weights = folder / "clip.safetensors"
+    torch.manual_seed(0)
+    write_weights(build_clip(PRESETS["tiny"].clip, random=True).clip.state_dict(), clip_weights)
+    refs = tuple(open_source(SOURCE, vocabulary).refs())
+    embedding = folder / "embeddings" / "source-000000.zarr"
+    keys = [ref.key for ref in refs]
+    rng = np.random.default_rng(0)
+    write_arrays(
+        embedding,
+        {
+            "embedding": rng.normal(size=(len(keys), 64, 16, 16)).astype(np.float16),
+            "valid": np.ones((len(keys), 2), np.float32),
+        },
+        {"keys": keys},
+    )
+    _record("embed", embedding, refs)
+    tar = folder / "pseudo" / "pseudo-000000.tar"
+    _write_pseudo(tar, refs[:3], vocabulary)
+    _record("write", tar, refs[:3])
+    task = ShardTask(
+        stage="train",
+        round=1,
+        shard="000000",
+        samples=refs,
+        output=folder / "student" / "model.safetensors",
+        inputs={"pseudo/000000": tar, "embedding/source-000000": embedding},
+        fingerprint={"train": train.model_dump(mode="json"), "dea": dea},
+    )
+    model = ModelConfig(preset="tiny", dea=dea, clip_weights=clip_weights)
+    return task, TrainJob(train=train, model=model, vocabulary=folder / "vocabulary.json", source=SOURCE)
+
+
+def _write_pseudo(path: Path, refs: tuple[SampleRef, ...], vocabulary: Vocabulary) -> None:
+    source = open_source(SOURCE, vocabulary)
+    samples = []
+    for ref in refs:
+        label = source.read_label(ref)
+        assert label is not None
+        label = np.where(np.arange(96)[:, None] < 20, vocabulary.ignore_index, label)
+        members = {
+            "png": source.read_image(ref)[0],
+            "label.png": encode_label(label, vocabulary),
+            "weight.png": encode_weight(np.where(label == vocabulary.ignore_index, 0, 250).astype(np.uint8)),
+            "json": json.dumps({"key": ref.key}).encode(),
+        }
+        samples.append(TarSample(ref.key, members))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_tar(path, samples)
+
+
+def _record(stage: str, output: Path, refs: tuple[SampleRef, ...]) -> None:
+    finish(ShardTask(stage=stage, shard="000000", samples=refs, output=output), count=len(refs), stats={})
