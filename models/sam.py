@@ -212,23 +212,21 @@ class SamMaskDecoder(nn.Module):
             ValueError: There is no prompt of any kind, or shapes, labels or image numbers do not fit.
         """
         check_prompts(prompts, len(embedding_BCHW), self.low_res_size)
-        wanted = slice(1, None) if multimask else slice(0, 1)
-        dtype, device = self.position_1CHW.dtype, self.position_1CHW.device
-        count = 3 if multimask else 1
-        side = self.low_res_size
-        masks = [torch.empty(0, count, side, side, device=device)]
-        quality = [torch.empty(0, count, device=device)]
+        wanted, count = (slice(1, None), 3) if multimask else (slice(0, 1), 1)
+        side, device = self.low_res_size, self.position_1CHW.device
+        masks, quality = [torch.empty(0, count, side, side, device=device)], [torch.empty(0, count, device=device)]
         for rows in torch.split(torch.arange(len(prompts.image_index_M)), chunk):
             part = prompts.take(rows).to(device)
-            points = None
-            if part.point_coords_MT2 is not None and part.point_labels_MT is not None:
-                points = (part.point_coords_MT2, part.point_labels_MT)
-            sparse, dense = self.prompt_encoder(points=points, boxes=part.boxes_M4, masks=part.mask_input_M1hw)
-            own_image = embedding_BCHW[part.image_index_M.to(embedding_BCHW.device)].to(device, dtype)
-            part_masks, part_quality = decode_tokens(
-                self.mask_decoder, own_image + dense, self.position_1CHW, sparse, wanted
-            )
+            own_image = embedding_BCHW[part.image_index_M.to(embedding_BCHW.device)].to(self.position_1CHW)
+            part_masks, part_quality = self._decode_chunk(own_image, part, wanted)
             masks.append(part_masks)
             quality.append(part_quality)
         all_masks, all_quality = torch.cat(masks), torch.cat(quality)
         return (all_masks, all_quality) if multimask else (all_masks[:, 0], all_quality[:, 0])
+
+    def _decode_chunk(self, own_image_MCHW: Tensor, prompts: MaskPrompts, wanted: slice) -> tuple[Tensor, Tensor]:
+        points = None
+        if prompts.point_coords_MT2 is not None:
+            points = (prompts.point_coords_MT2, prompts.point_labels_MT)
+        sparse, dense = self.prompt_encoder(points=points, boxes=prompts.boxes_M4, masks=prompts.mask_input_M1hw)
+        return decode_tokens(self.mask_decoder, own_image_MCHW + dense, self.position_1CHW, sparse, wanted)

@@ -8,10 +8,12 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from segment_anything.modeling import Sam
+from torch import Tensor
 
 from models.sam import MaskPrompts, SamEncoder, SamMaskDecoder, masks_to_original
+from models.tiny.sam_pictures import draw_outlines
 from models.tiny.sam_prompts import EVALUATION_RECIPE
-from models.tiny.sam_training import SMALLEST_PART, draw_outlines, make_prompts, mask_iou
+from models.tiny.sam_training import make_prompts, mask_iou
 from shards.scenes import RECIPES
 
 PROMPT_KINDS: Final = {"mask": "m", "box": "b", "mask+box": "mb", "mask+box+point": "mbp", "point": "p"}
@@ -43,22 +45,27 @@ def evaluate_tiny_sam(sam: Sam, seed: int, scenes: int) -> dict[str, float]:
     pairs = [(i, p) for i, parts in enumerate(outlines.parts) for p in np.unique(parts[parts > 0])]
     index = torch.tensor([i for i, _ in pairs])
     true = torch.stack([torch.from_numpy(outlines.parts[i] == p) for i, p in pairs])
-    assert int(true.sum((1, 2)).min()) >= SMALLEST_PART
-    size_hw, side = (true.shape[1], true.shape[2]), decoder.low_res_size
     facts: dict[str, float] = {}
     for name, kind in PROMPT_KINDS.items():
-        prompts = make_prompts(true.float(), kind, side, EVALUATION_RECIPE, draw, jitter=False)
+        prompts = make_prompts(true.float(), kind, decoder.low_res_size, EVALUATION_RECIPE, draw, jitter=False)
         labels = None if prompts.points is None else torch.ones(prompts.points.shape[:2])
         asked = MaskPrompts(index, prompts.boxes, prompts.mask, prompts.points, labels)
         logits, quality = decoder.decode(embedding, asked, chunk=16)
-        iou = mask_iou(masks_to_original(logits, size_hw, decoder.image_size) > 0, true)
+        iou = mask_iou(masks_to_original(logits, (true.shape[1], true.shape[2]), decoder.image_size) > 0, true)
         facts[name] = float(iou.mean())
-        if kind == "mb":
-            assert prompts.mask is not None
-            coarse = F.interpolate(prompts.mask, size_hw, mode="bilinear", align_corners=False)[:, 0] > 0
-            before = mask_iou(coarse, true)
-            facts["coarse"] = float(before.mean())
-            facts["share_better"] = float((iou > before).float().mean())
-            facts["quality_error"] = float((quality - iou).abs().mean())
-            facts["quality_correlation"] = float(np.corrcoef(quality, iou)[0, 1])
+        if kind == "mb" and prompts.mask is not None:
+            facts |= _against_coarse(prompts.mask, true, iou, quality)
     return facts
+
+
+def _against_coarse(mask_M1ss: Tensor, true_MSS: Tensor, iou_M: Tensor, quality_M: Tensor) -> dict[str, float]:
+    """Compare answers with the mask prompts they came from, and the predicted IoU with the true one."""
+    size_hw = (true_MSS.shape[1], true_MSS.shape[2])
+    coarse = F.interpolate(mask_M1ss, size_hw, mode="bilinear", align_corners=False)[:, 0] > 0
+    before = mask_iou(coarse, true_MSS)
+    return {
+        "coarse": float(before.mean()),
+        "share_better": float((iou_M > before).float().mean()),
+        "quality_error": float((quality_M - iou_M).abs().mean()),
+        "quality_correlation": float(torch.corrcoef(torch.stack([quality_M, iou_M]))[0, 1]),
+    }

@@ -49,7 +49,7 @@ def coarse_masks(mask_MSS: Tensor, side: int, recipe: CoarseMaskRecipe, draw: Ge
         (M, 1, side, side) float32 logits in [-10, 10], each positive somewhere; away from the mask none is above -4.
     """
     mask_M1SS = mask_MSS[:, None]
-    parts = [_spoil(part, recipe, draw) for part in mask_M1SS.split(max(1, len(mask_MSS) // 4))]
+    parts = [_spoil(part, recipe, draw) for part in torch.split(mask_M1SS, max(1, len(mask_MSS) // 4))]
     logits = _resize(torch.cat(parts).clamp(-LOGIT_LIMIT, LOGIT_LIMIT), side)
     true_small = F.interpolate(mask_M1SS, (side, side), mode="area")
     near = F.interpolate(F.max_pool2d(F.max_pool2d(true_small, 4), 5, 1, 2), (side, side)) > 0
