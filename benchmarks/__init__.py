@@ -1,0 +1,1 @@
+"""Measurements: quality over seeds, speed as ratios."""
