@@ -12,6 +12,7 @@ from typing import Any, Final
 logger = logging.getLogger(__name__)
 
 ROOT: Final = Path(__file__).resolve().parent.parent
+PRIVATE_NAMESPACE: Final = "stseg-pipeline-private"  # tells a Ray that cannot grow from a cluster that may
 PACKAGES: Final = ("pipeline", "jobs", "models", "shards")
 _LOCAL_STORE_BYTES: Final = 256 * 1024**2  # shard names and records travel, never arrays
 _NOT_UPLOADED: Final = [".git", ".venv", "build", "runs", "tests", "docs", "benchmarks", "__pycache__", "*.egg-info"]
@@ -41,6 +42,7 @@ def connect(address: str | None = None, num_cpus: int | None = None) -> bool:
     if address is None:
         ray.init(
             address="local",
+            namespace=PRIVATE_NAMESPACE,
             num_cpus=num_cpus,
             include_dashboard=False,
             object_store_memory=_LOCAL_STORE_BYTES,

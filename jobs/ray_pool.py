@@ -5,6 +5,7 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
+from jobs.cluster import PRIVATE_NAMESPACE
 from jobs.runner import Outcome, WorkerSlot
 from jobs.stage import Resources, ShardTask, StagePlan
 
@@ -31,7 +32,7 @@ class _Pool:
 
 
 class RayRunner:
-    """Pools of Ray actors.
+    """Pools of Ray actors. Making one raises ValueError for workers that a Ray on this machine can never hold.
 
     A pool starts when its stage has work. It takes its minimum at once (Ray queues what does not fit yet) and grows
     only into resources that neither an actor nor another open stage's minimum needs. An actor holds one shard, so
@@ -46,6 +47,9 @@ class RayRunner:
         self._ray: Any = ray
         self._start_timeout_s = start_timeout_s
         self._pools = {plan.name: _Pool(plan) for plan in stages}
+        if ray.get_runtime_context().namespace == PRIVATE_NAMESPACE:
+            for plan in stages:
+                self._refuse_impossible(plan)
 
     def staff(self, stage: str, waiting: int) -> int:
         """Start actors for the waiting shards as far as there is room, and give the number of free ones."""
@@ -95,6 +99,15 @@ class RayRunner:
                 self._ray.kill(actor)
             pool.busy.clear()
             self.release(name)
+
+    def _refuse_impossible(self, plan: StagePlan) -> None:
+        total = self._ray.cluster_resources()
+        for name, amount in _wanted(plan.resources).items():
+            if plan.tasks and amount > total.get(name, 0.0):
+                raise ValueError(
+                    f"a worker of {plan.name} asks for {amount:g} {name}, Ray counts {total.get(name, 0.0):g} on this "
+                    f"machine; lower resources.{plan.name}.num_{name.lower()}s, or join a cluster"
+                )
 
     def _start_actor(self, pool: _Pool) -> None:
         resources = pool.plan.resources

@@ -186,6 +186,22 @@ def test_worker_pools_end_with_the_chain(tmp_path: Path, fakes_on_ray: None) -> 
     assert free == 2
 
 
+def test_free_workers_give_way_to_one_that_must_start_again(tmp_path: Path, fakes_on_ray: None) -> None:
+    """Stage one's worker dies while two's is free and three's takes the CPU that it held: all wait for one another."""
+    one, two = chain(tmp_path, 3, Fake(dies_once=("000002",), seconds=0.3), Fake())
+    threes = [
+        task.model_copy(update={"stage": "three", "output": tmp_path / "three" / task.output.name, "inputs": {}})
+        for task in two.tasks
+    ]
+    stages = [one, two, StagePlan("three", Fake, threes, one.resources, after="two")]
+    assert len(kinds(run(stages, "ray"), "shard_done")) == 9
+
+
+def test_worker_that_this_machine_cannot_hold_is_refused(tmp_path: Path, fakes_on_ray: None) -> None:
+    with pytest.raises(ValueError, match=r"asks for 3 CPU, Ray counts 2 .* lower resources.one.num_cpus"):
+        run(chain(tmp_path, 1, Fake(), Fake(), num_cpus=3), "ray")
+
+
 def test_events_count_up_to_the_total(tmp_path: Path) -> None:
     events = run(chain(tmp_path, 3, Fake(), Fake()), "inline")
     assert [(e.done, e.total) for e in events if e.kind == "shard_done"] == [(n, 3) for n in (1, 2, 3)] * 2
