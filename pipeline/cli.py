@@ -74,13 +74,16 @@ def run_round(
       stseg-pipeline round --n 3 --run runs/second --set seed=1
       stseg-pipeline round --n 1 --run my-run --set refine.gate.threshold=0.8
     """
-    from pipeline.rounds import RoundRequest, run_rounds
+    from pipeline.driver import RoundRequest
+    from pipeline.rounds import result_lines, run_rounds
 
     with exit_codes():
         request = RoundRequest(rounds=n, file=config, sets=tuple(sets or ()), backend=backend.value, address=address)
         reports = run_rounds(run, request)
         if as_json:
             print_json(reports)
+        else:
+            typer.echo("\n".join(result_lines(run, reports)))
 
 
 @app.command()
@@ -99,7 +102,8 @@ def stage(
     \b
       stseg-pipeline stage refine --round 2 --run my-run
     """
-    from pipeline.rounds import RoundRequest, run_stage
+    from pipeline.driver import RoundRequest
+    from pipeline.rounds import run_stage
 
     with exit_codes():
         request = RoundRequest(

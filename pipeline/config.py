@@ -87,10 +87,17 @@ class TeacherSettings(_Section):
 
 
 class RefineSettings(_Section):
-    """How a teacher's prediction becomes a pseudo-label."""
+    """How a teacher's prediction becomes a pseudo-label.
+
+    Attributes:
+        gate: Which classes of an image become prompts.
+        refinement: Prompts, acceptance and overlaps.
+        batch_size: Images a call of SAM's mask decoder.
+    """
 
     gate: GateConfig = GateConfig()
     refinement: RefinementConfig = RefinementConfig()
+    batch_size: PositiveInt = 8
 
 
 class QuarantineSettings(_Section):

@@ -3,10 +3,13 @@
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Final, Literal
 
-from jobs.stage import ShardTask, UpstreamMissing, input_digests, why_stale
+from jobs.stage import ShardTask, why_stale
+from shards import records
+from shards.records import read_record
 
+NO_RECORD: Final = "no record"
 State = Literal["done", "to do", "stale", "depends"]
 
 
@@ -84,17 +87,16 @@ def summarise(states: Sequence[TaskState]) -> list[StageSummary]:
 
 def _state(task: ShardTask, open_outputs: set[Path], *, verify: bool) -> TaskState:
     waits_for = [role for role, path in task.inputs.items() if path in open_outputs]
+    if not waits_for:
+        reason = why_stale(task, verify=verify)
+        if reason is None:
+            return TaskState(task, "done")
+        return TaskState(task, "to do" if reason == NO_RECORD else "stale", reason)
     try:
-        input_digests(task)
-    except (UpstreamMissing, ValueError):
-        if not task.record.exists():
-            return TaskState(task, "to do", "no record")
-        return TaskState(task, "stale", "an input is not done")
-    reason = why_stale(task, verify=verify)
-    if reason == "no record":
-        return TaskState(task, "to do", reason)
+        inputs = read_record(task.record).inputs
+    except (FileNotFoundError, ValueError):
+        return TaskState(task, "to do", NO_RECORD)
+    reason = records.why_stale(task.record, fingerprint=task.fingerprint, inputs=inputs, verify=verify)
     if reason is not None:
         return TaskState(task, "stale", reason)
-    if waits_for:
-        return TaskState(task, "depends", f"input {waits_for[0]} will be done again")
-    return TaskState(task, "done")
+    return TaskState(task, "depends", f"input {waits_for[0]} will be done again")

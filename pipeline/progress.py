@@ -98,7 +98,7 @@ class RunProgress:
             self._bars.update(self._rows[event.stage], completed=event.done, rate=rate)
             return
         due = now - self._shown_at.get(name, -LINE_INTERVAL_S) >= LINE_INTERVAL_S
-        if event.kind == "finished" or (event.kind == "shard_done" and due):
+        if event.kind == "finished" or (event.kind == "shard_done" and due and event.done < event.total):
             self._shown_at[name] = now
             self.say(f"{name}: {event.done}/{event.total} shards{', ' + rate if rate else ''}")
 

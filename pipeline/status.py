@@ -99,7 +99,7 @@ def _round_stages(layout: RunLayout, number: int, shards: list[str]) -> list[Sta
     }
     stages = [_stage(number, name, paths) for name, paths in outputs.items()] if number > 0 else []
     single = {
-        "start" if number == 0 else "train": layout.student(number) / "weights.json",
+        "start" if number == 0 else "train": layout.student(number) / "model.json",
         "evaluate": layout.round(number) / "evaluate.record.json",
         "report": layout.round(number) / "report.record.json",
     }

@@ -1,0 +1,185 @@
+"""Has the stages of a run done: works out what is to do, starts Ray when it is needed, tells of it."""
+
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+
+from jobs.executor import Backend, run_chain
+from jobs.stage import ShardTask, StagePlan, finish, prepare, require_samples, stage_records, why_stale
+from jobs.training_group import run_training
+from jobs.write import write_index
+from pipeline import round_tasks
+from pipeline.chain import embed_stages, round_stages
+from pipeline.errors import raise_on_sigterm
+from pipeline.plan import TaskState, summarise, task_states
+from pipeline.progress import RunProgress
+from pipeline.pseudo_quality import measure_pseudo_labels
+from pipeline.quarantine import check_quarantine
+from pipeline.report import score_line, write_report
+from pipeline.runs import Run
+from pipeline.start import import_start
+from pipeline.when_stale import WhenStale
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class RoundRequest:
+    """What is asked for.
+
+    Attributes:
+        rounds: How many rounds in all; for a single stage, the number of its round.
+        file: YAML file of settings, or None.
+        sets: `key=value` texts.
+        backend: "ray" or "inline".
+        address: A Ray that runs; None: a private one on this machine.
+    """
+
+    rounds: int
+    file: Path | None = None
+    sets: tuple[str, ...] = ()
+    backend: Backend = "ray"
+    address: str | None = None
+
+
+class Driver:
+    """Does stages of a run, one after the other; a chain's shard by shard. What is done already stays as it is."""
+
+    def __init__(self, run: Run, request: RoundRequest, progress: RunProgress) -> None:
+        self._run = run
+        self._request = request
+        self._progress = progress
+        self._stack = ExitStack()
+        self._connected = False
+        self._stages: dict[str, Callable[[int], None]] = {
+            "embed": lambda number: self.embed(),
+            "start": self._start,
+            "teacher": partial(self._chain, names=("teacher",)),
+            "refine": partial(self._chain, names=("refine",)),
+            "write": partial(self._chain, names=("write",)),
+            "train": self._train,
+            "evaluate": self._evaluate,
+            "report": self._report,
+        }
+
+    @contextmanager
+    def connected(self) -> Iterator["Driver"]:
+        """Hold the connection to Ray, once there is one, for the length of the block."""
+        with self._stack:
+            yield self
+
+    def note_start(self, states: Sequence[TaskState]) -> None:
+        """Say what there is to do again, and why."""
+        open_stages = [summary for summary in summarise(states) if not summary.complete]
+        stale = [f"round {s.round} {s.stage}: {reason}" for s in open_stages for reason in s.reasons]
+        self._progress.note("run_started", rounds=self._request.rounds, open=len(open_stages), stale=list(stale))
+        for line in stale:
+            self._progress.say(f"stale, will be done again: {line}")
+
+    def embed(self) -> None:
+        """Embed all images with SAM, once for all rounds, and hold the unreadable ones against the budget."""
+        stages = embed_stages(self._run)
+        self._do(0, stages)
+        for stage in stages:
+            records = stage_records(stage.tasks)
+            total = sum(len(task.samples) for task in stage.tasks)
+            dataset = "source" if stage.name == "embed-source" else "target"
+            check_quarantine(records, total, self._run.config.quarantine, dataset)
+            require_samples(stage.name, records)
+
+    def round(self, number: int) -> None:
+        """Do a round: the chain, training, evaluation and report; of round 0, the start and the baseline."""
+        if number == 0:
+            self._start(number)
+        else:
+            self._chain(number)
+            self._train(number)
+        self._evaluate(number)
+        self._report(number)
+
+    def stage(self, name: str, number: int) -> None:
+        """Do one stage of a round."""
+        self._stages[name](number)
+
+    def _start(self, number: int) -> None:
+        for task, weights in round_tasks.start_tasks(self._run):
+            if why_stale(task) is not None:
+                import_start(task, weights)
+
+    def _chain(self, number: int, names: Sequence[str] = ("teacher", "refine", "write")) -> None:
+        chosen = [stage for stage in round_stages(self._run, number) if stage.name in names]
+        stages = [stage if stage.after in names else replace(stage, after=None) for stage in chosen]
+        self._do(number, stages)
+        for stage in stages:
+            require_samples(f"{stage.name} of round {number}", stage_records(stage.tasks))
+        if "write" in names:
+            self._index(number, stages[-1].tasks)
+        if "refine" in names:
+            task = round_tasks.pseudo_scores_task(self._run, number)
+            if why_stale(task) is not None:
+                measure_pseudo_labels(self._run, task, number)
+
+    def _index(self, number: int, tars: Sequence[ShardTask]) -> None:
+        task = round_tasks.index_task(self._run, number)
+        if why_stale(task) is not None:
+            prepare(task)
+            write_index(list(tars), self._run.vocabulary)
+            finish(task, count=len(tars), stats={})
+
+    def _train(self, number: int) -> None:
+        task = round_tasks.train_task(self._run, number)
+        reason = why_stale(task)
+        if reason is None:
+            return
+        steps = self._run.config.train.steps
+        self._progress.note("started", round=number, stage="train", steps=steps, reason=reason)
+        self._progress.say(f"round {number} train: {steps} steps …")
+        self._connect()
+        record = run_training(
+            task,
+            round_tasks.train_job(self._run, number),
+            self._run.config.resources.train,
+            backend=self._request.backend,
+            run=self._run.name,
+        )
+        self._progress.note("finished", round=number, stage="train", seconds=round(record.seconds, 2))
+        self._progress.say(f"round {number} train: done in {record.seconds:.0f} s, loss {record.stats['loss']:.3f}")
+
+    def _evaluate(self, number: int) -> None:
+        self._do(number, round_tasks.evaluate_stages(self._run, number))
+
+    def _report(self, number: int) -> None:
+        task = round_tasks.report_task(self._run, number)
+        if why_stale(task) is not None or not self._run.layout.report_html(number).is_file():
+            report = write_report(self._run, task, number)
+            self._progress.note("report", round=number, **{name: report[name] for name in ("miou", "hiou")})
+            self._progress.say(score_line(report))
+
+    def _do(self, number: int, stages: Sequence[StagePlan]) -> None:
+        """Do what is to do of stages that follow each other."""
+        states = task_states(task for stage in stages for task in stage.tasks)
+        to_do = {(s.task.stage, s.task.shard): s.state for s in states if s.state != "done"}
+        if not to_do:
+            return
+        wanted = []
+        for stage in stages:
+            tasks = [task for task in stage.tasks if (task.stage, task.shard) in to_do]
+            depends = any(to_do[(task.stage, task.shard)] == "depends" for task in tasks)
+            wanted.append(
+                replace(stage, tasks=tasks, worker=partial(WhenStale, stage.worker) if depends else stage.worker)
+            )
+        self._connect()
+        with self._progress.stages(number) as on_event:
+            run_chain(wanted, backend=self._request.backend, on_event=on_event)
+
+    def _connect(self) -> None:
+        if self._connected or self._request.backend == "inline":
+            return
+        from jobs.cluster import connection
+
+        self._stack.enter_context(connection(self._request.address))
+        self._connected = True
+        raise_on_sigterm()

@@ -1,0 +1,214 @@
+"""A look into the shards of a round: what they hold, one sample drawn, every checksum verified."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from jobs.refined_store import read_refined_map
+from jobs.stage import record_path
+from pipeline.draw import overlay, panels, png_bytes, present_ids, with_legend
+from pipeline.errors import DataFault
+from pipeline.runs import Run, read_run
+from shards import records
+from shards.files import write_bytes_atomic
+from shards.images import decode_image
+from shards.records import Record, read_record
+from shards.sources import SampleRef, open_source
+from shards.tar import index_tar, read_member, read_pseudo_index
+
+LABEL_EXTENSIONS = ("label.png", "weight.png", "json")
+
+
+@dataclass(frozen=True)
+class ShardRow:
+    """One pseudo-label shard.
+
+    Attributes:
+        shard: Its name.
+        state: "done", "missing" or "damaged" (its record cannot be read).
+        samples: Samples in the tar.
+        coverage: Labelled share of their pixels, per cent.
+        accepted: Masks of SAM's that were taken.
+        rejected: Masks that were not.
+        bytes: Size of the tar.
+        path: Where the tar lies.
+    """
+
+    shard: str
+    state: str
+    samples: int | None
+    coverage: float | None
+    accepted: int | None
+    rejected: int | None
+    bytes: int | None
+    path: str
+
+
+def list_shards(root: Path, number: int) -> list[ShardRow]:
+    """Give the pseudo-label shards of a round, in order, also those that are still missing.
+
+    Raises:
+        DataFault: There is no run, or no such round.
+    """
+    run = _run_with_round(root, number)
+    return [_row(run, number, shard.name) for shard in run.plan.shards]
+
+
+def show_sample(root: Path, number: int, key: str, out: Path | None = None) -> Path:
+    """Draw a sample (image, teacher's label, refined label) and give the picture's path.
+
+    Args:
+        root: The run folder.
+        number: The round.
+        key: The sample's key.
+        out: Where to put the PNG; None: in the round's folder, under `shown/`.
+
+    Raises:
+        DataFault: The sample is not in the run, was quarantined, or its shard is not refined.
+    """
+    run = _run_with_round(root, number)
+    shard, ref = _planned(run, key)
+    path = run.layout.refine(number, shard)
+    try:
+        labels = {name: read_refined_map(path, name, key).astype(np.int32) for name in ("teacher", "label")}
+    except FileNotFoundError as error:
+        raise DataFault(f"shard {shard} of round {number} is not refined; {_how(run, number)}") from error
+    except KeyError as error:
+        raise DataFault(f"{key} is not in shard {shard} of round {number}: it was left out as unreadable") from error
+    image = sample_image(run, number, shard, ref)
+    sheet = panels(
+        [
+            ("image", image),
+            ("teacher", overlay(image, labels["teacher"], run.vocabulary)),
+            ("refined", overlay(image, labels["label"], run.vocabulary)),
+        ],
+        side=384,
+    )
+    picture = with_legend(sheet, run.vocabulary, present_ids(labels.values(), run.vocabulary))
+    target = run.layout.round(number) / "shown" / f"{key}.png" if out is None else out
+    write_bytes_atomic(target, png_bytes(picture))
+    return target
+
+
+def sample_image(run: Run, number: int, shard: str, ref: SampleRef) -> NDArray[np.uint8]:
+    """Read a sample's image, upright: out of the round's tar, or out of the source if it is not in there."""
+    tar = run.layout.pseudo(number, shard)
+    places = index_tar(tar).places.get(ref.key, {}) if tar.is_file() else {}
+    for extension, place in places.items():
+        if extension not in LABEL_EXTENSIONS:
+            return decode_image(read_member(tar, *place)).image
+    return decode_image(open_source(run.config.data.target, run.vocabulary).read_image(ref)[0]).image
+
+
+def verify_round(root: Path, number: int) -> tuple[int, list[str]]:
+    """Hash every output of a round again, and the embeddings that it is made from.
+
+    Returns:
+        How many outputs were looked at, and a line for each that is missing or damaged.
+
+    Raises:
+        DataFault: There is no run, or no such round.
+    """
+    run = _run_with_round(root, number)
+    outputs = list(_outputs(run, number))
+    faults = [f"{output}: {fault}" for output in outputs for fault in _faults(output)]
+    return len(outputs), faults + list(_index_faults(run, number))
+
+
+def _outputs(run: Run, number: int) -> Iterator[Path]:
+    names = [shard.name for shard in run.plan.shards]
+    yield from (run.layout.embedding("target", name) for name in names)
+    folder = run.layout.embedding("source", "000000").parent
+    yield from sorted(folder.glob("source-*.zarr"))
+    if number > 0:
+        yield from (run.layout.teacher(number, name) for name in names)
+        yield from (run.layout.refine(number, name) for name in names)
+        yield from (run.layout.pseudo(number, name) for name in names)
+        yield run.layout.pseudo_index(number)
+    yield run.layout.student(number) / "model.safetensors"
+    yield from (path for path in sorted(run.layout.round(number).glob("*.json")) if _is_output(path))
+
+
+def _is_output(path: Path) -> bool:
+    return not path.name.endswith(".record.json") and record_path(path).is_file()
+
+
+def _faults(output: Path) -> Iterator[str]:
+    try:
+        record = read_record(record_path(output))
+    except FileNotFoundError:
+        yield "has no record: it is not done" if output.exists() else "is missing"
+        return
+    except ValueError as error:
+        yield str(error)
+        return
+    reason = records.why_stale(record_path(output), fingerprint=record.fingerprint, inputs=record.inputs)
+    if reason is not None:
+        yield reason
+
+
+def _index_faults(run: Run, number: int) -> Iterator[str]:
+    """Compare the list of tars with their records: who has only the tars has only this list."""
+    if number == 0 or not run.layout.pseudo_index(number).is_file():
+        return
+    folder = run.layout.pseudo_index(number).parent
+    try:
+        listed = {shard.url: shard.sha256 for shard in read_pseudo_index(folder).shardlist}
+    except ValueError as error:
+        yield str(error)
+        return
+    for shard in run.plan.shards:
+        tar = run.layout.pseudo(number, shard.name)
+        record = _record_or_none(tar)
+        if record is not None and listed.get(tar.name) != record.outputs.get(tar.name):
+            yield f"{folder / 'index.json'}: lists another checksum for {tar.name}"
+
+
+def _row(run: Run, number: int, shard: str) -> ShardRow:
+    tar = run.layout.pseudo(number, shard)
+    record, refined = _record_or_none(tar), _record_or_none(run.layout.refine(number, shard))
+    if record is None or not tar.is_file():
+        state = "damaged" if record_path(tar).exists() and tar.is_file() else "missing"
+        return ShardRow(shard, state, None, None, None, None, None, str(tar))
+    pixels = record.stats.get("pixels", 0.0)
+    masks = {} if refined is None else {k: int(v) for k, v in refined.stats.items() if k.startswith("masks_")}
+    return ShardRow(
+        shard=shard,
+        state="done",
+        samples=record.count,
+        coverage=100 * record.stats.get("pixels_covered", 0.0) / pixels if pixels else 0.0,
+        accepted=masks.get("masks_accepted"),
+        rejected=sum(count for name, count in masks.items() if name.startswith("masks_rejected")),
+        bytes=tar.stat().st_size,
+        path=str(tar),
+    )
+
+
+def _record_or_none(output: Path) -> Record | None:
+    try:
+        return read_record(record_path(output))
+    except (FileNotFoundError, ValueError):
+        return None
+
+
+def _run_with_round(root: Path, number: int) -> Run:
+    run = read_run(root)
+    if not run.layout.round(number).is_dir():
+        raise DataFault(f"{root} has no round {number} yet; {_how(run, number)}")
+    return run
+
+
+def _planned(run: Run, key: str) -> tuple[str, SampleRef]:
+    for shard in run.plan.shards:
+        for ref in shard.samples:
+            if ref.key == key:
+                return shard.name, ref
+    example = run.plan.shards[0].samples[0].key
+    raise DataFault(f"{key!r} is not in the plan of {run.layout.root}; keys look like {example!r}")
+
+
+def _how(run: Run, number: int) -> str:
+    return f"run: stseg-pipeline round --n {max(number, 1)} --run {run.layout.root}"

@@ -1,0 +1,225 @@
+"""The tasks of a round that are not shard by shard: start, index, training, evaluation, report. Nothing runs here."""
+
+from functools import lru_cache, partial
+from pathlib import Path
+from typing import Literal
+
+from jobs.evaluate import EvaluateConfig, EvaluateWorker, evaluate_fingerprint, evaluation_samples
+from jobs.model import ModelConfig, stseg_fingerprint
+from jobs.stage import CODE_VERSION, ShardTask, StagePlan
+from jobs.train import TrainConfig, TrainJob
+from pipeline.chain import embed_stages, model_config, round_stages, student_weights
+from pipeline.runs import Run
+from pipeline.start import start_task, start_weights
+from shards.records import Json, fingerprint_digest
+from shards.sources import SampleRef, ScenesSourceConfig, SourceConfig
+from shards.vocabulary import Vocabulary
+
+Split = Literal["test", "validation"]
+
+ONE_SHARD = "000000"  # these tasks are about the whole round
+REPORT_VERSION = 1  # goes up when the report of the same results reads otherwise
+
+
+def start_tasks(run: Run) -> list[tuple[ShardTask, Path]]:
+    """Give the tasks that copy stage-1 weights into the run, each with the file that they come from.
+
+    The plain baseline (without DEA) stands beside the start where its weights are at hand and there is a test split.
+
+    Raises:
+        ValueError: There are no weights to start from.
+    """
+    settings = run.config.model
+    start = start_task(settings, student_weights(run, 0), stage="start", dea=settings.dea)
+    tasks = [(start, start_weights(settings, dea=settings.dea))]
+    if has_baseline(run):
+        weights = start_weights(settings, dea=False)
+        tasks.append((start_task(settings, baseline_weights(run), stage="start-baseline", dea=False), weights))
+    return tasks
+
+
+def has_baseline(run: Run) -> bool:
+    """Tell whether the plain baseline can be measured."""
+    if run.config.data.test is None:
+        return False
+    try:
+        start_weights(run.config.model, dea=False)
+    except ValueError:
+        return False
+    return True
+
+
+def baseline_weights(run: Run) -> Path:
+    """Where the plain baseline's weights lie in the run."""
+    return run.layout.round(0) / "baseline" / "model.safetensors"
+
+
+def index_task(run: Run, number: int) -> ShardTask:
+    """Give the task that lists a round's tars, after the last of them."""
+    return ShardTask(
+        stage="write-index",
+        round=number,
+        shard=ONE_SHARD,
+        output=run.layout.pseudo_index(number),
+        inputs={f"pseudo/{shard.name}": run.layout.pseudo(number, shard.name) for shard in run.plan.shards},
+        fingerprint={"code": CODE_VERSION, "vocabulary": run.vocabulary.digest},
+    )
+
+
+def train_config(run: Run, number: int) -> TrainConfig:
+    """Give the training of a round: its seed comes from the run's, the training's own and the round."""
+    seed = 1_000_000 * run.config.seed + 1_000 * run.config.train.seed + number
+    return run.config.train.model_copy(update={"seed": seed})
+
+
+def train_job(run: Run, number: int) -> TrainJob:
+    """Give everything that the training of a round needs."""
+    return TrainJob(
+        train=train_config(run, number),
+        model=model_config(run, student_weights(run, number - 1)),
+        vocabulary=run.layout.vocabulary,
+        source=run.config.data.source,
+    )
+
+
+def train_task(run: Run, number: int) -> ShardTask:
+    """Give the training of a round: the student starts from its teacher.
+
+    Raises:
+        ValueError: Weights that the settings name are missing.
+    """
+    config = train_config(run, number)
+    inputs = {"start": student_weights(run, number - 1)}
+    inputs |= {f"pseudo/{shard.name}": run.layout.pseudo(number, shard.name) for shard in run.plan.shards}
+    if run.config.model.dea:
+        inputs |= {f"embedding/{task.output.stem}": task.output for stage in embed_stages(run) for task in stage.tasks}
+    rehearsed = run.source_plan if config.source_per_step else None
+    fingerprint: dict[str, Json] = {
+        "code": CODE_VERSION,
+        "model": stseg_fingerprint(model_config(run, None)),
+        "vocabulary": run.vocabulary.digest,
+        "train": config.model_dump(mode="json", exclude={"checkpoint_every"}),
+    }
+    return ShardTask(
+        stage="train",
+        round=number,
+        shard=ONE_SHARD,
+        samples=() if rehearsed is None else tuple(ref for shard in rehearsed.shards for ref in shard.samples),
+        output=student_weights(run, number),
+        inputs=inputs,
+        fingerprint=fingerprint,
+    )
+
+
+def evaluate_stages(run: Run, number: int) -> list[StagePlan]:
+    """Give the evaluation of a round's model on the test split, and of the plain baseline in round 0; none without it.
+
+    Raises:
+        ValueError: The test split has no labels.
+    """
+    if run.config.data.test is None:
+        return []
+    output = run.layout.round(number) / "evaluate.json"
+    stages = [evaluate_stage(run, "test", number, student_weights(run, number), output)]
+    if number == 0 and has_baseline(run):
+        output = run.layout.round(0) / "baseline" / "evaluate.json"
+        stages.append(evaluate_stage(run, "test", 0, baseline_weights(run), output, baseline=True))
+    return stages
+
+
+def evaluate_stage(
+    run: Run, split: Split, number: int, weights: Path, output: Path, *, baseline: bool = False
+) -> StagePlan:
+    """Give the evaluation of weights of the run on one of its labelled splits.
+
+    Raises:
+        ValueError: The settings name no such split, or it has no labels.
+    """
+    source = run.config.data.test if split == "test" else run.config.data.validation
+    if source is None:
+        raise ValueError(f"the run has no {split} split; name labelled images in data.{split}")
+    model = model_config(run, weights, dea=False if baseline else None)
+    config = EvaluateConfig(model=model, source=source, vocabulary=run.layout.vocabulary, seed=run.config.seed)
+    task = ShardTask(
+        stage="evaluate-baseline" if baseline else "evaluate",
+        round=number,
+        shard=ONE_SHARD,
+        samples=_evaluation_samples(config, run),
+        output=output,
+        inputs={"weights": weights},
+        fingerprint=evaluate_fingerprint(config, run.vocabulary),
+    )
+    return StagePlan(task.stage, partial(EvaluateWorker, config), [task], run.config.resources.evaluate)
+
+
+def pseudo_scores_task(run: Run, number: int) -> ShardTask:
+    """Give the task that measures a round's pseudo-labels, against labels where the target has some."""
+    labels: Json = None
+    if has_target_labels(run):
+        labels = [ref.label_digest or ref.digest for shard in run.plan.shards for ref in shard.samples]
+    return ShardTask(
+        stage="refine-scores",
+        round=number,
+        shard=ONE_SHARD,
+        output=run.layout.round(number) / "pseudo_labels.json",
+        inputs={f"refine/{shard.name}": run.layout.refine(number, shard.name) for shard in run.plan.shards},
+        fingerprint={
+            "code": CODE_VERSION,
+            "vocabulary": run.vocabulary.digest,
+            "labels": None if labels is None else fingerprint_digest({"labels": labels}),
+        },
+    )
+
+
+def has_target_labels(run: Run) -> bool:
+    """Tell whether pseudo-labels can be measured: scenes know their labels, folders may have some."""
+    target = run.config.data.target
+    return isinstance(target, ScenesSourceConfig) or target.labels is not None
+
+
+def report_task(run: Run, number: int) -> ShardTask:
+    """Give the report of a round; it shows the rounds before it, too."""
+    inputs: dict[str, Path] = {}
+    for earlier in range(number + 1):
+        for stage in evaluate_stages(run, earlier):
+            inputs |= {f"{stage.name}/{earlier:03d}": task.output for task in stage.tasks}
+        inputs[f"model/{earlier:03d}"] = student_weights(run, earlier)
+        if earlier > 0:
+            inputs[f"pseudo/{earlier:03d}"] = run.layout.pseudo_index(earlier)
+            inputs[f"pseudo-scores/{earlier:03d}"] = pseudo_scores_task(run, earlier).output
+    return ShardTask(
+        stage="report",
+        round=number,
+        shard=ONE_SHARD,
+        output=run.layout.report_json(number),
+        inputs=inputs,
+        fingerprint={"report": REPORT_VERSION, "gate": run.config.refine.gate.model_dump(mode="json")},
+    )
+
+
+def all_tasks(run: Run, rounds: int) -> list[ShardTask]:
+    """Give every task of a run up to a round, each after those that it reads from.
+
+    Raises:
+        ValueError: Weights or labels that the settings name are missing.
+    """
+    tasks = [task for stage in embed_stages(run) for task in stage.tasks]
+    for number in range(rounds + 1):
+        if number == 0:
+            tasks += [task for task, _ in start_tasks(run)]
+        else:
+            tasks += [task for stage in round_stages(run, number) for task in stage.tasks]
+            tasks += [index_task(run, number), pseudo_scores_task(run, number), train_task(run, number)]
+        tasks += [task for stage in evaluate_stages(run, number) for task in stage.tasks]
+        tasks.append(report_task(run, number))
+    return tasks
+
+
+@lru_cache(maxsize=8)
+def _samples(source: SourceConfig, seed: int, vocabulary: Path) -> tuple[SampleRef, ...]:
+    config = EvaluateConfig(model=ModelConfig(), source=source, vocabulary=vocabulary, seed=seed)
+    return evaluation_samples(config, Vocabulary.load(vocabulary))
+
+
+def _evaluation_samples(config: EvaluateConfig, run: Run) -> tuple[SampleRef, ...]:
+    return _samples(config.source, config.seed, run.layout.vocabulary)

@@ -1,0 +1,116 @@
+"""The rounds of a run: all of them, one stage of one, or only what they would be."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from jobs.stage import ShardTask
+from pipeline.driver import Driver, RoundRequest
+from pipeline.errors import DataFault
+from pipeline.plan import StageSummary, summarise, task_states
+from pipeline.progress import RunProgress
+from pipeline.report import score_line
+from pipeline.round_tasks import all_tasks
+from pipeline.runs import Run, open_or_make_run, read_run
+from pipeline.status import read_json
+from shards.layout import RunLayout
+from shards.locks import RunLock
+
+
+def run_rounds(root: Path, request: RoundRequest, progress: RunProgress | None = None) -> list[dict[str, Any]]:
+    """Do rounds up to `request.rounds` and give their reports, round 0 first. What is done stays as it is.
+
+    Raises:
+        SettingsConflict: The run is for other data, classes, preset or seed.
+        DataFault: Too many images are unreadable, or the run folder is damaged.
+        StageFailed: Shards failed; all others are done.
+        LockHeld: Another command works on the run.
+    """
+    shown = RunProgress(RunLayout(root).events) if progress is None else progress
+    with RunLock(RunLayout(root).lock):
+        run = open_or_make_run(root, request.file, request.sets)
+        states = task_states(all_tasks(run, request.rounds))
+        if all(state.state == "done" for state in states) and _pages_there(run, request.rounds):
+            shown.say(f"{root}: nothing to do, rounds 0 to {request.rounds} are done ({len(states)} outputs verified)")
+        else:
+            with Driver(run, request, shown).connected() as driver:
+                driver.note_start(states)
+                driver.embed()
+                for number in range(request.rounds + 1):
+                    driver.round(number)
+        return [read_json(run.layout.report_json(number)) or {} for number in range(request.rounds + 1)]
+
+
+def run_stage(root: Path, name: str, request: RoundRequest, progress: RunProgress | None = None) -> dict[str, Any]:
+    """Do one stage of one round.
+
+    Raises:
+        DataFault: What it reads is not done; the message names the command that does it.
+        ValueError: There is no such stage in that round.
+    """
+    shown = RunProgress(RunLayout(root).events) if progress is None else progress
+    number = request.rounds
+    with RunLock(RunLayout(root).lock):
+        run = open_or_make_run(root, request.file, request.sets)
+        tasks = _stage_tasks(run, name, number)
+        _refuse_incomplete(run, tasks, number)
+        states = task_states(tasks)
+        open_tasks = [state.task for state in states if state.state != "done"]
+        if open_tasks:
+            with Driver(run, request, shown).connected() as driver:
+                driver.stage(name, number)
+        else:
+            shown.say(f"{name} of round {number}: nothing to do, {len(states)} outputs verified")
+    return {"stage": name, "round": number, "done": len(tasks), "worked": len(open_tasks)}
+
+
+def plan_rounds(root: Path, rounds: int, file: Path | None, sets: Sequence[str], *, verify: bool) -> list[StageSummary]:
+    """Say what `run_rounds` would do with these settings; nothing is written.
+
+    Raises:
+        SettingsConflict: They would make it another run.
+        DataFault: There is no run.
+    """
+    run = read_run(root, file, sets)
+    return summarise(task_states(all_tasks(run, rounds), verify=verify))
+
+
+def _stage_tasks(run: Run, name: str, number: int) -> list[ShardTask]:
+    tasks = [task for task in all_tasks(run, number) if task.round == number or name == "embed"]
+    found = [task for task in tasks if task.stage.split("-")[0] == name]
+    if not found:
+        stages = dict.fromkeys(task.stage for task in tasks if "-" not in task.stage)
+        raise ValueError(f"round {number} has no stage {name!r}; it has {', '.join(stages)}")
+    return found
+
+
+def _refuse_incomplete(run: Run, tasks: Sequence[ShardTask], number: int) -> None:
+    wanted = {path for task in tasks for path in task.inputs.values()} - {task.output for task in tasks}
+    upstream = [state for state in task_states(all_tasks(run, number)) if state.task.output in wanted]
+    missing = [state for state in upstream if state.state != "done"]
+    if missing:
+        first = missing[0].task
+        same = [state for state in upstream if (state.task.stage, state.task.round) == (first.stage, first.round)]
+        left = sum(state.state != "done" for state in same)
+        name = first.stage.split("-")[0]
+        raise DataFault(
+            f"{first.stage} of round {first.round} is not done ({left} of {len(same)} shards: {missing[0].reason}); "
+            f"run: stseg-pipeline stage {name} --round {first.round} --run {run.layout.root}"
+        )
+
+
+def _pages_there(run: Run, rounds: int) -> bool:
+    return all(run.layout.report_html(number).is_file() for number in range(rounds + 1))
+
+
+def result_lines(root: Path, reports: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Give what a person wants to know at the end: the numbers, what was left out, and where everything lies."""
+    layout = RunLayout(root)
+    last = len(reports) - 1
+    lines = [score_line(report) for report in reports]
+    for drop in reports[0].get("quarantined", []):
+        lines.append(f"quarantined: {drop['key']}: {drop['reason']} ({drop['detail']})")
+    lines.append(f"report: {layout.report_html(last)}")
+    if last:
+        lines.append(f"shards: {layout.pseudo_index(last).parent}")
+    return lines
