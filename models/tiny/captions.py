@@ -19,12 +19,15 @@ CAPTION_TEMPLATES: Final = (
 )
 
 
-def draw_caption(rng: np.random.Generator, classes: NDArray[np.int64]) -> tuple[str, NDArray[np.int64]]:
+def draw_caption(
+    rng: np.random.Generator, classes: NDArray[np.int64], object_share: float
+) -> tuple[str, NDArray[np.int64]]:
     """Write a caption for a picture that shows these classes.
 
     Args:
         rng: The source of chance.
         classes: (n,) ids into `SCENE_CLASSES`, n >= 1.
+        object_share: How often a caption of one class is kept for the objects, where there are any.
 
     Returns:
         The caption, and the (m,) ids of the classes it names, 1 <= m <= n.
@@ -33,7 +36,7 @@ def draw_caption(rng: np.random.Generator, classes: NDArray[np.int64]) -> tuple[
     kind = rng.random()
     if kind < 0.45:
         named = rng.permutation(classes)[:1]
-        if len(objects) and rng.random() < 0.5:
+        if len(objects) and rng.random() < object_share:
             named = rng.permutation(objects)[:1]
     elif kind < 0.7 and len(objects):
         named = rng.permutation(objects)

@@ -1,9 +1,10 @@
 """Training of the shipped tiny CLIP: contrastive, on generated pictures and captions; it never sees a pixel label."""
 
 import logging
-import time
 from dataclasses import dataclass
 from multiprocessing import get_context
+from multiprocessing.pool import AsyncResult, Pool
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -14,12 +15,14 @@ from torch import Tensor, nn
 from models.clip import DenseClip
 from models.tiny.captions import draw_caption
 from models.tiny.clip_architecture import EMBEDDING_DIM, WordTokenizer, build_tiny_clip
-from shards.scenes import SCENE_CLASSES, SceneRecipe, compose_scene
+from models.weights_files import load_weights_into
+from shards.scenes import OBJECT_CLASSES, SCENE_CLASSES, SceneRecipe, compose_scene
 
 log = logging.getLogger(__name__)
 ICON = SceneRecipe(size=40, objects=(1, 1), radius=(12.0, 19.0), domain=(0.0, 1.0))
 SMALL_SCENE = SceneRecipe(size=64, objects=(0, 3), radius=(11.0, 20.0), domain=(0.0, 1.0))
 FULL_SCENE = SceneRecipe(size=96, objects=(1, 5), domain=(0.0, 1.0))
+Part = tuple[NDArray[np.uint8], NDArray[np.bool_]]
 _WORDS = sorted({word for name in SCENE_CLASSES for word in name.split()})
 CLASS_WORDS = torch.tensor([[float(word in name.split()) for word in _WORDS] for name in SCENE_CLASSES])
 
@@ -30,6 +33,7 @@ class Phase:
 
     Attributes:
         min_share: Smallest share of the picture that a class must cover to be named.
+        object_share: How often a caption of one class is kept for the objects.
     """
 
     recipe: SceneRecipe
@@ -37,56 +41,85 @@ class Phase:
     steps: int
     batch: int
     min_share: float
+    object_share: float = 0.7
 
 
 @dataclass(frozen=True)
 class ClipTrainingConfig:
-    """How the tiny CLIP is trained: single objects first, then scenes."""
+    """How the tiny CLIP is trained.
+
+    Attributes:
+        cycles: Each goes from single objects to scenes with a learning rate that falls to 0, and starts from the last
+            one's weights as they would be shipped, so that a training can be continued from a file.
+    """
 
     seed: int = 0
-    phases: tuple[Phase, ...] = (
-        Phase(ICON, 12_000, 700, 64, 0.08),
-        Phase(SMALL_SCENE, 24_000, 1800, 64, 0.02),
-        Phase(FULL_SCENE, 5_000, 300, 32, 0.012),
+    cycles: tuple[tuple[Phase, ...], ...] = (
+        (
+            Phase(ICON, 12_000, 700, 64, 0.08, 0.5),
+            Phase(SMALL_SCENE, 24_000, 1800, 64, 0.02, 0.5),
+            Phase(FULL_SCENE, 5_000, 300, 32, 0.012, 0.5),
+        ),
+        (
+            Phase(ICON, 16_000, 1400, 64, 0.08),
+            Phase(SMALL_SCENE, 20_000, 1300, 64, 0.02),
+            Phase(FULL_SCENE, 4_000, 200, 32, 0.012),
+        ),
     )
     learning_rate: float = 2e-3
     weight_decay: float = 0.05
     warmup_steps: int = 40
     bag_of_words: float = 0.5
-    generators: int = 2
+    generators: int = 1
 
 
-def train_tiny_clip(config: ClipTrainingConfig) -> DenseClip:
-    """Train a tiny CLIP from nothing; the same config gives the same pictures, captions and start."""
+def train_tiny_clip(config: ClipTrainingConfig, *, first_cycle: int = 0, start: Path | None = None) -> DenseClip:
+    """Train a tiny CLIP; the same config gives the same pictures, captions and start.
+
+    Args:
+        config: The curriculum.
+        first_cycle: The cycle to start with.
+        start: Weights after the cycle before; needed if that is not the first.
+    """
     torch.manual_seed(config.seed)
-    clip = build_tiny_clip()
-    dense = DenseClip(clip, WordTokenizer())
-    clip.logit_scale.data.fill_(np.log(10.0))
+    dense = DenseClip(build_tiny_clip(), WordTokenizer())
+    dense.clip.logit_scale.data.fill_(np.log(10.0))  # type: ignore[union-attr,operator]
+    if start is not None:
+        load_weights_into(dense.clip, start)
+    for number in range(first_cycle, len(config.cycles)):
+        _train_cycle(dense, config, number)
+        dense.clip.load_state_dict({k: v.half().float() for k, v in dense.clip.state_dict().items()})
+    return dense.eval()
+
+
+def _train_cycle(dense: DenseClip, config: ClipTrainingConfig, number: int) -> None:
     words = nn.Linear(EMBEDDING_DIM, CLASS_WORDS.shape[1])
-    parameters = [*clip.parameters(), *words.parameters()]
+    parameters = [*dense.clip.parameters(), *words.parameters()]
     optimizer = torch.optim.AdamW(
         parameters, lr=config.learning_rate, weight_decay=config.weight_decay, betas=(0.9, 0.98)
     )
-    total, done = sum(p.steps for p in config.phases), 0
-    for number, phase in enumerate(config.phases):
-        pictures, shows = draw_pictures(phase, [config.seed, 77, number], config.generators)
-        rng = np.random.default_rng([config.seed, 78, number])
-        for _ in range(phase.steps):
-            for group in optimizer.param_groups:
-                group["lr"] = config.learning_rate * _schedule(done, total, config.warmup_steps)
-            rows = rng.choice(len(pictures), size=phase.batch, replace=False)
-            loss = _step_loss(dense, words, pictures[rows], shows[rows], rng, config.bag_of_words)
-            optimizer.zero_grad()
-            loss.backward()  # type: ignore[no-untyped-call]
-            nn.utils.clip_grad_norm_(parameters, 1.0)
-            optimizer.step()
-            clip.logit_scale.data.clamp_(0, np.log(100.0))
-            done += 1
-            if done % 50 == 0:
-                log.info(
-                    "clip step %d/%d loss %.4f scale %.1f", done, total, loss.item(), clip.logit_scale.exp().item()
-                )
-    return dense.eval()
+    phases = config.cycles[number]
+    before = sum(len(cycle) for cycle in config.cycles[:number])
+    total, done = sum(p.steps for p in phases), 0
+    with get_context("spawn").Pool(config.generators) as pool:
+        drawn = [draw_pictures(pool, phase, [config.seed, 77, n]) for n, phase in enumerate(phases, before)]
+        for place, phase in enumerate(phases, before):
+            pictures, shows = (np.concatenate(part) for part in zip(*drawn[place - before].get(), strict=True))
+            rng = np.random.default_rng([config.seed, 78, place])
+            for _ in range(phase.steps):
+                for group in optimizer.param_groups:
+                    group["lr"] = config.learning_rate * _schedule(done, total, config.warmup_steps)
+                rows = rng.choice(len(pictures), size=phase.batch, replace=False)
+                loss = _step_loss(dense, words, pictures[rows], shows[rows], rng, phase, config.bag_of_words)
+                optimizer.zero_grad()
+                loss.backward()  # type: ignore[no-untyped-call]
+                nn.utils.clip_grad_norm_(parameters, 1.0)
+                optimizer.step()
+                dense.clip.logit_scale.data.clamp_(0, np.log(100.0))  # type: ignore[union-attr,operator]
+                done += 1
+                if done % 50 == 0:
+                    right = object_accuracy(dense, pictures[:200], shows[:200])
+                    log.info("clip %d step %d/%d loss %.4f objects %.3f", number, done, total, loss.item(), right)
 
 
 def _schedule(step: int, total: int, warmup: int) -> float:
@@ -99,11 +132,12 @@ def _step_loss(
     pictures: NDArray[np.uint8],
     shows: NDArray[np.bool_],
     rng: np.random.Generator,
+    phase: Phase,
     bag_of_words: float,
 ) -> Tensor:
     captions, named = [], torch.zeros(len(pictures), len(SCENE_CLASSES), dtype=torch.bool)
     for row, present in zip(named, shows, strict=True):
-        text, ids = draw_caption(rng, np.flatnonzero(present))
+        text, ids = draw_caption(rng, np.flatnonzero(present), phase.object_share)
         captions.append(text)
         row[ids] = True
     image = torch.from_numpy(pictures).permute(0, 3, 1, 2).float() / 255
@@ -132,23 +166,30 @@ def contrastive_loss(image_BD: Tensor, text_BD: Tensor, named_BK: Tensor, presen
     return 0.5 * (by_image.mean() + by_text.mean())
 
 
-def draw_pictures(phase: Phase, seed: list[int], processes: int) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
-    """Generate a phase's pictures.
+@torch.no_grad()
+def object_accuracy(dense: DenseClip, pictures: NDArray[np.uint8], shows: NDArray[np.bool_]) -> float:
+    """Give the share of pictures whose nearest object name is one of an object that they show; others do not count."""
+    with_objects = shows[:, : len(OBJECT_CLASSES)].any(1)
+    image = torch.from_numpy(pictures[with_objects]).permute(0, 3, 1, 2).float() / 255
+    pooled = dense.clip.encode_image((image - dense.mean) / dense.std)  # type: ignore[operator]
+    names = dense.encode_text([f"a photo of a {name}" for name in OBJECT_CLASSES])
+    chosen = (F.normalize(pooled, dim=-1) @ F.normalize(names, dim=-1).T).argmax(1).numpy()
+    return float(shows[with_objects][np.arange(len(chosen)), chosen].mean())
+
+
+def draw_pictures(pool: Pool, phase: Phase, seed: list[int]) -> "AsyncResult[list[Part]]":
+    """Start generating a phase's pictures.
 
     Returns:
-        (n, S, S, 3) uint8 pictures, and (n, classes) bool, which classes each shows.
+        What will be a list of parts: (n, S, S, 3) uint8 pictures, and (n, classes) bool, which classes each shows.
     """
-    started = time.monotonic()
     chunk = 500
     starts = range(0, phase.pictures, chunk)
     jobs = [(phase, [*seed, start], min(chunk, phase.pictures - start)) for start in starts]
-    with get_context("spawn").Pool(processes) as pool:
-        parts = pool.starmap(_draw_chunk, jobs, chunksize=1)
-    log.info("%d pictures of %d px in %.0f s", phase.pictures, phase.recipe.size, time.monotonic() - started)
-    return np.concatenate([p[0] for p in parts]), np.concatenate([p[1] for p in parts])
+    return pool.starmap_async(_draw_chunk, jobs, chunksize=1)
 
 
-def _draw_chunk(phase: Phase, seed: list[int], count: int) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
+def _draw_chunk(phase: Phase, seed: list[int], count: int) -> Part:
     rng = np.random.default_rng(seed)
     size = phase.recipe.size
     pictures = np.empty((count, size, size, 3), np.uint8)

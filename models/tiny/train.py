@@ -15,6 +15,7 @@ def main() -> None:
     parser.add_argument("model", choices=("clip", "sam"))
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--first-cycle", type=int, default=0, help="of CLIP's: continue from the weights in --out")
     parser.add_argument("--out", type=Path, default=WEIGHTS_FOLDER)
     options = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
@@ -22,7 +23,9 @@ def main() -> None:
     if options.model == "clip":
         from models.tiny.clip_training import ClipTrainingConfig, train_tiny_clip
 
-        state = train_tiny_clip(ClipTrainingConfig(seed=options.seed)).clip.state_dict()
+        start = options.out / "clip_tiny.safetensors" if options.first_cycle else None
+        config = ClipTrainingConfig(seed=options.seed)
+        state = train_tiny_clip(config, first_cycle=options.first_cycle, start=start).clip.state_dict()
     else:
         from models.tiny.sam_training import SamTrainingConfig, train_tiny_sam
 
