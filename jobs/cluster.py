@@ -33,11 +33,11 @@ def connect(address: str | None = None, num_cpus: int | None = None) -> bool:
         ConnectionError: No Ray answers at the address.
     """
     refuse_foreign_packages([Path.cwd(), Path(sys.path[0] or ".")])
+    if "ray" in sys.modules and sys.modules["ray"].is_initialized():
+        return False
     _choose_authentication(local=address is None)
     import ray
 
-    if ray.is_initialized():
-        return False
     common: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.WARNING}
     if address is None:
         ray.init(
@@ -107,6 +107,10 @@ def _choose_authentication(*, local: bool) -> None:
         has_token = True
     has_token = has_token or (Path.home() / ".ray" / "auth_token").is_file()
     os.environ["RAY_AUTH_MODE"] = "token" if has_token else "disabled"
+    if "ray" in sys.modules:
+        from ray._raylet import Config  # type: ignore[attr-defined]
+
+        Config.initialize("")  # Ray read the mode when it was imported; it refreshes it in the same way itself
 
 
 def _uploaded_code() -> dict[str, Any]:

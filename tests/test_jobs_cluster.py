@@ -1,6 +1,8 @@
 """The connection to Ray: what is refused before it is made, and what workers find."""
 
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -48,9 +50,21 @@ def test_workers_import_this_repository(ray_session: None) -> None:
     assert mode == os.environ["RAY_AUTH_MODE"] == "token"
 
 
-def test_disconnecting_without_ray_does_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    import sys
+def test_ray_may_have_been_imported_before() -> None:
+    """Ray reads its authentication mode when it is imported; a mode chosen later must still reach it."""
+    code = """
+import ray
+from jobs.cluster import connection
+with connection(num_cpus=1):
+    print(ray.get(ray.remote(lambda: 6 * 7).remote()))
+"""
+    plain = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, cwd=ROOT, env=plain, capture_output=True, text=True, timeout=180, check=False)
+    assert done.stdout.strip() == "42", done.stderr
 
+
+def test_disconnecting_without_ray_does_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delitem(sys.modules, "ray", raising=False)
     disconnect()
     assert "ray" not in sys.modules
