@@ -80,6 +80,9 @@ def pretrain(
     images: Annotated[Path | None, typer.Option("--images", metavar="FOLDER", help="Labelled images.")] = None,
     labels: Annotated[Path | None, typer.Option("--labels", metavar="FOLDER", help="Their index PNGs.")] = None,
     classes: Annotated[Path | None, typer.Option("--classes", metavar="FILE", help="Class names, by id.")] = None,
+    work: Annotated[
+        Path | None, typer.Option("--work", metavar="DIR", help="Embeddings and checkpoints, to resume from.")
+    ] = None,
     config: ConfigOption = None,
     sets: SetOption = None,
     backend: BackendOption = BackendName.inline,
@@ -102,6 +105,7 @@ def pretrain(
             classes=classes,
             file=config,
             sets=tuple(sets or ()),
+            work=work,
             backend=backend.value,
         )
         result = run_pretrain(request)

@@ -69,7 +69,11 @@ class Driver:
     def connected(self) -> Iterator["Driver"]:
         """Hold the connection to Ray, once there is one, for the length of the block."""
         with self._stack:
-            yield self
+            try:
+                yield self
+            except KeyboardInterrupt:
+                self._progress.note("stopped")
+                raise
 
     def note_start(self, states: Sequence[TaskState]) -> None:
         """Say what there is to do again, and why."""

@@ -1,0 +1,72 @@
+import re
+from html.parser import HTMLParser
+from typing import Any
+
+from pipeline.report_html import Picture, number, render_page
+
+NASTY = '<script>alert("x")</script>'
+
+
+class Tags(HTMLParser):
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.seen.append(tag)
+
+
+def report(round_number: int, **more: Any) -> dict[str, Any]:
+    base: dict[str, Any] = {
+        "round": round_number,
+        "run": NASTY,
+        "split": "test",
+        "images": 200,
+        "seed": 0,
+        "miou": 50.0 + round_number,
+        "miou_seen": 51.0,
+        "miou_unseen": 49.0,
+        "hiou": 50.0,
+        "baseline": {"miou": 52.0, "miou_seen": 53.0, "miou_unseen": 51.0, "hiou": 52.0},
+        "pseudo_labels": None,
+        "classes": [{"name": NASTY, "seen": True, "colour": [1, 2, 3], "iou": 40.0, "pixel_share": None}],
+        "timings": {"teacher": 1.5},
+        "training": {NASTY: 3},
+        "quarantined": [{"key": "a", "reason": "truncated", "detail": NASTY}],
+    }
+    return {**base, **more}
+
+
+def test_names_out_of_files_never_become_markup() -> None:
+    page = render_page(report(1), [report(0), report(1)], [Picture(NASTY, b"png")], NASTY)
+    tags = Tags()
+    tags.feed(page)
+    assert "script" not in tags.seen
+    assert page.count("&lt;script&gt;") >= 6
+
+
+def test_the_page_loads_nothing_from_elsewhere() -> None:
+    page = render_page(report(1), [report(0), report(1)], [Picture("a", b"png")], "")
+    assert re.findall(r'(?:src|href)="(?!data:)', page) == []
+    assert "url(" not in page
+    assert "data:image/png;base64,cG5n" in page
+
+
+def test_curves_numbers_and_baseline_stand_on_the_page() -> None:
+    page = render_page(report(1), [report(0), report(1)], [], "")
+    assert "<svg" in page
+    assert "51.0" in page
+    assert "plain baseline" in page
+    assert "test split, 200 images; seed 0" in page
+
+
+def test_without_a_test_split_the_page_says_so_and_has_no_curves() -> None:
+    bare = report(1, miou=None, miou_seen=None, miou_unseen=None, hiou=None, baseline=None, split=None, classes=[])
+    page = render_page(bare, [bare], [], "")
+    assert "no labelled test split" in page
+    assert "<svg" not in page
+
+
+def test_what_was_not_measured_is_a_dash() -> None:
+    assert number(None) == "-"
+    assert number(1.25, 2) == "1.25"
