@@ -28,12 +28,12 @@ class CoarseMaskRecipe:
 
     grids: tuple[int, ...] = (12, 14, 16, 20, 24, 32, 48)
     shift: float = 0.025
-    noise: float = 0.15
-    waves: float = 0.35
+    noise: float = 0.2
+    waves: float = 0.4
     blunder_share: float = 0.1
 
 
-EVALUATION_RECIPE: Final = CoarseMaskRecipe(grids=(12, 14, 16, 20, 24), blunder_share=0.0)
+EVALUATION_RECIPE: Final = CoarseMaskRecipe(grids=(12, 14, 16, 20, 24), shift=0.03, blunder_share=0.0)
 
 
 def coarse_masks(mask_MSS: Tensor, side: int, recipe: CoarseMaskRecipe, draw: Generator) -> Tensor:

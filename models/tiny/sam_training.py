@@ -4,6 +4,7 @@
 
 import logging
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Final
 
 import numpy as np
@@ -23,6 +24,7 @@ from models.tiny.sam_prompts import (
     jitter_boxes,
     points_inside,
 )
+from models.weights_files import load_weights_into
 
 log = logging.getLogger(__name__)
 KINDS: Final = ("m", "b", "p", "mb", "bp", "mbp", "mp")
@@ -30,77 +32,109 @@ KIND_SHARES: Final = (0.15, 0.1, 0.1, 0.35, 0.05, 0.15, 0.1)
 
 
 @dataclass(frozen=True)
+class Cycle:
+    """One rise and fall of the learning rate, on scenes of its own.
+
+    Attributes:
+        coarse: How mask prompts are spoilt.
+        edges: Weight of a second task for the encoder alone, to draw all outlines of the picture; its head is thrown
+            away afterwards.
+    """
+
+    scenes: int
+    steps: int
+    learning_rate: float
+    coarse: CoarseMaskRecipe
+    edges: float
+
+
+@dataclass(frozen=True)
 class SamTrainingConfig:
     """How the tiny SAM is trained.
 
     Attributes:
+        cycles: Each starts from the last one's weights as they would be shipped, so that a training can be continued
+            from a file. The first alone ends just short of the goal; the second adds the edges and worse prompts.
         prompts: Prompts per image, a multiple of 2: each half of a batch's prompts is of one kind.
         crop_share: Share of pictures cut short on one side and padded, as pictures that are not square are.
-        edges: Weight of a second task for the encoder alone, to draw all outlines of the picture. Its head is thrown
-            away; without it the encoder needs about twice the steps.
     """
 
     seed: int = 0
-    scenes: int = 6000
-    steps: int = 3600
+    cycles: tuple[Cycle, ...] = (
+        Cycle(6000, 3800, 1e-3, CoarseMaskRecipe(noise=0.15, waves=0.35), edges=0.0),
+        Cycle(6000, 2600, 1.2e-3, CoarseMaskRecipe(), edges=1.0),
+    )
     batch: int = 6
     prompts: int = 4
-    learning_rate: float = 1.5e-3
     weight_decay: float = 0.02
     crop_share: float = 0.15
-    edges: float = 1.0
 
 
-def train_tiny_sam(config: SamTrainingConfig) -> Sam:
-    """Train a tiny SAM from nothing; the same config gives the same scenes, prompts and start."""
+def train_tiny_sam(config: SamTrainingConfig, *, first_cycle: int = 0, start: Path | None = None) -> Sam:
+    """Train a tiny SAM; the same config gives the same scenes, prompts and start.
+
+    Args:
+        config: How.
+        first_cycle: The cycle to start with.
+        start: Weights after the cycle before; needed if that is not the first.
+
+    Raises:
+        ValueError: A later cycle has no weights to start from, or they do not fit.
+    """
     torch.manual_seed(config.seed)
-    sam = build_sam(SAM_TINY).train()
+    sam = build_sam(SAM_TINY)
     nn.init.trunc_normal_(sam.image_encoder.pos_embed, std=0.02)
-    patch = SAM_TINY.patch_size
+    if start is not None:
+        load_weights_into(sam, start)
+    elif first_cycle:
+        raise ValueError(f"cycle {first_cycle} starts from the weights of the one before: name them")
+    for number in range(first_cycle, len(config.cycles)):
+        _train_cycle(sam, config, number)
+        sam.load_state_dict({k: v.half().float() for k, v in sam.state_dict().items()})
+    return sam.eval()
+
+
+def _train_cycle(sam: Sam, config: SamTrainingConfig, number: int) -> None:
+    cycle, patch = config.cycles[number], SAM_TINY.patch_size
+    torch.manual_seed(config.seed + 1000 * number)
     edge_head = nn.Sequential(nn.Conv2d(SAM_TINY.embedding_dim, patch**2, 1), nn.PixelShuffle(patch))
-    parameters = [*sam.parameters(), *edge_head.parameters()]
-    outlines = draw_outlines([config.seed, 81], config.scenes)
-    log.info("%d scenes", config.scenes)
+    parameters = [*sam.train().parameters(), *edge_head.parameters()]
+    outlines = draw_outlines([config.seed, 81, number], cycle.scenes)
+    log.info("%d scenes", cycle.scenes)
     optimizer = torch.optim.AdamW(
-        parameters, lr=config.learning_rate, weight_decay=config.weight_decay, betas=(0.9, 0.98), fused=True
+        parameters, lr=cycle.learning_rate, weight_decay=config.weight_decay, betas=(0.9, 0.98), fused=True
     )
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, config.learning_rate, config.steps, pct_start=0.08)
-    rng, draw = np.random.default_rng([config.seed, 82]), torch.Generator().manual_seed(config.seed)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, cycle.learning_rate, cycle.steps, pct_start=0.08)
+    rng = np.random.default_rng([config.seed, 82, number])
+    draw = torch.Generator().manual_seed(config.seed + 1000 * number)
     facts: dict[str, list[float]] = {}
-    for step in range(1, config.steps + 1):
+    for step in range(1, cycle.steps + 1):
         batch = draw_batch(outlines, (config.batch, config.prompts), config.crop_share, rng)
         embedding = sam.image_encoder(batch.image_B3SS)
-        loss = config.edges * edge_loss(edge_head(embedding), batch.edges_B1SS)
+        loss = cycle.edges * edge_loss(edge_head(embedding), batch.edges_B1SS)
         facts.setdefault("loss_edges", []).append(float(loss.detach()))
         for half in range(2):
             kind = str(rng.choice(KINDS, p=KIND_SHARES))
-            loss = loss + 0.5 * _prompt_loss(sam, embedding, batch.half(half), kind, draw, facts)
+            true_MSS, index_M = batch.half(half)
+            prompts = make_prompts(true_MSS, kind, sam.prompt_encoder.mask_input_size[0], cycle.coarse, draw)
+            answers = run_prompts(sam, embedding[index_M], prompts)
+            loss = loss + 0.5 * _answer_loss(answers, true_MSS, kind, facts)
         optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.step()
         schedule.step()
         if step % 100 == 0 or step == 20:
-            log.info("sam step %d/%d %s", step, config.steps, _means(facts))
+            log.info("sam cycle %d step %d/%d %s", number, step, cycle.steps, _means(facts))
             facts.clear()
-    return sam.eval()
 
 
 def _means(facts: dict[str, list[float]]) -> str:
     return " ".join(f"{name} {np.mean(values):.3f}" for name, values in sorted(facts.items()))
 
 
-def _prompt_loss(
-    sam: Sam,
-    embedding_BCgg: Tensor,
-    asked: tuple[Tensor, Tensor],
-    kind: str,
-    draw: Generator,
-    facts: dict[str, list[float]],
-) -> Tensor:
-    true_MSS, index_M = asked
-    prompts = make_prompts(true_MSS, kind, sam.prompt_encoder.mask_input_size[0], CoarseMaskRecipe(), draw)
-    logits, quality = run_prompts(sam, embedding_BCgg[index_M], prompts)
+def _answer_loss(answers: tuple[Tensor, Tensor], true_MSS: Tensor, kind: str, facts: dict[str, list[float]]) -> Tensor:
+    logits, quality = answers
     loss, iou = mask_loss(logits, quality, true_MSS)
     facts.setdefault(f"iou_{kind}", []).append(float(iou[:, 0].mean()))
     facts.setdefault("loss_masks", []).append(float(loss.detach()))
