@@ -1,3 +1,4 @@
+import itertools
 import xml.etree.ElementTree as ElementTree
 
 from pipeline.curves import Curve, curves_svg
@@ -30,7 +31,7 @@ def test_labels_of_curves_that_end_together_do_not_overlap() -> None:
     curves = [Curve(name, "red", {0: 50.0, 1: 60.0 + number / 10}) for number, name in enumerate("abc")]
     root = ElementTree.fromstring(curves_svg(curves))
     heights = sorted(float(text.get("y", 0)) for text in root.findall(f"{SVG}text") if text.get("class") == "end")
-    assert all(second - first >= 14.9 for first, second in zip(heights, heights[1:], strict=False))
+    assert all(second - first >= 14.9 for first, second in itertools.pairwise(heights))
 
 
 def test_names_are_escaped_and_nothing_measured_draws_nothing() -> None:
