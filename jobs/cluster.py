@@ -40,6 +40,8 @@ def connect(address: str | None = None, num_cpus: int | None = None) -> bool:
 
     common: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.WARNING}
     if address is None:
+        # By default Ray's workers give way to everything else: on a busy machine they hardly move.
+        os.environ.setdefault("RAY_worker_niceness", "0")
         ray.init(
             address="local",
             namespace=PRIVATE_NAMESPACE,

@@ -13,6 +13,7 @@ logger = logging.getLogger(__name__)
 
 START_TIMEOUT_S = 600.0  # to find a node, start a process and load the models
 _POLL_S = 5.0
+_STALLED_S = 60.0
 _THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 
 
@@ -46,6 +47,7 @@ class RayRunner:
             raise RuntimeError("there is no connection to Ray; call jobs.cluster.connect first")
         self._ray: Any = ray
         self._start_timeout_s = start_timeout_s
+        self._moved = time.monotonic()
         self._pools = {plan.name: _Pool(plan) for plan in stages}
         if ray.get_runtime_context().namespace == PRIVATE_NAMESPACE:
             for plan in stages:
@@ -79,7 +81,9 @@ class RayRunner:
             outcomes += [self._shard_ended(pool, ref) for ref in ready if ref in pool.busy]
             outcomes += [o for ref in ready if ref in pool.starting for o in self._actor_started(pool, ref)]
             outcomes += self._late_starts(pool)
-        if not ready and not any(pool.busy for pool in self._pools.values()):
+        if ready:
+            self._moved = time.monotonic()
+        elif not any(pool.busy for pool in self._pools.values()):
             self._make_room()
         return outcomes
 
@@ -162,22 +166,29 @@ class RayRunner:
 
     def _has_room(self, pool: _Pool) -> bool:
         """Say whether another actor fits beside all actors that there are and the other open stages' minimum."""
-        total = self._ray.cluster_resources()
-        taken = {"CPU": 0.0, "GPU": 0.0}
-        for other in self._pools.values():
-            held = other.size if other is pool or other.released else max(other.size, other.plan.resources.min_workers)
-            held += 1 if other is pool else 0
-            for name, amount in _wanted(other.plan.resources).items():
-                taken[name] += held * amount
-        return all(amount <= total.get(name, 0.0) for name, amount in taken.items())
+        sizes = {pool.plan.name: pool.size + 1}
+        for name, other in self._pools.items():
+            least = 0 if other.released else other.plan.resources.min_workers
+            sizes.setdefault(name, max(other.size, least))
+        return self._fits(sizes)
 
     def _make_room(self) -> None:
-        """Stop free actors when nothing runs at all: they hold what an actor that is still to start waits for."""
-        if any(pool.starting for pool in self._pools.values()):
+        """Stop free actors when nothing runs and they may hold what an actor that is still to start waits for."""
+        stalled = time.monotonic() - self._moved > _STALLED_S
+        if stalled or not self._fits({name: pool.size for name, pool in self._pools.items()}):
             for pool in self._pools.values():
                 for actor in pool.idle:
                     self._ray.kill(actor)
                 pool.idle.clear()
+
+    def _fits(self, sizes: dict[str, int]) -> bool:
+        """Say whether so many actors of each stage fit into the whole cluster."""
+        total = self._ray.cluster_resources()
+        taken = {"CPU": 0.0, "GPU": 0.0}
+        for stage, size in sizes.items():
+            for name, amount in _wanted(self._pools[stage].plan.resources).items():
+                taken[name] += size * amount
+        return all(amount <= total.get(name, 0.0) for name, amount in taken.items())
 
 
 def _wanted(resources: Resources) -> dict[str, float]:

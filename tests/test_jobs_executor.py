@@ -6,7 +6,7 @@ import signal
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -186,15 +186,11 @@ def test_worker_pools_end_with_the_chain(tmp_path: Path, fakes_on_ray: None) -> 
     assert free == 2
 
 
-def test_free_workers_give_way_to_one_that_must_start_again(tmp_path: Path, fakes_on_ray: None) -> None:
-    """Stage one's worker dies while two's is free and three's takes the CPU that it held: all wait for one another."""
-    one, two = chain(tmp_path, 3, Fake(dies_once=("000002",), seconds=0.3), Fake())
-    threes = [
-        task.model_copy(update={"stage": "three", "output": tmp_path / "three" / task.output.name, "inputs": {}})
-        for task in two.tasks
-    ]
-    stages = [one, two, StagePlan("three", Fake, threes, one.resources, after="two")]
-    assert len(kinds(run(stages, "ray"), "shard_done")) == 9
+def test_free_worker_gives_way_to_one_that_must_start_again(tmp_path: Path, fakes_on_ray: None) -> None:
+    """Stage one's worker dies, stage two's takes both CPUs, is soon free, and waits for one's second shard."""
+    one, two = chain(tmp_path, 2, Fake(dies_once=("000001",)), Fake())
+    events = run([one, replace(two, resources=Resources(num_cpus=2))], "ray")
+    assert len(kinds(events, "shard_done")) == 4
 
 
 def test_worker_that_this_machine_cannot_hold_is_refused(tmp_path: Path, fakes_on_ray: None) -> None:
