@@ -113,14 +113,18 @@ class QuarantineSettings(_Section):
 
 
 class ResourceSettings(_Section):
-    """What the workers of each stage need; none of it changes results."""
+    """What the workers of each stage need; none of it changes results.
+
+    The defaults suit two cores and the tiny preset, whose models take longer to load than a shard takes to do. Raise
+    `max_workers` where there is more.
+    """
 
     embed: Resources = Resources()
-    teacher: Resources = Resources()
-    refine: Resources = Resources()
-    write: Resources = Resources()
+    teacher: Resources = Resources(max_workers=1)
+    refine: Resources = Resources(max_workers=1)
+    write: Resources = Resources(max_workers=1)
     train: GroupResources = GroupResources()
-    evaluate: Resources = Resources()
+    evaluate: Resources = Resources(max_workers=1)
 
 
 TINY_TRAINING: Final = TrainConfig(

@@ -3,6 +3,7 @@
 # H W grid
 
 import io
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import Final
 
@@ -21,6 +22,7 @@ _FONT_SIZE: Final = 12
 _PAPER: Final = (255, 255, 255)
 _INK: Final = (25, 25, 25)
 _MAX_UPSCALE: Final = 8
+_MAX_NAMED: Final = 24
 
 
 def overlay(image: Pixels, label: NDArray[np.integer], vocabulary: Vocabulary) -> Pixels:
@@ -84,11 +86,18 @@ def panels(columns: Sequence[tuple[str, Pixels]], *, side: int = 240) -> Image.I
     return sheet
 
 
-def with_legend(sheet: Image.Image, vocabulary: Vocabulary, ids: Iterable[int]) -> Image.Image:
-    """Add a legend below: a swatch and a name for each class, and one for ignored pixels."""
+def with_legend(sheet: Image.Image, vocabulary: Vocabulary, labels: Iterable[NDArray[np.integer]]) -> Image.Image:
+    """Add a legend below: a swatch and a name for each class of the label maps, and one for ignored pixels.
+
+    Of very many classes, those with the most pixels are named, and the others counted.
+    """
+    ids = classes_by_size(labels, vocabulary)
+    named = sorted(ids[:_MAX_NAMED])
     font = _font()
-    entries = [(entry.colour, entry.name) for entry in (vocabulary.classes[i] for i in sorted(set(ids)))]
+    entries = [(entry.colour, entry.name) for entry in (vocabulary.classes[i] for i in named)]
     entries.append(((60, 60, 60), "ignored"))
+    if len(ids) > len(named):
+        entries.append((_PAPER, f"and {len(ids) - len(named)} more"))
     places, rows, left = [], 0, 4
     for colour, name in entries:
         width = 16 + int(font.getlength(name)) + 14
@@ -106,12 +115,14 @@ def with_legend(sheet: Image.Image, vocabulary: Vocabulary, ids: Iterable[int]) 
     return canvas
 
 
-def present_ids(labels: Iterable[NDArray[np.integer]], vocabulary: Vocabulary) -> list[int]:
-    """Give the ids of the classes that occur in any of the label maps, ascending."""
-    found: set[int] = set()
+def classes_by_size(labels: Iterable[NDArray[np.integer]], vocabulary: Vocabulary) -> list[int]:
+    """Give the ids of the classes that occur in any of the label maps, the one with the most pixels first."""
+    pixels: Counter[int] = Counter()
     for label in labels:
-        found.update(int(value) for value in np.unique(label))
-    return sorted(found - {vocabulary.ignore_index})
+        ids, counts = np.unique(label, return_counts=True)
+        pixels.update(dict(zip(ids.tolist(), counts.tolist(), strict=True)))
+    del pixels[vocabulary.ignore_index]
+    return sorted(pixels, key=lambda index: (-pixels[index], index))
 
 
 def png_bytes(image: Image.Image, *, colours: int | None = None) -> bytes:

@@ -21,6 +21,7 @@ from pipeline.quarantine import check_quarantine
 from pipeline.report import score_line, write_report
 from pipeline.runs import Run
 from pipeline.start import import_start
+from pipeline.training_progress import followed
 from pipeline.when_stale import WhenStale
 
 logger = logging.getLogger(__name__)
@@ -142,13 +143,18 @@ class Driver:
         self._progress.note("started", round=number, stage="train", steps=steps, reason=reason)
         self._progress.say(f"round {number} train: {steps} steps …")
         self._connect()
-        record = run_training(
-            task,
-            round_tasks.train_job(self._run, number),
-            self._run.config.resources.train,
-            backend=self._request.backend,
-            run=self._run.name,
-        )
+
+        def tell(step: int, loss: float) -> None:
+            self._progress.say(f"round {number} train: step {step}/{steps}, loss {loss:.3f}")
+
+        with followed(task.output.parent / "metrics.jsonl", tell):
+            record = run_training(
+                task,
+                round_tasks.train_job(self._run, number),
+                self._run.config.resources.train,
+                backend=self._request.backend,
+                run=self._run.name,
+            )
         self._progress.note("finished", round=number, stage="train", seconds=round(record.seconds, 2))
         self._progress.say(f"round {number} train: done in {record.seconds:.0f} s, loss {record.stats['loss']:.3f}")
 

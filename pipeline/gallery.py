@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from jobs.refined_store import read_refined
-from pipeline.draw import overlay, panels, png_bytes, present_ids, with_legend
+from pipeline.draw import overlay, panels, png_bytes, with_legend
 from pipeline.inspection import sample_image
 from pipeline.report_html import Picture
 from pipeline.round_tasks import has_target_labels
@@ -23,7 +23,7 @@ PICTURES_NOTE: Final = (
     "refinement helped most, the four that it hurt most, and four in between, by the share of right pixels among "
     "those with a refined label; else images spread evenly over the run. Dark grey: ignored."
 )
-_SIDE: Final = 200
+_SIDE: Final = 240
 _COLOURS: Final = 160
 
 
@@ -76,7 +76,7 @@ def _picture(
     if truth is not None and truth.shape == image.shape[:2]:
         maps["truth"] = truth
     columns = [("image", image)] + [(title, overlay(image, label, run.vocabulary)) for title, label in maps.items()]
-    sheet = with_legend(panels(columns, side=_SIDE), run.vocabulary, present_ids(maps.values(), run.vocabulary))
+    sheet = with_legend(panels(columns, side=_SIDE), run.vocabulary, maps.values())
     return Picture(shown.caption, png_bytes(sheet, colours=_COLOURS))
 
 

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from jobs.refined_store import read_refined_map
 from jobs.stage import record_path
-from pipeline.draw import overlay, panels, png_bytes, present_ids, with_legend
+from pipeline.draw import overlay, panels, png_bytes, with_legend
 from pipeline.errors import DataFault
 from pipeline.runs import Run, read_run
 from shards import records
@@ -87,7 +87,7 @@ def show_sample(root: Path, number: int, key: str, out: Path | None = None) -> P
         ],
         side=384,
     )
-    picture = with_legend(sheet, run.vocabulary, present_ids(labels.values(), run.vocabulary))
+    picture = with_legend(sheet, run.vocabulary, labels.values())
     target = run.layout.round(number) / "shown" / f"{key}.png" if out is None else out
     write_bytes_atomic(target, png_bytes(picture))
     return target

@@ -13,7 +13,7 @@ from jobs.segmenter import StsegSegmenter, label_at_size
 from jobs.stage import why_stale
 from pipeline.chain import model_config, student_weights
 from pipeline.config import ModelSettings
-from pipeline.draw import overlay, panels, png_bytes, present_ids, with_legend
+from pipeline.draw import classes_by_size, overlay, panels, png_bytes, with_legend
 from pipeline.errors import DataFault
 from pipeline.round_tasks import Split, evaluate_stage
 from pipeline.runs import Run, read_run
@@ -80,11 +80,10 @@ def predict_images(images: Sequence[Path], classes: str | None, root: Path | Non
         size = (image.shape[0], image.shape[1])
         label = label_at_size(model.logits([image], None)[0], size)
         sheet = panels([("image", image), ("prediction", overlay(image, label, vocabulary))], side=_SIDE)
-        picture = with_legend(sheet, vocabulary, present_ids([label], vocabulary))
+        picture = with_legend(sheet, vocabulary, [label])
         write_bytes_atomic(out / f"{name}.png", png_bytes(picture))
         write_bytes_atomic(out / f"{name}.label.png", encode_label(label, vocabulary))
-        ids, counts = np.unique(label, return_counts=True)
-        found = [vocabulary.names[int(i)] for i in ids[np.argsort(-counts, kind="stable")]]
+        found = [vocabulary.names[index] for index in classes_by_size([label], vocabulary)]
         results.append(
             {
                 "image": str(path),

@@ -95,7 +95,7 @@ def run_pretrain(request: PretrainRequest, progress: RunProgress | None = None) 
 
     config = pretrain_config(request)
     work = request.out.with_name(request.out.stem + ".pretrain") if request.work is None else request.work
-    layout = RunLayout(work)
+    layout = RunLayout(work.absolute())
     shown = RunProgress(layout.events) if progress is None else progress
     with RunLock(layout.lock):
         vocabulary = _vocabulary(config)

@@ -15,8 +15,7 @@ _MAX_DROPS: Final = 200
 _STYLE: Final = """
 body { font: 15px/1.5 system-ui, sans-serif; color: #1f2937; max-width: 1080px; margin: 2em auto; padding: 0 1em; }
 h1 { font-size: 1.5em; margin-bottom: 0; } h2 { font-size: 1.15em; margin: 2em 0 .4em; }
-p.note, caption { color: #4b5563; } p.note { margin: .2em 0; }
-table { border-collapse: collapse; } caption { text-align: left; padding-bottom: .3em; }
+p.note { color: #4b5563; margin: .5em 0 .2em; } table { border-collapse: collapse; }
 th, td { padding: .2em .9em .2em 0; text-align: right; font-variant-numeric: tabular-nums; vertical-align: top; }
 th { color: #4b5563; font-weight: 600; border-bottom: 1px solid #d1d5db; }
 th:first-child, td:first-child, td.text, th.text { text-align: left; }
@@ -25,7 +24,6 @@ svg { max-width: 760px; width: 100%; height: auto; } svg text { font: 12px syste
 svg .grid { stroke: #e5e7eb; } svg .tick { fill: #4b5563; } svg .end { font-weight: 600; }
 i.swatch { display: inline-block; width: .8em; height: .8em; margin-right: .4em; border: 1px solid #1f2937; }
 figure { margin: 0 0 1.2em; } figcaption { color: #4b5563; font-size: .9em; } figure img { max-width: 100%; }
-.columns { columns: 2; column-gap: 3em; } @media (max-width: 700px) { .columns { columns: 1; } }
 """
 
 
@@ -186,8 +184,8 @@ def _figure(picture: Picture) -> str:
 def _table(head: Sequence[str], rows: Sequence[str], caption: str, *, text: bool = False) -> str:
     kind = ' class="text"' if text else ""
     cells = "".join(f"<th{kind}>{escape(name)}</th>" for name in head)
-    note = f"<caption>{escape(caption)}</caption>" if caption else ""
-    return f"<table>{note}<thead><tr>{cells}</tr></thead><tbody>{''.join(rows)}</tbody></table>"
+    note = f'<p class="note">{escape(caption)}</p>' if caption else ""
+    return f"{note}<table><thead><tr>{cells}</tr></thead><tbody>{''.join(rows)}</tbody></table>"
 
 
 def _row(name: str, cells: Sequence[object], kind: str = "", *, escaped: bool = False, text: bool = False) -> str:

@@ -55,7 +55,7 @@ def open_or_make_run(root: Path, file: Path | None = None, sets: Sequence[str] =
         DataFault: The run folder is damaged.
         ValueError: A setting is wrong, or the folder holds other things.
     """
-    layout = RunLayout(root)
+    layout = RunLayout(root.absolute())  # workers have working folders of their own
     if layout.config.is_file():
         saved = load_config(layout.config)
         config = asked_config(root, saved, file, sets)
@@ -74,7 +74,7 @@ def read_run(root: Path, file: Path | None = None, sets: Sequence[str] = ()) -> 
         DataFault: There is no run, or it is damaged.
         ValueError: A setting is wrong.
     """
-    layout = RunLayout(root)
+    layout = RunLayout(root.absolute())  # workers have working folders of their own
     if not layout.config.is_file():
         raise DataFault(f"{root} holds no run (no config.yaml); make one: stseg-pipeline round --run {root}")
     return _loaded(layout, asked_config(root, load_config(layout.config), file, sets))
@@ -105,7 +105,7 @@ def make_run(root: Path, config: RunConfig) -> Run:
     foreign = sorted(path.name for path in root.iterdir() if not _is_own(path)) if root.is_dir() else []
     if foreign:
         raise ValueError(f"{root} holds {foreign[0]} and is no run; name a new folder with --run")
-    layout = RunLayout(root)
+    layout = RunLayout(root.absolute())  # workers have working folders of their own
     vocabulary = build_vocabulary(config)
     plan = make_plan(open_source(config.data.target, vocabulary).refs(), config.shard_size)
     source = None if config.data.source is None else open_source(config.data.source, vocabulary)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipeline.draw import overlay, panels, png_bytes, present_ids, scaled, with_legend
+from pipeline.draw import classes_by_size, overlay, panels, png_bytes, scaled, with_legend
 from shards.vocabulary import Vocabulary
 
 VOCABULARY = Vocabulary.from_names(["grass", "a very long class name", "<b>odd</b>"])
@@ -47,7 +47,7 @@ def test_small_pictures_grow_in_whole_steps_and_large_ones_shrink(
 def test_a_sheet_holds_every_panel_and_its_legend_every_name() -> None:
     pixels = np.zeros((96, 64, 3), np.uint8)
     sheet = panels([("image", pixels), ("a title wider than its picture", pixels)])
-    with_names = with_legend(sheet, VOCABULARY, [0, 1, 2])
+    with_names = with_legend(sheet, VOCABULARY, [np.array([[0, 1, 2]])])
     assert with_names.height > sheet.height
     assert with_names.width >= sheet.width
     assert Image.open(io.BytesIO(png_bytes(with_names))).size == with_names.size
@@ -59,6 +59,12 @@ def test_fewer_colours_make_a_smaller_file() -> None:
     assert len(png_bytes(sheet, colours=32)) < len(png_bytes(sheet))
 
 
-def test_present_ids_leave_out_ignored_pixels() -> None:
-    assert present_ids([np.array([[0, 255]]), np.array([[2, 2]])], VOCABULARY) == [0, 2]
-    assert present_ids([np.array([[255]])], VOCABULARY) == []
+def test_classes_come_by_size_without_ignored_pixels() -> None:
+    assert classes_by_size([np.array([[0, 255]]), np.array([[2, 2]])], VOCABULARY) == [2, 0]
+    assert classes_by_size([np.array([[255]])], VOCABULARY) == []
+
+
+def test_a_legend_of_very_many_classes_stays_small() -> None:
+    many = Vocabulary.from_names([f"class {index}" for index in range(300)])
+    sheet = panels([("image", np.zeros((96, 96, 3), np.uint8))])
+    assert with_legend(sheet, many, [np.arange(300)[None]]).height < 500
