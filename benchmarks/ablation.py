@@ -65,7 +65,7 @@ def run_seed(work: Path, seed: int, rounds: int, sets: Sequence[str]) -> dict[st
 
     torch.set_num_threads(1)
     folder = work / f"seed-{seed}"
-    weights = {dea: stage1(folder, seed, sets, dea=dea) for dea in (True, False)}
+    weights = {dea: stage1(folder, seed, dea=dea) for dea in (True, False)}
     dea_st = self_train(folder / "dea_st", seed, rounds, weights[True], weights[False], sets)
     st = self_train(folder / "st", seed, rounds, weights[False], weights[False], [*sets, "model.dea=false"])
     control = self_train(folder / "control", seed, rounds, weights[True], weights[False], [*sets, *CONTROL])
@@ -87,15 +87,13 @@ def run_seed(work: Path, seed: int, rounds: int, sets: Sequence[str]) -> dict[st
     }  # fmt: skip
 
 
-def stage1(folder: Path, seed: int, sets: Sequence[str], *, dea: bool) -> Path:
+def stage1(folder: Path, seed: int, *, dea: bool) -> Path:
     """Train stage 1 on the seed's labelled source images."""
     from pipeline.pretrain import PretrainRequest, run_pretrain
 
     out = folder / f"stage1_{'dea' if dea else 'baseline'}.safetensors"
-    own = [*seed_settings(seed), f"model.dea={str(dea).lower()}"]
-    rounds_only = ("train.", "refine.", "teacher.")
-    kept = [text for text in sets if not text.startswith(rounds_only)]
-    run_pretrain(PretrainRequest(out=out, sets=(*own, *kept), backend="inline"))
+    own = (f"seed={seed}", f"source.seed={seed}", f"model.dea={str(dea).lower()}")
+    run_pretrain(PretrainRequest(out=out, sets=own, backend="inline"))
     return out
 
 

@@ -30,6 +30,7 @@ TINY_STAGE1: Final = TrainConfig(
     source_per_step=8,
     sampled_classes=12,
     classes="seen",
+    dea_lr_scale=0.1,
     checkpoint_every=100,
 )
 
@@ -50,7 +51,7 @@ class PretrainConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     model: ModelSettings = ModelSettings()
-    source: SourceConfig = ScenesSourceConfig(split="source", count=4000)
+    source: SourceConfig = ScenesSourceConfig(split="source", count=1600)
     vocabulary: VocabularySettings = VocabularySettings()
     shard_size: PositiveInt = 200
     train: TrainConfig = TINY_STAGE1
