@@ -22,7 +22,7 @@ _FONT_SIZE: Final = 12
 _PAPER: Final = (255, 255, 255)
 _INK: Final = (25, 25, 25)
 _MAX_UPSCALE: Final = 8
-_MAX_NAMED: Final = 24
+MAX_NAMED: Final = 24  # classes in a legend
 
 
 def overlay(image: Pixels, label: NDArray[np.integer], vocabulary: Vocabulary) -> Pixels:
@@ -92,7 +92,7 @@ def with_legend(sheet: Image.Image, vocabulary: Vocabulary, labels: Iterable[NDA
     Of very many classes, those with the most pixels are named, and the others counted.
     """
     ids = classes_by_size(labels, vocabulary)
-    named = sorted(ids[:_MAX_NAMED])
+    named = sorted(ids[:MAX_NAMED])
     font = _font()
     entries = [(entry.colour, entry.name) for entry in (vocabulary.classes[i] for i in named)]
     entries.append(((60, 60, 60), "ignored"))
@@ -125,11 +125,9 @@ def classes_by_size(labels: Iterable[NDArray[np.integer]], vocabulary: Vocabular
     return sorted(pixels, key=lambda index: (-pixels[index], index))
 
 
-def png_bytes(image: Image.Image, *, colours: int | None = None) -> bytes:
-    """Encode as PNG; `colours` reduces it to that many (at most 256), which makes it a third as large."""
+def png_bytes(image: Image.Image) -> bytes:
+    """Encode as PNG."""
     buffer = io.BytesIO()
-    if colours is not None:
-        image = image.quantize(colours, dither=Image.Dither.NONE)
     image.save(buffer, format="PNG", optimize=True)
     return buffer.getvalue()
 

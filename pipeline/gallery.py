@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from jobs.refined_store import read_refined
-from pipeline.draw import overlay, panels, png_bytes, with_legend
+from pipeline.draw import MAX_NAMED, classes_by_size, overlay, panels, png_bytes
 from pipeline.inspection import sample_image
 from pipeline.report_html import Picture
 from pipeline.round_tasks import has_target_labels
@@ -24,7 +24,6 @@ PICTURES_NOTE: Final = (
     "those with a refined label; else images spread evenly over the run. Dark grey: ignored."
 )
 _SIDE: Final = 240
-_COLOURS: Final = 160
 
 
 @dataclass(frozen=True)
@@ -76,8 +75,9 @@ def _picture(
     if truth is not None and truth.shape == image.shape[:2]:
         maps["truth"] = truth
     columns = [("image", image)] + [(title, overlay(image, label, run.vocabulary)) for title, label in maps.items()]
-    sheet = with_legend(panels(columns, side=_SIDE), run.vocabulary, maps.values())
-    return Picture(shown.caption, png_bytes(sheet, colours=_COLOURS))
+    entries = [run.vocabulary.classes[index] for index in classes_by_size(maps.values(), run.vocabulary)[:MAX_NAMED]]
+    legend = tuple((entry.name, entry.colour) for entry in entries)
+    return Picture(shown.caption, png_bytes(panels(columns, side=_SIDE)), legend)
 
 
 def _ranked(run: Run, number: int) -> list[tuple[float, Shown]]:

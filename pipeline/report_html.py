@@ -24,6 +24,7 @@ svg { max-width: 760px; width: 100%; height: auto; } svg text { font: 12px syste
 svg .grid { stroke: #e5e7eb; } svg .tick { fill: #4b5563; } svg .end { font-weight: 600; }
 i.swatch { display: inline-block; width: .8em; height: .8em; margin-right: .4em; border: 1px solid #1f2937; }
 figure { margin: 0 0 1.2em; } figcaption { color: #4b5563; font-size: .9em; } figure img { max-width: 100%; }
+p.legend { margin: 0; color: #1f2937; } p.legend span { margin-right: .9em; white-space: nowrap; }
 """
 
 
@@ -34,10 +35,12 @@ class Picture:
     Attributes:
         caption: Text below it, not yet escaped.
         png: The file's bytes.
+        legend: Names, not yet escaped, and (r, g, b) colours of the classes in it.
     """
 
     caption: str
     png: bytes
+    legend: Sequence[tuple[str, tuple[int, int, int]]] = ()
 
 
 def render_page(
@@ -138,11 +141,10 @@ def _classes(report: Mapping[str, Any]) -> list[str]:
         return []
     rows = []
     for entry in classes:
-        swatch = f'<i class="swatch" style="background: rgb({",".join(str(int(c)) for c in entry["colour"])})"></i>'
         cells = [number(entry.get(name)) for name in ("iou", "iou_round_0", "iou_baseline")] if measured else []
         cells.append(number(entry.get("pixel_share"), 2))
         seen = "seen" if entry["seen"] else "unseen"
-        rows.append(_row(swatch + escape(entry["name"]), [seen, *cells], escaped=True))
+        rows.append(_row(_swatch(entry["colour"]) + escape(entry["name"]), [seen, *cells], escaped=True))
     head = ["class", "", *(["IoU", "at the start", "baseline"] if measured else []), "% of labelled pixels"]
     return ["<h2>Classes</h2>", _table(head, rows, "")]
 
@@ -176,9 +178,15 @@ def _quarantined(report: Mapping[str, Any]) -> list[str]:
 def _figure(picture: Picture) -> str:
     data = base64.b64encode(picture.png).decode()
     caption = escape(picture.caption)
+    names = " ".join(f"<span>{_swatch(colour)}{escape(name)}</span>" for name, colour in picture.legend)
     return (
-        f'<figure><img alt="{caption}" src="data:image/png;base64,{data}"><figcaption>{caption}</figcaption></figure>'
+        f'<figure><img alt="{caption}" src="data:image/png;base64,{data}">'
+        f'<figcaption><p class="legend">{names}</p>{caption}</figcaption></figure>'
     )
+
+
+def _swatch(colour: Sequence[int]) -> str:
+    return f'<i class="swatch" style="background: rgb({",".join(str(int(c)) for c in colour)})"></i>'
 
 
 def _table(head: Sequence[str], rows: Sequence[str], caption: str, *, text: bool = False) -> str:

@@ -53,12 +53,6 @@ def test_a_sheet_holds_every_panel_and_its_legend_every_name() -> None:
     assert Image.open(io.BytesIO(png_bytes(with_names))).size == with_names.size
 
 
-def test_fewer_colours_make_a_smaller_file() -> None:
-    pixels = np.random.default_rng(0).integers(0, 255, (64, 64, 3)).astype(np.uint8)
-    sheet = panels([("noise", pixels)])
-    assert len(png_bytes(sheet, colours=32)) < len(png_bytes(sheet))
-
-
 def test_classes_come_by_size_without_ignored_pixels() -> None:
     assert classes_by_size([np.array([[0, 255]]), np.array([[2, 2]])], VOCABULARY) == [2, 0]
     assert classes_by_size([np.array([[255]])], VOCABULARY) == []
