@@ -92,7 +92,7 @@ def stage1(folder: Path, seed: int, *, dea: bool) -> Path:
     from pipeline.pretrain import PretrainRequest, run_pretrain
 
     out = folder / f"stage1_{'dea' if dea else 'baseline'}.safetensors"
-    own = (f"seed={seed}", f"source.seed={seed}", f"model.dea={str(dea).lower()}")
+    own = (f"seed={seed}", f"source.seed={seed}", f"model.dea={str(dea).lower()}", "group.threads=1")
     run_pretrain(PretrainRequest(out=out, sets=own, backend="inline"))
     return out
 
@@ -102,7 +102,12 @@ def self_train(root: Path, seed: int, rounds: int, start: Path, baseline: Path, 
     from pipeline.driver import RoundRequest
     from pipeline.rounds import run_rounds
 
-    own = [*seed_settings(seed), f"model.stage1_weights={start}", f"model.baseline_weights={baseline}"]
+    own = [
+        *seed_settings(seed),
+        f"model.stage1_weights={start}",
+        f"model.baseline_weights={baseline}",
+        "resources.train.threads=1",
+    ]
     return run_rounds(root, RoundRequest(rounds=rounds, sets=(*own, *sets), backend="inline"))
 
 

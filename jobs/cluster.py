@@ -15,6 +15,7 @@ ROOT: Final = Path(__file__).resolve().parent.parent
 PRIVATE_NAMESPACE: Final = "stseg-pipeline-private"  # tells a Ray that cannot grow from a cluster that may
 PACKAGES: Final = ("pipeline", "jobs", "models", "shards")
 _LOCAL_STORE_BYTES: Final = 256 * 1024**2  # shard names and records travel, never arrays
+_START_ATTEMPTS: Final = 3
 _NOT_UPLOADED: Final = [".git", ".venv", "build", "runs", "tests", "docs", "benchmarks", "__pycache__", "*.egg-info"]
 
 
@@ -30,7 +31,7 @@ def connect(address: str | None = None, num_cpus: int | None = None) -> bool:
 
     Raises:
         ValueError: Another package of the same name would be imported in our packages' place.
-        ConnectionError: No Ray answers at the address.
+        ConnectionError: No Ray answers at the address, or none starts here.
     """
     refuse_foreign_packages([Path.cwd(), Path(sys.path[0] or ".")])
     if "ray" in sys.modules and sys.modules["ray"].is_initialized():
@@ -38,21 +39,10 @@ def connect(address: str | None = None, num_cpus: int | None = None) -> bool:
     _choose_authentication(local=address is None)
     import ray
 
-    common: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.WARNING}
     if address is None:
-        # By default Ray's workers give way to everything else: on a busy machine they hardly move.
-        os.environ.setdefault("RAY_worker_niceness", "0")
-        ray.init(
-            address="local",
-            namespace=PRIVATE_NAMESPACE,
-            num_cpus=num_cpus,
-            include_dashboard=False,
-            object_store_memory=_LOCAL_STORE_BYTES,
-            runtime_env={"env_vars": {"PYTHONPATH": _python_path()}},
-            **common,
-        )
+        _start_private(num_cpus)
     else:
-        ray.init(address=address, runtime_env=_uploaded_code(), **common)
+        ray.init(address=address, runtime_env=_uploaded_code(), log_to_driver=False, logging_level=logging.WARNING)
     logger.info("Ray %s: %s", ray.__version__, address or "this machine")
     return True
 
@@ -97,6 +87,32 @@ def refuse_foreign_packages(folders: Iterable[Path]) -> None:
                     raise ValueError(
                         f"{found} would be imported in place of this project's own {package}; run from another folder"
                     )
+
+
+def _start_private(num_cpus: int | None) -> None:
+    """Start Ray on this machine; on a busy one its own processes may be late for each other, so it is tried again."""
+    import ray
+
+    # By default Ray's workers give way to everything else: on a busy machine they hardly move.
+    os.environ.setdefault("RAY_worker_niceness", "0")
+    for attempt in range(1, _START_ATTEMPTS + 1):
+        try:
+            ray.init(
+                address="local",
+                namespace=PRIVATE_NAMESPACE,
+                num_cpus=num_cpus,
+                include_dashboard=False,
+                object_store_memory=_LOCAL_STORE_BYTES,
+                runtime_env={"env_vars": {"PYTHONPATH": _python_path()}},
+                log_to_driver=False,
+                logging_level=logging.WARNING,
+            )
+            return
+        except Exception as error:  # Ray raises a bare Exception for it
+            ray.shutdown()
+            if attempt == _START_ATTEMPTS:
+                raise ConnectionError(f"Ray did not start on this machine in {attempt} attempts: {error}") from error
+            logger.warning("Ray did not start (attempt %d of %d): %s", attempt, _START_ATTEMPTS, error)
 
 
 def _choose_authentication(*, local: bool) -> None:

@@ -236,7 +236,7 @@ def _step(
     label = batch.label_SS.clone()
     label[label == vocabulary.ignore_index] = _UNLABELLED
     candidates = np.arange(len(vocabulary)) if config.classes == "all" else np.asarray(vocabulary.seen_ids)
-    present = np.intersect1d(label.unique().numpy(), candidates)
+    present = np.intersect1d(torch.unique(label).numpy(), candidates)
     classes = torch.from_numpy(classes_of_step(step, present, candidates, config.sampled_classes, config.seed))
     place = torch.full((len(vocabulary) + 1,), _UNLABELLED)
     place[classes] = torch.arange(len(classes))

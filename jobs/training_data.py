@@ -85,7 +85,7 @@ class PseudoLabelled:
         tar, key, members = self._places[index]
         image = decode_image(_image_bytes(tar, members)).image
         label = decode_label(read_member(tar, *members["label.png"]))
-        weight = decode_weight(read_member(tar, *members["weight.png"])).astype(np.float32) / 255
+        weight = decode_weight(read_member(tar, *members["weight.png"])).astype(np.float32) / np.float32(255)
         sam = None if self._embeddings is None else self._embeddings[key]
         return _sample(image, label, weight, sam, self._size)
 

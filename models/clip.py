@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -29,6 +30,10 @@ class ClipFeatures:
 class DenseClip(nn.Module):
     """open_clip's CLIP with a ConvNeXt trunk, whose head is applied to each cell instead of the pooled map."""
 
+    clip: Any  # open_clip's modules are untyped
+    mean: Tensor
+    std: Tensor
+
     def __init__(self, clip: nn.Module, tokenizer: Callable[[list[str]], Tensor]) -> None:
         super().__init__()
         self.clip = clip
@@ -41,7 +46,7 @@ class DenseClip(nn.Module):
     @property
     def embedding_dim(self) -> int:
         """Width of the shared image and text embedding."""
-        return int(self.clip.text_projection.shape[1])  # type: ignore[union-attr,index]
+        return int(self.clip.text_projection.shape[1])
 
     def forward(self, image_B3HW: Tensor) -> ClipFeatures:
         """Give the dense features of images.
@@ -51,18 +56,18 @@ class DenseClip(nn.Module):
 
         Source: SED's use of the CLIP ConvNeXt (stem, stages, norm_pre, then the pooled head per cell).
         """
-        trunk = self.clip.visual.trunk  # type: ignore[union-attr]
-        x = trunk.stem((image_B3HW - self.mean) / self.std)  # type: ignore[operator,union-attr]
+        trunk = self.clip.visual.trunk
+        x = trunk.stem((image_B3HW - self.mean) / self.std)
         maps = [x]
-        for stage in trunk.stages:  # type: ignore[union-attr]
+        for stage in trunk.stages:
             x = stage(x)
             maps.append(x)
-        return ClipFeatures(self._dense(trunk.norm_pre(x)), _guidance(maps))  # type: ignore[operator,union-attr]
+        return ClipFeatures(self._dense(trunk.norm_pre(x)), _guidance(maps))
 
     def encode_text(self, texts: list[str]) -> Tensor:
         """Give the (N, D) text embeddings, not normalised."""
-        tokens = self.tokenizer(texts).to(self.mean.device)  # type: ignore[arg-type]
-        encoded: Tensor = self.clip.encode_text(tokens)  # type: ignore[operator]
+        tokens = self.tokenizer(texts).to(self.mean.device)
+        encoded: Tensor = self.clip.encode_text(tokens)
         return encoded
 
     def guidance_channels(self, image_size: int) -> tuple[int, ...]:
@@ -75,8 +80,8 @@ class DenseClip(nn.Module):
 
     def _dense(self, x_BCHW: Tensor) -> Tensor:
         visual = self.clip.visual
-        normed = visual.trunk.head.norm(x_BCHW)  # type: ignore[operator,union-attr]
-        projected: Tensor = visual.head(normed.permute(0, 2, 3, 1))  # type: ignore[operator,union-attr]
+        normed = visual.trunk.head.norm(x_BCHW)
+        projected: Tensor = visual.head(normed.permute(0, 2, 3, 1))
         return projected.permute(0, 3, 1, 2)
 
 

@@ -80,7 +80,7 @@ class DecoderOutput(NamedTuple):
         aux: (B, K, 2^i H, 2^i W) for i = 0..L-1, coarse to fine, from detached features; empty unless asked for.
     """
 
-    logits_BKHW: Tensor  # noqa: N815
+    logits_BKHW: Tensor
     aux: tuple[Tensor, ...]
 
 

@@ -44,7 +44,7 @@ class STSeg(nn.Module):
         Raises:
             ValueError: DEA is on and `sam` is None.
         """
-        trains_clip = torch.is_grad_enabled() and any(p.requires_grad for p in self.clip.clip.visual.parameters())  # type: ignore[union-attr]
+        trains_clip = torch.is_grad_enabled() and any(p.requires_grad for p in self.clip.clip.visual.parameters())
         with torch.set_grad_enabled(trains_clip):
             features = self.clip(image_B3HW)
         dense = features.dense_BDHW

@@ -48,6 +48,7 @@ def text_embeddings(clip: DenseClip, vocabulary: "Vocabulary") -> Tensor:
     ]
     rows = torch.cat([clip.encode_text(prompts[i : i + _BATCH]) for i in range(0, len(prompts), _BATCH)])
     counts = [len(entry.synonyms) for entry in vocabulary.classes for _ in vocabulary.templates]
-    means = torch.stack([part.mean(0) for part in F.normalize(rows.float(), dim=-1).split(counts)])
-    text_KPD = means.unflatten(0, (len(vocabulary), len(vocabulary.templates)))
+    unit = F.normalize(rows.float(), dim=-1)
+    means = torch.stack([part.mean(0) for part in torch.split(unit, counts)])
+    text_KPD = means.view(len(vocabulary), len(vocabulary.templates), -1)
     return F.normalize(text_KPD, dim=-1)

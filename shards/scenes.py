@@ -187,7 +187,8 @@ def _shape_alpha(rng: np.random.Generator, shape: str, dy: Float, dx: Float, rad
         points = 3 if shape == "triangle" else 5
         inner = 0.5 if shape == "triangle" else rng.uniform(0.38, 0.46)
         inside = _polygon_depth(x, y, points, radius, radius * inner)
-    return np.clip(inside + 0.5, 0, 1).astype(np.float32)
+    alpha: Float = np.clip(inside + 0.5, 0, 1).astype(np.float32)
+    return alpha
 
 
 def _polygon_depth(x: Float, y: Float, points: int, outer: float, inner: float) -> Float:

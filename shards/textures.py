@@ -46,7 +46,8 @@ def object_paint(rng: np.random.Generator, colour: str, dy: Float, dx: Float, ra
         dots = np.sin(2 * np.pi * along / period) * np.sin(2 * np.pi * across / period) > 0.4
         tone = 1 + rng.uniform(0.15, 0.4) * np.where(dots, rng.choice([-1.0, 1.0]), 0.0)
     tone = tone * (1 + rng.uniform(0.05, 0.3) * along / radius)
-    return np.clip(base * tone[..., None], 0, 1).astype(np.float32)
+    paint: Float = np.clip(base * tone[..., None], 0, 1).astype(np.float32)
+    return paint
 
 
 def stuff_texture(rng: np.random.Generator, name: str, size: int) -> Float:
@@ -59,7 +60,8 @@ def stuff_texture(rng: np.random.Generator, name: str, size: int) -> Float:
         KeyError: `name` is not in `STUFF`.
     """
     canvas = _TEXTURES[name](rng, size) * rng.uniform(0.8, 1.15)
-    return np.clip(canvas, 0, 1).astype(np.float32)
+    clipped: Float = np.clip(canvas, 0, 1).astype(np.float32)
+    return clipped
 
 
 def _noise(rng: np.random.Generator, size: int, sigma: tuple[float, float]) -> Float:

@@ -4,16 +4,16 @@ from pathlib import Path
 
 import pytest
 import torch
+from training_setup import QUICK, training_setup
 
 from jobs import train
 from jobs.train import SingleProcess, TrainConfig, schedule, train_model
 from jobs.training_group import GroupResources, TrainingIncompleteError, run_training
 from models.weights_files import read_weights
 from shards.files import sha256_file
-from tests.training_setup import QUICK, training_setup
 
 
-class _Killed(Exception):
+class _KilledError(Exception):
     pass
 
 
@@ -33,16 +33,17 @@ def test_an_interrupted_training_ends_with_the_same_bytes(
 ) -> None:
     whole = _train(tmp_path / "whole")
     task, job = training_setup(tmp_path / "broken")
-    take_step, taken = train._step, []
+    take_step = train._step
+    taken: list[object] = []
 
     def step_or_die(*arguments: object) -> float:
         if arguments[6] == killed_in_step and len(taken) == killed_in_step:
-            raise _Killed
+            raise _KilledError
         taken.append(arguments[6])
         return take_step(*arguments)  # type: ignore[arg-type]
 
     monkeypatch.setattr(train, "_step", step_or_die)
-    with pytest.raises(_Killed):
+    with pytest.raises(_KilledError):
         train_model(task, job, SingleProcess())
     assert not task.record.exists()
     taken.append(None)
@@ -55,7 +56,7 @@ def test_an_interrupted_training_ends_with_the_same_bytes(
 def test_a_checkpoint_of_other_settings_is_not_resumed_from(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     task, job = training_setup(tmp_path / "a")
     monkeypatch.setattr(train, "write_weights", _die)
-    with pytest.raises(_Killed):
+    with pytest.raises(_KilledError):
         train_model(task, job, SingleProcess())
     monkeypatch.undo()
     other = QUICK.model_copy(update={"learning_rate": 1e-3})
@@ -67,7 +68,7 @@ def test_a_damaged_checkpoint_is_not_resumed_from(tmp_path: Path, monkeypatch: p
     whole = _train(tmp_path / "whole")
     task, job = training_setup(tmp_path / "broken")
     monkeypatch.setattr(train, "write_weights", _die)
-    with pytest.raises(_Killed):
+    with pytest.raises(_KilledError):
         train_model(task, job, SingleProcess())
     monkeypatch.undo()
     for checkpoint in (tmp_path / "broken" / "student" / "checkpoints").glob("*.safetensors"):
@@ -77,16 +78,21 @@ def test_a_damaged_checkpoint_is_not_resumed_from(tmp_path: Path, monkeypatch: p
 
 
 def _die(*_: object, **__: object) -> None:
-    raise _Killed
+    raise _KilledError
 
 
 def test_training_on_a_few_scenes_learns_them(tmp_path: Path) -> None:
     long = QUICK.model_copy(update={"steps": 60, "target_per_step": 0, "source_per_step": 3, "classes": "seen"})
-    losses = []
+    losses: list[float] = []
     task, job = training_setup(tmp_path, long, dea=False)
     take_step = train._step
+
+    def noted(*arguments: object) -> float:
+        losses.append(take_step(*arguments))  # type: ignore[arg-type]
+        return losses[-1]
+
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(train, "_step", lambda *a: losses.append(take_step(*a)) or losses[-1])
+        patch.setattr(train, "_step", noted)
         train_model(task, job, SingleProcess())
     assert sum(losses[-10:]) < 0.7 * sum(losses[:10])
 

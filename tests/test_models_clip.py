@@ -26,13 +26,13 @@ def clip() -> DenseClip:
 def test_dense_features_are_the_head_applied_to_each_cell(clip: DenseClip) -> None:
     image = torch.rand(2, 3, 48, 40)
     visual = clip.clip.visual
-    trunk = visual.trunk  # type: ignore[union-attr]
-    grid = trunk.forward_features((image - clip.mean) / clip.std)  # type: ignore[operator,union-attr]
+    trunk = visual.trunk
+    grid = trunk.forward_features((image - clip.mean) / clip.std)
     dense = clip(image).dense_BDHW
     for y in range(grid.shape[2]):
         for x in range(grid.shape[3]):
-            cell = trunk.forward_head(grid[:, :, y : y + 1, x : x + 1])  # type: ignore[operator,union-attr]
-            torch.testing.assert_close(dense[:, :, y, x], visual.head(cell), atol=1e-5, rtol=1e-4)  # type: ignore[operator,union-attr]
+            cell = trunk.forward_head(grid[:, :, y : y + 1, x : x + 1])
+            torch.testing.assert_close(dense[:, :, y, x], visual.head(cell), atol=1e-5, rtol=1e-4)
 
 
 @torch.no_grad()

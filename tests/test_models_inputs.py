@@ -30,6 +30,6 @@ def test_shrinking_averages_instead_of_skipping_pixels() -> None:
 
 def test_wrong_types_are_refused() -> None:
     with pytest.raises(ValueError, match="expected"):
-        to_network_input(np.zeros((4, 4, 3), np.float32), 8)  # type: ignore[arg-type]
+        to_network_input(np.zeros((4, 4, 3), np.float32), 8)
     with pytest.raises(ValueError, match="expected"):
         to_network_input(np.zeros((0, 4, 3), np.uint8), 8)

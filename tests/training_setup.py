@@ -46,7 +46,7 @@ def training_setup(folder: Path, train: TrainConfig = QUICK, *, dea: bool = True
             "embedding": rng.normal(size=(len(keys), 64, 16, 16)).astype(np.float16),
             "valid": np.ones((len(keys), 2), np.float32),
         },
-        {"keys": keys},
+        {"keys": list(keys)},
     )
     _record("embed", embedding, refs)
     tar = folder / "pseudo" / "pseudo-000000.tar"

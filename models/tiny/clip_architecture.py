@@ -82,10 +82,11 @@ def build_tiny_clip() -> nn.Module:
     text = CLIPTextCfg(
         context_length=CONTEXT_LENGTH, vocab_size=WordTokenizer().vocab_size, width=96, heads=4, layers=2
     )
-    clip: nn.Module = CLIP(EMBEDDING_DIM, vision, text)
+    clip: Any = CLIP(EMBEDDING_DIM, vision, text)
     _undilate(clip.visual)
     _widen(clip.visual)
-    return clip
+    built: nn.Module = clip
+    return built
 
 
 def _undilate(visual: nn.Module) -> None:

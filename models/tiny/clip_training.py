@@ -83,7 +83,7 @@ def train_tiny_clip(config: ClipTrainingConfig, *, first_cycle: int = 0, start: 
     """
     torch.manual_seed(config.seed)
     dense = DenseClip(build_tiny_clip(), WordTokenizer())
-    dense.clip.logit_scale.data.fill_(np.log(10.0))  # type: ignore[union-attr,operator]
+    dense.clip.logit_scale.data.fill_(np.log(10.0))
     if start is not None:
         load_weights_into(dense.clip, start)
     for number in range(first_cycle, len(config.cycles)):
@@ -115,7 +115,7 @@ def _train_cycle(dense: DenseClip, config: ClipTrainingConfig, number: int) -> N
                 loss.backward()  # type: ignore[no-untyped-call]
                 nn.utils.clip_grad_norm_(parameters, 1.0)
                 optimizer.step()
-                dense.clip.logit_scale.data.clamp_(0, np.log(100.0))  # type: ignore[union-attr,operator]
+                dense.clip.logit_scale.data.clamp_(0, np.log(100.0))
                 done += 1
                 if done % 50 == 0:
                     right = object_accuracy(dense, pictures[:200], shows[:200])
@@ -141,8 +141,8 @@ def _step_loss(
         captions.append(text)
         row[ids] = True
     image = torch.from_numpy(pictures).permute(0, 3, 1, 2).float() / 255
-    pooled = dense.clip.encode_image((image - dense.mean) / dense.std)  # type: ignore[operator]
-    scale = dense.clip.logit_scale.exp()  # type: ignore[operator,union-attr]
+    pooled = dense.clip.encode_image((image - dense.mean) / dense.std)
+    scale = dense.clip.logit_scale.exp()
     loss = contrastive_loss(pooled, dense.encode_text(captions), named, torch.from_numpy(shows), scale)
     read = (named.float() @ CLASS_WORDS).clamp(max=1)
     return loss + bag_of_words * F.binary_cross_entropy_with_logits(words(pooled), read)
@@ -171,7 +171,7 @@ def object_accuracy(dense: DenseClip, pictures: NDArray[np.uint8], shows: NDArra
     """Give the share of pictures whose nearest object name is one of an object that they show; others do not count."""
     with_objects = shows[:, : len(OBJECT_CLASSES)].any(1)
     image = torch.from_numpy(pictures[with_objects]).permute(0, 3, 1, 2).float() / 255
-    pooled = dense.clip.encode_image((image - dense.mean) / dense.std)  # type: ignore[operator]
+    pooled = dense.clip.encode_image((image - dense.mean) / dense.std)
     names = dense.encode_text([f"a photo of a {name}" for name in OBJECT_CLASSES])
     chosen = (F.normalize(pooled, dim=-1) @ F.normalize(names, dim=-1).T).argmax(1).numpy()
     return float(shows[with_objects][np.arange(len(chosen)), chosen].mean())
