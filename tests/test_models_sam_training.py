@@ -106,4 +106,4 @@ def test_tiny_sam_lifts_coarse_masks_to_080() -> None:
     assert facts["coarse"] < 0.68
     assert facts["mask+box"] >= 0.80
     assert facts["share_better"] > 0.9
-    assert facts["quality_correlation"] > 0.5
+    assert facts["quality_correlation"] > 0.6
