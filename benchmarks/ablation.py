@@ -20,14 +20,6 @@ from typing import Any, Final
 METRICS: Final = ("miou", "miou_seen", "miou_unseen", "hiou")
 ROWS: Final = ("baseline", "dea", "st", "dea_st", "control")
 PSEUDO: Final = ("miou_before", "miou_after", "coverage")
-# The control's student goes on as stage 1 did: labelled source images, seen classes, as many images a step.
-CONTROL: Final = (
-    "train.target_per_step=0",
-    "train.source_per_step=8",
-    "train.classes=seen",
-    "train.sampled_classes=12",
-)
-
 Reports = list[dict[str, Any]]
 
 
@@ -43,8 +35,10 @@ def main() -> None:
     options = parser.parse_args()
     started = time.monotonic()
     with ProcessPoolExecutor(options.jobs, mp_context=get_context("spawn")) as pool:
-        futures = [pool.submit(run_seed, options.work, seed, options.rounds, options.sets) for seed in options.seeds]
-        per_seed = [future.result() for future in futures]
+        arguments = [(options.work, seed, options.rounds, options.sets) for seed in options.seeds]
+        main_rows = [pool.submit(with_dea, *a) for a in arguments]  # first what the claims rest on
+        st_rows = [pool.submit(without_dea, *a) for a in arguments]
+        per_seed = [merged(m.result(), s.result()) for m, s in zip(main_rows, st_rows, strict=True)]
     result = {
         "seeds": options.seeds,
         "rounds": options.rounds,
@@ -59,49 +53,63 @@ def main() -> None:
     print(table(result))
 
 
-def run_seed(work: Path, seed: int, rounds: int, sets: Sequence[str]) -> dict[str, Any]:
-    """Do everything for one seed and give its rows."""
-    import torch
-
-    torch.set_num_threads(1)
+def with_dea(work: Path, seed: int, rounds: int, sets: Sequence[str]) -> dict[str, Any]:
+    """Give a seed's rows baseline, dea, dea_st and control."""
     folder = work / f"seed-{seed}"
-    weights = {dea: stage1(folder, seed, dea=dea) for dea in (True, False)}
-    dea_st = self_train(folder / "dea_st", seed, rounds, weights[True], weights[False], sets)
-    st = self_train(folder / "st", seed, rounds, weights[False], weights[False], [*sets, "model.dea=false"])
-    control = self_train(folder / "control", seed, rounds, weights[True], weights[False], [*sets, *CONTROL])
-    rows = {
-        "baseline": dea_st[0]["baseline"],
-        "dea": dea_st[0],
-        "st": st[-1],
-        "dea_st": dea_st[-1],
-        "control": control[-1],
-    }
-    return {
-        "seed": seed,
-        "images": dea_st[0]["images"],
-        "rows": {row: _metrics(scores) for row, scores in rows.items()},
-        "rounds": {name: [_metrics(r) for r in reports] for name, reports in
-                   (("st", st), ("dea_st", dea_st), ("control", control))},
-        "pseudo_labels": {name: [{key: r["pseudo_labels"].get(key) for key in PSEUDO} for r in reports[1:]]
-                          for name, reports in (("st", st), ("dea_st", dea_st))},
-    }  # fmt: skip
+    dea, plain = (stage1(folder, seed, dea=dea) for dea in (True, False))
+    reports = self_train(folder / "dea_st", seed, rounds, dea, plain, sets)
+    control = self_train(folder / "control", seed, 0, control_weights(folder, seed, rounds, dea), plain, sets)
+    rows = {"baseline": reports[0]["baseline"], "dea": reports[0], "dea_st": reports[-1], "control": control[0]}
+    return _of_seed(seed, rows, {"dea_st": reports})
+
+
+def without_dea(work: Path, seed: int, rounds: int, sets: Sequence[str]) -> dict[str, Any]:
+    """Give a seed's row st."""
+    folder = work / f"seed-{seed}"
+    plain = stage1(folder, seed, dea=False)
+    reports = self_train(folder / "st", seed, rounds, plain, plain, [*sets, "model.dea=false"])
+    return _of_seed(seed, {"st": reports[-1]}, {"st": reports})
+
+
+def merged(*parts: dict[str, Any]) -> dict[str, Any]:
+    """Put a seed's rows together."""
+    whole = dict(parts[0])
+    for name in ("rows", "rounds", "pseudo_labels"):
+        whole[name] = {key: value for part in parts for key, value in part[name].items()}
+    return whole
 
 
 def stage1(folder: Path, seed: int, *, dea: bool) -> Path:
     """Train stage 1 on the seed's labelled source images."""
+    out = folder / f"stage1_{'dea' if dea else 'baseline'}.safetensors"
+    return _pretrain(out, seed, f"model.dea={str(dea).lower()}")
+
+
+def control_weights(folder: Path, seed: int, rounds: int, start: Path) -> Path:
+    """Go on with stage 1 for as many steps as the rounds take, at their learning rate, without any self-training."""
+    from pipeline.config import TINY_TRAINING
+
+    steps, rate = rounds * TINY_TRAINING.steps, TINY_TRAINING.learning_rate
+    own = (f"model.stage1_weights={start}", f"train.steps={steps}", f"train.learning_rate={rate}", "train.seed=1")
+    return _pretrain(folder / "control.safetensors", seed, *own)
+
+
+def _pretrain(out: Path, seed: int, *own: str) -> Path:
     from pipeline.pretrain import PretrainRequest, run_pretrain
 
-    out = folder / f"stage1_{'dea' if dea else 'baseline'}.safetensors"
-    own = (f"seed={seed}", f"source.seed={seed}", f"model.dea={str(dea).lower()}", "group.threads=1")
-    run_pretrain(PretrainRequest(out=out, sets=own, backend="inline"))
+    sets = (f"seed={seed}", f"source.seed={seed}", "group.threads=1", *own)
+    run_pretrain(PretrainRequest(out=out, sets=sets, backend="inline"))
     return out
 
 
 def self_train(root: Path, seed: int, rounds: int, start: Path, baseline: Path, sets: Sequence[str]) -> Reports:
     """Run rounds from stage-1 weights and give their reports, round 0 first."""
+    import torch
+
     from pipeline.driver import RoundRequest
     from pipeline.rounds import run_rounds
 
+    torch.set_num_threads(1)
     own = [
         *seed_settings(seed),
         f"model.stage1_weights={start}",
@@ -109,6 +117,19 @@ def self_train(root: Path, seed: int, rounds: int, start: Path, baseline: Path, 
         "resources.train.threads=1",
     ]
     return run_rounds(root, RoundRequest(rounds=rounds, sets=(*own, *sets), backend="inline"))
+
+
+def _of_seed(seed: int, rows: dict[str, Any], reports: dict[str, Reports]) -> dict[str, Any]:
+    return {
+        "seed": seed,
+        "images": next(iter(reports.values()))[0]["images"],
+        "rows": {row: _metrics(scores) for row, scores in rows.items()},
+        "rounds": {name: [_metrics(r) for r in rounds] for name, rounds in reports.items()},
+        "pseudo_labels": {
+            name: [{key: r["pseudo_labels"].get(key) for key in PSEUDO} for r in rounds[1:]]
+            for name, rounds in reports.items()
+        },
+    }
 
 
 def seed_settings(seed: int) -> list[str]:

@@ -20,6 +20,7 @@ from jobs.training_data import (
     EmbeddingStores,
     Labelled,
     PseudoLabelled,
+    Remembered,
     TrainingData,
     TrainingSample,
     collate,
@@ -35,6 +36,7 @@ from shards.sources import SourceConfig, open_source
 from shards.vocabulary import Vocabulary
 
 log = logging.getLogger(__name__)
+_REMEMBERED_BYTES = 1 << 30  # of decoded samples, for each of target and source
 _UNLABELLED = -1  # outside every class list, however long
 
 
@@ -197,7 +199,8 @@ def _open(task: ShardTask, job: TrainJob, vocabulary: Vocabulary) -> _Sources:
             raise ValueError(f"train.{name} > 0, but there is not one such image")
     if target is None and source is None:
         raise ValueError("train.target_per_step and train.source_per_step are both 0: nothing to train on")
-    return _Sources(target, source)
+    parts = [None if data is None else Remembered(data, _REMEMBERED_BYTES) for data in (target, source)]
+    return _Sources(*parts)
 
 
 def _batch(data: _Sources, step: int, config: TrainConfig, group: Group) -> TrainingSample:

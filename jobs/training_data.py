@@ -49,10 +49,12 @@ class EmbeddingStores:
 
     def __init__(self, stores: Sequence[Path]) -> None:
         self._row: dict[str, tuple[Path, int]] = {}
+        self._valid: dict[str, NDArray[np.float32]] = {}
         for store in stores:
-            _, attrs = read_arrays(store, names=())
+            arrays, attrs = read_arrays(store, names=("valid",))
             for row, key in enumerate(attrs["keys"]):  # type: ignore[arg-type]
                 self._row[str(key)] = (store, row)
+                self._valid[str(key)] = arrays["valid"][row : row + 1]
 
     def __contains__(self, key: str) -> bool:
         return key in self._row
@@ -65,8 +67,7 @@ class EmbeddingStores:
         """
         store, row = self._row[key]
         embedding = read_rows(store, "embedding", slice(row, row + 1))
-        valid = read_rows(store, "valid", slice(row, row + 1))
-        return SamEmbedding(torch.from_numpy(embedding.astype(np.float32)), torch.from_numpy(valid))
+        return SamEmbedding(torch.from_numpy(embedding.astype(np.float32)), torch.from_numpy(self._valid[key]))
 
 
 class PseudoLabelled:
@@ -117,6 +118,39 @@ class Labelled:
         image = decode_image(self._source.read_image(ref)[0]).image
         sam = None if self._embeddings is None else self._embeddings[ref.key]
         return _sample(image, label, np.ones(label.shape, np.float32), sam, self._size)
+
+
+class Remembered:
+    """Another data set whose first samples read stay in memory, as many as a budget allows.
+
+    A small data set is read and decoded once instead of every epoch; a large one costs the budget and no more.
+    """
+
+    def __init__(self, data: TrainingData, budget_bytes: int) -> None:
+        self._data = data
+        self._kept: dict[int, TrainingSample] = {}
+        self._left = budget_bytes
+
+    def __len__(self) -> int:
+        return len(self._data)
+
+    def __getitem__(self, index: int) -> TrainingSample:
+        """Give one sample."""
+        if index not in self._kept:
+            sample = self._data[index]
+            size = _size_bytes(sample)
+            if size > self._left:
+                return sample
+            self._left -= size
+            self._kept[index] = sample
+        return self._kept[index]
+
+
+def _size_bytes(sample: TrainingSample) -> int:
+    tensors = [sample.image_3SS, sample.label_SS, sample.weight_SS]
+    if sample.sam is not None:
+        tensors += [sample.sam.embedding_BCHW, sample.sam.valid_B2]
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
 
 def collate(samples: Sequence[TrainingSample]) -> TrainingSample:

@@ -128,7 +128,13 @@ class ResourceSettings(_Section):
 
 
 TINY_TRAINING: Final = TrainConfig(
-    steps=120, learning_rate=1e-3, target_per_step=6, source_per_step=2, sampled_classes=16, checkpoint_every=40
+    steps=200,
+    learning_rate=2e-3,
+    target_per_step=6,
+    source_per_step=2,
+    sampled_classes=12,
+    dea_lr_scale=0.1,
+    checkpoint_every=50,
 )
 
 

@@ -9,6 +9,7 @@ classes through a bad one. A scene is a pure function of (version, split, seed, 
 """
 
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Final, Literal, get_args
 
 import numpy as np
@@ -79,8 +80,9 @@ RECIPES: Final[dict[Split, SceneRecipe]] = {
 }
 
 
+@lru_cache(maxsize=64)  # image and label are asked for one after the other
 def render_scene(split: Split, seed: int, index: int) -> Scene:
-    """Draw scene number `index` of a split.
+    """Draw scene number `index` of a split; its arrays are read-only.
 
     Args:
         split: "source", "target", "validation" or "test".
@@ -96,7 +98,10 @@ def render_scene(split: Split, seed: int, index: int) -> Scene:
         raise ValueError(f"seed and index must be >= 0, got seed {seed} and index {index}")
     split_number = get_args(Split).index(split)
     rng = np.random.default_rng([SCENES_VERSION, split_number, seed, index])
-    return compose_scene(rng, RECIPES[split])
+    scene = compose_scene(rng, RECIPES[split])
+    for array in (scene.image, scene.label, scene.segments):
+        array.setflags(write=False)
+    return scene
 
 
 def compose_scene(rng: np.random.Generator, recipe: SceneRecipe) -> Scene:
