@@ -35,5 +35,5 @@ test: setup
 tiny-weights: setup
 	$(BIN)/python -m models.tiny.train clip
 	$(BIN)/python -m models.tiny.train sam
-	$(BIN)/stseg-pipeline pretrain --work runs/pretrain-dea --out models/weights/stage1_dea.safetensors
-	$(BIN)/stseg-pipeline pretrain --set model.dea=false --work runs/pretrain-baseline --out models/weights/stage1_baseline.safetensors
+	$(BIN)/stseg-pipeline pretrain --set group.threads=1 --work runs/pretrain-dea --out models/weights/stage1_dea.safetensors
+	$(BIN)/stseg-pipeline pretrain --set group.threads=1 --set model.dea=false --work runs/pretrain-baseline --out models/weights/stage1_baseline.safetensors
