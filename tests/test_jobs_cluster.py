@@ -50,18 +50,42 @@ def test_workers_import_this_repository(ray_session: None) -> None:
     assert mode == os.environ["RAY_AUTH_MODE"] == "token"
 
 
-def test_ray_may_have_been_imported_before() -> None:
+def test_authentication_reaches_a_ray_that_was_imported_before() -> None:
     """Ray reads its authentication mode when it is imported; a mode chosen later must still reach it."""
     code = """
 import ray
-from jobs.cluster import connection
-with connection(num_cpus=1):
-    print(ray.get(ray.remote(lambda: 6 * 7).remote()))
+from jobs.cluster import connect
+from ray._raylet import AuthenticationMode, get_authentication_mode
+before = get_authentication_mode() == AuthenticationMode.TOKEN
+ray.init = lambda **settings: None
+connect()
+print(before, get_authentication_mode() == AuthenticationMode.TOKEN)
 """
     plain = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
     command = [sys.executable, "-c", code]
     done = subprocess.run(command, cwd=ROOT, env=plain, capture_output=True, text=True, timeout=180, check=False)
-    assert done.stdout.strip() == "42", done.stderr
+    assert done.stdout.split() == ["False", "True"], done.stderr
+
+
+def test_start_that_fails_is_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    import ray
+
+    tries: list[object] = []
+    good_from = 3
+
+    def start(**settings: object) -> None:
+        tries.append(settings["address"])
+        if len(tries) < good_from:
+            raise Exception("timed out")  # what Ray raises
+
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(ray, "shutdown", lambda: None)
+    monkeypatch.setattr(ray, "init", start)
+    assert connect()
+    assert tries == ["local"] * 3
+    good_from = 100
+    with pytest.raises(ConnectionError, match="3 attempts: timed out"):
+        connect()
 
 
 def test_disconnecting_without_ray_does_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
