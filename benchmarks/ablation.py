@@ -89,9 +89,15 @@ def control_weights(folder: Path, seed: int, rounds: int, start: Path) -> Path:
     """Go on with stage 1 for as many steps as the rounds take, at their learning rate, without any self-training."""
     from pipeline.config import TINY_TRAINING
 
-    steps, rate = rounds * TINY_TRAINING.steps, TINY_TRAINING.learning_rate
-    own = (f"model.stage1_weights={start}", f"train.steps={steps}", f"train.learning_rate={rate}", "train.seed=1")
-    return _pretrain(folder / "control.safetensors", seed, *own)
+    train = TINY_TRAINING
+    own = {
+        "model.stage1_weights": start,
+        "train.steps": rounds * train.steps,
+        "train.learning_rate": train.learning_rate,
+        "train.source_per_step": train.target_per_step + train.source_per_step,
+        "train.seed": 1,
+    }
+    return _pretrain(folder / "control.safetensors", seed, *(f"{name}={value}" for name, value in own.items()))
 
 
 def _pretrain(out: Path, seed: int, *own: str) -> Path:

@@ -29,7 +29,7 @@ class GroupResources(BaseModel):
     workers: PositiveInt = 1
     num_cpus: NonNegativeFloat = 1
     num_gpus: NonNegativeFloat = 0
-    threads: PositiveInt = 2
+    threads: PositiveInt = 1
     max_failures: int = 2
 
 
