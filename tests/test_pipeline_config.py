@@ -4,6 +4,7 @@ from typing import Any
 import pytest
 
 from pipeline.config import (
+    TINY_TRAINING,
     RunConfig,
     changed_settings,
     identity_changes,
@@ -48,7 +49,7 @@ def test_sets_win_over_the_file_and_the_file_over_the_base() -> None:
 
 def test_another_preset_gets_the_papers_training() -> None:
     assert resolved("model.preset=base").train.learning_rate == 2e-4
-    assert resolved().train.learning_rate == 1e-3
+    assert resolved().train == TINY_TRAINING
 
 
 def test_a_source_of_another_kind_replaces_the_old_one_whole(tmp_path: Path) -> None:
