@@ -29,7 +29,7 @@ class GroupResources(BaseModel):
     workers: PositiveInt = 1
     num_cpus: NonNegativeFloat = 1
     num_gpus: NonNegativeFloat = 0
-    threads: PositiveInt = 1
+    threads: PositiveInt = 2
     max_failures: int = 2
 
 
@@ -117,7 +117,8 @@ class RayGroup:
 
         if self.size == 1:
             return model
-        wrapped: nn.Module = prepare_model(model)
+        # Without the auxiliary loss the auxiliary heads get no gradient.
+        wrapped: nn.Module = prepare_model(model, parallel_strategy_kwargs={"find_unused_parameters": True})
         return wrapped
 
     def barrier(self) -> None:

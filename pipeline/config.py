@@ -128,13 +128,13 @@ class ResourceSettings(_Section):
 
 
 TINY_TRAINING: Final = TrainConfig(
-    steps=240,
+    steps=200,
     learning_rate=2e-3,
     target_per_step=3,  # few images a step show few classes, and a step costs images x classes
     source_per_step=1,
     sampled_classes=12,
     dea_lr_scale=0.1,
-    checkpoint_every=60,
+    checkpoint_every=50,
 )
 
 
