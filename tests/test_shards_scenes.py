@@ -46,7 +46,7 @@ def test_every_word_of_an_unseen_combination_is_seen_in_another() -> None:
 
 def test_the_target_domain_is_darker_or_noisier_than_the_source() -> None:
     def roughness(split: str) -> float:
-        images = [render_scene(split, 0, i).image.astype(float) for i in range(30)]  # type: ignore[arg-type]
+        images = [render_scene(split, 0, i).image.astype(float) for i in range(30)]
         return float(np.mean([image.std() for image in images]))
 
     assert roughness("target") < 0.95 * roughness("source")
@@ -71,4 +71,4 @@ def test_segments_tell_objects_of_one_class_apart() -> None:
 @pytest.mark.parametrize(("split", "seed", "index"), [("train", 0, 0), ("target", -1, 0), ("target", 0, -1)])
 def test_a_scene_that_cannot_be_is_refused(split: str, seed: int, index: int) -> None:
     with pytest.raises(ValueError, match=r"expected one of|must be >= 0"):
-        render_scene(split, seed, index)  # type: ignore[arg-type]
+        render_scene(split, seed, index)
