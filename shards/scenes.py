@@ -31,7 +31,6 @@ UNSEEN: Final = frozenset(
     + ["wood", "stone"]
 )
 SEEN: Final = frozenset(SCENE_CLASSES) - UNSEEN
-NO_OBJECT: Final = -1
 _CLUTTER_TONES: Final = ((0.1, 0.1, 0.1), (0.9, 0.9, 0.9), (0.5, 0.45, 0.4))
 
 
