@@ -94,6 +94,7 @@ def control_weights(folder: Path, seed: int, rounds: int, start: Path) -> Path:
         "model.stage1_weights": start,
         "train.steps": rounds * train.steps,
         "train.learning_rate": train.learning_rate,
+        "train.clip_lr_scale": train.clip_lr_scale,
         "train.source_per_step": train.target_per_step + train.source_per_step,
         "train.seed": 1,
     }

@@ -134,6 +134,7 @@ TINY_TRAINING: Final = TrainConfig(
     source_per_step=1,
     sampled_classes=12,
     dea_lr_scale=0.1,
+    clip_lr_scale=0.1,  # CLIP knows the words; what it has to learn is the target's camera
     checkpoint_every=50,
 )
 

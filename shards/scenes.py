@@ -1,11 +1,12 @@
-"""The generated data set of the embedded default: small photo-like scenes with exact labels.
+"""The generated data set of the embedded default: small photo-like scenes with labels.
 
 A scene is one or two regions of textured stuff with overlapping objects on top, shaded, with cast shadows, and then
 put through a camera: blur, noise, uneven light, colour cast, low contrast and thin clutter. Class names are
 compositional (`red ring`, `wood`), so that a model may know every word of a class that it has never seen labelled.
 
-Splits: `source` holds the seen classes only, through a good camera; `target`, `validation` and `test` hold all
-classes through a bad one. A scene is a pure function of (version, split, seed, index): no two splits share one.
+Splits: `source` holds the seen classes only, through a good camera, with coarse labels: objects are outlined two pixels
+outside, holes and all, as people do who label many pictures. `target`, `validation` and `test` hold all classes through
+a bad camera, with exact labels. A scene is a pure function of (version, split, seed, index): no two splits share one.
 """
 
 from dataclasses import dataclass
@@ -21,7 +22,7 @@ from shards.textures import COLOURS, STUFF, object_paint, stuff_texture
 Float = NDArray[np.float32]
 Split = Literal["source", "target", "validation", "test"]
 
-SCENES_VERSION: Final = 1
+SCENES_VERSION: Final = 2
 SCENE_SIZE: Final = 96
 SHAPES: Final = ("triangle", "star", "ring")
 OBJECT_CLASSES: Final = tuple(f"{colour} {shape}" for colour in COLOURS for shape in SHAPES)
@@ -40,7 +41,7 @@ class Scene:
 
     Attributes:
         image: (S, S, 3) uint8 RGB.
-        label: (S, S) uint8, index into `SCENE_CLASSES`; every pixel has a class.
+        label: (S, S) uint8, index into `SCENE_CLASSES`; every pixel has a class. Exact, or after the recipe's outlines.
         segments: (S, S) uint8, a number per region or object, 0 .. count - 1; class-agnostic.
     """
 
@@ -59,6 +60,7 @@ class SceneRecipe:
         radius: Smallest and largest object radius, pixels.
         classes: Indices into `SCENE_CLASSES` that may occur.
         domain: Smallest and largest strength of the camera's faults, 0 (good) to 1 (bad).
+        outline: How objects are labelled: None, exactly; n, as an outline drawn n pixels outside of them, holes filled.
         blobs: Up to so many shapeless patches of random paint; labelled as what lies below them, but with a segment.
     """
 
@@ -67,12 +69,13 @@ class SceneRecipe:
     radius: tuple[float, float] = (11.0, 22.0)
     classes: tuple[int, ...] = tuple(range(len(SCENE_CLASSES)))
     domain: tuple[float, float] = (0.7, 1.0)
+    outline: int | None = None
     blobs: int = 0
 
 
 _SEEN_IDS: Final = tuple(i for i, name in enumerate(SCENE_CLASSES) if name in SEEN)
 RECIPES: Final[dict[Split, SceneRecipe]] = {
-    "source": SceneRecipe(classes=_SEEN_IDS, domain=(0.0, 0.0)),
+    "source": SceneRecipe(classes=_SEEN_IDS, domain=(0.0, 0.0), outline=2),
     "target": SceneRecipe(),
     "validation": SceneRecipe(),
     "test": SceneRecipe(),
@@ -161,8 +164,19 @@ def _place_object(
     part = canvas[window]
     part *= (1 - rng.uniform(0.2, 0.5) * shadow)[..., None]
     part += alpha[..., None] * (object_paint(rng, colour, dy, dx, radius) - part)
-    label[window][alpha > 0.5] = class_id
+    label[window][_labelled_as(alpha > 0.5, recipe.outline)] = class_id
     segments[window][alpha > 0.5] = segments.max() + 1
+
+
+def _labelled_as(inside: NDArray[np.bool_], outline: int | None) -> NDArray[np.bool_]:
+    """Give the pixels that an annotator marks for an object."""
+    if outline is None:
+        return inside
+    filled: NDArray[np.bool_] = ndimage.binary_fill_holes(np.pad(inside, outline))
+    grown = ndimage.distance_transform_edt(~filled) <= outline
+    inner = slice(outline, -outline or None)
+    marked: NDArray[np.bool_] = grown[inner, inner]
+    return marked
 
 
 def _place_blob(rng: np.random.Generator, recipe: SceneRecipe, canvas: Float, segments: NDArray[np.uint8]) -> None:

@@ -153,7 +153,7 @@ class ScenesSource:
         return buffer.getvalue(), "png"
 
     def read_label(self, ref: SampleRef) -> NDArray[np.int32] | None:
-        """The scene's exact label; classes that the vocabulary does not name are ignored."""
+        """The scene's label; classes that the vocabulary does not name are ignored."""
         from shards.scenes import render_scene
 
         return self._id_of_class[render_scene(*_scene_of(ref)).label]

@@ -1,11 +1,22 @@
 """The generated data set: deterministic, honest about its splits, labels that fit the picture."""
 
 import hashlib
+from dataclasses import replace
 
 import numpy as np
 import pytest
+from scipy import ndimage
 
-from shards.scenes import SCENE_CLASSES, SEEN, UNSEEN, SceneRecipe, compose_scene, render_scene
+from shards.scenes import (
+    OBJECT_CLASSES,
+    RECIPES,
+    SCENE_CLASSES,
+    SEEN,
+    UNSEEN,
+    SceneRecipe,
+    compose_scene,
+    render_scene,
+)
 
 
 def test_the_same_index_gives_the_same_scene() -> None:
@@ -36,6 +47,24 @@ def test_target_scenes_show_every_class() -> None:
     for index in range(120):
         shown |= {SCENE_CLASSES[i] for i in np.unique(render_scene("target", 0, index).label)}
     assert shown == SEEN | UNSEEN
+
+
+def test_source_labels_are_outlines_around_the_objects() -> None:
+    exact = RECIPES["source"]
+    for index in range(5):
+        precise, drawn = (
+            compose_scene(np.random.default_rng(index), replace(exact, objects=(1, 1), outline=outline))
+            for outline in (None, 2)
+        )
+        assert np.array_equal(precise.image, drawn.image)
+        inside, marked = (scene.label < len(OBJECT_CLASSES) for scene in (precise, drawn))
+        assert (inside <= marked).all()
+        distance = ndimage.distance_transform_edt(~ndimage.binary_fill_holes(inside))
+        assert np.array_equal(marked, distance <= 2)
+
+
+def test_test_labels_are_exact() -> None:
+    assert all(RECIPES[split].outline is None for split in ("target", "validation", "test"))
 
 
 def test_every_word_of_an_unseen_combination_is_seen_in_another() -> None:
