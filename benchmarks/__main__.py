@@ -33,17 +33,22 @@ def main() -> None:
 
 def line(row: Row) -> str:
     """Give a row as text."""
-    peak = "" if row.memory_ratio is None else f", memory x{row.memory_ratio:.3f} ({row.fast_peak_mb:.0f} MB)"
-    floor = "" if row.of_floor is None else f", {row.of_floor:.1f} x floor"
-    verdict = "ok" if row.ratio >= row.at_least else f"below {row.at_least}"
-    return f"{row.name:18} {row.ratio:6.2f}x ({verdict}), error {row.error:.1e}{peak}{floor}"
+    parts = [f"{row.name:18}"]
+    if row.ratio is not None:
+        verdict = "ok" if row.ratio >= row.at_least else f"below {row.at_least}"
+        parts.append(f"{row.ratio:6.2f}x ({verdict}), error {row.error:.1e}")
+    if row.fast_peak_mb is not None:
+        share = "" if row.memory_ratio is None else f" ({row.memory_ratio:.3f} of the reference's)"
+        parts.append(f"peak {row.fast_peak_mb:.0f} MB{share}")
+    if row.of_floor is not None:
+        parts.append(f"{row.of_floor:.1f} x floor")
+    return "  ".join(parts)
 
 
 def machine() -> dict[str, str | int]:
     """Say what was measured on."""
-    return {"processor": platform.processor() or platform.machine(), "threads": torch.get_num_threads()} | {
-        "torch": torch.__version__
-    }
+    processor = platform.processor() or platform.machine()
+    return {"processor": processor, "threads": torch.get_num_threads(), "torch": str(torch.__version__)}
 
 
 if __name__ == "__main__":

@@ -26,13 +26,13 @@ class Pair:
     """Two ways to the same result.
 
     Attributes:
-        reference: The plain way.
+        reference: The plain way; None where it does not fit into a machine, and only our memory is of interest.
         fast: The project's own.
         error: Gives how far apart two results are; None: the largest absolute difference of two tensors.
         flops: What `fast` has to compute, in floating point operations (a multiply-add is two); 0: not known.
     """
 
-    reference: Side
+    reference: Side | None
     fast: Side
     error: Callable[[Any, Any], float] | None = None
     flops: float = 0.0
@@ -63,8 +63,8 @@ class Row:
 
     Attributes:
         name: The case.
-        ratio: Median time of the reference over the median time of ours.
-        error: How far apart the results are.
+        ratio: Median time of the reference over the median time of ours; None without a reference.
+        error: How far apart the results are; None without a reference.
         memory_ratio: Our peak over the reference's; None where it was not measured.
         of_floor: Our median time over that of the bare arithmetic; None where that is not known.
         reference_s: The reference's median, seconds.
@@ -74,11 +74,11 @@ class Row:
     """
 
     name: str
-    ratio: float
-    error: float
+    ratio: float | None
+    error: float | None
     memory_ratio: float | None
     of_floor: float | None
-    reference_s: float
+    reference_s: float | None
     fast_s: float
     fast_peak_mb: float | None
     at_least: float
@@ -87,28 +87,44 @@ class Row:
 def measure(case: Case, module: str) -> Row:
     """Measure a case of the module with that name."""
     pair = case.build()
-    error = (pair.error or largest_difference)(pair.reference(), pair.fast())
-    times: dict[str, list[float]] = {"reference": [], "fast": []}
+    sides = {name: side for name in ("reference", "fast") if (side := getattr(pair, name)) is not None}
+    results = [side() for side in sides.values()]
+    error = (pair.error or largest_difference)(*results) if len(results) == 2 else None
+    del results
+    times: dict[str, list[float]] = {name: [] for name in sides}
     for _ in range(case.repeats):
-        for side, seconds in times.items():
+        for name, side in sides.items():
             started = time.perf_counter()
-            getattr(pair, side)()
-            seconds.append(time.perf_counter() - started)
-    reference_s, fast_s = (statistics.median(seconds) for seconds in times.values())
+            side()
+            times[name].append(time.perf_counter() - started)
+    medians = {name: statistics.median(seconds) for name, seconds in times.items()}
     floor_s = pair.flops / gemm_flops_per_s() if pair.flops else None
-    del pair
-    peaks = {side: peak_bytes(module, case.name, side) for side in times} if case.memory else None
+    del pair, sides
+    peaks = {name: peak_bytes(module, case.name, name) for name in times} if case.memory else {}
     return Row(
         name=case.name,
-        ratio=round(reference_s / fast_s, 2),
-        error=float(f"{error:.2g}"),
-        memory_ratio=None if peaks is None else round(peaks["fast"] / peaks["reference"], 3),
-        of_floor=None if floor_s is None else round(fast_s / floor_s, 2),
-        reference_s=round(reference_s, 4),
-        fast_s=round(fast_s, 4),
-        fast_peak_mb=None if peaks is None else round(peaks["fast"] / 1e6, 1),
+        ratio=_quotient(medians.get("reference"), medians["fast"]),
+        error=None if error is None else float(f"{error:.2g}"),
+        memory_ratio=_quotient(peaks.get("fast"), peaks.get("reference")),
+        of_floor=_quotient(medians["fast"], floor_s),
+        reference_s=_quotient(medians.get("reference"), 1.0),
+        fast_s=round(medians["fast"], 4),
+        fast_peak_mb=_quotient(peaks.get("fast"), 1e6),
         at_least=case.at_least,
     )
+
+
+def count_flops(side: Side) -> float:
+    """Give the floating point operations of convolutions and matrix products in a call."""
+    from torch.utils.flop_counter import FlopCounterMode
+
+    with FlopCounterMode(display=False) as counter:
+        side()
+    return float(counter.get_total_flops())
+
+
+def _quotient(value: float | None, of: float | None) -> float | None:
+    return None if value is None or of is None else round(value / of, 4)
 
 
 def largest_difference(first: Tensor, second: Tensor) -> float:

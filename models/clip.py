@@ -20,7 +20,7 @@ class ClipFeatures:
 
     Attributes:
         dense_BDHW: Embedding of every cell of the coarsest grid, in the space of the text embeddings.
-        guidance: Feature maps with 2, 4, … times the cells a side, coarse to fine, (B, C_i, 2^i H, 2^i W).
+        guidance: Feature maps with …, 4, 2 times the cells a side, fine to coarse, (B, C_i, 2^i H, 2^i W).
     """
 
     dense_BDHW: Tensor
@@ -71,7 +71,7 @@ class DenseClip(nn.Module):
         return encoded
 
     def guidance_channels(self, image_size: int) -> tuple[int, ...]:
-        """Give the channels of the guidance maps, coarse to fine, found by a forward pass without arithmetic."""
+        """Give the channels of the guidance maps, fine to coarse, found by a forward pass without arithmetic."""
         from torch._subclasses.fake_tensor import FakeTensorMode
 
         with FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad():
@@ -86,10 +86,10 @@ class DenseClip(nn.Module):
 
 
 def _guidance(maps: list[Tensor]) -> tuple[Tensor, ...]:
-    """Keep the deepest map of every grid finer than the last one's, coarse to fine."""
+    """Keep the deepest map of every grid finer than the last one's, fine to coarse."""
     last = maps[-1].shape[-1]
     deepest = {m.shape[-1]: m for m in maps if m.shape[-1] > last}
-    return tuple(deepest[side] for side in sorted(deepest))
+    return tuple(deepest[side] for side in sorted(deepest, reverse=True))
 
 
 def build_clip(config: ClipConfig, *, weights: Path | None = None, random: bool = False) -> DenseClip:

@@ -1,7 +1,8 @@
 """The cost volume: how alike each pixel's features and each class name are, Eq. 5 of STSeg."""
 
-# B image, K class, P template, D embedding, H W grid
+# B image, K class, k class of a chunk, P template, D embedding, H W grid
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -14,13 +15,47 @@ def cost_volume(dense_BDHW: Tensor, text_KPD: Tensor) -> Tensor:
         text_KPD: (K, P, D) float, any scale; K and P may be 1.
 
     Returns:
-        (B, P, K, H, W) in the features' dtype, in [-1, 1] up to rounding. The memory order is B, K, P, H, W, so that
-        the decoder, which works class by class, gets its (B * K, P, H, W) as a view.
+        (B, P, K, H, W) in the features' dtype, in [-1, 1] up to rounding.
 
     Raises:
         ValueError: The widths D differ, there are no classes or no templates, or a tensor has the wrong rank.
 
     Source: STSeg, Eq. 5; as in SED no temperature is applied.
+    """
+    check_cost_inputs(dense_BDHW, text_KPD)
+    rows_RPHW = cost_rows(unit_pixels(dense_BDHW), text_KPD)
+    return torch.unflatten(rows_RPHW, 0, (-1, len(dense_BDHW))).permute(1, 2, 0, 3, 4)
+
+
+def unit_pixels(dense_BDHW: Tensor) -> Tensor:
+    """Give the features with every pixel's vector scaled to unit length, same shape."""
+    return F.normalize(dense_BDHW, dim=1)
+
+
+def cost_rows(pixels_BDHW: Tensor, text_kPD: Tensor) -> Tensor:
+    """Give the cost volume of some classes as the decoder works on it.
+
+    Args:
+        pixels_BDHW: (B, D, H, W) float of unit length, from `unit_pixels`.
+        text_kPD: (k, P, D) float, any scale.
+
+    Returns:
+        (k * B, P, H, W), class by class, images inside; channels last in memory.
+    """
+    classes, templates, _ = text_kPD.shape
+    batch, _, height, width = pixels_BDHW.shape
+    text_MD = F.normalize(text_kPD, dim=-1).flatten(0, 1).to(pixels_BDHW.dtype)
+    cost_BNM = pixels_BDHW.flatten(2).transpose(1, 2) @ text_MD.T
+    cost_BNkP = torch.unflatten(cost_BNM, -1, (classes, templates))
+    rows_RHWP = cost_BNkP.permute(2, 0, 1, 3).reshape(classes * batch, height, width, templates)
+    return rows_RHWP.permute(0, 3, 1, 2)
+
+
+def check_cost_inputs(dense_BDHW: Tensor, text_KPD: Tensor) -> None:
+    """Refuse features and text embeddings that do not fit each other.
+
+    Raises:
+        ValueError: See `cost_volume`.
     """
     if dense_BDHW.ndim != 4 or text_KPD.ndim != 3:
         raise ValueError(
@@ -29,12 +64,7 @@ def cost_volume(dense_BDHW: Tensor, text_KPD: Tensor) -> Tensor:
     classes, templates, width = text_KPD.shape
     if classes == 0 or templates == 0:
         raise ValueError(f"the text embeddings {tuple(text_KPD.shape)} hold no class or no template; name at least one")
-    batch, dense_width, *size_hw = dense_BDHW.shape
-    if dense_width != width:
+    if dense_BDHW.shape[1] != width:
         raise ValueError(
-            f"image features have {dense_width} channels, text embeddings {width}: take both from the same CLIP"
+            f"image features have {dense_BDHW.shape[1]} channels, text embeddings {width}: take both from the same CLIP"
         )
-    pixels_BDN = F.normalize(dense_BDHW, dim=1).flatten(2)
-    text_MD = F.normalize(text_KPD, dim=-1).flatten(0, 1).to(pixels_BDN.dtype)
-    cost_BKPHW = (text_MD @ pixels_BDN).view(batch, classes, templates, *size_hw)
-    return cost_BKPHW.transpose(1, 2)

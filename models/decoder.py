@@ -1,15 +1,25 @@
 """The cost-aware decoder (CAD): refines the cost volume class by class into logits, after SED."""
 
-# B image, K class, P template, C channel, H W grid of the cost volume, N pooled pixel, A head, E channel of a head.
-# `x_MCHW` holds all classes of all images, M = B * K, image by image.
+# B image, K class, k class of a chunk, P template, D embedding, C channel, H W grid of the image features.
+# Rows of a chunk are k * B, class by class, images inside.
 
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Final, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from models.cost_volume import check_cost_inputs, cost_rows, unit_pixels
+from models.decoder_blocks import ClassSums, Level, LevelShared
+
+# Measured at the paper's sizes: chunks of 4 rows at level 1, 1.2 MB, are fastest on CPUs; GPUs want more work at once.
+_CHUNK_BYTES: Final = {"cpu": 5 << 18}
+_CHUNK_BYTES_ELSEWHERE: Final = 1 << 28
+# In training, chunks whose rows are larger than this are computed again in the backward pass instead of being kept.
+_KEPT_ROW_BYTES: Final = 1 << 17
 
 
 class DecoderConfig(BaseModel):
@@ -84,151 +94,18 @@ class DecoderOutput(NamedTuple):
     aux: tuple[Tensor, ...]
 
 
-class SpatialAggregation(nn.Module):
-    """Depth-wise convolution, then two point-wise layers, scaled and added: a ConvNeXt block, one class at a time."""
-
-    def __init__(self, channels: int, kernel_size: int) -> None:
-        super().__init__()
-        self.gamma = nn.Parameter(torch.ones(channels))
-        self.dwconv = nn.Conv2d(channels, channels, kernel_size, padding=kernel_size // 2, groups=channels)
-        self.norm = nn.LayerNorm(channels, eps=1e-6)
-        self.pwconv1 = nn.Linear(channels, 4 * channels)
-        self.pwconv2 = nn.Linear(4 * channels, channels)
-
-    def forward(self, x_MCHW: Tensor) -> Tensor:
-        """Give the features with each pixel's surroundings taken in, same shape."""
-        y_MHWC = F.gelu(self.pwconv1(self.norm(self.dwconv(x_MCHW).permute(0, 2, 3, 1))))
-        # The layer scale goes into the last weights: one pass over the features and one kept tensor less.
-        y_MHWC = F.linear(y_MHWC, self.pwconv2.weight * self.gamma[:, None], self.pwconv2.bias * self.gamma)
-        return x_MCHW + y_MHWC.permute(0, 3, 1, 2)
-
-
-class LinearAttention(nn.Module):
-    """Attention over classes with the kernel elu(x) + 1: linear in the number of classes."""
-
-    def __init__(self, channels: int, heads: int) -> None:
-        super().__init__()
-        self.heads = heads
-        self.q = nn.Linear(channels, channels)
-        self.k = nn.Linear(channels, channels)
-        self.v = nn.Linear(channels, channels)
-
-    def forward(self, x_NKC: Tensor) -> Tensor:
-        """Give (N, K, C): at each pixel every class's mix of all classes' values.
-
-        Source: Katharopoulos et al., Transformers are RNNs. Sums over classes are means here, which float16 can hold.
-        """
-        weight = torch.cat([self.q.weight, self.k.weight, self.v.weight])
-        bias = torch.cat([self.q.bias, self.k.bias, self.v.bias])
-        pixels, classes, _ = x_NKC.shape
-        qkv_NAKE = F.linear(x_NKC, weight, bias).view(pixels, classes, 3 * self.heads, -1).transpose(1, 2)
-        q_NAKE, k_NAKE, v_NAKE = qkv_NAKE.chunk(3, dim=1)
-        q_NAKE, k_NAKE = _positive(q_NAKE), _positive(k_NAKE)
-        values_NAEE = k_NAKE.transpose(-1, -2) @ v_NAKE / classes
-        weights_NAE1 = k_NAKE.mean(dim=2)[..., None]
-        mixed_NAKE: Tensor = (q_NAKE @ values_NAEE) / (q_NAKE @ weights_NAE1 + 1e-6 / classes)
-        return mixed_NAKE.transpose(1, 2).flatten(2)
-
-
-def _positive(x: Tensor) -> Tensor:
-    """elu(x) + 1, several times faster on CPUs than `F.elu`."""
-    return F.relu(x) + x.clamp(max=0).exp()
-
-
-class ClassAggregation(nn.Module):
-    """Attention over the classes and a small network, on a pooled grid, upsampled and added."""
-
-    def __init__(self, channels: int, heads: int, pooling: int) -> None:
-        super().__init__()
-        self.pooling = pooling
-        self.attention = LinearAttention(channels, heads)
-        self.MLP = nn.Sequential(nn.Linear(channels, 4 * channels), nn.ReLU(), nn.Linear(4 * channels, channels))
-        self.norm1 = nn.LayerNorm(channels)
-        self.norm2 = nn.LayerNorm(channels)
-
-    def forward(self, x_MCHW: Tensor, batch: int) -> Tensor:
-        """Give the features with what the other classes show at the same place taken in, same shape.
-
-        A grid smaller than the pooling is pooled to one cell; rows and columns left over are not pooled, as in SED.
-        """
-        size_hw = x_MCHW.shape[-2:]
-        pooled_MChw: Tensor = F.avg_pool2d(x_MCHW, [min(self.pooling, side) for side in size_hw])
-        rows, channels, h, w = pooled_MChw.shape
-        x_BKnC = pooled_MChw.permute(0, 2, 3, 1).reshape(batch, rows // batch, h * w, channels)
-        x_NKC = x_BKnC.transpose(1, 2).flatten(0, 1)
-        x_NKC = x_NKC + self.attention(self.norm1(x_NKC))
-        x_NKC = x_NKC + self.MLP(self.norm2(x_NKC))
-        x_BKnC = x_NKC.view(batch, h * w, rows // batch, channels).transpose(1, 2)
-        pooled_MChw = x_BKnC.reshape(rows, h, w, channels).permute(0, 3, 1, 2)
-        if (h, w) == tuple(size_hw):
-            return x_MCHW + pooled_MChw
-        added_MCHW: Tensor = F.interpolate(pooled_MChw, size=size_hw, mode="bilinear", align_corners=True)
-        return x_MCHW + added_MCHW
-
-
-class DoubleConv(nn.Module):
-    """Two 3x3 convolutions with group norm and ReLU over upsampled features, guidance and cost volume."""
-
-    def __init__(self, channels: Sequence[int], out_channels: int, groups: int) -> None:
-        """Build for `channels` = those of features, guidance and cost volume, in the order of the weight."""
-        super().__init__()
-        self.channels = tuple(channels)
-        self.double_conv = nn.Sequential(
-            nn.Conv2d(sum(channels), out_channels, 3, padding=1, bias=False),
-            nn.GroupNorm(groups, out_channels),
-            nn.ReLU(inplace=True),
-            nn.Conv2d(out_channels, out_channels, 3, padding=1, bias=False),
-            nn.GroupNorm(groups, out_channels),
-            nn.ReLU(inplace=True),
-        )
-
-    def forward(self, x_MCHW: Tensor, guidance_BCHW: Tensor, corr_MCHW: Tensor) -> Tensor:
-        """Give the fused features.
-
-        A convolution over concatenated channels is the sum of convolutions over each part. The guidance is the same
-        for all classes of an image, so its part is computed once an image and added to each class.
-        """
-        first = self.double_conv[0]
-        assert isinstance(first, nn.Conv2d)
-        of_x, of_guidance, of_corr = torch.split(first.weight, list(self.channels), dim=1)
-        y_MCHW = F.conv2d(x_MCHW, of_x, padding=1) + F.conv2d(corr_MCHW, of_corr, padding=1)
-        shared_BCHW = F.conv2d(guidance_BCHW, of_guidance, padding=1)
-        y_BKCHW = torch.unflatten(y_MCHW, 0, (len(shared_BCHW), -1)) + shared_BCHW[:, None]
-        y_MCHW = y_BKCHW.flatten(0, 1)
-        for layer in list(self.double_conv)[1:]:
-            y_MCHW = layer(y_MCHW)
-        return y_MCHW
-
-
-class Level(nn.Module):
-    """One level: spatial aggregation, class aggregation, then twice the grid with CLIP's and the cost's detail."""
-
-    def __init__(self, config: DecoderConfig, level: int) -> None:
-        super().__init__()
-        channels, guidance = config.input_dims[level], config.guidance_proj_dims[level]
-        out = config.decoder_dims[level]
-        parts = (channels - guidance, guidance, config.corr_proj_dims[level])
-        self.up = nn.ConvTranspose2d(channels, channels - guidance, 2, stride=2)
-        self.conv = DoubleConv(parts, out, config.norm_groups(out))
-        self.cnext = SpatialAggregation(channels, config.kernel_size)
-        self.attention = ClassAggregation(channels, config.heads, config.pooling[level])
-
-    def forward(self, x_MCHW: Tensor, guidance_BCHW: Tensor, corr_MCHW: Tensor) -> Tensor:
-        """Give the features on twice the grid; guidance and cost volume come on that grid already."""
-        x_MCHW = self.attention(self.cnext(x_MCHW), len(guidance_BCHW))
-        fused: Tensor = self.conv(self.up(x_MCHW), guidance_BCHW, corr_MCHW)
-        return fused
-
-
 class CostAwareDecoder(nn.Module):
-    """Cost volume and CLIP's multi-scale features in, a logit for each class and pixel out.
+    """Image features, class names and CLIP's multi-scale features in, a logit for each class and pixel out.
+
+    Classes are worked on in chunks, so that memory grows little with their number and temporaries stay in the cache;
+    in training at the paper's sizes the chunks' activations are computed again in the backward pass.
 
     Source: SED (Xie et al., CVPR 2024), whose parameter names and shapes it has, so that SED's weights load; STSeg,
-    section 2.1. The result is SED's up to rounding.
+    section 2.2. The result is SED's up to rounding.
     """
 
     def __init__(self, config: DecoderConfig, guidance_channels: Sequence[int], prompt_channels: int) -> None:
-        """Build for guidance of these channels, coarse to fine, one for each level, and P = `prompt_channels`.
+        """Build for guidance of these channels, fine to coarse, one for each level, and P = `prompt_channels`.
 
         Raises:
             ValueError: The number of guidance maps is not the number of levels, or there is no template.
@@ -247,7 +124,7 @@ class CostAwareDecoder(nn.Module):
         )
         self.decoder_guidance_projection = nn.ModuleList(
             nn.Sequential(nn.Conv2d(channels, projected, 3, padding=1), nn.ReLU())
-            for channels, projected in zip(guidance_channels, config.guidance_proj_dims, strict=True)
+            for channels, projected in zip(reversed(guidance_channels), config.guidance_proj_dims, strict=True)
         )
         corr_inputs = (prompt_channels, *config.corr_proj_dims[:-1])
         self.decoder_corr_guidance_projection = nn.ModuleList(
@@ -255,49 +132,124 @@ class CostAwareDecoder(nn.Module):
             for channels, projected in zip(corr_inputs, config.corr_proj_dims, strict=True)
         )
         for level, channels in enumerate(config.input_dims):
-            self.add_module(f"decoder{level + 1}", Level(config, level))
+            self.add_module(f"decoder{level + 1}", self._new_level(level))
             self.add_module(f"head{level}", nn.Conv2d(channels, 1, 3, padding=1))
         self.head = nn.Conv2d(config.decoder_dims[-1], 1, 3, padding=1)
 
-    def forward(self, cost_BPKHW: Tensor, guidance: Sequence[Tensor], with_aux: bool = False) -> DecoderOutput:
-        """Give the logits on 2^L times the cost volume's grid.
+    def _new_level(self, level: int) -> Level:
+        config = self.config
+        features = config.input_dims[level]
+        channels = (features, config.guidance_proj_dims[level], config.corr_proj_dims[level], config.heads)
+        out = config.decoder_dims[level]
+        return Level(channels, out, config.norm_groups(out), config.kernel_size, config.pooling[level])
+
+    def forward(
+        self, dense_BDHW: Tensor, text_KPD: Tensor, guidance: Sequence[Tensor], with_aux: bool = False
+    ) -> DecoderOutput:
+        """Give the logits on 2^L times the grid of the image features.
 
         Args:
-            cost_BPKHW: (B, P, K, H, W) float from `cost_volume`; any K >= 1, any grid.
-            guidance: (B, C_i, 2^i H, 2^i W) for i = 1..L, CLIP's features, coarse to fine. No gradient flows back
-                into them.
+            dense_BDHW: (B, D, H, W) float image features, any grid.
+            text_KPD: (K, P, D) float text embeddings, any K >= 1.
+            guidance: (B, C_i, 2^i H, 2^i W) for i = L..1, CLIP's features, fine to coarse (res2, res3, res4). No
+                gradient flows back into them.
             with_aux: Also compute the coarse logits that training supervises.
 
         Raises:
-            ValueError: P, the number of guidance maps or a guidance grid is not what the decoder was built for.
+            ValueError: P, a width, the number of guidance maps or a guidance grid is not what the decoder was built
+                for.
         """
-        self._check(cost_BPKHW, guidance)
-        batch = len(cost_BPKHW)
-        cost_MPHW = cost_BPKHW.transpose(1, 2).flatten(0, 1) * self.config.cost_scale
-        corr_MCHW = cost_MPHW.contiguous(memory_format=torch.channels_last)
-        x_MCHW = self.conv1(corr_MCHW)
+        self._check(dense_BDHW, text_KPD, guidance)
+        classes = self.embed(unit_pixels(dense_BDHW), text_KPD)
         aux = []
-        for level, map_BCHW in enumerate(guidance):
+        for level, map_BCHW in enumerate(reversed(guidance)):
             if with_aux:
-                aux.append(_logits(self.get_submodule(f"head{level}"), x_MCHW.detach(), batch))
-            guidance_BCHW = self.decoder_guidance_projection[level](map_BCHW.detach())
-            corr_MCHW = self.decoder_corr_guidance_projection[level](corr_MCHW)
-            x_MCHW = self.get_submodule(f"decoder{level + 1}")(x_MCHW, guidance_BCHW, corr_MCHW)
-        return DecoderOutput(_logits(self.head, x_MCHW, batch), tuple(aux))
+                aux.append(self.head_logits(level, classes))
+            self.advance(level, classes, map_BCHW)
+        return DecoderOutput(self.head_logits(None, classes), tuple(aux))
 
-    def _check(self, cost_BPKHW: Tensor, guidance: Sequence[Tensor]) -> None:
-        batch, templates, _, height, width = cost_BPKHW.shape
-        if templates != self.prompt_channels:
+    def embed(self, pixels_BDHW: Tensor, text_KPD: Tensor) -> "ClassChunks":
+        """Cut the classes into chunks and embed the cost volume of each.
+
+        Args:
+            pixels_BDHW: (B, D, H, W) float of unit length.
+            text_KPD: (K, P, D) float.
+        """
+        batch, _, height, width = pixels_BDHW.shape
+        row_bytes = self.config.hidden_dim * height * width * pixels_BDHW.element_size()
+        budget = _CHUNK_BYTES.get(pixels_BDHW.device.type, _CHUNK_BYTES_ELSEWHERE)
+        chunk = max(1, budget // (row_bytes * batch))
+        recompute = torch.is_grad_enabled() and row_bytes > _KEPT_ROW_BYTES
+        corr = [cost_rows(pixels_BDHW, text_kPD) * self.config.cost_scale for text_kPD in torch.split(text_KPD, chunk)]
+        return ClassChunks([self.conv1(x) for x in corr], corr, batch, recompute)
+
+    def advance(self, level: int, classes: "ClassChunks", guidance_BCHW: Tensor) -> None:
+        """Take all classes through a level; chunks are replaced one by one, so that memory is that of one level."""
+        block = self.get_submodule(f"decoder{level + 1}")
+        assert isinstance(block, Level)
+        project_corr = self.decoder_corr_guidance_projection[level]
+        shared = block.shared(self.decoder_guidance_projection[level](guidance_BCHW.detach()))
+        total: ClassSums | None = None
+        for i, x_RCHW in enumerate(classes.features):
+            classes.features[i], sums = classes.run(block.gather, x_RCHW, classes.batch)
+            total = sums if total is None else ClassSums(*(a + b for a, b in zip(total, sums, strict=True)))
+
+        def fuse(x_RCHW: Tensor, corr_RCHW: Tensor, sums: ClassSums, shared: LevelShared) -> tuple[Tensor, Tensor]:
+            finer_RCHW = project_corr(corr_RCHW)
+            return block.fuse(x_RCHW, finer_RCHW, sums, shared), finer_RCHW
+
+        for i, (x_RCHW, corr_RCHW) in enumerate(zip(classes.features, classes.corr, strict=True)):
+            classes.features[i], classes.corr[i] = classes.run(fuse, x_RCHW, corr_RCHW, total, shared)
+
+    def head_logits(self, level: int | None, classes: "ClassChunks") -> Tensor:
+        """Give (B, K, h, w) logits: the coarse ones before a level, from detached features; None: the final ones."""
+        head = self.head if level is None else self.get_submodule(f"head{level}")
+        chunks = classes.features if level is None else [x.detach() for x in classes.features]
+        logits_Rhw = torch.cat([head(x)[:, 0] for x in chunks])
+        return torch.unflatten(logits_Rhw, 0, (-1, classes.batch)).transpose(0, 1)
+
+    def _check(self, dense_BDHW: Tensor, text_KPD: Tensor, guidance: Sequence[Tensor]) -> None:
+        check_cost_inputs(dense_BDHW, text_KPD)
+        batch, _, height, width = dense_BDHW.shape
+        if text_KPD.shape[1] != self.prompt_channels:
             raise ValueError(
-                f"the cost volume has {templates} templates, the decoder was built for {self.prompt_channels}: "
-                "embed the class names with the preset's templates"
+                f"the text embeddings have {text_KPD.shape[1]} templates, the decoder was built for "
+                f"{self.prompt_channels}: embed the class names with the preset's templates"
             )
-        wanted = [(batch, height << level, width << level) for level in range(1, len(self.config.decoder_dims) + 1)]
+        levels = range(len(self.config.decoder_dims), 0, -1)
+        wanted = [(batch, height << level, width << level) for level in levels]
         found = [(len(g), g.shape[-2], g.shape[-1]) for g in guidance]
         if found != wanted:
-            raise ValueError(f"guidance (images, height, width) must be {wanted} for this cost volume, got {found}")
+            raise ValueError(f"guidance (images, height, width) must be {wanted} for this grid, got {found}")
 
 
-def _logits(head: nn.Module, x_MCHW: Tensor, batch: int) -> Tensor:
-    logits_BKHW: Tensor = torch.unflatten(head(x_MCHW)[:, 0], 0, (batch, -1))
-    return logits_BKHW
+@dataclass
+class ClassChunks:
+    """All classes on their way through the decoder, in chunks.
+
+    Attributes:
+        features: A (k * B, C, H, W) tensor a chunk.
+        corr: The cost volume of each, projected to the same grid.
+        batch: B.
+        recompute: Whether a step keeps its inputs alone and is run again for the backward pass.
+    """
+
+    features: list[Tensor]
+    corr: list[Tensor]
+    batch: int
+    recompute: bool
+
+    def take(self, ids: Tensor) -> "ClassChunks":
+        """Give only these (n,) classes, in chunks of the same size."""
+        size = len(self.features[0]) // self.batch
+        rows = (ids[:, None] * self.batch + torch.arange(self.batch, device=ids.device)).flatten()
+        features, corr = (
+            list(torch.split(torch.cat(chunks)[rows], size * self.batch)) for chunks in (self.features, self.corr)
+        )
+        return ClassChunks(features, corr, self.batch, self.recompute)
+
+    def run(self, step: Callable[..., Any], *inputs: Any) -> Any:
+        """Run a step on a chunk."""
+        if self.recompute:
+            return checkpoint(step, *inputs, use_reentrant=False, preserve_rng_state=False)
+        return step(*inputs)

@@ -2,12 +2,13 @@
 
 # B image, K class, H W label grid, h w logits grid
 
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
+
+from models.streamed_losses import sigmoid_loss_sum, softmax_loss_sum
 
 
 class LossConfig(BaseModel):
@@ -69,11 +70,9 @@ def weighted_cross_entropy(
     Raises:
         ValueError: `ignore_index` is a class id, a label is neither class nor ignored, or shapes do not fit.
     """
-    labelled_BHW = _check(logits_BKhw, label_BHW, weight_K, ignore_index, pixel_weight_BHW)
-    logits_BKHW = _at_label_size(logits_BKhw, label_BHW)
-    weight_K = weight_K.to(logits_BKHW)
-    loss_BHW = F.cross_entropy(logits_BKHW, label_BHW, weight=weight_K, ignore_index=ignore_index, reduction="none")
-    return _mean_over_labelled(loss_BHW, labelled_BHW, pixel_weight_BHW)
+    pixels = _check(logits_BKhw, label_BHW, weight_K, ignore_index, pixel_weight_BHW)
+    factor_BHW = pixels.trust_BHW * weight_K.to(pixels.trust_BHW)[pixels.target_BHW]
+    return softmax_loss_sum(logits_BKhw, pixels.target_BHW, factor_BHW) / pixels.labelled
 
 
 def weighted_bce(
@@ -93,14 +92,10 @@ def weighted_bce(
     Source: the loss of SED (binary cross-entropy with logits) with the class weights of STSeg, Eq. 6. Computed as
     `softplus(x)` summed over classes minus `x` at the label, so that no one-hot target is built.
     """
-    labelled_BHW = _check(logits_BKhw, label_BHW, weight_K, ignore_index, pixel_weight_BHW)
-    logits_BKHW = _at_label_size(logits_BKhw, label_BHW)
-    weight_K = weight_K.to(logits_BKHW)
-    target_BHW = label_BHW.masked_fill(~labelled_BHW, 0)
-    every_BHW = torch.einsum("bkhw,k->bhw", F.softplus(logits_BKHW), weight_K)
-    positive_BHW = logits_BKHW.gather(1, target_BHW[:, None])[:, 0] * weight_K[target_BHW]
-    loss_BHW = ((every_BHW - positive_BHW) / len(weight_K)).masked_fill(~labelled_BHW, 0)
-    return _mean_over_labelled(loss_BHW, labelled_BHW, pixel_weight_BHW)
+    pixels = _check(logits_BKhw, label_BHW, weight_K, ignore_index, pixel_weight_BHW)
+    weight_K = weight_K.to(pixels.trust_BHW)
+    total = sigmoid_loss_sum(logits_BKhw, pixels.target_BHW, pixels.trust_BHW, weight_K)
+    return total / (len(weight_K) * pixels.labelled)
 
 
 _LOSSES = {"eq6": weighted_cross_entropy, "bce": weighted_bce}
@@ -119,23 +114,24 @@ def segmentation_loss(
     return _LOSSES[config.kind](logits_BKhw, label_BHW, weight_K, ignore_index, pixel_weight_BHW)
 
 
-def _at_label_size(logits_BKhw: Tensor, label_BHW: Tensor) -> Tensor:
-    logits = logits_BKhw.float()
-    if logits.shape[-2:] == label_BHW.shape[-2:]:
-        return logits
-    return F.interpolate(logits, size=label_BHW.shape[-2:], mode="bilinear", align_corners=False)
+class _Pixels(NamedTuple):
+    """The labelled pixels.
 
+    Attributes:
+        target_BHW: int64 in 0..K-1; 0 where nothing is labelled.
+        trust_BHW: float32, the pixel weight, 0 where nothing is labelled.
+        labelled: Their number, 1 if there is none.
+    """
 
-def _mean_over_labelled(loss_BHW: Tensor, labelled_BHW: Tensor, pixel_weight_BHW: Tensor | None) -> Tensor:
-    if pixel_weight_BHW is not None:
-        loss_BHW = loss_BHW * pixel_weight_BHW.to(loss_BHW)
-    return loss_BHW.sum() / labelled_BHW.sum().clamp(min=1)
+    target_BHW: Tensor
+    trust_BHW: Tensor
+    labelled: Tensor
 
 
 def _check(
     logits_BKhw: Tensor, label_BHW: Tensor, weight_K: Tensor, ignore_index: int, pixel_weight_BHW: Tensor | None
-) -> Tensor:
-    """Give (B, H, W) bool, True where a label counts; refuse what cannot be right."""
+) -> _Pixels:
+    """Give the labelled pixels; refuse what cannot be right."""
     batch, classes = logits_BKhw.shape[:2]
     if 0 <= ignore_index < classes:
         raise ValueError(
@@ -159,4 +155,5 @@ def _check(
             f"label {int(label_BHW[stray_BHW][0])} is neither one of the {classes} classes nor the ignore index "
             f"{ignore_index}; check that the labels were made with this vocabulary"
         )
-    return labelled_BHW
+    trust_BHW = labelled_BHW.float() if pixel_weight_BHW is None else pixel_weight_BHW.float() * labelled_BHW
+    return _Pixels(label_BHW.masked_fill(~labelled_BHW, 0), trust_BHW, labelled_BHW.sum().clamp(min=1))

@@ -7,7 +7,6 @@ import torch
 from torch import Tensor, nn
 
 from models.clip import DenseClip, build_clip
-from models.cost_volume import cost_volume
 from models.dea import DualEmbeddingAggregation
 from models.decoder import CostAwareDecoder, DecoderOutput
 from models.presets import Preset
@@ -52,7 +51,7 @@ class STSeg(nn.Module):
             if sam is None:
                 raise ValueError("this model aggregates SAM's embedding (dea: true), and none was given")
             dense = self.dea(dense, sam.embedding_BCHW, sam.valid_B2)
-        output: DecoderOutput = self.decoder(cost_volume(dense, text_KPD), features.guidance, with_aux=with_aux)
+        output: DecoderOutput = self.decoder(dense, text_KPD, features.guidance, with_aux=with_aux)
         return output
 
     def head_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:

@@ -36,10 +36,10 @@ def test_dense_features_are_the_head_applied_to_each_cell(clip: DenseClip) -> No
 
 
 @torch.no_grad()
-def test_guidance_grids_double_from_coarse_to_fine(clip: DenseClip) -> None:
+def test_guidance_grids_halve_from_fine_to_coarse(clip: DenseClip) -> None:
     features = clip(torch.rand(1, 3, 96, 96))
     assert features.dense_BDHW.shape == (1, 128, 12, 12)
-    assert [tuple(g.shape[-2:]) for g in features.guidance] == [(24, 24), (48, 48)]
+    assert [tuple(g.shape[-2:]) for g in features.guidance] == [(48, 48), (24, 24)]
     assert clip.guidance_channels(96) == tuple(g.shape[1] for g in features.guidance)
 
 

@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from models.cost_volume import cost_volume
+from models.cost_volume import cost_rows, cost_volume, unit_pixels
 
 
 @pytest.mark.parametrize(
@@ -29,9 +29,12 @@ def test_zero_features_cost_zero_and_do_not_give_nan() -> None:
     assert cost_volume(torch.zeros(1, 4, 2, 2), torch.randn(3, 2, 4)).abs().max() == 0
 
 
-def test_classes_of_an_image_are_a_view_for_the_decoder() -> None:
-    cost = cost_volume(torch.randn(2, 4, 3, 3), torch.randn(5, 2, 4))
-    assert cost.transpose(1, 2).is_contiguous()
+def test_rows_for_the_decoder_go_class_by_class_and_lie_channels_last() -> None:
+    dense, text = torch.randn(2, 4, 3, 3), torch.randn(5, 2, 4)
+    rows = cost_rows(unit_pixels(dense), text[1:4])
+    assert rows.is_contiguous(memory_format=torch.channels_last)
+    expected = cost_volume(dense, text)[:, :, 1:4].permute(2, 0, 1, 3, 4).flatten(0, 1)
+    torch.testing.assert_close(rows, expected)
 
 
 def test_more_than_255_classes() -> None:

@@ -8,7 +8,9 @@ from numpy.typing import NDArray
 from pydantic import ValidationError
 from torch import Tensor
 
+from models.cost_volume import cost_volume
 from models.decoder import CostAwareDecoder, DecoderConfig, DecoderOutput
+from models.losses import weighted_bce
 
 Array = NDArray[np.float64]
 Weights = dict[str, Array]
@@ -136,9 +138,13 @@ def _build(config: DecoderConfig, guidance: Sequence[int], templates: int) -> Co
     return decoder
 
 
-def _inputs(batch: int, templates: int, classes: int, grid: tuple[int, int], guidance: Sequence[int]) -> list[Tensor]:
-    maps = [torch.randn(batch, c, grid[0] << i, grid[1] << i) for i, c in enumerate(guidance, start=1)]
-    return [torch.rand(batch, templates, classes, *grid) * 2 - 1, *maps]
+def _inputs(
+    batch: int, templates: int, classes: int, grid: tuple[int, int], guidance: Sequence[int]
+) -> tuple[Tensor, Tensor, list[Tensor]]:
+    """Features, text embeddings, and guidance maps of these channels, fine to coarse."""
+    levels = range(len(guidance), 0, -1)
+    maps = [torch.randn(batch, c, grid[0] << i, grid[1] << i) for i, c in zip(levels, guidance, strict=True)]
+    return torch.randn(batch, 6, *grid), torch.randn(classes, templates, 6), maps
 
 
 SMALL = {
@@ -171,13 +177,15 @@ def test_decoder_equals_loops_over_pixels_classes_and_heads(
         norm_group_channels=group,
         cost_scale=scale,
     )
-    channels = (5, 3)[: len(out)]
+    channels = (3, 5)[-len(out) :]
     decoder = _build(config, channels, templates).double()
-    cost, *guidance = (x.double() for x in _inputs(batch, templates, classes, grid, channels))
-    output = decoder(cost, guidance, with_aux=True)
+    dense, text, guidance = _inputs(batch, templates, classes, grid, channels)
+    dense, text, guidance = dense.double(), text.double(), [g.double() for g in guidance]
+    output = decoder(dense, text, guidance, with_aux=True)
+    cost = cost_volume(dense, text)
     weights = {name: p.detach().numpy() for name, p in decoder.named_parameters()}
     for image in range(batch):
-        expected = _reference(weights, config, cost[image].numpy(), [g[image].numpy() for g in guidance])
+        expected = _reference(weights, config, cost[image].numpy(), [g[image].numpy() for g in guidance[::-1]])
         for found, wanted in zip((*output.aux, output.logits_BKHW), expected, strict=True):
             np.testing.assert_allclose(found[image].detach().numpy(), wanted, atol=1e-9)
 
@@ -218,67 +226,113 @@ def _sed_base_shapes() -> dict[str, tuple[int, ...]]:
 
 
 def test_names_and_shapes_are_those_of_sed() -> None:
-    state = CostAwareDecoder(DecoderConfig(), (512, 256, 128), 80).state_dict()
+    state = CostAwareDecoder(DecoderConfig(), (128, 256, 512), 80).state_dict()
     assert {name: tuple(value.shape) for name, value in state.items()} == _sed_base_shapes()
     assert sum(value.numel() for value in state.values()) == 1_376_396
 
 
-def _tiny(batch: int = 2, classes: int = 3, grid: tuple[int, int] = (4, 4)) -> tuple[CostAwareDecoder, list[Tensor]]:
+def _tiny(
+    batch: int = 2, classes: int = 3, grid: tuple[int, int] = (4, 4)
+) -> tuple[CostAwareDecoder, Tensor, Tensor, list[Tensor]]:
     torch.manual_seed(0)
-    return _build(TINY, (64, 32), 8), _inputs(batch, 8, classes, grid, (64, 32))
+    return _build(TINY, (32, 64), 8), *_inputs(batch, 8, classes, grid, (32, 64))
 
 
 @pytest.mark.parametrize(("classes", "grid"), [(20, (12, 12)), (1, (1, 1)), (300, (1, 3)), (2, (7, 5))])
 def test_tiny_sizes_give_four_times_the_grid(classes: int, grid: tuple[int, int]) -> None:
-    decoder, (cost, *guidance) = _tiny(1, classes, grid)
-    output: DecoderOutput = decoder(cost, guidance, with_aux=True)
+    decoder, dense, text, guidance = _tiny(1, classes, grid)
+    output: DecoderOutput = decoder(dense, text, guidance, with_aux=True)
     assert output.logits_BKHW.shape == (1, classes, 4 * grid[0], 4 * grid[1])
     assert [a.shape[-2:] for a in output.aux] == [grid, (2 * grid[0], 2 * grid[1])]
     assert torch.isfinite(output.logits_BKHW).all()
 
 
 def test_aux_logits_come_only_when_asked_for_and_change_nothing() -> None:
-    decoder, (cost, *guidance) = _tiny()
-    plain, full = decoder(cost, guidance), decoder(cost, guidance, with_aux=True)
+    decoder, dense, text, guidance = _tiny()
+    plain, full = decoder(dense, text, guidance), decoder(dense, text, guidance, with_aux=True)
     assert plain.aux == () and len(full.aux) == 2
     torch.testing.assert_close(plain.logits_BKHW, full.logits_BKHW, atol=0, rtol=0)
 
 
-def test_gradients_reach_the_cost_and_all_weights_but_not_the_guidance() -> None:
-    decoder, (cost, *guidance) = _tiny()
-    for x in (cost, *guidance):
+def test_gradients_reach_features_names_and_all_weights_but_not_the_guidance() -> None:
+    decoder, dense, text, guidance = _tiny()
+    for x in (dense, text, *guidance):
         x.requires_grad_()
-    output = decoder(cost, guidance, with_aux=True)
+    output = decoder(dense, text, guidance, with_aux=True)
     loss = (output.logits_BKHW**2).mean() + sum((a**2).mean() for a in output.aux)
     torch.autograd.backward(loss)
-    assert cost.grad is not None and cost.grad.abs().sum() > 0
+    assert all(x.grad is not None and x.grad.abs().sum() > 0 for x in (dense, text))
     assert [g.grad for g in guidance] == [None, None]
     assert [name for name, p in decoder.named_parameters() if p.grad is None] == []
 
 
 def test_aux_losses_train_their_heads_only() -> None:
-    decoder, (cost, *guidance) = _tiny()
-    torch.autograd.backward(sum(a.sum() for a in decoder(cost, guidance, with_aux=True).aux))
+    decoder, dense, text, guidance = _tiny()
+    torch.autograd.backward(sum(a.sum() for a in decoder(dense, text, guidance, with_aux=True).aux))
     trained = {name.split(".")[0] for name, p in decoder.named_parameters() if p.grad is not None}
     assert trained == {"head0", "head1"}
 
 
+def test_a_class_more_keeps_less_than_10_mb_for_the_backward_pass_at_seds_sizes() -> None:
+    decoder = CostAwareDecoder(DecoderConfig(), (128, 256, 512), 80)
+    own = {p.untyped_storage().data_ptr() for p in decoder.parameters()}
+
+    def kept_bytes(classes: int) -> int:
+        dense, text = torch.randn(1, 16, 24, 24), torch.randn(classes, 80, 16)
+        guidance = [torch.randn(1, 128, 192, 192), torch.randn(1, 256, 96, 96), torch.randn(1, 512, 48, 48)]
+        label, kept = torch.randint(0, classes, (1, 768, 768)), dict[int, int]()
+
+        def note(tensor: Tensor) -> Tensor:
+            kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+            output = decoder(dense, text, guidance, with_aux=True)
+            losses = [
+                weighted_bce(logits, label, torch.ones(classes), 255) for logits in (output.logits_BKHW, *output.aux)
+            ]
+        assert len(losses) == 4
+        return sum(size for place, size in kept.items() if place not in own)
+
+    assert (kept_bytes(9) - kept_bytes(3)) / 6 < 10e6
+
+
 def test_images_of_a_batch_do_not_mix_and_class_order_does_not_matter() -> None:
-    decoder, (cost, *guidance) = _tiny(3, 5)
-    together = decoder(cost, guidance).logits_BKHW
-    alone = decoder(cost[1:2], [g[1:2] for g in guidance]).logits_BKHW
+    decoder, dense, text, guidance = _tiny(3, 5)
+    together = decoder(dense, text, guidance).logits_BKHW
+    alone = decoder(dense[1:2], text, [g[1:2] for g in guidance]).logits_BKHW
     torch.testing.assert_close(together[1:2], alone, atol=1e-4, rtol=1e-4)
     order = torch.tensor([3, 0, 4, 2, 1])
-    reordered = decoder(cost[:, :, order], guidance).logits_BKHW
+    reordered = decoder(dense, text[order], guidance).logits_BKHW
     torch.testing.assert_close(together[:, order], reordered, atol=1e-4, rtol=1e-4)
 
 
+@pytest.mark.parametrize("batch", [1, 2])
+def test_chunks_and_recomputation_change_nothing(batch: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    decoder, dense, text, guidance = _tiny(batch, 7)
+
+    def run() -> list[Tensor]:
+        decoder.zero_grad()
+        output = decoder(dense, text, guidance, with_aux=True)
+        torch.autograd.backward((output.logits_BKHW**2).mean() + sum((a**2).mean() for a in output.aux))
+        return [output.logits_BKHW.detach(), *(p.grad for p in decoder.parameters() if p.grad is not None)]
+
+    whole = run()
+    monkeypatch.setattr("models.decoder._CHUNK_BYTES", {"cpu": 2 * batch * 4 * TINY.hidden_dim * 16})
+    in_chunks = run()
+    monkeypatch.setattr("models.decoder._KEPT_ROW_BYTES", 0)
+    again = run()
+    for found, recomputed, expected in zip(in_chunks, again, whole, strict=True):
+        torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(recomputed, found, atol=1e-5, rtol=1e-5)
+
+
 def test_wrong_inputs_are_refused_with_the_cause() -> None:
-    decoder, (cost, *guidance) = _tiny()
+    decoder, dense, text, guidance = _tiny()
     with pytest.raises(ValueError, match="7 templates, the decoder was built for 8"):
-        decoder(cost[:, :7], guidance)
+        decoder(dense, text[:, :7], guidance)
     with pytest.raises(ValueError, match="guidance"):
-        decoder(cost, guidance[::-1])
+        decoder(dense, text, guidance[::-1])
     with pytest.raises(ValueError, match="need 2 guidance maps"):
         CostAwareDecoder(TINY, (64,), 8)
 

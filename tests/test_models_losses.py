@@ -109,6 +109,30 @@ def test_logits_are_upsampled_to_the_label(kind: str) -> None:
     )
 
 
+@pytest.mark.parametrize("size", [(7, 11), (3, 5)])
+@pytest.mark.parametrize("kind", ["eq6", "bce"])
+def test_gradients_are_those_of_the_plain_formula_whatever_the_chunks(
+    kind: str, size: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch.manual_seed(0)
+    logits = torch.randn(2, 5, 3, 5, requires_grad=True)
+    label = torch.randint(-1, 5, (2, *size))
+    weight, trust = torch.rand(5), torch.rand(2, *size)
+    large = F.interpolate(logits, size=size, mode="bilinear", align_corners=False)
+    labelled = label >= 0
+    if kind == "eq6":
+        plain = F.cross_entropy(large, label, weight, ignore_index=-1, reduction="none")
+    else:
+        target = F.one_hot(label.clamp(min=0), 5).permute(0, 3, 1, 2).float()
+        each = F.binary_cross_entropy_with_logits(large, target, reduction="none")
+        plain = (each * weight[:, None, None]).mean(dim=1)
+    (expected,) = torch.autograd.grad((plain * trust * labelled).sum() / labelled.sum(), logits)
+    for elements in (1, 150, 1 << 22):
+        monkeypatch.setattr("models.streamed_losses._CHUNK_ELEMENTS", elements)
+        (found,) = torch.autograd.grad(LOSSES[kind](logits, label, weight, -1, trust), logits)
+        torch.testing.assert_close(found, expected)
+
+
 def test_config_chooses_the_loss() -> None:
     torch.manual_seed(0)
     logits, label, weight = torch.randn(1, 3, 2, 2), torch.randint(0, 3, (1, 2, 2)), torch.tensor([0.3, 0.7, 0.7])

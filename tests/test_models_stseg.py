@@ -49,7 +49,7 @@ def test_the_base_preset_can_be_built() -> None:
     with FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad():
         features = model.clip(torch.zeros(1, 3, 768, 768))
     assert features.dense_BDHW.shape == (1, 640, 24, 24)
-    assert [tuple(g.shape[1:]) for g in features.guidance] == [(512, 48, 48), (256, 96, 96), (128, 192, 192)]
+    assert [tuple(g.shape[1:]) for g in features.guidance] == [(128, 192, 192), (256, 96, 96), (512, 48, 48)]
 
 
 def test_a_head_comes_back_from_its_file(tmp_path: Path) -> None:
