@@ -1,5 +1,6 @@
 """What the embed stage stores of a shard, for the stages after it."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -65,3 +66,28 @@ class EmbeddingStore:
         rows = [self.rows[key] for key in keys]
         stacked = np.stack([self.embedding(row) for row in rows]).astype(np.float32)
         return SamEmbedding(torch.from_numpy(stacked), torch.from_numpy(np.ascontiguousarray(self.valid[rows])))
+
+
+class StoredEmbeddings:
+    """The stored SAM embeddings of a data set, over all its shards, found by key."""
+
+    def __init__(self, stores: Sequence[Path]) -> None:
+        """Open the stores; the embeddings stay on disk.
+
+        Raises:
+            FileNotFoundError: One is missing.
+            ValueError: One is damaged.
+        """
+        opened = [EmbeddingStore.open(path) for path in stores]
+        self._store = {key: store for store in opened for key in store.rows}
+
+    def __contains__(self, key: str) -> bool:
+        return key in self._store
+
+    def __getitem__(self, key: str) -> "SamEmbedding":
+        """Give the embedding of a sample, (1, C, g, g).
+
+        Raises:
+            KeyError: No store has it.
+        """
+        return self._store[key].batch([key])

@@ -3,32 +3,25 @@
 import json
 import logging
 import time
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Protocol
 
 import numpy as np
 import torch
-from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, NonNegativeInt, PositiveInt
-from torch import Tensor, nn
+from pydantic import BaseModel, ConfigDict
+from torch import nn
 
 from jobs.checkpoints import load_checkpoint, save_checkpoint
+from jobs.embedding_store import StoredEmbeddings
 from jobs.model import ModelConfig, embed_vocabulary, load_stseg
+from jobs.segmenter import worker_device
 from jobs.stage import ShardTask, finish, input_digests
-from jobs.training_data import (
-    EmbeddingStores,
-    Labelled,
-    PseudoLabelled,
-    Remembered,
-    TrainingData,
-    TrainingSample,
-    collate,
-)
-from jobs.training_order import classes_of_step, samples_of_step
-from models.losses import LossConfig, class_weights, segmentation_loss
+from jobs.training_config import TrainConfig
+from jobs.training_data import Labelled, PseudoLabelled, Remembered, TrainingData, TrainingSample, collate
+from jobs.training_order import samples_of_step
+from jobs.training_step import TrainingStep
 from models.presets import load_preset
-from models.stseg import STSeg
 from models.weights_files import write_weights
 from shards.files import remove_path
 from shards.records import Record, fingerprint_digest
@@ -37,50 +30,6 @@ from shards.vocabulary import Vocabulary
 
 log = logging.getLogger(__name__)
 _REMEMBERED_BYTES = 1 << 30  # of decoded samples, for each of target and source
-_UNLABELLED = -1  # outside every class list, however long
-
-
-class TrainConfig(BaseModel):
-    """Settings of a training that change its result. Defaults are the paper's where it names them.
-
-    Attributes:
-        steps: Optimiser steps.
-        learning_rate: Of AdamW, after warm-up; falls to 0 with (1 - step / steps)^power.
-        weight_decay: Of AdamW.
-        warmup_steps: Steps of linear warm-up.
-        power: Exponent of the decay.
-        target_per_step: Pseudo-labelled images a step, over all workers.
-        source_per_step: Labelled source images a step, over all workers (rehearsal).
-        sampled_classes: Classes told apart in a step: those present and others by chance; 0: all.
-        classes: "all" of the vocabulary, or the "seen" ones only (stage 1).
-        loss: Which loss.
-        aux_loss: Whether the coarser outputs, which early rejection reads, are trained too.
-        pixel_weights: Whether the loss is weighted with the pseudo-labels' weight maps.
-        dea_lr_scale: Factor on the learning rate of DEA.
-        clip_lr_scale: Factor on the learning rate of CLIP's image tower; 0 keeps it frozen.
-        clip_gradient: Largest norm of the gradient.
-        checkpoint_every: Steps between checkpoints.
-        seed: Seed of the order, the class choice and dropout.
-    """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-    steps: PositiveInt = 80_000
-    learning_rate: float = Field(default=2e-4, gt=0)
-    weight_decay: NonNegativeFloat = 1e-4
-    warmup_steps: NonNegativeInt = 20
-    power: NonNegativeFloat = 0.9
-    target_per_step: NonNegativeInt = 4
-    source_per_step: NonNegativeInt = 0
-    sampled_classes: NonNegativeInt = 0
-    classes: Literal["all", "seen"] = "all"
-    loss: LossConfig = LossConfig()
-    aux_loss: bool = True
-    pixel_weights: bool = False
-    dea_lr_scale: NonNegativeFloat = 1.0
-    clip_lr_scale: NonNegativeFloat = 0.0
-    clip_gradient: float = Field(default=1.0, gt=0)
-    checkpoint_every: PositiveInt = 1000
-    seed: NonNegativeInt = 0
 
 
 class TrainJob(BaseModel):
@@ -150,32 +99,30 @@ def train_model(task: ShardTask, job: TrainJob, group: Group) -> Record | None:
         ValueError: There is nothing to train on, or the loss is no longer finite.
     """
     started = time.monotonic()
-    vocabulary = Vocabulary.load(job.vocabulary)
-    torch.manual_seed(job.train.seed)  # where there are no weights to start from, the start is drawn
-    model = load_stseg(job.model)
-    text_KPD = embed_vocabulary(model, vocabulary)
-    parameters = _trained(model, job.train)
-    optimizer = _optimizer(parameters, job.train)
+    config, vocabulary, device = job.train, Vocabulary.load(job.vocabulary), worker_device()
+    torch.manual_seed(config.seed)  # where there are no weights to start from, the start is drawn
+    model = load_stseg(job.model).to(device)
+    training_step = TrainingStep(model, embed_vocabulary(model, vocabulary), vocabulary, config)
+    parameters, optimizer = training_step.parameters, training_step.optimizer
     digest = fingerprint_digest({**task.fingerprint, "inputs": dict(input_digests(task)), "workers": group.size})
     folder = task.output.parent / "checkpoints"
     first = load_checkpoint(folder, parameters, optimizer, digest)
     data = _open(task, job, vocabulary)
     losses = _Metrics(task.output.parent / "metrics.jsonl", enabled=group.rank == 0)
     wrapped = group.wrap(model)
-    _set_training_mode(model, job.train)
-    for step in range(first, job.train.steps):
-        loss = _step(
-            wrapped, optimizer, parameters, _batch(data, step, job.train, group), text_KPD, vocabulary, step, job
-        )
-        losses.add(step, loss)
+    model.train()
+    model.clip.train(config.clip_lr_scale > 0)
+    for step in range(first, config.steps):
+        batch = _batch(data, step, config, group)
+        losses.add(step, training_step(wrapped, batch.to(device), step))
         done = step + 1
-        if done % job.train.checkpoint_every == 0 and done < job.train.steps and group.rank == 0:
+        if done % config.checkpoint_every == 0 and done < config.steps and group.rank == 0:
             save_checkpoint(folder, done, parameters, optimizer, digest)
     group.barrier()
     if group.rank != 0:
         return None
-    write_weights(model.head_state(with_clip=job.train.clip_lr_scale > 0), task.output)
-    stats = {"steps": float(job.train.steps), "loss": losses.mean(), "workers": float(group.size)}
+    write_weights(model.head_state(with_clip=config.clip_lr_scale > 0), task.output)
+    stats = {"steps": float(config.steps), "loss": losses.mean(), "workers": float(group.size)}
     count = len(data.target or ()) + len(data.source or ())
     record = finish(task, count=count, stats=stats, drops=[], seconds=time.monotonic() - started)
     remove_path(folder)
@@ -186,7 +133,7 @@ def _open(task: ShardTask, job: TrainJob, vocabulary: Vocabulary) -> _Sources:
     """Open the data that the settings ask for."""
     size = load_preset(job.model.preset).image_size
     stores = [path for role, path in sorted(task.inputs.items()) if role.startswith("embedding/")]
-    embeddings = EmbeddingStores(stores) if job.model.dea else None
+    embeddings = StoredEmbeddings(stores) if job.model.dea else None
     tars = [path for role, path in sorted(task.inputs.items()) if role.startswith("pseudo/")]
     target = PseudoLabelled(tars, embeddings, size) if job.train.target_per_step else None
     source = None
@@ -220,86 +167,6 @@ def _batch(data: _Sources, step: int, config: TrainConfig, group: Group) -> Trai
     if not chosen:
         raise ValueError(f"{place} images a step are too few for {group.size} workers")
     return collate(chosen)
-
-
-def _step(
-    model: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    parameters: Mapping[str, nn.Parameter],
-    batch: TrainingSample,
-    text_KPD: Tensor,
-    vocabulary: Vocabulary,
-    step: int,
-    job: TrainJob,
-) -> float:
-    config = job.train
-    torch.manual_seed(config.seed * 1_000_003 + step)  # dropout after a resume is what it would have been
-    for group in optimizer.param_groups:
-        group["lr"] = group["scale"] * config.learning_rate * schedule(step, config)
-    label = batch.label_SS.clone()
-    label[label == vocabulary.ignore_index] = _UNLABELLED
-    candidates = np.arange(len(vocabulary)) if config.classes == "all" else np.asarray(vocabulary.seen_ids)
-    present = np.intersect1d(torch.unique(label).numpy(), candidates)
-    classes = torch.from_numpy(classes_of_step(step, present, candidates, config.sampled_classes, config.seed))
-    place = torch.full((len(vocabulary) + 1,), _UNLABELLED)
-    place[classes] = torch.arange(len(classes))
-    label = place[label]  # -1 looks up the last entry, which is -1
-    seen = torch.zeros(len(vocabulary), dtype=torch.bool)
-    seen[list(vocabulary.seen_ids)] = True
-    output = model(batch.image_3SS, text_KPD[classes], batch.sam, with_aux=config.aux_loss)
-    weight = batch.weight_SS if config.pixel_weights else None
-    losses = [
-        segmentation_loss(
-            config.loss,
-            logits,
-            label,
-            class_weights(seen[classes], config.loss.alpha),
-            ignore_index=_UNLABELLED,
-            pixel_weight_BHW=weight,
-        )
-        for logits in (output.logits_BKHW, *output.aux)
-    ]
-    optimizer.zero_grad()
-    torch.stack(losses).sum().backward()  # type: ignore[no-untyped-call]
-    nn.utils.clip_grad_norm_(list(parameters.values()), config.clip_gradient)
-    optimizer.step()
-    loss = losses[0].item()
-    if not np.isfinite(loss):
-        raise ValueError(f"the loss is {loss} at step {step}: lower train.learning_rate")
-    return loss
-
-
-def schedule(step: int, config: TrainConfig) -> float:
-    """Give the factor on the learning rate at a step: linear warm-up, then polynomial decay."""
-    warmup = min(1.0, (step + 1) / config.warmup_steps) if config.warmup_steps else 1.0
-    decay: float = (1 - step / config.steps) ** config.power
-    return warmup * decay
-
-
-def _trained(model: STSeg, config: TrainConfig) -> dict[str, nn.Parameter]:
-    """Choose what is trained and freeze the rest; the text tower and SAM always stay frozen."""
-    model.requires_grad_(False)
-    chosen = dict(model.head_parameters())
-    if config.clip_lr_scale > 0:
-        chosen |= {n: p for n, p in model.named_parameters() if n.startswith("clip.clip.visual.")}
-    for parameter in chosen.values():
-        parameter.requires_grad_(True)
-    return chosen
-
-
-def _set_training_mode(model: STSeg, config: TrainConfig) -> None:
-    model.train()
-    model.clip.train(config.clip_lr_scale > 0)
-
-
-def _optimizer(parameters: Mapping[str, nn.Parameter], config: TrainConfig) -> torch.optim.Optimizer:
-    scales = {"dea.": config.dea_lr_scale, "decoder.": 1.0, "clip.": config.clip_lr_scale}
-    groups = [
-        {"params": [p for name, p in parameters.items() if name.startswith(prefix)], "scale": scale}
-        for prefix, scale in scales.items()
-    ]
-    kept = [group for group in groups if group["params"]]
-    return torch.optim.AdamW(kept, lr=config.learning_rate, weight_decay=config.weight_decay)
 
 
 class _Metrics:

@@ -10,9 +10,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from jobs.embedding_store import StoredEmbeddings
 from models.inputs import to_network_input
 from models.sam import SamEmbedding
-from shards.arrays import read_arrays, read_rows
 from shards.images import decode_image
 from shards.labels import decode_label, decode_weight
 from shards.sources import SampleRef, Source
@@ -35,6 +35,12 @@ class TrainingSample:
     weight_SS: Tensor
     sam: SamEmbedding | None
 
+    def to(self, device: torch.device) -> "TrainingSample":
+        """Give the same on a device."""
+        sam = None if self.sam is None else self.sam.to(device)
+        image, label, weight = (t.to(device) for t in (self.image_3SS, self.label_SS, self.weight_SS))
+        return TrainingSample(image, label, weight, sam)
+
 
 class TrainingData(Protocol):
     """Something with a length that gives samples by index."""
@@ -44,36 +50,10 @@ class TrainingData(Protocol):
     def __getitem__(self, index: int) -> TrainingSample: ...
 
 
-class EmbeddingStores:
-    """The stored SAM embeddings of a data set, found by key."""
-
-    def __init__(self, stores: Sequence[Path]) -> None:
-        self._row: dict[str, tuple[Path, int]] = {}
-        self._valid: dict[str, NDArray[np.float32]] = {}
-        for store in stores:
-            arrays, attrs = read_arrays(store, names=("valid",))
-            for row, key in enumerate(attrs["keys"]):  # type: ignore[arg-type]
-                self._row[str(key)] = (store, row)
-                self._valid[str(key)] = arrays["valid"][row : row + 1]
-
-    def __contains__(self, key: str) -> bool:
-        return key in self._row
-
-    def __getitem__(self, key: str) -> SamEmbedding:
-        """Give the embedding of a sample.
-
-        Raises:
-            KeyError: No store has it.
-        """
-        store, row = self._row[key]
-        embedding = read_rows(store, "embedding", slice(row, row + 1))
-        return SamEmbedding(torch.from_numpy(embedding.astype(np.float32)), torch.from_numpy(self._valid[key]))
-
-
 class PseudoLabelled:
     """The samples of pseudo-label tars, read through each tar's offset index."""
 
-    def __init__(self, tars: Sequence[Path], embeddings: EmbeddingStores | None, size: int) -> None:
+    def __init__(self, tars: Sequence[Path], embeddings: StoredEmbeddings | None, size: int) -> None:
         self._places = [(tar, key, members) for tar in tars for key, members in index_tar(tar).places.items()]
         self._embeddings = embeddings
         self._size = size
@@ -95,7 +75,7 @@ class Labelled:
     """The labelled samples of a source."""
 
     def __init__(
-        self, source: Source, refs: Sequence[SampleRef], embeddings: EmbeddingStores | None, size: int
+        self, source: Source, refs: Sequence[SampleRef], embeddings: StoredEmbeddings | None, size: int
     ) -> None:
         self._source = source
         self._refs = [ref for ref in refs if embeddings is None or ref.key in embeddings]

@@ -124,6 +124,10 @@ class SamEmbedding:
     embedding_BCHW: Tensor
     valid_B2: Tensor
 
+    def to(self, device: torch.device) -> "SamEmbedding":
+        """Give the same as float32 on a device."""
+        return SamEmbedding(self.embedding_BCHW.to(device).float(), self.valid_B2.to(device))
+
 
 class SamEncoder(nn.Module):
     """SAM's image encoder with its preprocessing; nothing else of the model is kept alive."""

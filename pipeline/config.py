@@ -8,7 +8,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt
 
 from jobs.stage import Resources
-from jobs.train import TrainConfig
+from jobs.training_config import TrainConfig
 from jobs.training_group import GroupResources
 from models.gate import GateConfig
 from models.refinement import RefinementConfig

@@ -11,7 +11,8 @@ from jobs.embed import EmbedConfig, EmbedWorker, embed_fingerprint
 from jobs.executor import Backend, run_chain
 from jobs.model import ModelConfig, stseg_fingerprint, weights_checksum
 from jobs.stage import CODE_VERSION, Resources, ShardTask, StagePlan, stage_records, why_stale
-from jobs.train import TrainConfig, TrainJob
+from jobs.train import TrainJob
+from jobs.training_config import TrainConfig
 from jobs.training_group import GroupResources, run_training
 from pipeline.config import ModelSettings, VocabularySettings, laid_over
 from pipeline.progress import RunProgress

@@ -7,7 +7,8 @@ from typing import Literal
 from jobs.evaluate import EvaluateConfig, EvaluateWorker, evaluate_fingerprint, evaluation_samples
 from jobs.model import ModelConfig, stseg_fingerprint
 from jobs.stage import CODE_VERSION, ShardTask, StagePlan
-from jobs.train import TrainConfig, TrainJob
+from jobs.train import TrainJob
+from jobs.training_config import TrainConfig
 from pipeline.chain import embed_stages, model_config, round_stages, student_weights
 from pipeline.runs import Run
 from pipeline.start import start_task, start_weights

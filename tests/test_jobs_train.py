@@ -4,11 +4,15 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import nn
 from training_setup import QUICK, training_setup
 
 from jobs import train
-from jobs.train import SingleProcess, TrainConfig, schedule, train_model
+from jobs.train import SingleProcess, train_model
+from jobs.training_config import TrainConfig
+from jobs.training_data import TrainingSample
 from jobs.training_group import GroupResources, TrainingIncompleteError, run_training
+from jobs.training_step import TrainingStep, schedule
 from models.weights_files import read_weights
 from shards.files import sha256_file
 
@@ -33,16 +37,16 @@ def test_an_interrupted_training_ends_with_the_same_bytes(
 ) -> None:
     whole = _train(tmp_path / "whole")
     task, job = training_setup(tmp_path / "broken")
-    take_step = train._step
-    taken: list[object] = []
+    take_step = TrainingStep.__call__
+    taken: list[int | None] = []
 
-    def step_or_die(*arguments: object) -> float:
-        if arguments[6] == killed_in_step and len(taken) == killed_in_step:
+    def step_or_die(self: TrainingStep, model: nn.Module, batch: TrainingSample, step: int) -> float:
+        if step == killed_in_step and len(taken) == killed_in_step:
             raise _KilledError
-        taken.append(arguments[6])
-        return take_step(*arguments)  # type: ignore[arg-type]
+        taken.append(step)
+        return take_step(self, model, batch, step)
 
-    monkeypatch.setattr(train, "_step", step_or_die)
+    monkeypatch.setattr(TrainingStep, "__call__", step_or_die)
     with pytest.raises(_KilledError):
         train_model(task, job, SingleProcess())
     assert not task.record.exists()
@@ -85,14 +89,14 @@ def test_training_on_a_few_scenes_learns_them(tmp_path: Path) -> None:
     long = QUICK.model_copy(update={"steps": 60, "target_per_step": 0, "source_per_step": 3, "classes": "seen"})
     losses: list[float] = []
     task, job = training_setup(tmp_path, long, dea=False)
-    take_step = train._step
+    take_step = TrainingStep.__call__
 
-    def noted(*arguments: object) -> float:
-        losses.append(take_step(*arguments))  # type: ignore[arg-type]
+    def noted(self: TrainingStep, model: nn.Module, batch: TrainingSample, step: int) -> float:
+        losses.append(take_step(self, model, batch, step))
         return losses[-1]
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(train, "_step", noted)
+        patch.setattr(TrainingStep, "__call__", noted)
         train_model(task, job, SingleProcess())
     assert sum(losses[-10:]) < 0.7 * sum(losses[:10])
 

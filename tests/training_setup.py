@@ -8,7 +8,8 @@ import torch
 
 from jobs.model import ModelConfig
 from jobs.stage import ShardTask, finish
-from jobs.train import TrainConfig, TrainJob
+from jobs.train import TrainJob
+from jobs.training_config import TrainConfig
 from models.clip import build_clip
 from models.presets import PRESETS
 from models.text import prompt_templates
@@ -46,7 +47,7 @@ def training_setup(folder: Path, train: TrainConfig = QUICK, *, dea: bool = True
             "embedding": rng.normal(size=(len(keys), 64, 16, 16)).astype(np.float16),
             "valid": np.ones((len(keys), 2), np.float32),
         },
-        {"keys": list(keys)},
+        {"keys": list(keys), "sizes_hw": [[96, 96] for _ in keys], "exif": [1 for _ in keys]},
     )
     _record("embed", embedding, refs)
     tar = folder / "pseudo" / "pseudo-000000.tar"
