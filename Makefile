@@ -1,6 +1,7 @@
 # make round [N=3] [RUN=runs/default]   set up, run N rounds, say where the report and the shards lie
 # make test                             set up, then every check: ruff, mypy, pytest
 # make setup                            only make .venv and install into it
+# make bench                            speed and memory against the references (about ten minutes, a quiet machine)
 # make tiny-weights                     train the shipped weights again (hours)
 
 PYTHON ?= python3
@@ -11,7 +12,7 @@ BIN := $(VENV)/bin
 # Another pyproject.toml or constraints.txt gives another stamp, so that an unchanged one costs nothing.
 INSTALLED := $(VENV)/installed-$(shell cat pyproject.toml constraints.txt | cksum | tr -s ' ' -)
 
-.PHONY: round test setup tiny-weights
+.PHONY: round test setup bench tiny-weights
 .DEFAULT_GOAL := round
 
 round: setup
@@ -31,6 +32,9 @@ test: setup
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/python -m pytest
+
+bench: setup
+	$(BIN)/python -m benchmarks
 
 tiny-weights: setup
 	$(BIN)/python -m models.tiny.train clip

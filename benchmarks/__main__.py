@@ -9,7 +9,9 @@ from typing import Final
 import torch
 
 from benchmarks.cases import Row, measure, write_rows
+from benchmarks.table import write_table
 
+PAGE: Final = Path(__file__).parents[1] / "docs" / "benchmarks.md"
 MODULES: Final = ("benchmarks.decoder", "benchmarks.sam", "benchmarks.text_and_labels")
 
 
@@ -29,6 +31,7 @@ def main() -> None:
         rows.append(measure(case, module))
         print(line(rows[-1]), flush=True)
         write_rows(options.out, rows, machine())
+        write_table(options.out, PAGE)
 
 
 def line(row: Row) -> str:
