@@ -32,16 +32,16 @@ def write_table(results: Path, page: Path) -> None:
 def _line(row: dict[str, Any]) -> str:
     cells = [
         f"`{row['name']}`",
-        _number(row["ratio"], ".2f", "×"),
-        _number(row["at_least"] or None, "g", "×"),
+        _number(row["ratio"], ".2f", "x"),
+        _number(row["at_least"] or None, "g", "x"),
         _number(row["error"], ".1e"),
         _number(row["fast_peak_mb"], ".0f"),
         _number(row["memory_ratio"], ".3f"),
-        _number(row["of_floor"], ".1f", "×"),
+        _number(row["of_floor"], ".1f", "x"),
         _number(row["fast_s"], ".3f"),
     ]
     return f"| {' | '.join(cells)} |"
 
 
 def _number(value: float | None, form: str, unit: str = "") -> str:
-    return "–" if value is None else f"{value:{form}}{unit}"
+    return "-" if value is None else f"{value:{form}}{unit}"
