@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, NonNegative
 from torch import Tensor, nn
 
 from jobs.checkpoints import load_checkpoint, save_checkpoint
-from jobs.model import ModelConfig, embed_vocabulary, load_stseg
+from jobs.model import ModelConfig, embed_vocabulary, load_stseg, text_cache_folder
 from jobs.stage import ShardTask, finish, input_digests
 from jobs.training_data import (
     EmbeddingStores,
@@ -153,7 +153,7 @@ def train_model(task: ShardTask, job: TrainJob, group: Group) -> Record | None:
     vocabulary = Vocabulary.load(job.vocabulary)
     torch.manual_seed(job.train.seed)  # where there are no weights to start from, the start is drawn
     model = load_stseg(job.model)
-    text_KPD = embed_vocabulary(model, vocabulary)
+    text_KPD = embed_vocabulary(model, vocabulary, text_cache_folder(job.vocabulary))
     parameters = _trained(model, job.train)
     optimizer = _optimizer(parameters, job.train)
     digest = fingerprint_digest({**task.fingerprint, "inputs": dict(input_digests(task)), "workers": group.size})
