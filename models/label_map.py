@@ -9,14 +9,15 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 _ROUNDING = 1e-6  # by how much an interpolated value may leave the range of its neighbours, relative to the largest
+_VALUES_AT_ONCE = 1 << 22  # up to 16 MB of scores at full size a single resize is quicker
 
 
 @torch.inference_mode()
 def label_at_size(scores_Khw: Tensor, size_hw: tuple[int, int], *, sigmoid: bool = False) -> NDArray[np.int32]:
     """Give the class with the highest resized score at every pixel, the lowest id among equals.
 
-    The result is that of resizing all K maps at once and taking the highest. One map is at full size at a time, and
-    classes that cannot be the highest anywhere (`contenders`) are never resized.
+    The result is that of resizing all K maps at once and taking the highest. Where that would take much memory, one
+    map is at full size at a time, and classes that cannot be the highest anywhere (`contenders`) are never resized.
 
     Args:
         scores_Khw: (K, h, w) float; resized bilinearly with half-pixel centres. Numbers that are not finite give no
@@ -36,12 +37,14 @@ def label_at_size(scores_Khw: Tensor, size_hw: tuple[int, int], *, sigmoid: bool
     scores_Khw = scores_Khw.float().contiguous()
     if sigmoid:
         scores_Khw = scores_Khw.sigmoid()
+    if len(scores_Khw) * size_hw[0] * size_hw[1] <= _VALUES_AT_ONCE:
+        return _resized(scores_Khw, size_hw).argmax(dim=0).int().cpu().numpy()
     device = scores_Khw.device
     best_HW = torch.full(size_hw, -torch.inf, device=device)
     wins_HW = torch.empty(size_hw, dtype=torch.bool, device=device)
     label_HW = torch.zeros(size_hw, dtype=torch.int32, device=device)
     for class_id in contenders(scores_Khw):
-        score_HW = F.interpolate(scores_Khw[None, class_id, None], size_hw, mode="bilinear", align_corners=False)[0, 0]
+        score_HW = _resized(scores_Khw[class_id, None], size_hw)[0]
         torch.gt(score_HW, best_HW, out=wins_HW)
         torch.maximum(best_HW, score_HW, out=best_HW)
         label_HW.masked_fill_(wins_HW, class_id)
@@ -70,6 +73,10 @@ def contenders(scores_Khw: Tensor) -> list[int]:
     needed_hw = _least_of_squares(F.pad(floor, edge, value=torch.inf)) - _ROUNDING * largest
     below = torch.empty_like(needed_hw, dtype=torch.bool)
     return [k for k, score_hw in enumerate(scores_Khw) if not torch.lt(score_hw, needed_hw, out=below).all()]
+
+
+def _resized(scores_Khw: Tensor, size_hw: tuple[int, int]) -> Tensor:
+    return F.interpolate(scores_Khw[None], size_hw, mode="bilinear", align_corners=False)[0]
 
 
 def _least_of_squares(map_hw: Tensor) -> Tensor:
