@@ -41,9 +41,8 @@ def line(row: Row) -> str:
 
 def machine() -> dict[str, str | int]:
     """Say what was measured on."""
-    return {"processor": platform.processor() or platform.machine(), "threads": torch.get_num_threads()} | {
-        "torch": torch.__version__
-    }
+    processor = platform.processor() or platform.machine()
+    return {"processor": processor, "threads": torch.get_num_threads(), "torch": str(torch.__version__)}
 
 
 if __name__ == "__main__":

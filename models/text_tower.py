@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 _TOKENS_AT_ONCE = 1024
+_TOKENS_ENOUGH = 128  # for matrix products at full speed; a longer text then starts a batch of its own
 
 
 @torch.inference_mode()
@@ -62,10 +63,13 @@ def tower_checksum(clip: Any) -> str:
 
 
 def _batches(order: list[int], lengths: list[int]) -> list[list[int]]:
-    """Split texts, shortest first, so that a batch padded to its longest text has at most so many tokens."""
+    """Split texts, shortest first, into batches of one length, or of a few lengths where there are too few texts."""
     batches: list[list[int]] = []
     for row in order:
-        if not batches or (len(batches[-1]) + 1) * lengths[row] > _TOKENS_AT_ONCE:
+        if batches:
+            length, tokens = lengths[batches[-1][0]], (len(batches[-1]) + 1) * lengths[row]
+            longer = lengths[row] > length and len(batches[-1]) * length >= _TOKENS_ENOUGH
+        if not batches or longer or tokens > _TOKENS_AT_ONCE:
             batches.append([])
         batches[-1].append(row)
     return batches

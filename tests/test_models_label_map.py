@@ -82,7 +82,7 @@ def test_one_class_at_full_size_at_a_time(monkeypatch: pytest.MonkeyPatch) -> No
         sizes.append(resized.numel())
         return resized
 
-    monkeypatch.setattr(label_map.F, "interpolate", counted)
+    monkeypatch.setattr(F, "interpolate", counted)
     scores = noise((300, 4, 4))
     scores[100:] -= 20
     label_at_size(scores, (32, 40))
