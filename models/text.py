@@ -39,7 +39,7 @@ def text_embeddings(clip: DenseClip, vocabulary: "Vocabulary") -> Tensor:
 
     Returns:
         (K, P, D) float32 of unit length on the model's device. Synonyms of a class are embedded one by one,
-        normalised, averaged and normalised again. A prompt that several classes share is embedded once.
+        normalised, averaged and normalised again.
 
     Source: SED's text classifier, whose text tower runs to the end of its context for every prompt.
     """
@@ -49,10 +49,8 @@ def text_embeddings(clip: DenseClip, vocabulary: "Vocabulary") -> Tensor:
         for template in vocabulary.templates
         for synonym in entry.synonyms
     ]
-    row_of = {prompt: row for row, prompt in enumerate(dict.fromkeys(prompts))}
-    unit = F.normalize(encode_tokens(clip.clip, clip.tokenizer(list(row_of))).float(), dim=-1)
+    unit = F.normalize(encode_tokens(clip.clip, clip.tokenizer(prompts)).float(), dim=-1)
     counts = [len(entry.synonyms) for entry in vocabulary.classes for _ in vocabulary.templates]
-    parts = torch.split(torch.tensor([row_of[prompt] for prompt in prompts]), counts)
-    means = torch.stack([unit[rows].mean(dim=0) for rows in parts])
+    means = torch.stack([part.mean(dim=0) for part in torch.split(unit, counts)])
     text_KPD = means.view(len(vocabulary), len(vocabulary.templates), -1)
     return F.normalize(text_KPD, dim=-1)

@@ -32,6 +32,7 @@ from models.sam import SamEmbedding
 from models.text import prompt_templates
 from pipeline.draw import classes_by_size, overlay
 from shards.labels import decode_label, encode_label
+from shards.records import read_record
 from shards.sources import FolderSource, FolderSourceConfig
 from shards.tar import TarSample, index_tar, read_member, write_tar
 from shards.vocabulary import Vocabulary
@@ -105,7 +106,10 @@ def test_refined_labels_tar_and_training_sample_agree(tmp_path: Path, count: int
     assert (weight[inner] > 0).all()
     assert np.array_equal(weight == 0, label == IGNORED)
     write = next_task(refine, "write", refine=refine)
-    write_shard(write, source, vocabulary_of(count))
+    stats = write_shard(write, source, vocabulary_of(count)).stats
+    counted = read_record(refine.record).stats
+    assert stats["pixels_covered"] == counted["pixels_covered"] == (label != IGNORED).sum()
+    assert counted["class_255_pixels"] == (label == 255).sum()
     members = index_tar(write.output).places["a"]
     png = read_member(write.output, *members["label.png"])
     assert np.array_equal(decode_label(png), label)
@@ -154,9 +158,9 @@ def test_loss_learns_class_255_and_ignores_the_ignored(count: int, kind: str) ->
     logits = torch.zeros(1, count, 1, 3, requires_grad=True)
     label = torch.tensor([[[255, count - 1, IGNORED]]])
     weights = class_weights(torch.zeros(count, dtype=torch.bool), 0.3)
-    segmentation_loss(
-        LossConfig.model_validate({"kind": kind}), logits, label, weights, ignore_index=IGNORED
-    ).backward()
+    config = LossConfig.model_validate({"kind": kind})
+    loss = segmentation_loss(config, logits, label, weights, ignore_index=IGNORED)
+    loss.backward()  # type: ignore[no-untyped-call]
     assert logits.grad is not None
     pull = -logits.grad[0, :, 0]
     assert [int(pull[:, pixel].argmax()) for pixel in (0, 1)] == [255, count - 1]

@@ -1,4 +1,4 @@
-"""The text tower on prompts cut at their end: open_clip's own embeddings, for a sixth of its tokens or less."""
+"""The text tower on texts cut at their end and packed: open_clip's own embeddings for a fraction of its tokens."""
 
 from typing import Any
 
@@ -9,6 +9,7 @@ from open_clip import get_tokenizer
 from open_clip.model import CLIP, CLIPTextCfg, CLIPVisionCfg
 from torch import Tensor, nn
 
+from models import text_tower
 from models.clip import DenseClip
 from models.text import prompt_templates, text_embeddings
 from models.text_tower import embedding_dim, encode_tokens, tower_checksum
@@ -42,10 +43,10 @@ def clip() -> DenseClip:
     return DenseClip(small_clip(), get_tokenizer("convnext_base_w_320"))
 
 
-def tokens_through(clip: Any) -> list[tuple[int, int]]:
-    """Give a list that each later call of the tower adds its (texts, tokens a text) to."""
-    seen: list[tuple[int, int]] = []
-    clip.transformer.register_forward_pre_hook(lambda _module, args: seen.append(tuple(args[0].shape[:2])))
+def tokens_through(clip: Any) -> list[int]:
+    """Give a list that each later call of the tower adds its number of tokens to."""
+    seen: list[int] = []
+    clip.transformer.register_forward_pre_hook(lambda _module, args: seen.append(args[0].shape[0] * args[0].shape[1]))
     return seen
 
 
@@ -69,6 +70,19 @@ def test_tiny_clip_gives_the_same_too() -> None:
     torch.testing.assert_close(encode_tokens(tiny, tokens), tiny.encode_text(tokens), atol=1e-5, rtol=0)
 
 
+@torch.no_grad()
+@pytest.mark.parametrize("at_once", [1, 7, 20, 100])
+def test_neither_company_nor_order_changes_a_text(
+    clip: DenseClip, at_once: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    texts = [f"a photo of a {word}" for word in ("cat", "cat.", "cat food", "dog", "cat")] + ["a photo", *TEXTS]
+    wanted = clip.clip.encode_text(clip.tokenizer(texts))
+    monkeypatch.setattr(text_tower, "_TOKENS_AT_ONCE", at_once)
+    for order in (slice(None), slice(None, None, -1)):
+        found = encode_tokens(clip.clip, clip.tokenizer(texts[order]))
+        torch.testing.assert_close(found, wanted.flip(0) if order.step else wanted, atol=1e-5, rtol=0)
+
+
 def test_no_texts_give_no_embeddings(clip: DenseClip) -> None:
     assert encode_tokens(clip.clip, torch.zeros(0, 77, dtype=torch.long)).shape == (0, 24)
 
@@ -79,22 +93,23 @@ def test_tower_that_cannot_be_cut_is_refused(settings: dict[str, Any]) -> None:
         encode_tokens(small_clip(**settings), torch.ones(1, 77, dtype=torch.long))
 
 
-def test_at_most_a_sixth_of_the_tokens_is_computed() -> None:
+def test_a_twelfth_of_the_tokens_is_computed() -> None:
     own = DenseClip(small_clip(), get_tokenizer("convnext_base_w_320"))
     seen = tokens_through(own.clip)
     vocabulary = Vocabulary.from_names(NAMES, templates=prompt_templates("openai80"))
     text_embeddings(own, vocabulary)
     prompts = 80 * sum(len(entry.synonyms) for entry in vocabulary.classes)
-    assert sum(texts for texts, _ in seen) == prompts
-    assert 6 * sum(texts * length for texts, length in seen) < 77 * prompts
+    assert 12 * sum(seen) < 77 * prompts
 
 
-def test_prompt_that_classes_share_is_embedded_once() -> None:
+def test_each_beginning_is_computed_once() -> None:
     own = DenseClip(small_clip(), get_tokenizer("convnext_base_w_320"))
     seen = tokens_through(own.clip)
-    vocabulary = Vocabulary.from_names(["bag", "bag, handbag"], templates=("a {}.", "the {}."))
+    vocabulary = Vocabulary.from_names(["bag", "bag, hand bag"], templates=("a {}.", "the {}.", "a {} of mine"))
     text_KPD = text_embeddings(own, vocabulary)
-    assert sum(texts for texts, _ in seen) == 4
+    prompts = [template.format(word) for template in vocabulary.templates for word in ("bag", "hand bag")]
+    ids = [[token for token in row if token] for row in own.tokenizer(prompts).tolist()]
+    assert sum(seen) == len({tuple(row[: place + 1]) for row in ids for place in range(len(row))})
     assert (text_KPD[0] != text_KPD[1]).any()
 
 
