@@ -66,11 +66,11 @@ def contenders(scores_Khw: Tensor) -> list[int]:
     floor = torch.full_like(_least_of_squares(scores_Khw[0]), -torch.inf)
     for score_hw in scores_Khw:
         torch.maximum(floor, _least_of_squares(score_hw), out=floor)
-    largest = float(scores_Khw.abs().max())
+    low, high = (float(end) for end in scores_Khw.aminmax())
     rows, columns = scores_Khw.shape[-2:]
     # A cell belongs to up to four squares; those beyond the edge do not count.
     edge = (int(columns > 1), int(columns > 1), int(rows > 1), int(rows > 1))
-    needed_hw = _least_of_squares(F.pad(floor, edge, value=torch.inf)) - _ROUNDING * largest
+    needed_hw = _least_of_squares(F.pad(floor, edge, value=torch.inf)) - _ROUNDING * max(high, -low)
     below = torch.empty_like(needed_hw, dtype=torch.bool)
     return [k for k, score_hw in enumerate(scores_Khw) if not torch.lt(score_hw, needed_hw, out=below).all()]
 
