@@ -14,9 +14,10 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, NonNegativeInt, PositiveInt
 
 from jobs.loaded_images import LoadedImage, in_batches, load_images
-from jobs.model import ModelConfig, stseg_fingerprint, weights_checksum
-from jobs.segmenter import Segmenter, StsegSegmenter, label_at_size
+from jobs.model import ModelConfig, stseg_fingerprint, text_cache_folder, weights_checksum
+from jobs.segmenter import Segmenter, StsegSegmenter
 from jobs.stage import CODE_VERSION, ShardTask, finish, prepare
+from models.label_map import label_at_size
 from models.metrics import confusion, scores
 from shards.files import write_bytes_atomic
 from shards.records import Drop, Json, Record
@@ -154,7 +155,9 @@ class EvaluateWorker:
         self._config = config
         self._vocabulary = Vocabulary.load(config.vocabulary)
         self._source = open_source(config.source, self._vocabulary)
-        self._model = StsegSegmenter(config.model, self._vocabulary, with_encoder=True)
+        self._model = StsegSegmenter(
+            config.model, self._vocabulary, with_encoder=True, text_cache=text_cache_folder(config.vocabulary)
+        )
 
     def run(self, task: ShardTask) -> Record:
         """Score the model on the task's samples."""

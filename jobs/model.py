@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Literal
 from pydantic import BaseModel, ConfigDict
 
 from shards.files import sha256_file
+from shards.layout import RunLayout
 from shards.records import Json
 from shards.vocabulary import Vocabulary
 
@@ -70,11 +71,26 @@ def load_sam_decoder(config: ModelConfig) -> "SamMaskDecoder":
     return SamMaskDecoder(load_sam(load_preset(config.preset).sam, config.sam_weights, with_decoder=True))
 
 
-def embed_vocabulary(model: "STSeg", vocabulary: Vocabulary) -> "Tensor":
-    """Give the (K, P, D) text embeddings of a vocabulary."""
+def embed_vocabulary(model: "STSeg", vocabulary: Vocabulary, cache_folder: Path | None = None) -> "Tensor":
+    """Give the (K, P, D) text embeddings of a vocabulary, float32 of unit length on the model's device.
+
+    Args:
+        model: Its CLIP embeds the names.
+        vocabulary: The classes.
+        cache_folder: Where the embeddings are kept, so that the next start reads them; None: they are made again.
+    """
+    if cache_folder is not None:
+        from jobs.text_cache import cached_text_embeddings
+
+        return cached_text_embeddings(model.clip, vocabulary, cache_folder)
     from models.text import text_embeddings
 
     return text_embeddings(model.clip, vocabulary)
+
+
+def text_cache_folder(vocabulary: Path) -> Path:
+    """Give the folder of the text embeddings of the run that a `vocabulary.json` belongs to."""
+    return RunLayout(vocabulary.parent).text_embeddings
 
 
 def clip_fingerprint(config: ModelConfig) -> dict[str, Json]:

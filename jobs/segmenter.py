@@ -1,13 +1,13 @@
 """A loaded network as the stages use it: images in, a logit a class and grid cell out."""
 
-# B image, K class, h w score grid, H W pixels
+# B image, K class, h w score grid
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Protocol
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -16,8 +16,6 @@ from models.inputs import to_network_input
 from models.presets import load_preset
 from models.sam import SamEmbedding
 from shards.vocabulary import Vocabulary
-
-_CLASSES_AT_A_TIME = 64
 
 
 class Segmenter(Protocol):
@@ -37,13 +35,21 @@ class Segmenter(Protocol):
 class StsegSegmenter:
     """STSeg with the text embeddings of a vocabulary.
 
-    With `with_encoder` it also holds SAM's image encoder and makes the embeddings itself where none are given.
+    With `with_encoder` it also holds SAM's image encoder and makes the embeddings itself where none are given. With
+    `text_cache`, a folder, the text embeddings are kept there.
     """
 
-    def __init__(self, config: ModelConfig, vocabulary: Vocabulary, *, with_encoder: bool = False) -> None:
+    def __init__(
+        self,
+        config: ModelConfig,
+        vocabulary: Vocabulary,
+        *,
+        with_encoder: bool = False,
+        text_cache: Path | None = None,
+    ) -> None:
         self._device = worker_device()
         self._model = load_stseg(config).to(self._device)
-        self._text_KPD = embed_vocabulary(self._model, vocabulary)
+        self._text_KPD = embed_vocabulary(self._model, vocabulary, text_cache)
         self._size = load_preset(config.preset).image_size
         self._encoder = load_sam_encoder(config).to(self._device) if with_encoder and config.dea else None
         self.needs_embedding = config.dea and self._encoder is None
@@ -69,27 +75,6 @@ class StsegSegmenter:
         image_B3SS = torch.stack([to_network_input(image, self._size) for image in images]).to(self._device)
         logits: Tensor = self._model(image_B3SS, self._text_KPD, sam).logits_BKHW
         return logits.float()
-
-
-def label_at_size(logits_KHW: Tensor, size_hw: tuple[int, int]) -> NDArray[np.int32]:
-    """Give the class with the highest logit at every pixel, the lowest id among equals.
-
-    Args:
-        logits_KHW: (K, h, w) float.
-        size_hw: H and W; the logits are resized to it, bilinear with half-pixel centres, a few classes at a time.
-
-    Returns:
-        (H, W) int32.
-    """
-    best = torch.full(size_hw, -torch.inf, device=logits_KHW.device)
-    winner = torch.zeros(size_hw, dtype=torch.int64, device=logits_KHW.device)
-    for first in range(0, len(logits_KHW), _CLASSES_AT_A_TIME):
-        part = logits_KHW[None, first : first + _CLASSES_AT_A_TIME].float()
-        top, index = F.interpolate(part, size_hw, mode="bilinear", align_corners=False)[0].max(dim=0)
-        better = top > best
-        best = torch.where(better, top, best)
-        winner = torch.where(better, index + first, winner)
-    return winner.cpu().numpy().astype(np.int32)
 
 
 def worker_device() -> torch.device:

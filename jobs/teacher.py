@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, PositiveInt
 
 from jobs.embedding_store import EmbeddingStore
 from jobs.loaded_images import in_batches, load_images
-from jobs.model import ModelConfig, stseg_fingerprint, weights_checksum
+from jobs.model import ModelConfig, stseg_fingerprint, text_cache_folder, weights_checksum
 from jobs.stage import CODE_VERSION, ShardTask, finish, prepare
 from shards.arrays import write_arrays
 from shards.records import Drop, Json, Record
@@ -156,7 +156,7 @@ class TeacherWorker:
         vocabulary = Vocabulary.load(config.vocabulary)
         self._config = config
         self._source = open_source(config.source, vocabulary)
-        self._model = StsegSegmenter(config.model, vocabulary)
+        self._model = StsegSegmenter(config.model, vocabulary, text_cache=text_cache_folder(config.vocabulary))
 
     def run(self, task: ShardTask) -> Record:
         """Predict a shard."""

@@ -14,7 +14,7 @@ from torch import nn
 
 from jobs.checkpoints import load_checkpoint, save_checkpoint
 from jobs.embedding_store import StoredEmbeddings
-from jobs.model import ModelConfig, embed_vocabulary, load_stseg
+from jobs.model import ModelConfig, embed_vocabulary, load_stseg, text_cache_folder
 from jobs.segmenter import worker_device
 from jobs.stage import ShardTask, finish, input_digests
 from jobs.training_config import TrainConfig
@@ -102,7 +102,8 @@ def train_model(task: ShardTask, job: TrainJob, group: Group) -> Record | None:
     config, vocabulary, device = job.train, Vocabulary.load(job.vocabulary), worker_device()
     torch.manual_seed(config.seed)  # where there are no weights to start from, the start is drawn
     model = load_stseg(job.model).to(device)
-    training_step = TrainingStep(model, embed_vocabulary(model, vocabulary), vocabulary, config)
+    text_KPD = embed_vocabulary(model, vocabulary, text_cache_folder(job.vocabulary))
+    training_step = TrainingStep(model, text_KPD, vocabulary, config)
     parameters, optimizer = training_step.parameters, training_step.optimizer
     digest = fingerprint_digest({**task.fingerprint, "inputs": dict(input_digests(task)), "workers": group.size})
     folder = task.output.parent / "checkpoints"

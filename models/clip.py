@@ -65,7 +65,7 @@ class DenseClip(nn.Module):
         return ClipFeatures(self._dense(trunk.norm_pre(x)), _guidance(maps))
 
     def encode_text(self, texts: list[str]) -> Tensor:
-        """Give the (N, D) text embeddings, not normalised."""
+        """Give the (N, D) text embeddings, not normalised, with a gradient; `encode_tokens` is quicker without."""
         tokens = self.tokenizer(texts).to(self.mean.device)
         encoded: Tensor = self.clip.encode_text(tokens)
         return encoded

@@ -1,18 +1,21 @@
 """Text embeddings of a vocabulary: every class name in every template."""
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from models.clip import DenseClip
+from models.text_tower import encode_tokens
 from models.tiny.captions import CAPTION_TEMPLATES
 
 if TYPE_CHECKING:
     from shards.vocabulary import Vocabulary
 
-_BATCH = 256
+TEXT_VERSION: Final = 1  # goes up when the same names, templates and weights give other embeddings
+
+# K class, P template, D embedding
 
 
 def prompt_templates(name: str) -> tuple[str, ...]:
@@ -35,10 +38,10 @@ def text_embeddings(clip: DenseClip, vocabulary: "Vocabulary") -> Tensor:
     """Embed each class in each template.
 
     Returns:
-        (K, P, D) float32 of unit length. Synonyms of a class are embedded one by one, normalised, averaged and
-        normalised again.
+        (K, P, D) float32 of unit length on the model's device. Synonyms of a class are embedded one by one,
+        normalised, averaged and normalised again.
 
-    Source: SED's text classifier.
+    Source: SED's text classifier, whose text tower runs to the end of its context for every prompt.
     """
     prompts = [
         template.format(synonym)
@@ -46,9 +49,8 @@ def text_embeddings(clip: DenseClip, vocabulary: "Vocabulary") -> Tensor:
         for template in vocabulary.templates
         for synonym in entry.synonyms
     ]
-    rows = torch.cat([clip.encode_text(prompts[i : i + _BATCH]) for i in range(0, len(prompts), _BATCH)])
+    unit = F.normalize(encode_tokens(clip.clip, clip.tokenizer(prompts)).float(), dim=-1)
     counts = [len(entry.synonyms) for entry in vocabulary.classes for _ in vocabulary.templates]
-    unit = F.normalize(rows.float(), dim=-1)
-    means = torch.stack([part.mean(0) for part in torch.split(unit, counts)])
+    means = torch.stack([part.mean(dim=0) for part in torch.split(unit, counts)])
     text_KPD = means.view(len(vocabulary), len(vocabulary.templates), -1)
     return F.normalize(text_KPD, dim=-1)

@@ -9,8 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from jobs.model import ModelConfig
-from jobs.segmenter import StsegSegmenter, label_at_size
+from jobs.segmenter import StsegSegmenter
 from jobs.stage import why_stale
+from models.label_map import label_at_size
 from pipeline.chain import model_config, student_weights
 from pipeline.config import ModelSettings
 from pipeline.draw import classes_by_size, overlay, panels, png_bytes, with_legend
@@ -74,7 +75,8 @@ def predict_images(images: Sequence[Path], classes: str | None, root: Path | Non
     decoded = [_decode(path) for path in images]
     run = None if root is None else read_run(root)
     vocabulary = _vocabulary(run, classes)
-    model = StsegSegmenter(_model(run), vocabulary, with_encoder=True)
+    text_cache = None if run is None else run.layout.text_embeddings
+    model = StsegSegmenter(_model(run), vocabulary, with_encoder=True, text_cache=text_cache)
     results = []
     for path, name, image in zip(images, _names(images), decoded, strict=True):
         size = (image.shape[0], image.shape[1])

@@ -50,6 +50,11 @@ class RunLayout:
         """The run lock."""
         return self.root / "run.lock"
 
+    @property
+    def text_embeddings(self) -> Path:
+        """The folder of text embeddings, a file for each list of classes, templates and weights."""
+        return self.root / "embeddings" / "text"
+
     def round(self, number: int) -> Path:
         """The folder of a round; round 0 is the start, before any self-training.
 

@@ -15,7 +15,6 @@ from jobs.evaluate import EvaluateConfig, evaluate_shard, evaluation_samples
 from jobs.model import ModelConfig
 from jobs.pseudo_scores import pseudo_label_scores
 from jobs.refined_store import read_refined
-from jobs.segmenter import label_at_size
 from jobs.stage import ShardTask, why_stale
 from models.metrics import confusion, scores
 from models.sam import SamEmbedding
@@ -94,16 +93,6 @@ def test_same_seed_draws_the_same_images_and_another_one_others(tmp_path: Path) 
     ]
     assert draws[0] == draws[1] != draws[2]
     assert len(draws[2]) == 10
-
-
-def test_prediction_is_the_argmax_of_resized_logits_for_many_classes() -> None:
-    logits = torch.randn(150, 5, 7, generator=torch.Generator().manual_seed(0))
-    whole = torch.nn.functional.interpolate(logits[None], (33, 20), mode="bilinear", align_corners=False)[0]
-    assert np.array_equal(label_at_size(logits, (33, 20)), whole.argmax(0).numpy())
-
-
-def test_lowest_class_wins_among_equal_logits() -> None:
-    assert (label_at_size(torch.zeros(70, 2, 2), (3, 3)) == 0).all()
 
 
 class Labels:

@@ -1,0 +1,88 @@
+"""Scores on a coarse grid to a label map at full size, without the scores at full size."""
+
+# K class, h w score grid, H W pixels
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor
+
+_ROUNDING = 1e-6  # by how much an interpolated value may leave the range of its neighbours, relative to the largest
+_VALUES_AT_ONCE = 1 << 22  # up to 16 MB of scores at full size a single resize is quicker
+
+
+@torch.inference_mode()
+def label_at_size(scores_Khw: Tensor, size_hw: tuple[int, int], *, sigmoid: bool = False) -> NDArray[np.int32]:
+    """Give the class with the highest resized score at every pixel, the lowest id among equals.
+
+    The result is that of resizing all K maps at once and taking the highest. Where that would take much memory, one
+    map is at full size at a time, and classes that cannot be the highest anywhere (`contenders`) are never resized.
+
+    Args:
+        scores_Khw: (K, h, w) float; resized bilinearly with half-pixel centres. Numbers that are not finite give no
+            meaningful label.
+        size_hw: H and W.
+        sigmoid: Whether to resize the sigmoid of the scores, as SED does, which gives other labels than resizing the
+            scores themselves.
+
+    Returns:
+        (H, W) int32.
+
+    Raises:
+        ValueError: There is no class or no cell.
+    """
+    if scores_Khw.ndim != 3 or 0 in scores_Khw.shape:
+        raise ValueError(f"scores have shape {tuple(scores_Khw.shape)}; expected (K, h, w), none of them 0")
+    scores_Khw = scores_Khw.float().contiguous()
+    if sigmoid:
+        scores_Khw = scores_Khw.sigmoid()
+    if len(scores_Khw) * size_hw[0] * size_hw[1] <= _VALUES_AT_ONCE:
+        return _resized(scores_Khw, size_hw).argmax(dim=0).int().cpu().numpy()
+    device = scores_Khw.device
+    best_HW = torch.full(size_hw, -torch.inf, device=device)
+    wins_HW = torch.empty(size_hw, dtype=torch.bool, device=device)
+    label_HW = torch.zeros(size_hw, dtype=torch.int32, device=device)
+    for class_id in contenders(scores_Khw):
+        score_HW = _resized(scores_Khw[class_id, None], size_hw)[0]
+        torch.gt(score_HW, best_HW, out=wins_HW)
+        torch.maximum(best_HW, score_HW, out=best_HW)
+        label_HW.masked_fill_(wins_HW, class_id)
+    return label_HW.cpu().numpy()
+
+
+def contenders(scores_Khw: Tensor) -> list[int]:
+    """Give the classes that could be the highest somewhere once the maps are resized, in the order of their ids.
+
+    A resized value is a mean of four neighbouring cells, so among them it is at least the highest of the classes'
+    smallest values. A class whose every value lies below that of all squares of four it belongs to wins nowhere.
+
+    Args:
+        scores_Khw: (K, h, w) float32.
+
+    Returns:
+        Sorted ids; all that win anywhere, and some that do not.
+    """
+    floor = torch.full_like(_least_of_squares(scores_Khw[0]), -torch.inf)
+    for score_hw in scores_Khw:
+        torch.maximum(floor, _least_of_squares(score_hw), out=floor)
+    low, high = (float(end) for end in scores_Khw.aminmax())
+    rows, columns = scores_Khw.shape[-2:]
+    # A cell belongs to up to four squares; those beyond the edge do not count.
+    edge = (int(columns > 1), int(columns > 1), int(rows > 1), int(rows > 1))
+    needed_hw = _least_of_squares(F.pad(floor, edge, value=torch.inf)) - _ROUNDING * max(high, -low)
+    below = torch.empty_like(needed_hw, dtype=torch.bool)
+    return [k for k, score_hw in enumerate(scores_Khw) if not torch.lt(score_hw, needed_hw, out=below).all()]
+
+
+def _resized(scores_Khw: Tensor, size_hw: tuple[int, int]) -> Tensor:
+    return F.interpolate(scores_Khw[None], size_hw, mode="bilinear", align_corners=False)[0]
+
+
+def _least_of_squares(map_hw: Tensor) -> Tensor:
+    """Give the smallest value of each square of four neighbouring cells; a side of one cell stays one cell."""
+    if map_hw.shape[1] > 1:
+        map_hw = torch.minimum(map_hw[:, 1:], map_hw[:, :-1])
+    if map_hw.shape[0] > 1:
+        map_hw = torch.minimum(map_hw[1:], map_hw[:-1])
+    return map_hw
