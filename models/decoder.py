@@ -3,8 +3,8 @@
 # B image, K class, P template, C channel, H W grid of the cost volume, N pooled pixel, A head, E channel of a head.
 # `x_MCHW` holds all classes of all images, M = B * K, image by image.
 
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -258,6 +258,21 @@ class CostAwareDecoder(nn.Module):
             self.add_module(f"decoder{level + 1}", Level(config, level))
             self.add_module(f"head{level}", nn.Conv2d(channels, 1, 3, padding=1))
         self.head = nn.Conv2d(config.decoder_dims[-1], 1, 3, padding=1)
+
+    @classmethod
+    def from_sed(cls, state_dict: Mapping[str, Any]) -> "CostAwareDecoder":
+        """Give SED's decoder, in evaluation mode, with all sizes read off the tensors.
+
+        Args:
+            state_dict: A SED checkpoint, `{"model": ...}` or bare; `sem_seg_head.predictor.transformer.*` is taken, or
+                the decoder's own names where there is no such prefix. What has no place is logged by name.
+
+        Raises:
+            ValueError: Tensors are missing or have shapes that do not fit together; they are named.
+        """
+        from models.sed_checkpoint import decoder_from_sed
+
+        return decoder_from_sed(state_dict)
 
     def forward(self, cost_BPKHW: Tensor, guidance: Sequence[Tensor], with_aux: bool = False) -> DecoderOutput:
         """Give the logits on 2^L times the cost volume's grid.

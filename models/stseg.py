@@ -76,14 +76,21 @@ def build_stseg(preset: Preset, clip: DenseClip, *, dea: bool) -> STSeg:
     return STSeg(clip, aggregation, decoder)
 
 
-def load_head(model: STSeg, path: Path) -> None:
+def load_head(model: STSeg, path: Path, *, may_lack_dea: bool = False) -> None:
     """Fill DEA and decoder, and CLIP's image tower if the file has it, from a checkpoint.
+
+    Args:
+        model: The network.
+        path: The checkpoint.
+        may_lack_dea: Also take one without DEA, whose DEA then stays at its start (a training adds it).
 
     Raises:
         ValueError: The file is damaged, or was made for another network: names of missing and unexpected keys.
     """
     state = {name: value.float() for name, value in read_weights(path).items()}
     wanted = set(model.head_state()) | ({n for n in state if n.startswith("clip.")} & set(model.state_dict()))
+    if may_lack_dea and not any(name.startswith("dea.") for name in state):
+        wanted = {name for name in wanted if not name.startswith("dea.")}
     missing, unexpected = sorted(wanted - state.keys()), sorted(state.keys() - wanted)
     if missing or unexpected:
         raise ValueError(
