@@ -3,11 +3,11 @@
 import logging
 from collections import deque
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Generic, TypeVar
+from typing import Final, Generic, TypeVar
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -19,6 +19,8 @@ logger = logging.getLogger(__name__)
 
 Name = TypeVar("Name")
 Image = NDArray[np.uint8]
+
+_CURE: Final = "name fewer classes, or use --windows 1, --device cpu or a smaller preset"
 
 
 @dataclass
@@ -89,7 +91,8 @@ class Labeller:
         logits_VKhw = self._fitting(chosen, owners[0])
         for owner, logits_Khw in zip(owners, logits_VKhw, strict=False):  # the batch may have shrunk
             owner.views.popleft()
-            owner.merged.add(logits_Khw)
+            with _told(owner.name):
+                owner.merged.add(logits_Khw)
         return len(logits_VKhw)
 
     def _fitting(self, views: list[Image], first: _Pending[Name]) -> Tensor:
@@ -104,12 +107,9 @@ class Labeller:
                 reason = str(error).splitlines()[0] if str(error) else type(error).__name__
             # Out of the handler: the error's traceback would keep the tensors alive.
             if size == 1:
-                raise ValueError(
-                    f"{first.name}: not even one view fits into memory ({reason}); name fewer classes, or use "
-                    "--device cpu or a smaller preset"
-                )
+                raise ValueError(f"{first.name}: not even one view fits into memory ({reason}); {_CURE}")
             self.batch_size = size // 2
-            free_cached_memory(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+            free_cached_memory()
             logger.warning("out of memory with %d views at a time; going on with %d", size, self.batch_size)
 
 
@@ -119,4 +119,17 @@ def _finished(
     while waiting and waiting[0].merged.complete:
         done = waiting.popleft()
         size = (done.image.shape[0], done.image.shape[1])
-        yield done.name, done.image, label_at_size(done.merged.scores(), size)
+        with _told(done.name):
+            label = label_at_size(done.merged.scores(), size)
+        yield done.name, done.image, label
+
+
+@contextmanager
+def _told(name: object) -> Iterator[None]:
+    """Say of which image the merged scores do not fit, which no smaller batch can change."""
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        raise ValueError(f"{name}: its scores do not fit into memory ({error}); {_CURE}") from error

@@ -42,9 +42,9 @@ def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, RuntimeError) and ("out of memory" in text or "can't allocate memory" in text)
 
 
-def free_cached_memory(device: torch.device) -> None:
-    """Give back what the allocator keeps for later."""
-    if device.type == "cuda":
+def free_cached_memory() -> None:
+    """Give back what the allocators of GPUs keep for later."""
+    if torch.cuda.is_available():
         torch.cuda.empty_cache()
-    elif device.type == "mps":
+    if torch.backends.mps.is_available():
         torch.mps.empty_cache()

@@ -4,6 +4,7 @@ import logging
 import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Final
 
 import torch
@@ -60,8 +61,8 @@ def sort_sed(checkpoint: Mapping[str, Any], preset: str | None = None) -> SedPar
     config, guidance, prompts = decoder_sizes(decoder)
     name = preset or _preset_of(clip, config)
     meant = load_preset(name)
-    wanted_clip = _shapes(lambda: _empty_clip(meant.clip))
-    wanted_decoder = _shapes(lambda: CostAwareDecoder(meant.decoder, guidance, prompts))
+    wanted_clip = _shapes(partial(_empty_clip, meant.clip))
+    wanted_decoder = _shapes(partial(CostAwareDecoder, meant.decoder, guidance, prompts))
     _refuse_misfits(clip, wanted_clip, f"CLIP {meant.clip.architecture} (preset {name})")
     _refuse_misfits(decoder, wanted_decoder, f"the decoder of preset {name}")
     if config != meant.decoder:
@@ -160,7 +161,7 @@ def _preset_of(clip: State, config: DecoderConfig) -> str:
     if found is None:
         raise ValueError(f"CLIP: 1 tensor is missing: {stem}")
     for name, preset in PRESETS.items():
-        if config == preset.decoder and _shapes(lambda p=preset: _empty_clip(p.clip)).get(stem) == found:
+        if config == preset.decoder and _shapes(partial(_empty_clip, preset.clip)).get(stem) == found:
             return name
     raise ValueError(
         f"no preset has a CLIP whose {stem} is {tuple(found)} and a decoder of these sizes: {config}; name the one "
