@@ -104,7 +104,7 @@ def export_model(
             return
         size, shape = card["input"]["shape"][-1], card["output"]["shape"]
         typer.echo(f"{out}: image (1, 3, {size}, {size}) RGB in [0, 1] -> logits {tuple(shape)}")
-        typer.echo(f"largest error against the running model: {card['largest_error']:.1e}; classes: {out.stem}.json")
+        typer.echo(f"largest error against the running model: {card['largest_error']:.1e}; classes: {out.name}.json")
 
 
 def doctor(

@@ -38,7 +38,12 @@ def predict(
             "--windows", metavar="N", min=1, help="N x N overlapping windows and a global view; 1: no windows."
         ),
     ] = 1,
-    batch: Annotated[int, typer.Option("--batch", metavar="B", min=1, help="Views at a time; halves when full.")] = 8,
+    batch: Annotated[
+        int | None,
+        typer.Option(
+            "--batch", metavar="B", min=1, help="Views at a time, halved when memory is full; by the classes."
+        ),
+    ] = None,
     device: Annotated[str, typer.Option("--device", help="auto, cpu, cuda or mps.")] = "auto",
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Predict again what is there already.")] = False,
     config: ConfigOption = None,

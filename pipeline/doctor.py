@@ -16,7 +16,7 @@ from pipeline.config import ModelSettings, resolve_config
 from pipeline.start import SHIPPED
 
 LIBRARIES: Final = ("torch", "open_clip_torch", "timm", "segment-anything", "ray", "zarr", "webdataset", "onnx")
-_SHARED_MEMORY: Final = Path("/dev/shm")  # noqa: S108 - where Ray puts its object store
+_SHARED_MEMORY: Final = Path("/dev/shm")  # where Ray puts its object store
 _STORE_BYTES: Final = 256 * 1024**2
 
 
@@ -34,9 +34,9 @@ def examine(preset: str, sets: Sequence[str], folder: Path) -> dict[str, Any]:
     Raises:
         ValueError: There is no such preset or setting.
     """
-    sizes = load_preset(preset)
+    load_preset(preset)  # for its message, where there is none
     settings = resolve_config({}, [f"model.preset={preset}", *sets], where="--set").model
-    weights = _weights(settings, load_preset(settings.preset) if settings.preset != preset else sizes)
+    weights = _weights(settings, load_preset(settings.preset))
     ready = all(entry["state"] in ("set", "shipped", "cached") for entry in weights)
     return {
         "preset": settings.preset,

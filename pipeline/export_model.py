@@ -29,7 +29,7 @@ def export_model(chosen: ChosenModel, out: Path, kind: str) -> dict[str, Any]:
 
     Args:
         chosen: Model and classes.
-        out: The file; a card of the same name with `.json` stands beside it, written last.
+        out: The file; a card, FILE.json, stands beside it, written last.
         kind: "pt2" (torch.export) or "onnx".
 
     Returns:
@@ -54,11 +54,11 @@ def export_model(chosen: ChosenModel, out: Path, kind: str) -> dict[str, Any]:
     try:
         write_exported(module, torch.zeros(1, 3, module.side, module.side), temporary, form)
         exported = read_exported(temporary, form)
-        error, shape = 0.0, (0,)
+        error = 0.0
         for image in _trial_images(module.side):
             expected = running.logits([image], None)
             found = exported(torch.from_numpy(image).permute(2, 0, 1)[None].float() / 255)
-            error, shape = max(error, _difference(found, expected)), tuple(found.shape)
+            error = max(error, _difference(found, expected))
         if not error <= LARGEST_ERROR:
             raise DataFault(
                 f"the exported model differs from the running one by {error:.2e} (at most {LARGEST_ERROR:.0e} is "
@@ -71,15 +71,20 @@ def export_model(chosen: ChosenModel, out: Path, kind: str) -> dict[str, Any]:
         "format": kind,
         "sha256": sha256_file(out),
         "input": {"name": "image", "shape": [1, 3, module.side, module.side], "values": "RGB in [0, 1], float32"},
-        "output": {"name": "logits", "shape": list(shape)},
+        "output": {"name": "logits", "shape": list(expected.shape)},
         "classes": list(chosen.vocabulary.names),
         "model": stseg_fingerprint(chosen.model),
         "weights": weights_checksum(chosen.model.weights),
         "largest_error": error,
         "torch": torch.__version__,
     }
-    write_bytes_atomic(out.with_suffix(".json"), (json.dumps(card, ensure_ascii=False, indent=1) + "\n").encode())
+    write_bytes_atomic(card_of(out), (json.dumps(card, ensure_ascii=False, indent=1) + "\n").encode())
     return {"out": str(out), **card}
+
+
+def card_of(out: Path) -> Path:
+    """Give the path of an exported file's card."""
+    return out.with_name(f"{out.name}.json")
 
 
 def _trial_images(side: int) -> Sequence[NDArray[np.uint8]]:

@@ -30,6 +30,8 @@ from shards.vocabulary import Vocabulary
 logger = logging.getLogger(__name__)
 
 _SIDE: Final = 512
+_MOST_VIEWS: Final = 8
+_CLASS_PIXELS: Final = 256 * 96**2  # of a batch; about 200 MB for each feature map of the decoder's finest level
 
 
 @dataclass(frozen=True)
@@ -39,14 +41,14 @@ class PredictRequest:
     Attributes:
         out: Folder for the pictures, label maps and results.
         windows: Windows a side; 1: the whole image at once.
-        batch_size: Views of images at a time.
+        batch_size: Views of images at a time; None: 8, fewer with many classes or a large preset.
         device: auto, cpu, cuda or mps.
         overwrite: Predict again what is there.
     """
 
     out: Path
     windows: int = 1
-    batch_size: int = 8
+    batch_size: int | None = None
     device: str = "auto"
     overwrite: bool = False
 
@@ -100,15 +102,20 @@ def predict_images(
     first = next(todo, None)  # the model is loaded only where there is something to do
     if first is not None:
         segmenter = StsegSegmenter(chosen.model, chosen.vocabulary, with_encoder=True, device=device, mixed=True)
-        labeller = Labeller(
-            segmenter,
-            load_preset(chosen.model.preset).image_size,
-            windows=request.windows,
-            batch_size=request.batch_size,
-        )
+        side = load_preset(chosen.model.preset).image_size
+        batch = request.batch_size or usual_batch(side, len(chosen.vocabulary))
+        labeller = Labeller(segmenter, side, windows=request.windows, batch_size=batch)
         for work, image, label in labeller.labels((work, work.image) for work in _with(first, todo)):
             done(_write(work, image, label, chosen.vocabulary, request.out, made_by))
     return _result(seen, inputs)
+
+
+def usual_batch(side: int, classes: int) -> int:
+    """Give how many views are looked at together: 8, as far as classes times pixels stay within bounds.
+
+    A machine without a GPU has no error to halve the batch on: the system ends the process.
+    """
+    return max(1, min(_MOST_VIEWS, _CLASS_PIXELS // (classes * side**2)))
 
 
 @dataclass(frozen=True)
