@@ -93,9 +93,11 @@ def load_head(model: STSeg, path: Path, *, may_lack_dea: bool = False) -> None:
         wanted = {name for name in wanted if not name.startswith("dea.")}
     missing, unexpected = sorted(wanted - state.keys()), sorted(state.keys() - wanted)
     if missing or unexpected:
+        only_dea = not unexpected and all(name.startswith("dea.") for name in missing)
         raise ValueError(
             f"{path} does not fit this model (dea: {str(model.dea is not None).lower()}): "
             f"missing {missing[:3] or 'nothing'}, unexpected {unexpected[:3] or 'nothing'}"
+            + ("; stseg-pipeline pretrain --init-from FILE adds DEA to it" if only_dea else "")
         )
     try:
         model.load_state_dict(state, strict=False)

@@ -73,5 +73,5 @@ def test_what_has_no_place_is_logged_by_name(decoder: CostAwareDecoder, caplog: 
 
 
 def test_something_else_is_no_decoder() -> None:
-    with pytest.raises(ValueError, match="tensors are missing: conv1.weight"):
+    with pytest.raises(ValueError, match=r"tensors are missing: conv1\.weight"):
         CostAwareDecoder.from_sed({"weight": torch.zeros(3)})
