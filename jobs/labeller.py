@@ -13,7 +13,7 @@ from torch import Tensor
 
 from jobs.segmenter import Segmenter, label_at_size
 from models.devices import free_cached_memory, is_out_of_memory
-from models.sliding import MergedScores, cut_views
+from models.sliding import MergedScores, Probabilities, cut_views
 
 logger = logging.getLogger(__name__)
 
@@ -40,13 +40,22 @@ class Labeller:
         batch_size: Views a call of the network; halved for good when memory runs out.
     """
 
-    def __init__(self, model: Segmenter, side: int, *, windows: int = 1, batch_size: int = 8) -> None:
+    def __init__(
+        self,
+        model: Segmenter,
+        side: int,
+        *,
+        windows: int = 1,
+        probabilities: Probabilities = "sigmoid",
+        batch_size: int = 8,
+    ) -> None:
         """Label with a network whose square is `side` pixels.
 
         Args:
             model: Makes its own embeddings.
             side: S of the preset.
             windows: Windows a side; 1 looks at the whole image once, 2 is SED's sliding window.
+            probabilities: What of the windows is averaged: "sigmoid", or "softmax" as the network was trained.
             batch_size: Views at a time.
 
         Raises:
@@ -57,6 +66,7 @@ class Labeller:
         self._model = model
         self._side = side
         self._windows = windows
+        self._probabilities = probabilities
         self.batch_size = batch_size
 
     def labels(self, images: Iterable[tuple[Name, Image]]) -> Iterator[tuple[Name, Image, NDArray[np.int32]]]:
@@ -75,7 +85,7 @@ class Labeller:
         views = 0
         for name, image in images:
             cut = deque(cut_views(image, self._side, self._windows))
-            waiting.append(_Pending(name, image, MergedScores(self._windows), cut))
+            waiting.append(_Pending(name, image, MergedScores(self._windows, self._probabilities), cut))
             views += len(cut)
             while views >= self.batch_size:
                 views -= self._advance(waiting)

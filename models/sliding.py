@@ -2,7 +2,8 @@
 
 # K class, V view, F side of the frame in cells of the score grid, h w score grid of a view, S side in pixels
 
-from typing import Final
+from collections.abc import Iterator
+from typing import Final, Literal
 
 import numpy as np
 import torch
@@ -11,6 +12,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from models.inputs import to_network_input
+
+Probabilities = Literal["sigmoid", "softmax"]
 
 _CLASSES_AT_A_TIME: Final = 64
 
@@ -61,12 +64,14 @@ def cut_views(image_HW3: NDArray[np.uint8], side: int, windows: int) -> list[NDA
 class MergedScores:
     """The scores of one image, added up view by view; what it holds does not grow with the number of views.
 
-    The result is SED's: at each cell the mean of the windows' sigmoids, and the mean of that with the global view's.
-    SED merges on a grid twice as fine as the network's own; here the network's own grid is kept.
+    The result is SED's: at each cell the mean of the windows' probabilities, and the mean of that with the global
+    view's. SED merges on a grid twice as fine as the network's own; here the network's own grid is kept.
     """
 
-    def __init__(self, windows: int) -> None:
+    def __init__(self, windows: int, probabilities: Probabilities = "sigmoid") -> None:
+        """Merge sigmoids, as SED does, or softmaxes over the classes, for a network that was trained with one."""
         self._windows = windows
+        self._probabilities = probabilities
         self._added = 0
         self._sum_KFF: Tensor | None = None
 
@@ -100,17 +105,22 @@ class MergedScores:
         row, column = divmod(self._added, self._windows)
         top, left = row * step_of(h), column * step_of(w)
         weight_hw = (self._share(h)[row][:, None] * self._share(w)[column][None, :]).to(logits_Khw.device)
-        for first in range(0, classes, _CLASSES_AT_A_TIME):
-            part = logits_Khw[first : first + _CLASSES_AT_A_TIME].float().sigmoid()
+        for first, part in self._parts(logits_Khw):
             self._sum_KFF[first : first + len(part), top : top + h, left : left + w] += part * weight_hw / 2
 
     def _add_global(self, logits_Khw: Tensor) -> None:
         assert self._sum_KFF is not None
         size = self._sum_KFF.shape[-2:]
-        for first in range(0, len(logits_Khw), _CLASSES_AT_A_TIME):
-            part = logits_Khw[None, first : first + _CLASSES_AT_A_TIME].float().sigmoid()
-            wide = F.interpolate(part, size=size, mode="bilinear", align_corners=False)[0]
+        for first, part in self._parts(logits_Khw):
+            wide = F.interpolate(part[None], size=size, mode="bilinear", align_corners=False)[0]
             self._sum_KFF[first : first + len(wide)] += wide / 2
+
+    def _parts(self, logits_Khw: Tensor) -> Iterator[tuple[int, Tensor]]:
+        """Give the probabilities of a few classes at a time, and the number of the first of them."""
+        total_hw = torch.logsumexp(logits_Khw.float(), dim=0) if self._probabilities == "softmax" else None
+        for first in range(0, len(logits_Khw), _CLASSES_AT_A_TIME):
+            part = logits_Khw[first : first + _CLASSES_AT_A_TIME].float()
+            yield first, part.sigmoid() if total_hw is None else (part - total_hw).exp()
 
     def _share(self, side: int) -> Tensor:
         """Give (windows, side): what each window's cell counts, 1 over the number of windows that see it."""

@@ -2,6 +2,7 @@
 
 import os
 import platform
+import shlex
 import shutil
 import sys
 from collections.abc import Sequence
@@ -111,7 +112,7 @@ def _head_cure(settings: ModelSettings, preset: Preset) -> str:
 def _first_command(settings: ModelSettings, weights: Sequence[dict[str, Any]]) -> str:
     if settings.preset == "tiny" and all(entry["state"] == "shipped" for entry in weights):
         return "stseg-pipeline round --n 3"
-    named = [f"--set {e['setting']}={e['path']}" for e in weights if e["state"] in ("set", "cached")]
+    named = [f"--set {e['setting']}={shlex.quote(e['path'])}" for e in weights if e["state"] in ("set", "cached")]
     dea = [] if settings.dea else ["--set model.dea=false"]
     first = "stseg-pipeline init my-run --images photos/ --classes names.txt"
     return " ".join([first, f"--preset {settings.preset}", *dea, *named])

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import shlex
 from pathlib import Path
 from typing import Any, Final
 
@@ -60,14 +61,16 @@ def import_sed(checkpoint: Path, out: Path, preset: str | None, *, overwrite: bo
 
 def next_commands(out: Path, preset: str) -> list[str]:
     """Give the commands that use imported weights: predict, a run of rounds, and stage 1 with DEA added."""
-    model = f"--set model.preset={preset} --set model.clip_weights={out / CLIP_FILE}"
-    plain = f"{model} --set model.dea=false --set model.stage1_weights={out / HEAD_FILE}"
+    clip, head, trained = (shlex.quote(str(out / n)) for n in (CLIP_FILE, HEAD_FILE, "stage1_dea.safetensors"))
+    model = f"--set model.preset={preset} --set model.clip_weights={clip}"
+    sigmoid = "--set train.loss.kind=bce"  # what SED was trained with; windows are merged by it
     return [
-        f'stseg-pipeline predict photos/ --classes "cat, grass" {model} --set model.dea=false '
-        f"--weights {out / HEAD_FILE}",
-        f"stseg-pipeline init my-run --images photos/ --classes names.txt {plain} --set model.sam_weights=SAM_FILE",
-        f"stseg-pipeline pretrain --init-from {out / HEAD_FILE} --images photos/ --labels masks/ --classes names.txt "
-        f"--out {out / 'stage1_dea.safetensors'} {model} --set model.sam_weights=SAM_FILE --set train.steps=80000",
+        f'stseg-pipeline predict photos/ --classes "cat, grass" {model} --set model.dea=false {sigmoid} '
+        f"--weights {head}",
+        f"stseg-pipeline init my-run --images photos/ --classes names.txt {model} --set model.dea=false {sigmoid} "
+        f"--set model.stage1_weights={head} --set model.sam_weights=SAM_FILE",
+        f"stseg-pipeline pretrain --init-from {head} --images photos/ --labels masks/ --classes names.txt "
+        f"--out {trained} {model} --set model.sam_weights=SAM_FILE --set train.steps=80000",
     ]
 
 

@@ -7,8 +7,9 @@ from typing import Any, get_args
 
 from jobs.model import ModelConfig
 from jobs.stage import why_stale
+from models.sliding import Probabilities
 from pipeline.chain import model_config, student_weights
-from pipeline.config import ModelSettings, resolve_config
+from pipeline.config import RunConfig, resolve_config
 from pipeline.errors import DataFault
 from pipeline.round_tasks import Split, evaluate_stage
 from pipeline.runs import Run, read_run
@@ -52,10 +53,12 @@ class ChosenModel:
     Attributes:
         model: Its sizes and weights.
         vocabulary: The classes, with the preset's templates.
+        probabilities: What its logits are made into, by the loss of the settings (train.loss.kind).
     """
 
     model: ModelConfig
     vocabulary: Vocabulary
+    probabilities: Probabilities = "softmax"
 
 
 @dataclass(frozen=True)
@@ -87,14 +90,16 @@ def choose_model(request: ModelRequest) -> ChosenModel:
         ValueError: No class is named, a setting is wrong, or weights are missing.
     """
     run = None if request.run is None else read_run(request.run, request.file, request.sets)
-    settings = _settings(request) if run is None else run.config.model
+    config = _config(request) if run is None else run.config
+    settings = config.model
+    probabilities: Probabilities = "softmax" if config.train.loss.kind == "eq6" else "sigmoid"
     if request.weights is not None:
         settings = settings.model_copy(update={"stage1_weights": request.weights})
     vocabulary = _vocabulary(run, settings.preset, request)
     if run is not None and request.weights is None:
         newest = _newest_round(run)
         logger.info("using the model of round %d", newest)
-        return ChosenModel(model_config(run, _trained_weights(run, newest)), vocabulary)
+        return ChosenModel(model_config(run, _trained_weights(run, newest)), vocabulary, probabilities)
     model = ModelConfig(
         preset=settings.preset,
         dea=settings.dea,
@@ -102,13 +107,13 @@ def choose_model(request: ModelRequest) -> ChosenModel:
         clip_weights=settings.clip_weights,
         sam_weights=settings.sam_weights,
     )
-    return ChosenModel(model, vocabulary)
+    return ChosenModel(model, vocabulary, probabilities)
 
 
-def _settings(request: ModelRequest) -> ModelSettings:
+def _config(request: ModelRequest) -> RunConfig:
     asked = {} if request.file is None else read_settings(request.file)
     where = "--set" if request.file is None else f"{request.file} or --set"
-    return resolve_config(asked, request.sets, where=where).model
+    return resolve_config(asked, request.sets, where=where)
 
 
 def _vocabulary(run: Run | None, preset: str, request: ModelRequest) -> Vocabulary:

@@ -104,7 +104,9 @@ def predict_images(
         segmenter = StsegSegmenter(chosen.model, chosen.vocabulary, with_encoder=True, device=device, mixed=True)
         side = load_preset(chosen.model.preset).image_size
         batch = request.batch_size or usual_batch(side, len(chosen.vocabulary))
-        labeller = Labeller(segmenter, side, windows=request.windows, batch_size=batch)
+        labeller = Labeller(
+            segmenter, side, windows=request.windows, probabilities=chosen.probabilities, batch_size=batch
+        )
         for work, image, label in labeller.labels((work, work.image) for work in _with(first, todo)):
             done(_write(work, image, label, chosen.vocabulary, request.out, made_by))
     return _result(seen, inputs)
@@ -190,6 +192,7 @@ def _fingerprint(chosen: ChosenModel, request: PredictRequest) -> str:
             "weights": weights_checksum(chosen.model.weights),
             "vocabulary": chosen.vocabulary.digest,
             "windows": request.windows,
+            "merged": chosen.probabilities if request.windows > 1 else None,
         }
     )
 

@@ -5,7 +5,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from models.sliding import MergedScores, cut_views, frame_side
+from models.sliding import MergedScores, Probabilities, cut_views, frame_side
 
 
 def random_image(height: int, width: int) -> np.ndarray:
@@ -35,11 +35,13 @@ def test_windows_cover_the_frame_and_overlap_by_a_third(size: tuple[int, int]) -
 
 
 @pytest.mark.parametrize("windows", [2, 3])
-def test_merged_scores_are_seds_mean_of_windows_and_global_view(windows: int) -> None:
+@pytest.mark.parametrize("probabilities", ["sigmoid", "softmax"])
+def test_merged_scores_are_seds_mean_of_windows_and_global_view(windows: int, probabilities: Probabilities) -> None:
     torch.manual_seed(0)
     classes, side, step = 70, 12, 8
     views = torch.randn(windows**2 + 1, classes, side, side)
-    merged = MergedScores(windows)
+    merged = MergedScores(windows, probabilities)
+    likely = views.sigmoid() if probabilities == "sigmoid" else views.softmax(dim=1)
     for view in views:
         assert not merged.complete
         merged.add(view)
@@ -47,8 +49,8 @@ def test_merged_scores_are_seds_mean_of_windows_and_global_view(windows: int) ->
     frame = side + (windows - 1) * step
     fold = torch.nn.Fold(frame, kernel_size=side, stride=step)
     seen = fold(torch.ones(1, side * side, windows**2))
-    local = fold(views[:-1].sigmoid().flatten(2).permute(1, 2, 0)) / seen
-    whole = F.interpolate(views[-1:].sigmoid(), frame, mode="bilinear", align_corners=False)[0]
+    local = fold(likely[:-1].flatten(2).permute(1, 2, 0)) / seen
+    whole = F.interpolate(likely[-1:], frame, mode="bilinear", align_corners=False)[0]
     torch.testing.assert_close(merged.scores(), (local[:, 0] + whole) / 2)
 
 

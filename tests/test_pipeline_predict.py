@@ -110,7 +110,7 @@ def test_batches_change_no_label_and_windows_do(
 ) -> None:
     _, first = done
     one = predict(photos, tmp_path / "one", "--batch", "1")
-    windows = predict(photos, tmp_path / "windows", "--windows", "2")
+    windows = predict(photos, tmp_path / "windows", "--windows", "2", "--batch", "3")
     pairs = list(zip(first["images"], one["images"], windows["images"], strict=True))
     assert all((label(a["label"]) == label(b["label"])).mean() > 0.999 for a, b, _ in pairs)
     shares = [(label(a["label"]) == label(c["label"])).mean() for a, _, c in pairs]
@@ -157,7 +157,8 @@ def test_no_sam_decoder_is_in_memory_while_it_predicts(
         return original(self, images, sam)
 
     monkeypatch.setattr(jobs.segmenter.StsegSegmenter, "logits", logits)
-    predict(photos, tmp_path)
+    one = ["predict", str(photos / "photos" / "a.png"), "--classes", "grass", "--out", str(tmp_path)]
+    assert invoke(*one)[0] == 0
     assert set(counts) == {(0, 1)}
 
 
