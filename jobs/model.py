@@ -26,6 +26,7 @@ class ModelConfig(BaseModel):
         preset: "tiny" (embedded, with weights), "base" (the paper's) or "large".
         dea: Whether CLIP's features are aggregated with SAM's; without, the network is SED's.
         weights: Checkpoint of DEA and decoder (stage 1 or a student); None starts them at random.
+        adds_dea: Whether `weights` may lack DEA, which then starts as the preset says (at its identity).
         clip_weights: CLIP's weights; None takes those that are shipped.
         sam_weights: SAM's weights; None takes those that are shipped.
     """
@@ -34,6 +35,7 @@ class ModelConfig(BaseModel):
     preset: Literal["tiny", "base", "large"] = "tiny"
     dea: bool = True
     weights: Path | None = None
+    adds_dea: bool = False
     clip_weights: Path | None = None
     sam_weights: Path | None = None
 
@@ -51,7 +53,7 @@ def load_stseg(config: ModelConfig) -> "STSeg":
     preset = load_preset(config.preset)
     model = build_stseg(preset, build_clip(preset.clip, weights=config.clip_weights), dea=config.dea)
     if config.weights is not None:
-        load_head(model, config.weights)
+        load_head(model, config.weights, may_lack_dea=config.adds_dea)
     return model.eval()
 
 

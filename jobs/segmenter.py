@@ -3,6 +3,7 @@
 # B image, K class, h w score grid
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Protocol
 
@@ -12,6 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from jobs.model import ModelConfig, embed_vocabulary, load_sam_encoder, load_stseg
+from models.devices import mixed_precision
 from models.inputs import to_network_input
 from models.presets import load_preset
 from models.sam import SamEmbedding
@@ -46,8 +48,12 @@ class StsegSegmenter:
         *,
         with_encoder: bool = False,
         text_cache: Path | None = None,
+        device: torch.device | None = None,
+        mixed: bool = False,
     ) -> None:
-        self._device = worker_device()
+        """Load the network; `mixed` computes in half precision where the device has it."""
+        self._device = worker_device() if device is None else device
+        self._mixed = mixed
         self._model = load_stseg(config).to(self._device)
         self._text_KPD = embed_vocabulary(self._model, vocabulary, text_cache)
         self._size = load_preset(config.preset).image_size
@@ -68,12 +74,13 @@ class StsegSegmenter:
         Raises:
             ValueError: The network needs embeddings and there are none.
         """
-        if sam is None and self._encoder is not None:
-            sam = self._encoder.encode(images)
-        if sam is not None:
-            sam = SamEmbedding(sam.embedding_BCHW.to(self._device).float(), sam.valid_B2.to(self._device))
-        image_B3SS = torch.stack([to_network_input(image, self._size) for image in images]).to(self._device)
-        logits: Tensor = self._model(image_B3SS, self._text_KPD, sam).logits_BKHW
+        with mixed_precision(self._device) if self._mixed else nullcontext():
+            if sam is None and self._encoder is not None:
+                sam = self._encoder.encode(images)
+            if sam is not None:
+                sam = SamEmbedding(sam.embedding_BCHW.to(self._device).float(), sam.valid_B2.to(self._device))
+            image_B3SS = torch.stack([to_network_input(image, self._size) for image in images]).to(self._device)
+            logits: Tensor = self._model(image_B3SS, self._text_KPD, sam).logits_BKHW
         return logits.float()
 
 

@@ -75,19 +75,28 @@ def build_stseg(preset: Preset, clip: DenseClip, *, dea: bool) -> STSeg:
     return STSeg(clip, aggregation, decoder)
 
 
-def load_head(model: STSeg, path: Path) -> None:
+def load_head(model: STSeg, path: Path, *, may_lack_dea: bool = False) -> None:
     """Fill DEA and decoder, and CLIP's image tower if the file has it, from a checkpoint.
+
+    Args:
+        model: The network.
+        path: The checkpoint.
+        may_lack_dea: Also take one without DEA, whose DEA then stays at its start (a training adds it).
 
     Raises:
         ValueError: The file is damaged, or was made for another network: names of missing and unexpected keys.
     """
     state = {name: value.float() for name, value in read_weights(path).items()}
     wanted = set(model.head_state()) | ({n for n in state if n.startswith("clip.")} & set(model.state_dict()))
+    if may_lack_dea and not any(name.startswith("dea.") for name in state):
+        wanted = {name for name in wanted if not name.startswith("dea.")}
     missing, unexpected = sorted(wanted - state.keys()), sorted(state.keys() - wanted)
     if missing or unexpected:
+        only_dea = not unexpected and all(name.startswith("dea.") for name in missing)
         raise ValueError(
             f"{path} does not fit this model (dea: {str(model.dea is not None).lower()}): "
             f"missing {missing[:3] or 'nothing'}, unexpected {unexpected[:3] or 'nothing'}"
+            + ("; stseg-pipeline pretrain --init-from FILE adds DEA to it" if only_dea else "")
         )
     try:
         model.load_state_dict(state, strict=False)

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from pipeline import cli_models, cli_shards
+from pipeline import cli_exchange, cli_models, cli_shards
 from pipeline.errors import exit_codes
 from pipeline.options import (
     DEFAULT_RUN,
@@ -31,6 +31,7 @@ app = typer.Typer(
 )
 app.add_typer(cli_shards.app, name="shards")
 cli_models.add_commands(app)
+cli_exchange.add_commands(app)
 
 
 @app.callback()
@@ -44,6 +45,7 @@ def _all(
       stseg-pipeline init my-run --images photos --classes names.txt
       stseg-pipeline round --n 3 --run my-run               your own images
       stseg-pipeline status --run my-run                    how far it is
+      stseg-pipeline doctor --preset base                   what is missing for the full-size model
 
     \b
     Exit codes: 0 done, 2 wrong usage or setting, 3 settings that contradict the run's, 4 data,

@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+from pipeline.cli_predict import predict
 from pipeline.errors import exit_codes
 from pipeline.options import (
     DEFAULT_RUN,
@@ -48,38 +49,15 @@ def evaluate(
             print_table(["miou", "miou_seen", "miou_unseen", "hiou", "pixel_accuracy"], [result])
 
 
-def predict(
-    images: Annotated[list[Path], typer.Argument(metavar="IMAGE...", help="Image files.")],
-    classes: Annotated[
-        str | None, typer.Option("--classes", metavar="NAMES", help="Class names, separated by commas; or the run's.")
-    ] = None,
-    run: Annotated[
-        Path | None, typer.Option("--run", metavar="DIR", help="Use the newest student of this run.")
-    ] = None,
-    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Where the overlays go.")] = Path("predictions"),
-    as_json: JsonOption = False,
-) -> None:
-    """Segment images by class names and draw overlays with a legend; without a run, with the shipped model.
-
-    \b
-      stseg-pipeline predict photo.jpg --classes "red ring, grass, water" --out seen
-    """
-    from pipeline.models_at_hand import predict_images
-
-    with exit_codes():
-        results = predict_images(images, classes, run, out)
-        if as_json:
-            print_json(results)
-        else:
-            for result in results:
-                typer.echo(f"{result['image']} -> {result['overlay']}  ({', '.join(result['classes'])})")
-
-
 def pretrain(
     out: Annotated[Path, typer.Option("--out", metavar="FILE", help="The weights to write (.safetensors).")],
     images: Annotated[Path | None, typer.Option("--images", metavar="FOLDER", help="Labelled images.")] = None,
     labels: Annotated[Path | None, typer.Option("--labels", metavar="FOLDER", help="Their index PNGs.")] = None,
     classes: Annotated[Path | None, typer.Option("--classes", metavar="FILE", help="Class names, by id.")] = None,
+    init_from: Annotated[
+        Path | None,
+        typer.Option("--init-from", metavar="FILE", help="Start from this head; one without DEA gets DEA added."),
+    ] = None,
     work: Annotated[
         Path | None, typer.Option("--work", metavar="DIR", help="Embeddings and checkpoints, to resume from.")
     ] = None,
@@ -93,6 +71,7 @@ def pretrain(
     \b
       stseg-pipeline pretrain --out stage1.safetensors
       stseg-pipeline pretrain --images photos --labels masks --classes names.txt --out mine.safetensors
+      stseg-pipeline pretrain --init-from sed/stage1.safetensors --out stage1.safetensors --set model.preset=base …
       stseg-pipeline init my-run --images more --classes names.txt --set model.stage1_weights=mine.safetensors
     """
     from pipeline.pretrain import PretrainRequest, run_pretrain
@@ -103,6 +82,7 @@ def pretrain(
             images=images,
             labels=labels,
             classes=classes,
+            init_from=init_from,
             file=config,
             sets=tuple(sets or ()),
             work=work,

@@ -1,34 +1,24 @@
-"""Use a model outside the rounds: measure it on a labelled split, or segment images of the user's."""
+"""Models outside the rounds: choose one with its classes, measure one on a labelled split."""
 
 import logging
-from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_args
 
-import numpy as np
-from numpy.typing import NDArray
-
 from jobs.model import ModelConfig
-from jobs.segmenter import StsegSegmenter
 from jobs.stage import why_stale
-from models.label_map import label_at_size
+from models.sliding import Probabilities
 from pipeline.chain import model_config, student_weights
-from pipeline.config import ModelSettings
-from pipeline.draw import classes_by_size, overlay, panels, png_bytes, with_legend
+from pipeline.config import RunConfig, resolve_config
 from pipeline.errors import DataFault
 from pipeline.round_tasks import Split, evaluate_stage
 from pipeline.runs import Run, read_run
+from pipeline.settings import read_settings
 from pipeline.start import start_weights
 from pipeline.status import read_json
-from shards.files import write_bytes_atomic
-from shards.images import UnreadableImage, decode_image
-from shards.labels import encode_label
-from shards.sources import sample_keys
-from shards.vocabulary import Vocabulary
+from shards.vocabulary import Vocabulary, load_class_names
 
 logger = logging.getLogger(__name__)
-
-_SIDE = 512
 
 
 def evaluate_round(root: Path, number: int, split: str) -> dict[str, Any]:
@@ -56,67 +46,93 @@ def evaluate_round(root: Path, number: int, split: str) -> dict[str, Any]:
     return {"round": number, **result}
 
 
-def predict_images(images: Sequence[Path], classes: str | None, root: Path | None, out: Path) -> list[dict[str, Any]]:
-    """Segment images by class names; write an overlay with a legend and an index PNG of each.
+@dataclass(frozen=True)
+class ChosenModel:
+    """A model with the classes to look for.
 
-    Args:
-        images: Image files.
-        classes: Names separated by commas; None: the run's classes.
-        root: A run, whose newest student is used; None: the model that is shipped, after stage 1.
-        out: Folder for the pictures; two images of the same name get different ones.
+    Attributes:
+        model: Its sizes and weights.
+        vocabulary: The classes, with the preset's templates.
+        probabilities: What its logits are made into, by the loss of the settings (train.loss.kind).
+    """
 
-    Returns:
-        For each image: image, overlay, label, and the names of the classes that were found, largest first.
+    model: ModelConfig
+    vocabulary: Vocabulary
+    probabilities: Probabilities = "softmax"
+
+
+@dataclass(frozen=True)
+class ModelRequest:
+    """Which model is asked for, and for which classes.
+
+    Attributes:
+        run: A run, whose newest student is used; None: the weights that the settings name, or the shipped ones.
+        weights: The head's weights, instead of the run's student or the settings' stage 1.
+        classes: Names separated by commas.
+        classes_file: A file of names, which may then have synonyms; with neither, the run's classes.
+        file: YAML file of settings.
+        sets: `key=value` texts.
+    """
+
+    run: Path | None = None
+    weights: Path | None = None
+    classes: str | None = None
+    classes_file: Path | None = None
+    file: Path | None = None
+    sets: tuple[str, ...] = ()
+
+
+def choose_model(request: ModelRequest) -> ChosenModel:
+    """Give the model and classes that are asked for.
 
     Raises:
-        DataFault: An image cannot be read, or the run has no model.
-        ValueError: No class names are given.
+        DataFault: There is no such run, or it has no model.
+        ValueError: No class is named, a setting is wrong, or weights are missing.
     """
-    decoded = [_decode(path) for path in images]
-    run = None if root is None else read_run(root)
-    vocabulary = _vocabulary(run, classes)
-    text_cache = None if run is None else run.layout.text_embeddings
-    model = StsegSegmenter(_model(run), vocabulary, with_encoder=True, text_cache=text_cache)
-    results = []
-    for path, name, image in zip(images, _names(images), decoded, strict=True):
-        size = (image.shape[0], image.shape[1])
-        label = label_at_size(model.logits([image], None)[0], size)
-        sheet = panels([("image", image), ("prediction", overlay(image, label, vocabulary))], side=_SIDE)
-        picture = with_legend(sheet, vocabulary, [label])
-        write_bytes_atomic(out / f"{name}.png", png_bytes(picture))
-        write_bytes_atomic(out / f"{name}.label.png", encode_label(label, vocabulary))
-        found = [vocabulary.names[index] for index in classes_by_size([label], vocabulary)]
-        results.append(
-            {
-                "image": str(path),
-                "overlay": str(out / f"{name}.png"),
-                "label": str(out / f"{name}.label.png"),
-                "classes": found,
-            }
-        )
-    return results
+    run = None if request.run is None else read_run(request.run, request.file, request.sets)
+    config = _config(request) if run is None else run.config
+    settings = config.model
+    probabilities: Probabilities = "softmax" if config.train.loss.kind == "eq6" else "sigmoid"
+    if request.weights is not None:
+        settings = settings.model_copy(update={"stage1_weights": request.weights})
+    vocabulary = _vocabulary(run, settings.preset, request)
+    if run is not None and request.weights is None:
+        newest = _newest_round(run)
+        logger.info("using the model of round %d", newest)
+        return ChosenModel(model_config(run, _trained_weights(run, newest)), vocabulary, probabilities)
+    model = ModelConfig(
+        preset=settings.preset,
+        dea=settings.dea,
+        weights=start_weights(settings, dea=settings.dea),
+        clip_weights=settings.clip_weights,
+        sam_weights=settings.sam_weights,
+    )
+    return ChosenModel(model, vocabulary, probabilities)
 
 
-def _vocabulary(run: Run | None, classes: str | None) -> Vocabulary:
-    if classes is None:
-        if run is None:
-            raise ValueError("name the classes: --classes 'red ring, grass, water', or a run with --run DIR")
-        return run.vocabulary
+def _config(request: ModelRequest) -> RunConfig:
+    asked = {} if request.file is None else read_settings(request.file)
+    where = "--set" if request.file is None else f"{request.file} or --set"
+    return resolve_config(asked, request.sets, where=where)
+
+
+def _vocabulary(run: Run | None, preset: str, request: ModelRequest) -> Vocabulary:
     from models.presets import load_preset
     from models.text import prompt_templates
 
-    names = [name.strip() for name in classes.split(",") if name.strip()]
-    preset = "tiny" if run is None else run.config.model.preset
+    if request.classes is not None and request.classes_file is not None:
+        raise ValueError("give --classes or --classes-file, not both")
+    if request.classes_file is not None:
+        names = load_class_names(request.classes_file)
+    elif request.classes is not None:
+        names = [name.strip() for name in request.classes.split(",") if name.strip()]
+    elif run is not None:
+        return run.vocabulary
+    else:
+        raise ValueError(
+            "name the classes: --classes 'red ring, grass, water', --classes-file names.txt, or a run with --run DIR"
+        )
     return Vocabulary.from_names(names, templates=prompt_templates(load_preset(preset).templates))
-
-
-def _model(run: Run | None) -> ModelConfig:
-    if run is None:
-        settings = ModelSettings()
-        return ModelConfig(preset=settings.preset, dea=settings.dea, weights=start_weights(settings, dea=settings.dea))
-    newest = _newest_round(run)
-    logger.info("using the model of round %d", newest)
-    return model_config(run, _trained_weights(run, newest))
 
 
 def _newest_round(run: Run) -> int:
@@ -134,16 +150,3 @@ def _trained_weights(run: Run, number: int) -> Path:
             f"--run {run.layout.root}"
         )
     return weights
-
-
-def _decode(path: Path) -> NDArray[np.uint8]:
-    try:
-        return decode_image(path.read_bytes()).image
-    except UnreadableImage as error:
-        raise DataFault(f"{path} cannot be read: {error.reason} ({error.detail})") from error
-
-
-def _names(images: Sequence[Path]) -> list[str]:
-    """Give each image a file name of its own: its stem, with the folder before it where two are called the same."""
-    repeated = len({path.stem for path in images}) < len(images)
-    return sample_keys([f"{path.with_suffix('') if repeated else path.stem}.x" for path in images])

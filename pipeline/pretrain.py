@@ -70,6 +70,7 @@ class PretrainRequest:
         images: Labelled images; None: what the settings name, by default the scenes.
         labels: Their index PNGs.
         classes: Their class names, by id.
+        init_from: A head to start from (stage 1, a student, SED's); one without DEA starts DEA at its identity.
         file: YAML file of settings.
         sets: `key=value` texts.
         work: Folder for embeddings and checkpoints, which a stopped training resumes from; None: beside `out`.
@@ -80,6 +81,7 @@ class PretrainRequest:
     images: Path | None = None
     labels: Path | None = None
     classes: Path | None = None
+    init_from: Path | None = None
     file: Path | None = None
     sets: tuple[str, ...] = ()
     work: Path | None = None
@@ -125,6 +127,8 @@ def pretrain_config(request: PretrainRequest) -> PretrainConfig:
         own["source"] = {"kind": "folder", "images": str(request.images), "labels": str(request.labels)}
     if request.classes is not None:
         own["vocabulary"] = {"classes": load_class_names(request.classes), "seen": None}
+    if request.init_from is not None:
+        own["model"] = {"stage1_weights": str(_init_from(request.init_from))}
     asked = laid_over(own, read_settings(request.file) if request.file is not None else {})
     base = PretrainConfig().model_dump(mode="json")
     where = "--set" if request.file is None else f"{request.file} or --set"
@@ -210,9 +214,16 @@ def _model(config: PretrainConfig) -> ModelConfig:
         preset=settings.preset,
         dea=settings.dea,
         weights=settings.stage1_weights,
+        adds_dea=settings.dea,
         clip_weights=settings.clip_weights,
         sam_weights=settings.sam_weights,
     )
+
+
+def _init_from(path: Path) -> Path:
+    if not path.is_file():
+        raise ValueError(f"--init-from names {path}, which is not there")
+    return path.expanduser().resolve()
 
 
 def _vocabulary(config: PretrainConfig) -> Vocabulary:

@@ -177,7 +177,7 @@ class FolderSource:
         Raises:
             ValueError: The folder holds no image.
         """
-        names = sorted(_image_names(self._images))
+        names = sorted(image_names(self._images))
         if not names:
             raise ValueError(f"{self._images} holds no image; expected files named {' '.join(sorted(IMAGE_SUFFIXES))}")
         refs = []
@@ -246,7 +246,8 @@ def _escaped(name: str) -> str:
     return re.sub(r"[^A-Za-z0-9_-]", "_", stem)
 
 
-def _image_names(folder: Path) -> list[str]:
+def image_names(folder: Path) -> list[str]:
+    """Give the paths, relative to a folder, of the image files in it; hidden ones are left out."""
     names = []
     for directory, folders, files in os.walk(folder, onerror=_log_unreadable):
         folders[:] = [name for name in folders if not name.startswith(".")]

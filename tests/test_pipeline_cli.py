@@ -8,7 +8,8 @@ from typer.testing import CliRunner
 
 from pipeline.cli import app
 
-COMMANDS = ["round", "stage", "plan", "status", "init", "evaluate", "predict", "pretrain"]
+COMMANDS = ["round", "stage", "plan", "status", "init", "evaluate", "predict", "pretrain", "doctor"]
+EXCHANGE = [["import", "sed"], ["export", "model"]]
 SHARDS_COMMANDS = ["ls", "show", "verify"]
 HEAVY = ["torch", "ray", "zarr", "numpy", "scipy", "pydantic", "PIL", "jobs", "models", "shards"]
 
@@ -25,7 +26,7 @@ def test_help_imports_nothing_heavy() -> None:
 
 
 @pytest.mark.parametrize(
-    "command", [[name] for name in COMMANDS] + [["shards", name] for name in ("ls", "show", "verify")]
+    "command", [[name] for name in COMMANDS] + [["shards", name] for name in SHARDS_COMMANDS] + EXCHANGE
 )
 def test_every_command_has_help_with_an_example(command: list[str]) -> None:
     code, out, _ = invoke(*command, "--help")

@@ -219,7 +219,7 @@ def test_predict_draws_an_overlay_of_each_image(run: Path, tmp_path: Path) -> No
     images = [str(tmp_path / name / "same.jpg") for name in ("a", "b")]
     arguments = ["--classes", "red ring, grass", "--run", str(run), "--out", str(tmp_path / "out"), "--json"]
     code, out, _ = invoke("predict", *images, *arguments)
-    results = json.loads(out)
+    results = json.loads(out)["images"]
     assert code == 0
     assert len({result["overlay"] for result in results}) == 2
     assert set(results[0]["classes"]) <= {"red ring", "grass"}

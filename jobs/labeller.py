@@ -1,0 +1,146 @@
+"""Images of any size in, label maps out: in batches of views, which shrink where memory does not suffice."""
+
+import logging
+from collections import deque
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Final, Generic, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+from jobs.segmenter import Segmenter
+from models.devices import free_cached_memory, is_out_of_memory
+from models.label_map import label_at_size
+from models.sliding import MergedScores, Probabilities, cut_views
+
+logger = logging.getLogger(__name__)
+
+Name = TypeVar("Name")
+Image = NDArray[np.uint8]
+
+_CURE: Final = "name fewer classes, or use --windows 1, --device cpu or a smaller preset"
+
+
+@dataclass
+class _Pending(Generic[Name]):
+    """An image some of whose views are still to be looked at."""
+
+    name: Name
+    image: Image
+    merged: MergedScores
+    views: deque[Image] = field(default_factory=deque)
+
+
+class Labeller:
+    """Labels images with a loaded network.
+
+    Attributes:
+        batch_size: Views a call of the network; halved for good when memory runs out.
+    """
+
+    def __init__(
+        self,
+        model: Segmenter,
+        side: int,
+        *,
+        windows: int = 1,
+        probabilities: Probabilities = "sigmoid",
+        batch_size: int = 8,
+    ) -> None:
+        """Label with a network whose square is `side` pixels.
+
+        Args:
+            model: Makes its own embeddings.
+            side: S of the preset.
+            windows: Windows a side; 1 looks at the whole image once, 2 is SED's sliding window.
+            probabilities: What of the windows is averaged: "sigmoid", or "softmax" as the network was trained.
+            batch_size: Views at a time.
+
+        Raises:
+            ValueError: No window, no batch, or windows that do not fit.
+        """
+        if windows < 1 or batch_size < 1:
+            raise ValueError(f"windows is {windows} and batch size {batch_size}; expected at least 1 of each")
+        self._model = model
+        self._side = side
+        self._windows = windows
+        self._probabilities = probabilities
+        self.batch_size = batch_size
+
+    def labels(self, images: Iterable[tuple[Name, Image]]) -> Iterator[tuple[Name, Image, NDArray[np.int32]]]:
+        """Give each image with its label map, in order; images are taken as they are needed.
+
+        Args:
+            images: A name and the (H, W, 3) uint8 RGB image.
+
+        Yields:
+            Name, image, and (H, W) int32 class ids.
+
+        Raises:
+            ValueError: The views of a single call do not fit into memory even one at a time.
+        """
+        waiting: deque[_Pending[Name]] = deque()
+        views = 0
+        for name, image in images:
+            cut = deque(cut_views(image, self._side, self._windows))
+            waiting.append(_Pending(name, image, MergedScores(self._windows, self._probabilities), cut))
+            views += len(cut)
+            while views >= self.batch_size:
+                views -= self._advance(waiting)
+                yield from _finished(waiting)
+        while waiting:
+            self._advance(waiting)
+            yield from _finished(waiting)
+
+    def _advance(self, waiting: deque[_Pending[Name]]) -> int:
+        """Run the next batch of views; give their number."""
+        owners = [pending for pending in waiting for _ in pending.views][: self.batch_size]
+        chosen = [view for pending in waiting for view in pending.views][: self.batch_size]
+        logits_VKhw = self._fitting(chosen, owners[0])
+        for owner, logits_Khw in zip(owners, logits_VKhw, strict=False):  # the batch may have shrunk
+            owner.views.popleft()
+            with _told(owner.name):
+                owner.merged.add(logits_Khw)
+        return len(logits_VKhw)
+
+    def _fitting(self, views: list[Image], first: _Pending[Name]) -> Tensor:
+        """Give the logits of the views, or of as many of the first ones as fit."""
+        while True:
+            try:
+                return self._model.logits(views[: self.batch_size], None)
+            except (RuntimeError, MemoryError) as error:
+                if not is_out_of_memory(error):
+                    raise
+                size = min(self.batch_size, len(views))
+                reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+            # Out of the handler: the error's traceback would keep the tensors alive.
+            if size == 1:
+                raise ValueError(f"{first.name}: not even one view fits into memory ({reason}); {_CURE}")
+            self.batch_size = size // 2
+            free_cached_memory()
+            logger.warning("out of memory with %d views at a time; going on with %d", size, self.batch_size)
+
+
+def _finished(
+    waiting: deque[_Pending[Name]],
+) -> Iterator[tuple[Name, Image, NDArray[np.int32]]]:
+    while waiting and waiting[0].merged.complete:
+        done = waiting.popleft()
+        size = (done.image.shape[0], done.image.shape[1])
+        with _told(done.name):
+            label = label_at_size(done.merged.scores(), size)
+        yield done.name, done.image, label
+
+
+@contextmanager
+def _told(name: object) -> Iterator[None]:
+    """Say of which image the merged scores do not fit, which no smaller batch can change."""
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        raise ValueError(f"{name}: its scores do not fit into memory ({error}); {_CURE}") from error
