@@ -20,7 +20,7 @@ from segment_anything.modeling import ImageEncoderViT, MaskDecoder, PromptEncode
 from torch import Tensor, nn
 
 from models.presets import Preset, SamConfig
-from models.sam_decoder import MaskPrompts, check_prompts, decode_tokens
+from models.sam_decoder import MaskPrompts, check_prompts, decode_tokens, embed_prompts
 from models.sam_frame import masks_to_original, sam_input, to_sam_frame
 from models.weights_files import load_weights_into, shipped_weights
 
@@ -189,8 +189,9 @@ class SamMaskDecoder(nn.Module):
         self.mask_decoder: MaskDecoder = sam.mask_decoder
         self.image_size: int = sam.prompt_encoder.input_image_size[0]
         self.low_res_size: int = sam.prompt_encoder.mask_input_size[0]
-        self.position_1CHW: Tensor
-        self.register_buffer("position_1CHW", sam.prompt_encoder.get_dense_pe().detach(), persistent=False)
+        self.position_hwC: Tensor
+        position = sam.prompt_encoder.get_dense_pe()[0].permute(1, 2, 0).contiguous()
+        self.register_buffer("position_hwC", position.detach(), persistent=False)
 
     @torch.no_grad()
     def decode(
@@ -213,20 +214,15 @@ class SamMaskDecoder(nn.Module):
         """
         check_prompts(prompts, len(embedding_BCHW), self.low_res_size)
         wanted, count = (slice(1, None), 3) if multimask else (slice(0, 1), 1)
-        side, device = self.low_res_size, self.position_1CHW.device
-        masks, quality = [torch.empty(0, count, side, side, device=device)], [torch.empty(0, count, device=device)]
-        for rows in torch.split(torch.arange(len(prompts.image_index_M)), chunk):
+        side, device = self.low_res_size, self.position_hwC.device
+        embedding_BhwC = embedding_BCHW.permute(0, 2, 3, 1).contiguous()
+        masks = torch.empty(len(prompts.image_index_M), count, side, side, device=device)
+        quality = torch.empty(len(masks), count, device=device)
+        for start in range(0, len(masks), chunk):
+            rows = slice(start, start + chunk)
             part = prompts.take(rows).to(device)
-            own_image = embedding_BCHW[part.image_index_M.to(embedding_BCHW.device)].to(self.position_1CHW)
-            part_masks, part_quality = self._decode_chunk(own_image, part, wanted)
-            masks.append(part_masks)
-            quality.append(part_quality)
-        all_masks, all_quality = torch.cat(masks), torch.cat(quality)
-        return (all_masks, all_quality) if multimask else (all_masks[:, 0], all_quality[:, 0])
-
-    def _decode_chunk(self, own_image_MCHW: Tensor, prompts: MaskPrompts, wanted: slice) -> tuple[Tensor, Tensor]:
-        points = None
-        if prompts.point_coords_MT2 is not None:
-            points = (prompts.point_coords_MT2, prompts.point_labels_MT)
-        sparse, dense = self.prompt_encoder(points=points, boxes=prompts.boxes_M4, masks=prompts.mask_input_M1hw)
-        return decode_tokens(self.mask_decoder, own_image_MCHW + dense, self.position_1CHW, sparse, wanted)
+            own_MhwC = embedding_BhwC[part.image_index_M.to(embedding_BhwC.device)].to(self.position_hwC)
+            sparse, dense = embed_prompts(self.prompt_encoder, part)
+            source = own_MhwC + dense
+            masks[rows], quality[rows] = decode_tokens(self.mask_decoder, source, self.position_hwC, sparse, wanted)
+        return (masks, quality) if multimask else (masks[:, 0], quality[:, 0])

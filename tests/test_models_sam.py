@@ -169,7 +169,7 @@ def test_load_sam_without_decoder_keeps_only_the_encoder(tmp_path: Path) -> None
     expected = SamEncoder(sam).encode(_images()).embedding_BCHW
     assert torch.equal(SamEncoder(lean).encode(_images()).embedding_BCHW, expected)
     assert not any(p.requires_grad for p in [*whole.parameters(), *lean.parameters()])
-    assert torch.equal(SamMaskDecoder(whole).position_1CHW, SamMaskDecoder(sam).position_1CHW)
+    assert torch.equal(SamMaskDecoder(whole).position_hwC, SamMaskDecoder(sam).position_hwC)
     with pytest.raises(ValueError, match="with_decoder=True"):
         SamMaskDecoder(lean)
 
