@@ -103,7 +103,7 @@ def embed_prompts(encoder: PromptEncoder, prompts: MaskPrompts) -> tuple[Tensor,
     mask_Mchw = prompts.mask_input_M1hw
     for step in narrow:
         mask_Mchw = step(mask_Mchw)
-    return sparse_MTC, F.linear(mask_Mchw.permute(0, 2, 3, 1), widen.weight.flatten(1), widen.bias)
+    return sparse_MTC, F.linear(mask_Mchw.permute(0, 2, 3, 1).contiguous(), widen.weight.flatten(1), widen.bias)
 
 
 def decode_tokens(
@@ -123,7 +123,7 @@ def decode_tokens(
 
     Source: `MaskDecoder.predict_masks` of segment_anything, which repeats one image for all prompts; the same sums.
     """
-    count, height, width, _ = source_MhwC.shape
+    count = len(source_MhwC)
     output_TC = torch.cat([decoder.iou_token.weight, decoder.mask_tokens.weight])
     tokens_MTC = torch.cat([output_TC.expand(count, -1, -1), sparse_MTC], dim=1)
     tokens_MTC, source_MNC = run_two_way(
@@ -131,7 +131,7 @@ def decode_tokens(
     )
     numbers = range(decoder.num_mask_tokens)[wanted]
     weights_MtE = torch.stack([decoder.output_hypernetworks_mlps[i](tokens_MTC[:, 1 + i]) for i in numbers], dim=1)
-    masks = _draw_masks(decoder, source_MNC.unflatten(1, (height, width)), weights_MtE)
+    masks = _draw_masks(decoder, source_MNC.reshape(source_MhwC.shape), weights_MtE)
     return masks, decoder.iou_prediction_head(tokens_MTC[:, 0])[:, wanted]
 
 
@@ -147,16 +147,18 @@ def _draw_masks(decoder: MaskDecoder, source_MhwC: Tensor, weights_MtE: Tensor) 
     masks = []
     for source_hwC, weights_tE in zip(source_MhwC, weights_MtE, strict=True):
         parts = []
-        for rows_hwC in source_hwC.split(ROWS_AT_ONCE):
-            x = F.linear(rows_hwC, *to_four).unflatten(-1, (4, -1))
+        for rows_hwC in torch.split(source_hwC, ROWS_AT_ONCE):
+            x = torch.unflatten(F.linear(rows_hwC, *to_four), -1, (4, -1))
             x = activate(F.layer_norm(x, norm.weight.shape, norm.weight, norm.bias, norm.eps))
-            x = last_activate(F.linear(x, *to_sixteen).unflatten(-1, (4, -1)))
+            x = last_activate(torch.unflatten(F.linear(x, *to_sixteen), -1, (4, -1)))
             parts.append(x @ weights_tE.t())
-        logits_hwijklt = torch.cat(parts).unflatten(2, (2, 2)).unflatten(4, (2, 2))
+        logits_hwFFt = torch.cat(parts)
+        logits_hwijklt = logits_hwFFt.view(*logits_hwFFt.shape[:2], 2, 2, 2, 2, -1)
         masks.append(logits_hwijklt.permute(6, 0, 2, 4, 1, 3, 5).flatten(4).flatten(1, 3))
     return torch.stack(masks)
 
 
 def _four_patches(enlarge: nn.ConvTranspose2d) -> tuple[Tensor, Tensor]:
     """Give the weight (4F, C) and bias (4F,) that make F channels of 2x2 patches, row by row, out of one patch."""
+    assert enlarge.bias is not None
     return enlarge.weight.permute(2, 3, 1, 0).flatten(0, 2), enlarge.bias.repeat(4)

@@ -4,14 +4,15 @@ The same result as `ImageEncoderViT.forward` up to rounding, for inference only.
 scores; a windowed block goes through a strip of windows at a time, an MLP through a few hundred patches.
 """
 
-# B image, S side of the frame, H W patches of the grid or window, N = H * W, C channel, A problem (image, window, head),
-# Q query, D head's channel, n windows in a strip
+# B image, S side of the frame, H W patches of the grid or window, N = H * W, C channel, A attention problem (image,
+# window and head), Q query, K key's row or column, D head's channel, h rows of a strip
 
 from typing import Final
 
 import torch
 import torch.nn.functional as F
 from segment_anything.modeling import ImageEncoderViT
+from segment_anything.modeling.common import LayerNorm2d
 from segment_anything.modeling.image_encoder import Attention, Block
 from torch import Tensor, nn
 
@@ -39,7 +40,7 @@ def encode_frames(encoder: ImageEncoderViT, frame_B3SS: Tensor) -> Tensor:
         x_BHWC += encoder.pos_embed
     for block in encoder.blocks:
         _add_attention(block, x_BHWC)
-        for x_QC in x_BHWC.view(-1, x_BHWC.shape[-1]).split(PATCHES_AT_ONCE):
+        for x_QC in torch.split(x_BHWC.view(-1, x_BHWC.shape[-1]), PATCHES_AT_ONCE):
             x_QC += block.mlp(block.norm2(x_QC))
     return _neck(encoder.neck, x_BHWC)
 
@@ -49,7 +50,7 @@ def _add_attention(block: Block, x_BHWC: Tensor) -> None:
     if not side:
         x_BHWC += block.attn.proj(_attend(block.attn, block.attn.qkv(block.norm1(x_BHWC))))
         return
-    for strip_BhWC in x_BHWC.split(side, dim=1):
+    for strip_BhWC in torch.split(x_BHWC, side, dim=1):
         strip_BhWC += _windowed_attention(block.attn, block.norm1(strip_BhWC), side)
 
 
@@ -66,8 +67,8 @@ def _windowed_attention(attention: Attention, strip_BhWC: Tensor, side: int) -> 
         padded = attention.qkv.bias.expand(count, side, windows * side, -1).clone()
         padded[:, :height, :width] = qkv
         qkv = padded
-    qkv = qkv.unflatten(2, (windows, side)).transpose(1, 2).flatten(0, 1)
-    out = _attend(attention, qkv).unflatten(0, (count, windows)).transpose(1, 2)[:, :height]
+    qkv = torch.unflatten(qkv, 2, (windows, side)).transpose(1, 2).flatten(0, 1)
+    out = torch.unflatten(_attend(attention, qkv), 0, (count, windows)).transpose(1, 2)[:, :height]
     return attention.proj(out.reshape(count, height, windows * side, channels)[:, :, :width])  # type: ignore[no-any-return]
 
 
@@ -77,10 +78,12 @@ def _attend(attention: Attention, qkv_BHWC: Tensor) -> Tensor:
     heads: int = attention.num_heads
     qkv = qkv_BHWC.reshape(count, height * width, 3, heads, -1).permute(2, 0, 3, 1, 4)
     if not attention.use_rel_pos:
-        out_BAND = F.scaled_dot_product_attention(*qkv.unbind(0))
+        query, key, value = qkv.unbind(0)
+        out_BaND = F.scaled_dot_product_attention(query, key, value)
     else:
-        out_BAND = _attend_with_positions(attention, qkv.flatten(1, 2), (height, width)).unflatten(0, (count, heads))
-    return out_BAND.transpose(1, 2).reshape(count, height, width, -1)
+        out_AND = _attend_with_positions(attention, qkv.flatten(1, 2), (height, width))
+        out_BaND = out_AND.view(count, heads, height * width, -1)
+    return out_BaND.transpose(1, 2).reshape(count, height, width, -1)
 
 
 def _attend_with_positions(attention: Attention, qkv_3AND: Tensor, size_hw: tuple[int, int]) -> Tensor:
@@ -88,8 +91,7 @@ def _attend_with_positions(attention: Attention, qkv_3AND: Tensor, size_hw: tupl
     query_AND, key_AND, value_AND = qkv_3AND.unbind(0)
     height, width = size_hw
     table_HHD, table_WWD = (
-        _relative_table(table, side)
-        for table, side in ((attention.rel_pos_h, height), (attention.rel_pos_w, width))
+        _relative_table(table, side) for table, side in ((attention.rel_pos_h, height), (attention.rel_pos_w, width))
     )
     tokens = height * width
     problems = max(1, BIASES_AT_ONCE // tokens**2)
@@ -100,7 +102,8 @@ def _attend_with_positions(attention: Attention, qkv_3AND: Tensor, size_hw: tupl
         for row in range(0, height, rows):
             asked = slice(row * width, (row + rows) * width)
             query_AQD = query_AND[some, asked]
-            bias_AQN = _position_bias(query_AQD.unflatten(1, (-1, width)), table_HHD[row : row + rows], table_WWD)
+            query_AHWD = torch.unflatten(query_AQD, 1, (-1, width))
+            bias_AQN = _position_bias(query_AHWD, table_HHD[row : row + rows], table_WWD)
             out_AND[some, asked] = F.scaled_dot_product_attention(
                 query_AQD[None], key_AND[None, some], value_AND[None, some], attn_mask=bias_AQN[None]
             )[0]
@@ -122,10 +125,11 @@ def _position_bias(query_AHWD: Tensor, table_HKD: Tensor, table_WKD: Tensor) -> 
 
 
 def _neck(neck: nn.Sequential, x_BHWC: Tensor) -> Tensor:
-    narrow, norm, spread, last_norm = neck
+    narrow, norm, smooth, last_norm = neck
+    assert isinstance(narrow, nn.Conv2d)
     x_BHWC = _channel_norm(norm, F.linear(x_BHWC, narrow.weight.flatten(1)))
-    return _channel_norm(last_norm, spread(x_BHWC.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+    return _channel_norm(last_norm, smooth(x_BHWC.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
 
 
-def _channel_norm(norm: nn.Module, x_BHWC: Tensor) -> Tensor:
+def _channel_norm(norm: LayerNorm2d, x_BHWC: Tensor) -> Tensor:
     return F.layer_norm(x_BHWC, norm.weight.shape, norm.weight, norm.bias, norm.eps)
