@@ -8,6 +8,8 @@ from numpy.typing import NDArray
 from segment_anything.modeling import Sam
 from tensor_sizes import LargestResult
 
+import models.sam_decoder
+import models.sam_two_way
 from models.presets import PRESETS, SAM_TINY, SAM_VIT_B, SAM_VIT_H, SAM_VIT_L, SamConfig
 from models.sam import (
     MaskPrompts,
@@ -167,10 +169,12 @@ def test_no_tensor_beside_the_results_grows_with_the_number_of_prompts(chunk: in
     assert largest[0] == largest[1]
 
 
-def test_answers_do_not_depend_on_the_chunk() -> None:
+def test_answers_do_not_depend_on_how_small_the_pieces_are(monkeypatch: pytest.MonkeyPatch) -> None:
     decoder, embedding = SamMaskDecoder(_random_sam(WINDOWED)), torch.randn(3, 32, 10, 10)
     prompts = _some_prompts(7, WINDOWED)
     whole, whole_quality = decoder.decode(embedding, prompts, chunk=7)
+    monkeypatch.setattr(models.sam_two_way, "PATCHES_AT_ONCE", 7)
+    monkeypatch.setattr(models.sam_decoder, "ROWS_AT_ONCE", 3)
     for chunk in (None, 1, 3):
         logits, quality = decoder.decode(embedding, prompts, chunk=chunk)
         torch.testing.assert_close(logits, whole, atol=1e-5, rtol=1e-5)
