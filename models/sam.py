@@ -20,7 +20,8 @@ from segment_anything.modeling import ImageEncoderViT, MaskDecoder, PromptEncode
 from torch import Tensor, nn
 
 from models.presets import Preset, SamConfig
-from models.sam_decoder import MaskPrompts, check_prompts, decode_tokens
+from models.sam_decoder import MaskPrompts, check_prompts, decode_tokens, embed_prompts
+from models.sam_encoder import encode_frames
 from models.sam_frame import masks_to_original, sam_input, to_sam_frame
 from models.weights_files import load_weights_into, shipped_weights
 
@@ -132,9 +133,16 @@ class SamEmbedding:
 class SamEncoder(nn.Module):
     """SAM's image encoder with its preprocessing; nothing else of the model is kept alive."""
 
-    def __init__(self, sam: Sam) -> None:
+    def __init__(self, sam: Sam, dtype: torch.dtype | None = None) -> None:
+        """Take over the image encoder of a SAM that has its weights.
+
+        Args:
+            sam: Its encoder becomes this one's, and its weights are converted where `dtype` differs.
+            dtype: What to compute in; bfloat16 is about twice as fast as float32 where the processor multiplies it, and
+                its embeddings differ by about one percent. None: the weights' own.
+        """
         super().__init__()
-        self.image_encoder: ImageEncoderViT = sam.image_encoder
+        self.image_encoder: ImageEncoderViT = sam.image_encoder if dtype is None else sam.image_encoder.to(dtype)
         self.image_size: int = sam.image_encoder.img_size
         self.pixel_mean: Tensor
         self.pixel_std: Tensor
@@ -150,12 +158,12 @@ class SamEncoder(nn.Module):
             chunk: Images to run at once; None: what holds about as many tokens as one published frame of 1024 pixels.
 
         Returns:
-            Embeddings in the encoder's dtype and on its device, in the images' order; B may be 0.
+            Embeddings in float32 whatever the encoder computes in, on its device, in the images' order; B may be 0.
 
         Raises:
             ValueError: An image has another shape or dtype.
         """
-        device, side = self.pixel_mean.device, self.image_size
+        device, dtype, side = self.pixel_mean.device, self.image_encoder.neck[0].weight.dtype, self.image_size
         size = chunk or max(1, (1024 // side) ** 2 // 4)
         embeddings, valid = [], torch.ones(len(images), 2)
         for start in range(0, len(images), size):
@@ -165,7 +173,7 @@ class SamEncoder(nn.Module):
                 shown = (frame.to(device) - self.pixel_mean) / self.pixel_std
                 frames.append(F.pad(shown, (0, side - width, 0, side - height)))
                 valid[number] = torch.tensor([height / side, width / side])
-            embeddings.append(self.image_encoder(torch.stack(frames)))
+            embeddings.append(encode_frames(self.image_encoder, torch.stack(frames).to(dtype)).float())
         if not embeddings:
             grid = self.image_encoder.pos_embed.shape[1]
             embeddings.append(torch.empty(0, self.image_encoder.neck[0].out_channels, grid, grid, device=device))
@@ -173,7 +181,7 @@ class SamEncoder(nn.Module):
 
 
 class SamMaskDecoder(nn.Module):
-    """SAM's prompt encoder and mask decoder, for the prompts of many images at once; loaded weights stay as they are.
+    """SAM's prompt encoder and mask decoder, for the prompts of many images at once; the weights stay as they are.
 
     Attributes:
         image_size: S, side of the frame that boxes and points are in, pixels.
@@ -193,12 +201,18 @@ class SamMaskDecoder(nn.Module):
         self.mask_decoder: MaskDecoder = sam.mask_decoder
         self.image_size: int = sam.prompt_encoder.input_image_size[0]
         self.low_res_size: int = sam.prompt_encoder.mask_input_size[0]
-        self.position_1CHW: Tensor
-        self.register_buffer("position_1CHW", sam.prompt_encoder.get_dense_pe().detach(), persistent=False)
+        self.position_hwC: Tensor
+        self.register_buffer("position_hwC", None, persistent=False)
+        self._place_patches()
+        self.prompt_encoder.register_load_state_dict_post_hook(self._place_patches)
+
+    def _place_patches(self, *_: object) -> None:
+        """Compute the positional encoding of the grid, once for all prompts until other weights are loaded."""
+        self.position_hwC = self.prompt_encoder.get_dense_pe()[0].permute(1, 2, 0).contiguous().detach()
 
     @torch.no_grad()
     def decode(
-        self, embedding_BCHW: Tensor, prompts: MaskPrompts, *, multimask: bool = False, chunk: int = 4
+        self, embedding_BCHW: Tensor, prompts: MaskPrompts, *, multimask: bool = False, chunk: int | None = None
     ) -> tuple[Tensor, Tensor]:
         """Give masks for prompts.
 
@@ -206,7 +220,8 @@ class SamMaskDecoder(nn.Module):
             embedding_BCHW: (B, C, g, g) float (float16 too), embeddings of the padded squares.
             prompts: M of them, each with the number of its image; M may be 0.
             multimask: Give SAM's three alternatives instead of its single answer.
-            chunk: Prompts to run at once; small ones stay in the processor's cache.
+            chunk: Prompts to run at once, all that memory depends on beside the results. None: 1 on a processor, whose
+                cache holds the patches of one published prompt; 16 elsewhere.
 
         Returns:
             (M, s, s) mask logits and (M,) predicted IoU, float32; with `multimask` (M, 3, s, s) and (M, 3). Nothing
@@ -217,20 +232,16 @@ class SamMaskDecoder(nn.Module):
         """
         check_prompts(prompts, len(embedding_BCHW), self.low_res_size)
         wanted, count = (slice(1, None), 3) if multimask else (slice(0, 1), 1)
-        side, device = self.low_res_size, self.position_1CHW.device
-        masks, quality = [torch.empty(0, count, side, side, device=device)], [torch.empty(0, count, device=device)]
-        for rows in torch.split(torch.arange(len(prompts.image_index_M)), chunk):
+        side, device = self.low_res_size, self.position_hwC.device
+        embedding_BhwC = embedding_BCHW.permute(0, 2, 3, 1).contiguous()
+        masks = torch.empty(len(prompts.image_index_M), count, side, side, device=device)
+        quality = torch.empty(len(masks), count, device=device)
+        size = chunk or (1 if device.type == "cpu" else 16)
+        for start in range(0, len(masks), size):
+            rows = slice(start, start + size)
             part = prompts.take(rows).to(device)
-            own_image = embedding_BCHW[part.image_index_M.to(embedding_BCHW.device)].to(self.position_1CHW)
-            part_masks, part_quality = self._decode_chunk(own_image, part, wanted)
-            masks.append(part_masks)
-            quality.append(part_quality)
-        all_masks, all_quality = torch.cat(masks), torch.cat(quality)
-        return (all_masks, all_quality) if multimask else (all_masks[:, 0], all_quality[:, 0])
-
-    def _decode_chunk(self, own_image_MCHW: Tensor, prompts: MaskPrompts, wanted: slice) -> tuple[Tensor, Tensor]:
-        points = None
-        if prompts.point_coords_MT2 is not None:
-            points = (prompts.point_coords_MT2, prompts.point_labels_MT)
-        sparse, dense = self.prompt_encoder(points=points, boxes=prompts.boxes_M4, masks=prompts.mask_input_M1hw)
-        return decode_tokens(self.mask_decoder, own_image_MCHW + dense, self.position_1CHW, sparse, wanted)
+            own_MhwC = embedding_BhwC[part.image_index_M.to(embedding_BhwC.device)].to(self.position_hwC)
+            sparse, dense = embed_prompts(self.prompt_encoder, part)
+            source = own_MhwC + dense
+            masks[rows], quality[rows] = decode_tokens(self.mask_decoder, source, self.position_hwC, sparse, wanted)
+        return (masks, quality) if multimask else (masks[:, 0], quality[:, 0])

@@ -6,7 +6,10 @@ import segment_anything
 import torch
 from numpy.typing import NDArray
 from segment_anything.modeling import Sam
+from tensor_sizes import LargestResult
 
+import models.sam_decoder
+import models.sam_two_way
 from models.presets import PRESETS, SAM_TINY, SAM_VIT_B, SAM_VIT_H, SAM_VIT_L, SamConfig
 from models.sam import (
     MaskPrompts,
@@ -17,6 +20,7 @@ from models.sam import (
     masks_to_original,
     to_sam_frame,
 )
+from models.sam_decoder import decode_tokens, embed_prompts
 from models.sam_frame import sam_input, size_in_frame
 from models.weights_files import write_weights
 
@@ -145,6 +149,82 @@ def test_decoder_takes_half_precision_embeddings_and_no_prompts() -> None:
     assert masks_to_original(logits, (30, 40), 96).shape == (0, 30, 40)
 
 
+def _some_prompts(count: int, config: SamConfig) -> MaskPrompts:
+    draw = torch.Generator().manual_seed(3)
+    side = 4 * config.image_size // config.patch_size
+    corner = 40 * torch.rand(count, 2, generator=draw)
+    boxes = torch.cat([corner, corner + 30], dim=1)
+    return MaskPrompts(torch.arange(count) % 3, boxes, 4 * torch.randn(count, 1, side, side, generator=draw))
+
+
+@pytest.mark.parametrize("chunk", [1, 2, 3])
+def test_no_tensor_beside_the_results_grows_with_the_number_of_prompts(chunk: int) -> None:
+    decoder, embedding = SamMaskDecoder(_random_sam(WINDOWED)), torch.randn(3, 32, 10, 10)
+    largest = []
+    for count in (6, 18):
+        prompts = _some_prompts(count, WINDOWED)
+        with LargestResult(beside=((count, 1, 40, 40), (count, 40, 40))) as seen:
+            decoder.decode(embedding, prompts, chunk=chunk)
+        largest.append(seen.numbers)
+    assert largest[0] == largest[1]
+
+
+def test_answers_do_not_depend_on_how_small_the_pieces_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    decoder, embedding = SamMaskDecoder(_random_sam(WINDOWED)), torch.randn(3, 32, 10, 10)
+    prompts = _some_prompts(7, WINDOWED)
+    whole, whole_quality = decoder.decode(embedding, prompts, chunk=7)
+    monkeypatch.setattr(models.sam_two_way, "PATCHES_AT_ONCE", 7)
+    monkeypatch.setattr(models.sam_decoder, "ROWS_AT_ONCE", 3)
+    for chunk in (None, 1, 3):
+        logits, quality = decoder.decode(embedding, prompts, chunk=chunk)
+        torch.testing.assert_close(logits, whole, atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(quality, whole_quality, atol=1e-5, rtol=1e-5)
+
+
+def test_masks_that_nobody_wants_are_not_computed() -> None:
+    sam = _random_sam(WINDOWED)
+    called: list[int] = []
+    for number, network in enumerate(sam.mask_decoder.output_hypernetworks_mlps):
+        network.register_forward_hook(lambda *_, number=number: called.append(number))
+    decoder, prompts = SamMaskDecoder(sam), _some_prompts(2, WINDOWED)
+    decoder.decode(torch.randn(3, 32, 10, 10), prompts, chunk=2)
+    assert called == [0]
+    decoder.decode(torch.randn(3, 32, 10, 10), prompts, chunk=2, multimask=True)
+    assert called == [0, 1, 2, 3]
+
+
+def test_gradients_equal_those_of_segment_anything() -> None:
+    sam, prompts = _random_sam(WINDOWED).requires_grad_(True), _some_prompts(1, WINDOWED)
+    embedding = torch.randn(1, 32, 10, 10, requires_grad=True)
+    sparse, dense = sam.prompt_encoder(points=None, boxes=prompts.boxes_M4, masks=prompts.mask_input_M1hw)
+    expected = sam.mask_decoder.predict_masks(embedding, sam.prompt_encoder.get_dense_pe(), sparse, dense)
+    ours_sparse, ours_dense = embed_prompts(sam.prompt_encoder, prompts)
+    position = sam.prompt_encoder.get_dense_pe()[0].permute(1, 2, 0)
+    source = embedding.permute(0, 2, 3, 1) + ours_dense
+    ours = decode_tokens(sam.mask_decoder, source, position, ours_sparse, slice(0, 4))
+    weights = [torch.randn(value.shape) for value in ours]
+    inputs = [embedding, *(p for name, p in sam.named_parameters() if "image_encoder" not in name)]
+    first, second = (
+        torch.autograd.grad(
+            sum((w * v).sum() for w, v in zip(weights, out, strict=True)),
+            inputs,
+            allow_unused=True,
+            materialize_grads=True,
+        )
+        for out in (expected, ours)
+    )
+    scale = max(float(gradient.abs().max()) for gradient in first)
+    for theirs, mine in zip(first, second, strict=True):
+        torch.testing.assert_close(mine, theirs, atol=1e-5 * scale, rtol=1e-3)
+
+
+def test_other_weights_bring_their_own_positional_encoding() -> None:
+    sam, other = _random_sam(WINDOWED), _random_sam(WINDOWED, seed=1)
+    decoder, prompts, embedding = SamMaskDecoder(sam), _some_prompts(2, WINDOWED), torch.randn(3, 32, 10, 10)
+    sam.load_state_dict(other.state_dict())
+    assert torch.equal(decoder.decode(embedding, prompts)[0], SamMaskDecoder(other).decode(embedding, prompts)[0])
+
+
 @pytest.mark.parametrize(
     ("prompts", "message"),
     [
@@ -169,7 +249,7 @@ def test_load_sam_without_decoder_keeps_only_the_encoder(tmp_path: Path) -> None
     expected = SamEncoder(sam).encode(_images()).embedding_BCHW
     assert torch.equal(SamEncoder(lean).encode(_images()).embedding_BCHW, expected)
     assert not any(p.requires_grad for p in [*whole.parameters(), *lean.parameters()])
-    assert torch.equal(SamMaskDecoder(whole).position_1CHW, SamMaskDecoder(sam).position_1CHW)
+    assert torch.equal(SamMaskDecoder(whole).position_hwC, SamMaskDecoder(sam).position_hwC)
     with pytest.raises(ValueError, match="with_decoder=True"):
         SamMaskDecoder(lean)
 

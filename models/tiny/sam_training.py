@@ -15,7 +15,7 @@ from torch import Generator, Tensor, nn
 
 from models.presets import SAM_TINY
 from models.sam import build_sam
-from models.sam_decoder import decode_tokens
+from models.sam_decoder import MaskPrompts, decode_tokens, embed_prompts
 from models.tiny.sam_pictures import draw_batch, draw_outlines
 from models.tiny.sam_prompts import (
     CoarseMaskRecipe,
@@ -175,12 +175,14 @@ def make_prompts(
 
 def run_prompts(sam: Sam, embedding_MCgg: Tensor, prompts: Prompts) -> tuple[Tensor, Tensor]:
     """Give (M, 4, s, s) logits and (M, 4) predicted IoU of all four mask tokens, each prompt with its own image."""
-    points = None
+    kinds = {"boxes_M4": prompts.boxes, "mask_input_M1hw": prompts.mask, "point_coords_MT2": prompts.points}
     if prompts.points is not None:
-        points = (prompts.points, torch.ones(prompts.points.shape[:2]))
-    sparse, dense = sam.prompt_encoder(points=points, boxes=prompts.boxes, masks=prompts.mask)
-    position = sam.prompt_encoder.get_dense_pe()
-    return decode_tokens(sam.mask_decoder, embedding_MCgg + dense, position, sparse, slice(0, 4))
+        kinds["point_labels_MT"] = torch.ones(prompts.points.shape[:2])
+    asked = MaskPrompts(torch.arange(len(embedding_MCgg)), **kinds)
+    sparse, dense = embed_prompts(sam.prompt_encoder, asked)
+    position = sam.prompt_encoder.get_dense_pe()[0].permute(1, 2, 0)
+    source = embedding_MCgg.permute(0, 2, 3, 1) + dense
+    return decode_tokens(sam.mask_decoder, source, position, sparse, slice(0, 4))
 
 
 def edge_loss(logits_B1SS: Tensor, edges_B1SS: Tensor) -> Tensor:
