@@ -54,6 +54,7 @@ class StsegSegmenter:
         """Load the network; `mixed` computes in half precision where the device has it."""
         self._device = worker_device() if device is None else device
         self._mixed = mixed
+        self._top_k = config.early_rejection
         self._model = load_stseg(config).to(self._device)
         self._text_KPD = embed_vocabulary(self._model, vocabulary, text_cache)
         self._size = load_preset(config.preset).image_size
@@ -78,8 +79,10 @@ class StsegSegmenter:
             if sam is None and self._encoder is not None:
                 sam = self._encoder.encode(images)
             if sam is not None:
-                sam = SamEmbedding(sam.embedding_BCHW.to(self._device).float(), sam.valid_B2.to(self._device))
+                sam = sam.to(self._device)
             image_B3SS = torch.stack([to_network_input(image, self._size) for image in images]).to(self._device)
+            if self._top_k is not None:
+                return self._model.reject_early(image_B3SS, self._text_KPD, sam, top_k=self._top_k).float()
             logits: Tensor = self._model(image_B3SS, self._text_KPD, sam).logits_BKHW
         return logits.float()
 

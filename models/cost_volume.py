@@ -47,7 +47,8 @@ def cost_rows(pixels_BDHW: Tensor, text_kPD: Tensor) -> Tensor:
     text_MD = F.normalize(text_kPD, dim=-1).flatten(0, 1).to(pixels_BDHW.dtype)
     cost_BNM = pixels_BDHW.flatten(2).transpose(1, 2) @ text_MD.T
     cost_BNkP = torch.unflatten(cost_BNM, -1, (classes, templates))
-    rows_RHWP = cost_BNkP.permute(2, 0, 1, 3).reshape(classes * batch, height, width, templates)
+    # Of one image this is a view without `contiguous`, and then the convolutions that follow would lose the order.
+    rows_RHWP = cost_BNkP.permute(2, 0, 1, 3).contiguous().view(classes * batch, height, width, templates)
     return rows_RHWP.permute(0, 3, 1, 2)
 
 

@@ -40,10 +40,13 @@ class SpatialAggregation(nn.Module):
 
     def forward(self, x_RCHW: Tensor) -> Tensor:
         """Give the features with each pixel's surroundings taken in, same shape."""
-        y_RHWC = gelu(self.pwconv1(self.norm(self.dwconv(x_RCHW).permute(0, 2, 3, 1))))
+        y_RCHW = self.norm(self.dwconv(x_RCHW).permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+        # As convolutions the point-wise layers add their bias on the way; a linear layer fills its result with it first.
+        y_RCHW = gelu(F.conv2d(y_RCHW, self.pwconv1.weight[:, :, None, None], self.pwconv1.bias))
         # The layer scale goes into the last weights: one pass over the features and one kept tensor less.
-        y_RHWC = F.linear(y_RHWC, self.pwconv2.weight * self.gamma[:, None], self.pwconv2.bias * self.gamma)
-        return y_RHWC.permute(0, 3, 1, 2).add_(x_RCHW)
+        weight = self.pwconv2.weight * self.gamma[:, None]
+        y_RCHW = F.conv2d(y_RCHW, weight[:, :, None, None], self.pwconv2.bias * self.gamma)
+        return y_RCHW.add_(x_RCHW)
 
 
 class LinearAttention(nn.Module):

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from models.clip import DenseClip, build_clip
 from models.dea import DualEmbeddingAggregation
 from models.decoder import CostAwareDecoder, DecoderOutput
+from models.early_rejection import best_of_pixels, filled, kept_logits
 from models.presets import Preset
 from models.sam import SamEmbedding
 from models.weights_files import read_weights
@@ -43,6 +44,23 @@ class STSeg(nn.Module):
         Raises:
             ValueError: DEA is on and `sam` is None.
         """
+        dense_BDHW, guidance = self._features(image_B3HW, sam)
+        output: DecoderOutput = self.decoder(dense_BDHW, text_KPD, guidance, with_aux=with_aux)
+        return output
+
+    def reject_early(
+        self, image_B3HW: Tensor, text_KPD: Tensor, sam: SamEmbedding | None = None, *, top_k: int
+    ) -> Tensor:
+        """Give (B, K, h, w) logits where each pixel keeps `top_k` classes at each gate; rejected ones are very low.
+
+        Arguments and errors as `forward`.
+        """
+        dense_BDHW, guidance = self._features(image_B3HW, sam)
+        kept = kept_logits(self.decoder, dense_BDHW, text_KPD, guidance, best_of_pixels(top_k))
+        return filled(kept, len(text_KPD))
+
+    def _features(self, image_B3HW: Tensor, sam: SamEmbedding | None) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """Give the fused features of the coarsest grid, and CLIP's finer maps."""
         trains_clip = torch.is_grad_enabled() and any(p.requires_grad for p in self.clip.clip.visual.parameters())
         with torch.set_grad_enabled(trains_clip):
             features = self.clip(image_B3HW)
@@ -51,8 +69,7 @@ class STSeg(nn.Module):
             if sam is None:
                 raise ValueError("this model aggregates SAM's embedding (dea: true), and none was given")
             dense = self.dea(dense, sam.embedding_BCHW, sam.valid_B2)
-        output: DecoderOutput = self.decoder(dense, text_KPD, features.guidance, with_aux=with_aux)
-        return output
+        return dense, features.guidance
 
     def head_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
         """Give the parameters that every training updates: DEA's and the decoder's."""

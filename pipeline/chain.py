@@ -22,14 +22,7 @@ NOT_TRAINED = "not trained yet"
 
 def model_config(run: Run, weights: Path | None, *, dea: bool | None = None) -> ModelConfig:
     """Give the run's model with certain weights; `dea` overrides the setting."""
-    settings = run.config.model
-    return ModelConfig(
-        preset=settings.preset,
-        dea=settings.dea if dea is None else dea,
-        weights=weights,
-        clip_weights=settings.clip_weights,
-        sam_weights=settings.sam_weights,
-    )
+    return run.config.model.with_weights(weights, dea=dea)
 
 
 def student_weights(run: Run, number: int) -> Path:

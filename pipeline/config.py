@@ -7,6 +7,7 @@ from typing import Any, Final, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt
 
+from jobs.model import ModelConfig
 from jobs.stage import Resources
 from jobs.training_config import TrainConfig
 from jobs.training_group import GroupResources
@@ -34,6 +35,9 @@ class ModelSettings(_Section):
         dea: Whether CLIP's features are aggregated with SAM's; without, the network is SED's.
         clip_weights: CLIP's weights; null: the preset's own.
         sam_weights: SAM's weights; null: the preset's own.
+        sam_dtype: What SAM's image encoder computes in: "float32", or "bfloat16" for half the time and embeddings that
+            differ by about one percent.
+        early_rejection: Classes that each pixel keeps at each of SED's gates when the network predicts; null: all.
         stage1_weights: DEA and decoder after stage 1; null: those shipped for the preset.
         baseline_weights: The decoder of the plain baseline without DEA; null: those shipped for the preset.
     """
@@ -44,6 +48,21 @@ class ModelSettings(_Section):
     sam_weights: Path | None = None
     stage1_weights: Path | None = None
     baseline_weights: Path | None = None
+    sam_dtype: Literal["float32", "bfloat16"] = "float32"
+    early_rejection: PositiveInt | None = None
+
+    def with_weights(self, weights: Path | None, *, dea: bool | None = None, adds_dea: bool = False) -> ModelConfig:
+        """Give the model with a head's weights; `dea` overrides the setting."""
+        return ModelConfig(
+            preset=self.preset,
+            dea=self.dea if dea is None else dea,
+            weights=weights,
+            adds_dea=adds_dea,
+            clip_weights=self.clip_weights,
+            sam_weights=self.sam_weights,
+            sam_dtype=self.sam_dtype,
+            early_rejection=self.early_rejection,
+        )
 
 
 class DataSettings(_Section):

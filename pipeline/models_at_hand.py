@@ -54,11 +54,13 @@ class ChosenModel:
         model: Its sizes and weights.
         vocabulary: The classes, with the preset's templates.
         probabilities: What its logits are made into, by the loss of the settings (train.loss.kind).
+        text_cache: Folder where text embeddings are kept; None: nowhere.
     """
 
     model: ModelConfig
     vocabulary: Vocabulary
     probabilities: Probabilities = "softmax"
+    text_cache: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -96,18 +98,13 @@ def choose_model(request: ModelRequest) -> ChosenModel:
     if request.weights is not None:
         settings = settings.model_copy(update={"stage1_weights": request.weights})
     vocabulary = _vocabulary(run, settings.preset, request)
+    text_cache = None if run is None else run.layout.text_embeddings
     if run is not None and request.weights is None:
         newest = _newest_round(run)
         logger.info("using the model of round %d", newest)
-        return ChosenModel(model_config(run, _trained_weights(run, newest)), vocabulary, probabilities)
-    model = ModelConfig(
-        preset=settings.preset,
-        dea=settings.dea,
-        weights=start_weights(settings, dea=settings.dea),
-        clip_weights=settings.clip_weights,
-        sam_weights=settings.sam_weights,
-    )
-    return ChosenModel(model, vocabulary, probabilities)
+        return ChosenModel(model_config(run, _trained_weights(run, newest)), vocabulary, probabilities, text_cache)
+    weights = start_weights(settings, dea=settings.dea)
+    return ChosenModel(settings.with_weights(weights), vocabulary, probabilities, text_cache)
 
 
 def _config(request: ModelRequest) -> RunConfig:

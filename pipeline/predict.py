@@ -101,7 +101,14 @@ def predict_images(
     todo = _todo(inputs, request, made_by, done)
     first = next(todo, None)  # the model is loaded only where there is something to do
     if first is not None:
-        segmenter = StsegSegmenter(chosen.model, chosen.vocabulary, with_encoder=True, device=device, mixed=True)
+        segmenter = StsegSegmenter(
+            chosen.model,
+            chosen.vocabulary,
+            with_encoder=True,
+            text_cache=chosen.text_cache,
+            device=device,
+            mixed=True,
+        )
         side = load_preset(chosen.model.preset).image_size
         batch = request.batch_size or usual_batch(side, len(chosen.vocabulary))
         labeller = Labeller(

@@ -209,15 +209,7 @@ def _training(config: PretrainConfig) -> TrainConfig:
 
 
 def _model(config: PretrainConfig) -> ModelConfig:
-    settings = config.model
-    return ModelConfig(
-        preset=settings.preset,
-        dea=settings.dea,
-        weights=settings.stage1_weights,
-        adds_dea=settings.dea,
-        clip_weights=settings.clip_weights,
-        sam_weights=settings.sam_weights,
-    )
+    return config.model.with_weights(config.model.stage1_weights, adds_dea=config.model.dea)
 
 
 def _init_from(path: Path) -> Path:

@@ -36,6 +36,25 @@ def test_dense_features_are_the_head_applied_to_each_cell(clip: DenseClip) -> No
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("preset", ["base", "large"])
+def test_published_sizes_give_open_clips_own_features_at_768(preset: str) -> None:
+    torch.manual_seed(0)
+    dense = build_clip(PRESETS[preset].clip, random=True)
+    for name, parameter in dense.clip.visual.named_parameters():
+        if parameter.ndim < 2:  # gains, biases and layer scales, which start at 1, 0 and 1e-6
+            nn.init.normal_(parameter, 1.0 if name.endswith("weight") else 0.0, std=0.2)
+    visual = dense.clip.visual
+    image = torch.rand(1, 3, 768, 768)
+    found = dense(image)
+    maps = visual.forward_intermediates((image - dense.mean) / dense.std, indices=[0, 1, 2, 3])["image_intermediates"]
+    for mine, theirs in zip(found.guidance, maps[:3], strict=True):
+        assert torch.equal(mine, theirs)
+    for y, x in ((0, 0), (11, 5), (23, 23)):
+        cell = visual.head(visual.trunk.forward_head(maps[3][:, :, y : y + 1, x : x + 1]))
+        torch.testing.assert_close(found.dense_BDHW[:, :, y, x], cell, atol=1e-5, rtol=1e-4)
+
+
+@torch.no_grad()
 def test_guidance_grids_halve_from_fine_to_coarse(clip: DenseClip) -> None:
     features = clip(torch.rand(1, 3, 96, 96))
     assert features.dense_BDHW.shape == (1, 128, 12, 12)

@@ -29,8 +29,9 @@ def test_zero_features_cost_zero_and_do_not_give_nan() -> None:
     assert cost_volume(torch.zeros(1, 4, 2, 2), torch.randn(3, 2, 4)).abs().max() == 0
 
 
-def test_rows_for_the_decoder_go_class_by_class_and_lie_channels_last() -> None:
-    dense, text = torch.randn(2, 4, 3, 3), torch.randn(5, 2, 4)
+@pytest.mark.parametrize("batch", [1, 2])
+def test_rows_for_the_decoder_go_class_by_class_and_lie_channels_last(batch: int) -> None:
+    dense, text = torch.randn(batch, 4, 3, 3), torch.randn(5, 2, 4)
     rows = cost_rows(unit_pixels(dense), text[1:4])
     assert rows.is_contiguous(memory_format=torch.channels_last)
     expected = cost_volume(dense, text)[:, :, 1:4].permute(2, 0, 1, 3, 4).flatten(0, 1)

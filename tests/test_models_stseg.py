@@ -81,3 +81,17 @@ def test_half_weights_are_half_the_size(tmp_path: Path) -> None:
     write_weights(state, tmp_path / "half.safetensors", half=True)
     assert (tmp_path / "half.safetensors").stat().st_size < 0.6 * (tmp_path / "full.safetensors").stat().st_size
     assert read_weights(tmp_path / "half.safetensors")["n"].dtype == torch.int64
+
+
+def test_early_rejection_with_all_classes_kept_changes_nothing() -> None:
+    image, text, sam = _inputs(5)
+    torch.manual_seed(0)
+    model = build_random_stseg(TINY, dea=True).eval()
+    with torch.no_grad():
+        for parameter in model.decoder.parameters():
+            parameter.add_(torch.randn_like(parameter), alpha=0.1)
+        everything = model(image, text, sam).logits_BKHW
+        torch.testing.assert_close(model.reject_early(image, text, sam, top_k=5), everything, atol=1e-4, rtol=1e-4)
+        rejected = model.reject_early(image, text, sam, top_k=1)
+    assert rejected.shape == everything.shape
+    assert rejected.isfinite().all()
