@@ -166,6 +166,8 @@ def _environment() -> dict[str, str]:
 
 def _print_peak(module: str, case: str, side: str) -> None:
     """Run one side alone and print by how many bytes its peak exceeds what was resident before."""
+    import ctypes
+    import gc
     import importlib
     import os
 
@@ -173,6 +175,8 @@ def _print_peak(module: str, case: str, side: str) -> None:
     cases: list[Case] = importlib.import_module(module).CASES
     (chosen,) = [one for one in cases if one.name == case]
     run = getattr(chosen.build(), side)
+    gc.collect()
+    ctypes.CDLL(None).malloc_trim(0)  # else what building has freed would be handed out again and not be counted
     Path("/proc/self/clear_refs").write_text("5")  # resets the high-water mark
     before = _status_bytes("VmRSS")
     run()

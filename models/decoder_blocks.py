@@ -41,7 +41,7 @@ class SpatialAggregation(nn.Module):
     def forward(self, x_RCHW: Tensor) -> Tensor:
         """Give the features with each pixel's surroundings taken in, same shape."""
         y_RCHW = self.norm(self.dwconv(x_RCHW).permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
-        # As convolutions the point-wise layers add their bias on the way; a linear layer fills its result with it first.
+        # Convolutions add their bias on the way; linear layers fill their result with it first.
         y_RCHW = gelu(F.conv2d(y_RCHW, self.pwconv1.weight[:, :, None, None], self.pwconv1.bias))
         # The layer scale goes into the last weights: one pass over the features and one kept tensor less.
         weight = self.pwconv2.weight * self.gamma[:, None]
@@ -204,6 +204,17 @@ class Level(nn.Module):
         y_RcHW += F.conv2d(corr_RCHW, shared.corr_weight, padding=1)
         torch.unflatten(y_RcHW, 0, (-1, batch)).add_(shared.added_BcHW)
         return self.conv.after_first(y_RcHW)
+
+
+def one_map(x_RCHW: Tensor, head: nn.Conv2d) -> Tensor:
+    """Give (R, H, W): a convolution with a single output, channel by channel and then summed.
+
+    The same products; libraries pad a single output channel to a whole vector of them, which costs four times as much.
+    """
+    assert head.bias is not None
+    weight = head.weight.transpose(0, 1)
+    maps_RCHW = F.conv2d(x_RCHW, weight, padding=head.padding, groups=x_RCHW.shape[1])
+    return maps_RCHW.sum(dim=1) + head.bias
 
 
 def at_least_float32(x: Tensor) -> Tensor:
