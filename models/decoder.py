@@ -13,10 +13,10 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from models.cost_volume import check_cost_inputs, cost_rows, unit_pixels
-from models.decoder_blocks import ClassSums, Level, LevelShared, one_map
+from models.decoder_blocks import ClassSums, Level, one_map
 
-# Measured at the paper's sizes: chunks of 6 rows, 1.8 MB at level 1, are fastest on CPUs; GPUs want more work at once.
-_CHUNK_BYTES: Final = {"cpu": 7 << 18}
+# Measured at the paper's sizes: chunks of 4 rows, 1.2 MB at level 1, are fastest on CPUs; GPUs want more work at once.
+_CHUNK_BYTES: Final = {"cpu": 5 << 18}
 _CHUNK_BYTES_ELSEWHERE: Final = 1 << 28
 # In training, chunks whose rows are larger than this are computed again in the backward pass instead of being kept.
 _KEPT_ROW_BYTES: Final = 1 << 17
@@ -177,11 +177,12 @@ class CostAwareDecoder(nn.Module):
         self._check(dense_BDHW, text_KPD, guidance)
         classes = self.embed(unit_pixels(dense_BDHW), text_KPD)
         aux = []
-        for level, map_BCHW in enumerate(reversed(guidance)):
+        for level in range(len(guidance)):
             if with_aux:
-                aux.append(self.head_logits(level, classes))
-            self.advance(level, classes, map_BCHW)
-        return DecoderOutput(self.head_logits(None, classes), tuple(aux))
+                aux.append(self.coarse_logits(level, classes))
+            if level + 1 < len(guidance):
+                self.advance(level, classes, guidance[-1 - level])
+        return DecoderOutput(self.finish(classes, guidance[0]), tuple(aux))
 
     def embed(self, pixels_BDHW: Tensor, text_KPD: Tensor) -> "ClassChunks":
         """Cut the classes into chunks and embed the cost volume of each.
@@ -199,7 +200,27 @@ class CostAwareDecoder(nn.Module):
         return ClassChunks([self.conv1(x) for x in corr], corr, batch, recompute)
 
     def advance(self, level: int, classes: "ClassChunks", guidance_BCHW: Tensor) -> None:
-        """Take all classes through a level; chunks are replaced one by one, so that memory is that of one level."""
+        """Take all classes through a level but the last; chunks are replaced one by one, so that memory stays small."""
+        fuse = self._gathered(level, classes, guidance_BCHW)
+        for i, (x_RCHW, corr_RCHW) in enumerate(zip(classes.features, classes.corr, strict=True)):
+            classes.features[i], classes.corr[i] = classes.run(fuse, x_RCHW, corr_RCHW)
+
+    def finish(self, classes: "ClassChunks", guidance_BCHW: Tensor) -> Tensor:
+        """Take all classes through the last level and give (B, K, h, w) logits; only these are kept of a chunk."""
+        fuse = self._gathered(len(self.config.decoder_dims) - 1, classes, guidance_BCHW)
+
+        def logits(x_RCHW: Tensor, corr_RCHW: Tensor) -> Tensor:
+            return one_map(fuse(x_RCHW, corr_RCHW)[0], self.head)
+
+        parts = []
+        while classes.features:
+            parts.append(classes.run(logits, classes.features.pop(0), classes.corr.pop(0)))
+        return torch.unflatten(torch.cat(parts), 0, (-1, classes.batch)).transpose(0, 1)
+
+    def _gathered(
+        self, level: int, classes: "ClassChunks", guidance_BCHW: Tensor
+    ) -> Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]:
+        """Do a level's first pass, and give its second one: features and cost volume of a chunk on twice the grid."""
         block = self.get_submodule(f"decoder{level + 1}")
         assert isinstance(block, Level)
         project_corr = self.decoder_corr_guidance_projection[level]
@@ -207,21 +228,21 @@ class CostAwareDecoder(nn.Module):
         total: ClassSums | None = None
         for i, x_RCHW in enumerate(classes.features):
             classes.features[i], sums = classes.run(block.gather, x_RCHW, classes.batch)
-            total = sums if total is None else ClassSums(*(a + b for a, b in zip(total, sums, strict=True)))
+            total = sums if total is None else total.plus(sums)
+        assert total is not None
+        all_classes = total
 
-        def fuse(x_RCHW: Tensor, corr_RCHW: Tensor, sums: ClassSums, shared: LevelShared) -> tuple[Tensor, Tensor]:
+        def fuse(x_RCHW: Tensor, corr_RCHW: Tensor) -> tuple[Tensor, Tensor]:
             finer_RCHW = project_corr(corr_RCHW)
-            return block.fuse(x_RCHW, finer_RCHW, sums, shared), finer_RCHW
+            return block.fuse(x_RCHW, finer_RCHW, all_classes, shared), finer_RCHW
 
-        for i, (x_RCHW, corr_RCHW) in enumerate(zip(classes.features, classes.corr, strict=True)):
-            classes.features[i], classes.corr[i] = classes.run(fuse, x_RCHW, corr_RCHW, total, shared)
+        return fuse
 
-    def head_logits(self, level: int | None, classes: "ClassChunks") -> Tensor:
-        """Give (B, K, h, w) logits: the coarse ones before a level, from detached features; None: the final ones."""
-        head = self.head if level is None else self.get_submodule(f"head{level}")
-        chunks = classes.features if level is None else [x.detach() for x in classes.features]
+    def coarse_logits(self, level: int, classes: "ClassChunks") -> Tensor:
+        """Give (B, K, h, w) coarse logits before a level, from detached features."""
+        head = self.get_submodule(f"head{level}")
         assert isinstance(head, nn.Conv2d)
-        logits_Rhw = torch.cat([one_map(x, head) for x in chunks])
+        logits_Rhw = torch.cat([one_map(x.detach(), head) for x in classes.features])
         return torch.unflatten(logits_Rhw, 0, (-1, classes.batch)).transpose(0, 1)
 
     def _check(self, dense_BDHW: Tensor, text_KPD: Tensor, guidance: Sequence[Tensor]) -> None:

@@ -26,6 +26,10 @@ class ClassSums(NamedTuple):
     values_NAEE: Tensor
     keys_NAE: Tensor
 
+    def plus(self, other: "ClassSums") -> "ClassSums":
+        """Give the sums over both."""
+        return ClassSums(self.values_NAEE + other.values_NAEE, self.keys_NAE + other.keys_NAE)
+
 
 class SpatialAggregation(nn.Module):
     """Depth-wise convolution, then two point-wise layers, scaled and added: a ConvNeXt block, one class at a time."""

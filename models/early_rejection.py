@@ -63,13 +63,13 @@ def kept_logits(
         pixels_1DHW = unit_pixels(dense_DHW[None])
         ids_n = choose(first_gate(decoder, pixels_1DHW, text_KPD)[0])
         classes = decoder.embed(pixels_1DHW, text_KPD[ids_n])
-        for level, map_BCHW in enumerate(reversed(guidance)):
-            if level > 0:
-                kept = choose(decoder.head_logits(level, classes)[0])
-                if len(kept) < len(ids_n):
-                    ids_n, classes = ids_n[kept], classes.take(kept)
-            decoder.advance(level, classes, map_BCHW[image : image + 1])
-        results.append(KeptLogits(ids_n, decoder.head_logits(None, classes)[0]))
+        own = [map_BCHW[image : image + 1] for map_BCHW in guidance]
+        for level in range(len(own) - 1):
+            decoder.advance(level, classes, own[-1 - level])
+            kept = choose(decoder.coarse_logits(level + 1, classes)[0])
+            if len(kept) < len(ids_n):
+                ids_n, classes = ids_n[kept], classes.take(kept)
+        results.append(KeptLogits(ids_n, decoder.finish(classes, own[0])[0]))
     return results
 
 
