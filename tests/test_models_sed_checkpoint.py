@@ -38,15 +38,16 @@ def test_a_decoder_from_sed_says_the_same_with_sizes_read_off_the_tensors(decode
     other = {"sem_seg_head.predictor.clip_model.logit_scale": torch.ones(())}
     loaded = CostAwareDecoder.from_sed(wrap(sed_state(decoder) | other))
     assert (loaded.config, loaded.prompt_channels) == (SIZES, 7)
-    cost = torch.randn(2, 7, 3, 6, 6)
-    guidance = [torch.randn(2, 10, 12, 12), torch.randn(2, 9, 24, 24)]
-    assert torch.equal(decoder(cost, guidance).logits_BKHW, loaded(cost, guidance).logits_BKHW)
+    dense, text = torch.randn(2, 5, 6, 6), torch.randn(3, 7, 5)
+    guidance = [torch.randn(2, 10, 24, 24), torch.randn(2, 9, 12, 12)]
+    expected = decoder(dense, text, guidance).logits_BKHW
+    assert torch.equal(loaded(dense, text, guidance).logits_BKHW, expected)
 
 
 def test_the_published_sizes_are_read_as_the_defaults() -> None:
     with torch.device("meta"):
-        published = CostAwareDecoder(DecoderConfig(), (512, 256, 128), 80)
-    assert decoder_sizes(published.state_dict()) == (DecoderConfig(), (512, 256, 128), 80)
+        published = CostAwareDecoder(DecoderConfig(), (128, 256, 512), 80)
+    assert decoder_sizes(published.state_dict()) == (DecoderConfig(), (128, 256, 512), 80)
 
 
 @pytest.mark.parametrize("name", ["conv1.weight", "decoder2.attention.norm1.bias", "head1.weight"])
