@@ -196,34 +196,38 @@ class CostAwareDecoder(nn.Module):
         budget = _CHUNK_BYTES.get(pixels_BDHW.device.type, _CHUNK_BYTES_ELSEWHERE)
         chunk = max(1, budget // (row_bytes * batch))
         recompute = torch.is_grad_enabled() and row_bytes > _KEPT_ROW_BYTES
-        corr = [cost_rows(pixels_BDHW, text_kPD) * self.config.cost_scale for text_kPD in torch.split(text_KPD, chunk)]
-        return ClassChunks([self.conv1(x) for x in corr], corr, batch, recompute)
+        costs = [cost_rows(pixels_BDHW, text_kPD) * self.config.cost_scale for text_kPD in torch.split(text_KPD, chunk)]
+        return ClassChunks([self.conv1(cost_RPHW) for cost_RPHW in costs], costs, batch, recompute)
 
     def advance(self, level: int, classes: "ClassChunks", guidance_BCHW: Tensor) -> None:
         """Take all classes through a level but the last; chunks are replaced one by one, so that memory stays small."""
         fuse = self._gathered(level, classes, guidance_BCHW)
-        for i, (x_RCHW, corr_RCHW) in enumerate(zip(classes.features, classes.corr, strict=True)):
-            classes.features[i], classes.corr[i] = classes.run(fuse, x_RCHW, corr_RCHW)
+        for i, cost_RPHW in enumerate(classes.costs):
+            classes.features[i] = classes.run(fuse, classes.features[i], cost_RPHW)
 
     def finish(self, classes: "ClassChunks", guidance_BCHW: Tensor) -> Tensor:
         """Take all classes through the last level and give (B, K, h, w) logits; only these are kept of a chunk."""
         fuse = self._gathered(len(self.config.decoder_dims) - 1, classes, guidance_BCHW)
 
-        def logits(x_RCHW: Tensor, corr_RCHW: Tensor) -> Tensor:
-            return one_map(fuse(x_RCHW, corr_RCHW)[0], self.head)
+        def logits(x_RCHW: Tensor, cost_RPHW: Tensor) -> Tensor:
+            return one_map(fuse(x_RCHW, cost_RPHW), self.head)
 
         parts = []
         while classes.features:
-            parts.append(classes.run(logits, classes.features.pop(0), classes.corr.pop(0)))
+            parts.append(classes.run(logits, classes.features.pop(0), classes.costs.pop(0)))
         return torch.unflatten(torch.cat(parts), 0, (-1, classes.batch)).transpose(0, 1)
 
     def _gathered(
         self, level: int, classes: "ClassChunks", guidance_BCHW: Tensor
-    ) -> Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]:
-        """Do a level's first pass, and give its second one: features and cost volume of a chunk on twice the grid."""
+    ) -> Callable[[Tensor, Tensor], Tensor]:
+        """Do a level's first pass, and give its second one: from a chunk and its cost volume to twice the grid.
+
+        The cost volume is projected from the start for every level: a fiftieth of the work more, and what is kept of it
+        neither grows with the grid nor breaks up the memory that features leave free.
+        """
         block = self.get_submodule(f"decoder{level + 1}")
         assert isinstance(block, Level)
-        project_corr = self.decoder_corr_guidance_projection[level]
+        project_corr = nn.Sequential(*self.decoder_corr_guidance_projection[: level + 1])
         shared = block.shared(self.decoder_guidance_projection[level](guidance_BCHW.detach()))
         total: ClassSums | None = None
         for i, x_RCHW in enumerate(classes.features):
@@ -232,9 +236,8 @@ class CostAwareDecoder(nn.Module):
         assert total is not None
         all_classes = total
 
-        def fuse(x_RCHW: Tensor, corr_RCHW: Tensor) -> tuple[Tensor, Tensor]:
-            finer_RCHW = project_corr(corr_RCHW)
-            return block.fuse(x_RCHW, finer_RCHW, all_classes, shared), finer_RCHW
+        def fuse(x_RCHW: Tensor, cost_RPHW: Tensor) -> Tensor:
+            return block.fuse(x_RCHW, project_corr(cost_RPHW), all_classes, shared)
 
         return fuse
 
@@ -265,14 +268,14 @@ class ClassChunks:
     """All classes on their way through the decoder, in chunks.
 
     Attributes:
-        features: A (k * B, C, H, W) tensor a chunk.
-        corr: The cost volume of each, projected to the same grid.
+        features: A (k * B, C, h, w) tensor a chunk, on the grid of the level that comes next.
+        costs: The (k * B, P, H, W) cost volume of each.
         batch: B.
         recompute: Whether a step keeps its inputs alone and is run again for the backward pass.
     """
 
     features: list[Tensor]
-    corr: list[Tensor]
+    costs: list[Tensor]
     batch: int
     recompute: bool
 
@@ -280,10 +283,10 @@ class ClassChunks:
         """Give only these (n,) classes, in chunks of the same size."""
         size = len(self.features[0]) // self.batch
         rows = (ids[:, None] * self.batch + torch.arange(self.batch, device=ids.device)).flatten()
-        features, corr = (
-            list(torch.split(torch.cat(chunks)[rows], size * self.batch)) for chunks in (self.features, self.corr)
+        features, costs = (
+            list(torch.split(torch.cat(chunks)[rows], size * self.batch)) for chunks in (self.features, self.costs)
         )
-        return ClassChunks(features, corr, self.batch, self.recompute)
+        return ClassChunks(features, costs, self.batch, self.recompute)
 
     def run(self, step: Callable[..., Any], *inputs: Any) -> Any:
         """Run a step on a chunk."""
