@@ -5,7 +5,7 @@
 import json
 import random
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,18 +13,22 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, NonNegativeInt, PositiveInt
 
-from jobs.loaded_images import LoadedImage, in_batches, load_images
+from jobs.embedding_store import StoredEmbeddings
+from jobs.labeller import Labeller
+from jobs.loaded_images import load_images
 from jobs.model import ModelConfig, stseg_fingerprint, text_cache_folder, weights_checksum
 from jobs.segmenter import Segmenter, StsegSegmenter
 from jobs.stage import CODE_VERSION, ShardTask, finish, prepare
-from models.label_map import label_at_size
 from models.metrics import confusion, scores
+from models.presets import load_preset
+from models.sliding import Probabilities
 from shards.files import write_bytes_atomic
 from shards.records import Drop, Json, Record
 from shards.sources import SampleRef, ScenesSourceConfig, Source, SourceConfig, open_source
 from shards.vocabulary import Vocabulary
 
 NO_LABEL = "no_label"
+OTHER_SIZE = "label_of_other_size"
 
 
 class EvaluateConfig(BaseModel):
@@ -36,7 +40,9 @@ class EvaluateConfig(BaseModel):
         vocabulary: Path of the run's `vocabulary.json`.
         count: How many images to take, drawn with `seed`; None: all.
         seed: Seed of that draw.
-        batch_size: Images at a time; changes no result but for rounding.
+        windows: Windows a side; 1 looks at each image once, 2 is SED's sliding window.
+        probabilities: What of several windows is averaged; see `TeacherConfig`.
+        batch_size: Views at a time; changes no result but for rounding, and halves where memory does not suffice.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -46,6 +52,8 @@ class EvaluateConfig(BaseModel):
     vocabulary: Path
     count: PositiveInt | None = None
     seed: NonNegativeInt = 0
+    windows: PositiveInt = 1
+    probabilities: Probabilities = "softmax"
     batch_size: PositiveInt = 8
 
 
@@ -57,6 +65,8 @@ def evaluate_fingerprint(config: EvaluateConfig, vocabulary: Vocabulary) -> dict
         "vocabulary": vocabulary.digest,
         "split": split_name(config.source),
         "seed": config.seed,
+        "windows": config.windows,
+        "probabilities": config.probabilities if config.windows > 1 else None,
     }
 
 
@@ -85,48 +95,65 @@ def evaluate_shard(
 ) -> Record:
     """Score a model on the task's samples and write the result as JSON.
 
-    Logits are resized to each label's size (bilinear) and the highest one is the prediction. Images that cannot be
-    read or have no label are dropped and named in the record.
+    Logits are resized to each image's size (bilinear) and the highest one is the prediction, as `predict` gives it.
+    Images that cannot be read, or have no label or one of another size, are dropped and named in the record.
 
     Args:
-        task: The samples; its output is a `.json`.
-        model: Makes its own embeddings.
+        task: The samples; its output is a `.json`. Inputs "embedding/…" are the stored SAM embeddings of its images; an
+            image that they lack could not be read.
+        model: Makes its own embeddings, unless the task has them or it needs none.
         source: Images and labels.
         vocabulary: The classes.
         config: Goes into the result: split, seed, weights.
+
+    Raises:
+        ValueError: Memory does not suffice for a single view.
     """
     started = time.monotonic()
     prepare(task)
     drops: list[Drop] = []
+    labelled = _Labelled(task.samples, source, drops)
+    stores = [path for role, path in sorted(task.inputs.items()) if role.startswith("embedding/")]
+    labeller = Labeller(
+        model,
+        load_preset(config.model.preset).image_size,
+        windows=config.windows,
+        probabilities=config.probabilities,
+        batch_size=config.batch_size,
+    )
+    stored = StoredEmbeddings(stores).__getitem__ if stores else None
     matrix_KK = np.zeros((len(vocabulary), len(vocabulary)), np.int64)
     images = 0
-    for batch in in_batches(load_images(task.samples, source, drops), config.batch_size):
-        labelled = [(b, label) for b in batch if (label := _label(b, source, drops)) is not None]
-        if labelled:
-            images += len(labelled)
-            matrix_KK += _batch_confusion(labelled, model, vocabulary)
+    for key, _, prediction in labeller.labels(labelled, stored):
+        matrix_KK += confusion(labelled.labels.pop(key), prediction, len(vocabulary), vocabulary.ignore_index)
+        images += 1
     result = {**_described(config, images), **named_scores(matrix_KK, vocabulary), "dropped": len(drops)}
     write_bytes_atomic(task.output, (json.dumps(result, indent=1, ensure_ascii=False) + "\n").encode())
     stats = {name: float(value) for name, value in result.items() if isinstance(value, int | float)}
     return finish(task, count=images, stats=stats, drops=drops, seconds=time.monotonic() - started)
 
 
-def _label(loaded: LoadedImage, source: Source, drops: list[Drop]) -> NDArray[np.int32] | None:
-    label = source.read_label(loaded.ref)
-    if label is None:
-        drops.append(Drop(key=loaded.ref.key, reason=NO_LABEL, detail=loaded.ref.uri))
-    return label
+class _Labelled:
+    """The readable, labelled images by key; the labels of those that are under way wait in `labels`."""
 
+    def __init__(self, samples: Sequence[SampleRef], source: Source, drops: list[Drop]) -> None:
+        self.labels: dict[str, NDArray[np.int32]] = {}
+        self._samples = samples
+        self._source = source
+        self._drops = drops
 
-def _batch_confusion(
-    labelled: Sequence[tuple[LoadedImage, NDArray[np.int32]]], model: Segmenter, vocabulary: Vocabulary
-) -> NDArray[np.int64]:
-    logits_BKhw = model.logits([loaded.image for loaded, _ in labelled], None)
-    total = np.zeros((len(vocabulary), len(vocabulary)), np.int64)
-    for logits_Khw, (_, label) in zip(logits_BKhw, labelled, strict=True):
-        prediction = label_at_size(logits_Khw, (label.shape[0], label.shape[1]))
-        total += confusion(label, prediction, len(vocabulary), vocabulary.ignore_index)
-    return total
+    def __iter__(self) -> Iterator[tuple[str, NDArray[np.uint8]]]:
+        for loaded in load_images(self._samples, self._source, self._drops):
+            label = self._source.read_label(loaded.ref)
+            if label is None:
+                self._drops.append(Drop(key=loaded.ref.key, reason=NO_LABEL, detail=loaded.ref.uri))
+                continue
+            if label.shape != loaded.size_hw:
+                sizes = f"{loaded.ref.uri} is {loaded.size_hw} pixels, its label {label.shape}"
+                self._drops.append(Drop(key=loaded.ref.key, reason=OTHER_SIZE, detail=sizes))
+                continue
+            self.labels[loaded.ref.key] = label
+            yield loaded.ref.key, loaded.image
 
 
 def _described(config: EvaluateConfig, images: int) -> dict[str, Any]:
@@ -137,6 +164,7 @@ def _described(config: EvaluateConfig, images: int) -> dict[str, Any]:
         "seed": seed,
         "preset": config.model.preset,
         "dea": config.model.dea,
+        "windows": config.windows,
         "weights": weights_checksum(config.model.weights),
     }
 

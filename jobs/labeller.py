@@ -2,18 +2,20 @@
 
 import logging
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Final, Generic, TypeVar
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
 from jobs.segmenter import Segmenter
 from models.devices import free_cached_memory, is_out_of_memory
 from models.label_map import label_at_size
+from models.sam import SamEmbedding
 from models.sliding import MergedScores, Probabilities, cut_views
 
 logger = logging.getLogger(__name__)
@@ -30,6 +32,7 @@ class _Pending(Generic[Name]):
 
     name: Name
     image: Image
+    sam: SamEmbedding | None
     merged: MergedScores
     views: deque[Image] = field(default_factory=deque)
 
@@ -53,7 +56,7 @@ class Labeller:
         """Label with a network whose square is `side` pixels.
 
         Args:
-            model: Makes its own embeddings.
+            model: Makes its own embeddings, unless they are stored.
             side: S of the preset.
             windows: Windows a side; 1 looks at the whole image once, 2 is SED's sliding window.
             probabilities: What of the windows is averaged: "sigmoid", or "softmax" as the network was trained.
@@ -70,11 +73,15 @@ class Labeller:
         self._probabilities = probabilities
         self.batch_size = batch_size
 
-    def labels(self, images: Iterable[tuple[Name, Image]]) -> Iterator[tuple[Name, Image, NDArray[np.int32]]]:
+    def labels(
+        self, images: Iterable[tuple[Name, Image]], stored: Callable[[Name], SamEmbedding] | None = None
+    ) -> Iterator[tuple[Name, Image, NDArray[np.int32]]]:
         """Give each image with its label map, in order; images are taken as they are needed.
 
         Args:
             images: A name and the (H, W, 3) uint8 RGB image.
+            stored: Gives SAM's embedding (1, C, g, g) of an image by its name, where such are stored. They belong to
+                whole images, so there can be one window only.
 
         Yields:
             Name, image, and (H, W) int32 class ids.
@@ -82,11 +89,13 @@ class Labeller:
         Raises:
             ValueError: The views of a single call do not fit into memory even one at a time.
         """
+        assert stored is None or self._windows == 1
         waiting: deque[_Pending[Name]] = deque()
         views = 0
         for name, image in images:
             cut = deque(cut_views(image, self._side, self._windows))
-            waiting.append(_Pending(name, image, MergedScores(self._windows, self._probabilities), cut))
+            sam = None if stored is None else stored(name)
+            waiting.append(_Pending(name, image, sam, MergedScores(self._windows, self._probabilities), cut))
             views += len(cut)
             while views >= self.batch_size:
                 views -= self._advance(waiting)
@@ -99,18 +108,18 @@ class Labeller:
         """Run the next batch of views; give their number."""
         owners = [pending for pending in waiting for _ in pending.views][: self.batch_size]
         chosen = [view for pending in waiting for view in pending.views][: self.batch_size]
-        logits_VKhw = self._fitting(chosen, owners[0])
+        logits_VKhw = self._fitting(chosen, owners)
         for owner, logits_Khw in zip(owners, logits_VKhw, strict=False):  # the batch may have shrunk
             owner.views.popleft()
             with _told(owner.name):
                 owner.merged.add(logits_Khw)
         return len(logits_VKhw)
 
-    def _fitting(self, views: list[Image], first: _Pending[Name]) -> Tensor:
+    def _fitting(self, views: list[Image], owners: list[_Pending[Name]]) -> Tensor:
         """Give the logits of the views, or of as many of the first ones as fit."""
         while True:
             try:
-                return self._model.logits(views[: self.batch_size], None)
+                return self._model.logits(views[: self.batch_size], _stored(owners[: self.batch_size]))
             except (RuntimeError, MemoryError) as error:
                 if not is_out_of_memory(error):
                     raise
@@ -118,10 +127,17 @@ class Labeller:
                 reason = str(error).splitlines()[0] if str(error) else type(error).__name__
             # Out of the handler: the error's traceback would keep the tensors alive.
             if size == 1:
-                raise ValueError(f"{first.name}: not even one view fits into memory ({reason}); {_CURE}")
+                raise ValueError(f"{owners[0].name}: not even one view fits into memory ({reason}); {_CURE}")
             self.batch_size = size // 2
             free_cached_memory()
             logger.warning("out of memory with %d views at a time; going on with %d", size, self.batch_size)
+
+
+def _stored(owners: list[_Pending[Name]]) -> SamEmbedding | None:
+    parts = [owner.sam for owner in owners if owner.sam is not None]
+    if not parts:
+        return None
+    return SamEmbedding(torch.cat([p.embedding_BCHW for p in parts]), torch.cat([p.valid_B2 for p in parts]))
 
 
 def _finished(

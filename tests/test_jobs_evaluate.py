@@ -8,18 +8,21 @@ import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
-from shard_setup import SIZES_HW, VOCABULARY, refined_shard
+from PIL import Image
+from shard_setup import SIZES_HW, VOCABULARY, FakeEncoder, refined_shard
 from torch import Tensor
 
-from jobs.evaluate import EvaluateConfig, evaluate_shard, evaluation_samples
+from jobs.embed import embed_shard
+from jobs.evaluate import EvaluateConfig, evaluate_fingerprint, evaluate_shard, evaluation_samples
 from jobs.model import ModelConfig
 from jobs.pseudo_scores import pseudo_label_scores
 from jobs.refined_store import read_refined
 from jobs.stage import ShardTask, why_stale
 from models.metrics import confusion, scores
 from models.sam import SamEmbedding
+from shards.images import decode_image
 from shards.scenes import SCENE_CLASSES
-from shards.sources import SampleRef, ScenesSourceConfig, open_source
+from shards.sources import FolderSourceConfig, SampleRef, ScenesSourceConfig, Source, open_source
 from shards.vocabulary import Vocabulary
 
 SCENES = Vocabulary.from_names(SCENE_CLASSES)
@@ -158,3 +161,95 @@ def test_before_and_after_are_compared_on_the_same_pixels(tmp_path: Path) -> Non
                 hits[class_id] += (true & seen).sum()
                 union[class_id] += (true | seen).sum()
         assert found[wanted] == pytest.approx(100 * (hits / union).mean())
+
+
+class Embedded(Constant):
+    """Wants embeddings and remembers how many it was given."""
+
+    needs_embedding = True
+
+    def __init__(self) -> None:
+        super().__init__(0)
+        self.given: list[float] = []
+
+    def logits(self, images: Sequence[NDArray[np.uint8]], sam: SamEmbedding | None) -> Tensor:
+        assert sam is not None and len(sam.embedding_BCHW) == len(images)
+        self.given += sam.embedding_BCHW[:, 0, 0, 0].tolist()
+        return super().logits(images, None)
+
+
+def _images(source: Source, samples: Sequence[SampleRef]) -> list[NDArray[np.uint8]]:
+    return [decode_image(source.read_image(sample)[0]).image for sample in samples]
+
+
+def test_stored_embeddings_are_read_and_not_made(tmp_path: Path) -> None:
+    config = EvaluateConfig(model=ModelConfig(), source=TEST_SPLIT, vocabulary=tmp_path, batch_size=2)
+    samples = evaluation_samples(config, SCENES)
+    source = open_source(TEST_SPLIT, SCENES)
+    embed = ShardTask(stage="embed-test", shard="000000", samples=samples, output=tmp_path / "embed" / "000000.zarr")
+    embed_shard(embed, FakeEncoder(), source)
+    task = ShardTask(
+        stage="evaluate",
+        shard="000000",
+        samples=samples,
+        output=tmp_path / "evaluate.json",
+        inputs={"embedding/000000": embed.output},
+    )
+    model = Embedded()
+    assert evaluate_shard(task, model, source, SCENES, config).count == 5
+    assert len(model.given) == 5 and len(set(model.given)) > 1
+    assert model.given == pytest.approx([float(image.mean()) for image in _images(source, samples)], rel=1e-2)
+
+
+def test_a_label_of_another_size_is_dropped_by_name_and_the_rest_counts(tmp_path: Path) -> None:
+    for name, size in (("a", (6, 8)), ("b", (6, 8))):
+        (tmp_path / "images").mkdir(exist_ok=True)
+        (tmp_path / "labels").mkdir(exist_ok=True)
+        Image.fromarray(np.zeros((*size, 3), np.uint8)).save(tmp_path / "images" / f"{name}.png")
+        Image.fromarray(np.zeros(size if name == "a" else (5, 5), np.uint8)).save(tmp_path / "labels" / f"{name}.png")
+    folder = FolderSourceConfig(images=str(tmp_path / "images"), labels=str(tmp_path / "labels"))
+    config = EvaluateConfig(model=ModelConfig(), source=folder, vocabulary=tmp_path)
+    task = ShardTask(
+        stage="evaluate",
+        shard="000000",
+        samples=evaluation_samples(config, SCENES),
+        output=tmp_path / "evaluate.json",
+    )
+    record = evaluate_shard(task, Constant(0), open_source(folder, SCENES), SCENES, config)
+    assert record.count == 1
+    assert [(drop.key, drop.reason) for drop in record.drops] == [("b", "label_of_other_size")]
+
+
+class RightHalf(Constant):
+    """Says class 1 of a view whose right half is bright, else class 0; the surer the clearer it is."""
+
+    def logits(self, images: Sequence[NDArray[np.uint8]], sam: SamEmbedding | None) -> Tensor:
+        logits = torch.full((len(images), len(SCENES), 24, 24), -50.0)
+        for logits_Khw, image in zip(logits, images, strict=True):
+            logits_Khw[0] = 0
+            logits_Khw[1] = (float(image[:, image.shape[1] // 2 :].mean()) - 127) / 20
+        return logits
+
+
+def test_windows_see_what_one_view_misses(tmp_path: Path) -> None:
+    (tmp_path / "images").mkdir()
+    (tmp_path / "labels").mkdir()
+    image = np.zeros((96, 96, 3), np.uint8)
+    image[:, 64:] = 255
+    Image.fromarray(image).save(tmp_path / "images" / "a.png")
+    Image.fromarray((image[..., 0] > 0).astype(np.uint8)).save(tmp_path / "labels" / "a.png")
+    folder = FolderSourceConfig(images=str(tmp_path / "images"), labels=str(tmp_path / "labels"))
+    accuracy = []
+    for windows in (1, 2):
+        config = EvaluateConfig(model=ModelConfig(), source=folder, vocabulary=tmp_path, windows=windows)
+        task = ShardTask(
+            stage="evaluate",
+            shard="000000",
+            samples=evaluation_samples(config, SCENES),
+            output=tmp_path / f"{windows}.json",
+            fingerprint=evaluate_fingerprint(config, SCENES),
+        )
+        evaluate_shard(task, RightHalf(0), open_source(folder, SCENES), SCENES, config)
+        accuracy.append(json.loads(task.output.read_text())["pixel_accuracy"])
+    assert accuracy[0] == pytest.approx(100 * 32 / 96)  # one view: bright everywhere
+    assert accuracy[1] > 70  # the left window sees that its part is dark
