@@ -109,4 +109,5 @@ def _optimizer(parameters: Mapping[str, nn.Parameter], config: TrainConfig) -> t
         for prefix, scale in scales.items()
     ]
     kept = [group for group in groups if group["params"]]
-    return torch.optim.AdamW(kept, lr=config.learning_rate, weight_decay=config.weight_decay)
+    # The same bits in half the time where, as on a processor, this is not PyTorch's default.
+    return torch.optim.AdamW(kept, lr=config.learning_rate, weight_decay=config.weight_decay, foreach=True)
