@@ -1,34 +1,49 @@
 """Checkpoints of a training: tensors in safetensors, the rest in JSON beside it, written last."""
 
 import json
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from jobs.training_average import WeightAverage
 from models.weights_files import read_weights, write_weights
 from shards.files import remove_path, sha256_file, write_bytes_atomic
 
 _NAME = "step-{:08d}"
 
 
-def save_checkpoint(
-    folder: Path, step: int, parameters: dict[str, nn.Parameter], optimizer: torch.optim.Optimizer, digest: str
-) -> None:
+@dataclass(frozen=True)
+class TrainingState:
+    """What a training changes.
+
+    Attributes:
+        parameters: What is trained, by name.
+        optimizer: AdamW over just these.
+        average: Their average over the steps.
+    """
+
+    parameters: dict[str, nn.Parameter]
+    optimizer: torch.optim.Optimizer
+    average: WeightAverage
+
+
+def save_checkpoint(folder: Path, step: int, state: TrainingState, digest: str) -> None:
     """Write the state after `step` steps, then remove the older ones.
 
     Args:
         folder: Where checkpoints lie; made if it is not there.
         step: Steps done.
-        parameters: The trained parameters by name.
-        optimizer: AdamW over just these parameters.
+        state: What to write.
         digest: What the training is a function of; a checkpoint with another digest is never resumed from.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    tensors: dict[str, Tensor] = {f"parameter/{name}": p.detach() for name, p in parameters.items()}
-    for name, parameter in parameters.items():
-        for field, value in optimizer.state[parameter].items():
+    tensors: dict[str, Tensor] = {f"parameter/{name}": p.detach() for name, p in state.parameters.items()}
+    tensors |= {f"average/{name}": value for name, value in state.average.values.items()}
+    for name, parameter in state.parameters.items():
+        for field, value in state.optimizer.state[parameter].items():
             tensors[f"optimizer/{field}/{name}"] = torch.as_tensor(value)
     path = folder / f"{_NAME.format(step)}.safetensors"
     write_weights(tensors, path)
@@ -39,10 +54,8 @@ def save_checkpoint(
             remove_path(old)
 
 
-def load_checkpoint(
-    folder: Path, parameters: dict[str, nn.Parameter], optimizer: torch.optim.Optimizer, digest: str
-) -> int:
-    """Load the newest whole checkpoint of this very training into parameters and optimiser.
+def load_checkpoint(folder: Path, state: TrainingState, digest: str) -> int:
+    """Load the newest whole checkpoint of this very training into its state.
 
     Returns:
         Steps done; 0 if there is none.
@@ -54,10 +67,12 @@ def load_checkpoint(
             continue
         tensors = read_weights(path)
         with torch.no_grad():
-            for name, parameter in parameters.items():
+            for name, value in state.average.values.items():
+                value.copy_(tensors[f"average/{name}"])
+            for name, parameter in state.parameters.items():
                 parameter.copy_(tensors[f"parameter/{name}"])
-                optimizer.state[parameter] = {
-                    key.split("/")[1]: value
+                state.optimizer.state[parameter] = {
+                    key.split("/")[1]: value.to(parameter.device) if value.ndim else value  # AdamW counts on the CPU
                     for key, value in tensors.items()
                     if key.startswith("optimizer/") and key.split("/", 2)[2] == name
                 }

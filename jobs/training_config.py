@@ -1,10 +1,14 @@
-"""The settings of a training that change its result."""
+"""The settings of a training that change its result, and what else it is given."""
 
+from pathlib import Path
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, NonNegativeInt, PositiveInt
 
+from jobs.model import ModelConfig
+from models.augmentation import AugmentConfig
 from models.losses import LossConfig
+from shards.sources import SourceConfig
 
 
 class TrainConfig(BaseModel):
@@ -12,12 +16,16 @@ class TrainConfig(BaseModel):
 
     Attributes:
         steps: Optimiser steps.
+        start: What a round's student starts from: its "teacher", the model of the round before, or "stage1", the model
+            of round 0, so that each round's student is a new one and nothing but pseudo-labels passes from round to
+            round. Stage 1 itself starts from `model.stage1_weights`.
         learning_rate: Of AdamW, after warm-up; falls to 0 with (1 - step / steps)^power.
         weight_decay: Of AdamW.
         warmup_steps: Steps of linear warm-up.
         power: Exponent of the decay.
         target_per_step: Pseudo-labelled images a step, over all workers.
-        source_per_step: Labelled source images a step, over all workers (rehearsal).
+        source_per_step: Labelled source images a step, over all workers. Beside `target_per_step` it is the ratio of
+            rehearsal: 3 and 1 rehearse a quarter.
         sampled_classes: Classes told apart in a step: those present and others by chance; 0: all.
         classes: "all" of the vocabulary, or the "seen" ones only (stage 1).
         loss: Which loss.
@@ -26,12 +34,18 @@ class TrainConfig(BaseModel):
         dea_lr_scale: Factor on the learning rate of DEA.
         clip_lr_scale: Factor on the learning rate of CLIP's image tower; 0 keeps it frozen.
         clip_gradient: Largest norm of the gradient.
+        ema: Decay of the exponential moving average of the weights over the steps, in [0, 1). Above 0 the average is
+            what is written at the end, and so it is what is evaluated and what teaches the next round; the steps
+            themselves are the same ones. 0: the weights after the last step.
+        augment: What is done to the images of a step, pseudo-labelled and labelled ones, after they are read. The
+            teacher sees them as they are.
         checkpoint_every: Steps between checkpoints.
-        seed: Seed of the order, the class choice and dropout.
+        seed: Seed of the order, the class choice, the augmentation and dropout.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
     steps: PositiveInt = 80_000
+    start: Literal["teacher", "stage1"] = "teacher"
     learning_rate: float = Field(default=2e-4, gt=0)
     weight_decay: NonNegativeFloat = 1e-4
     warmup_steps: NonNegativeInt = 20
@@ -46,5 +60,24 @@ class TrainConfig(BaseModel):
     dea_lr_scale: NonNegativeFloat = 1.0
     clip_lr_scale: NonNegativeFloat = 0.0
     clip_gradient: float = Field(default=1.0, gt=0)
+    ema: float = Field(default=0.0, ge=0, lt=1)
+    augment: AugmentConfig = AugmentConfig()
     checkpoint_every: PositiveInt = 1000
     seed: NonNegativeInt = 0
+
+
+class TrainJob(BaseModel):
+    """Everything a training needs: settings, model to start from, and where the labelled images are.
+
+    Attributes:
+        train: The settings.
+        model: The model; its `weights` are the start.
+        vocabulary: Path of the run's `vocabulary.json`.
+        source: The labelled source, if there is one; a task's `samples` are its images.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    train: TrainConfig
+    model: ModelConfig
+    vocabulary: Path
+    source: SourceConfig | None = None

@@ -8,7 +8,8 @@ from pydantic import BaseModel, ConfigDict, NonNegativeFloat, PositiveInt
 from torch import nn
 
 from jobs.stage import ShardTask, prepare
-from jobs.train import SingleProcess, TrainJob, train_model
+from jobs.train import SingleProcess, train_model
+from jobs.training_config import TrainJob
 from shards.records import Record, fingerprint_digest, read_record
 
 log = logging.getLogger(__name__)

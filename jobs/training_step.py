@@ -6,6 +6,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from jobs.checkpoints import TrainingState
+from jobs.training_average import WeightAverage
 from jobs.training_config import TrainConfig
 from jobs.training_data import TrainingSample
 from jobs.training_order import classes_of_step
@@ -20,13 +22,13 @@ class TrainingStep:
     """A network with its optimiser; a step is a pure function of its state, the batch and the step's number.
 
     Attributes:
-        parameters: What is trained, by name; the text tower and SAM always stay frozen.
-        optimizer: AdamW over these.
+        state: What is trained, the optimiser and the average; the text tower and SAM always stay frozen.
     """
 
     def __init__(self, model: STSeg, text_KPD: Tensor, vocabulary: Vocabulary, config: TrainConfig) -> None:
-        self.parameters = trained_parameters(model, config)
-        self.optimizer = _optimizer(self.parameters, config)
+        parameters = trained_parameters(model, config)
+        optimizer = _optimizer(parameters, config)
+        self.state = TrainingState(parameters, optimizer, WeightAverage(parameters, config.ema))
         self._text_KPD = text_KPD
         self._config = config
         self._ignore_index = vocabulary.ignore_index
@@ -43,9 +45,9 @@ class TrainingStep:
         Raises:
             ValueError: The loss is no longer finite.
         """
-        config, device = self._config, self._text_KPD.device
+        config, state, device = self._config, self.state, self._text_KPD.device
         torch.manual_seed(config.seed * 1_000_003 + step)  # dropout after a resume is what it would have been
-        for group in self.optimizer.param_groups:
+        for group in state.optimizer.param_groups:
             group["lr"] = group["scale"] * config.learning_rate * schedule(step, config)
         classes_n, label_BSS = self._told_apart(batch.label_SS, step)
         output = model(batch.image_3SS, self._text_KPD[classes_n.to(device)], batch.sam, with_aux=config.aux_loss)
@@ -60,10 +62,11 @@ class TrainingStep:
             )
             for logits_BKhw in (output.logits_BKHW, *output.aux)
         ]
-        self.optimizer.zero_grad()
+        state.optimizer.zero_grad()
         torch.stack(losses).sum().backward()  # type: ignore[no-untyped-call]
-        nn.utils.clip_grad_norm_(list(self.parameters.values()), config.clip_gradient)
-        self.optimizer.step()
+        nn.utils.clip_grad_norm_(list(state.parameters.values()), config.clip_gradient)
+        state.optimizer.step()
+        state.average.update(step)
         loss = losses[0].item()
         if not np.isfinite(loss):
             raise ValueError(f"the loss is {loss} at step {step}: lower train.learning_rate")
@@ -106,4 +109,5 @@ def _optimizer(parameters: Mapping[str, nn.Parameter], config: TrainConfig) -> t
         for prefix, scale in scales.items()
     ]
     kept = [group for group in groups if group["params"]]
-    return torch.optim.AdamW(kept, lr=config.learning_rate, weight_decay=config.weight_decay)
+    # The same bits in half the time where, as on a processor, this is not PyTorch's default.
+    return torch.optim.AdamW(kept, lr=config.learning_rate, weight_decay=config.weight_decay, foreach=True)

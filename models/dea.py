@@ -33,20 +33,30 @@ class DeaConfig(BaseModel):
     dropout: float = Field(default=0.0, ge=0, lt=1)
 
 
-def sample_valid(embedding_BCgg: Tensor, valid_B2: Tensor, size_hw: tuple[int, int]) -> Tensor:
-    """Give the image's part of a padded SAM embedding, resized to another grid.
+def sample_valid(
+    embedding_BCgg: Tensor,
+    valid_B2: Tensor,
+    size_hw: tuple[int, int],
+    part: tuple[float, float, float, float] = (0.0, 0.0, 1.0, 1.0),
+) -> Tensor:
+    """Give the image's part of a padded SAM embedding, or a window of it, resized to another grid.
 
     Args:
         embedding_BCgg: (B, C, g, g) float, SAM's embedding of the padded square.
         valid_B2: (B, 2) float in (0, 1], the share (height, width) of the square that is image.
         size_hw: Height and width of the grid wanted, in cells.
+        part: Top, left, height and width of the window, as shares of the image; what it shows beyond the image's edge
+            is the edge. The default is all of it.
 
     Returns:
         (B, C, H, W) in the embedding's dtype, bilinear with half-pixel centres. Where the valid part is a whole number
         of cells this is `F.interpolate(part, align_corners=False)`; the padding is never read beyond the last cell
         that holds image.
     """
-    steps_hw = [(torch.arange(n, device=embedding_BCgg.device, dtype=torch.float32) + 0.5) / n for n in size_hw]
+    steps_hw = [
+        (torch.arange(n, device=embedding_BCgg.device, dtype=torch.float32) + 0.5) / n * extent + start
+        for n, start, extent in zip(size_hw, part[:2], part[2:], strict=True)
+    ]
     sides_hw = embedding_BCgg.shape[-2:]
     coordinates = []
     for axis, (step, side) in enumerate(zip(steps_hw, sides_hw, strict=True)):

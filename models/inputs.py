@@ -27,3 +27,18 @@ def to_network_input(image_HW3: NDArray[np.uint8], size: int) -> Tensor:
         return image_3HW.contiguous()
     resized = F.interpolate(image_3HW[None], (size, size), mode="bilinear", align_corners=False, antialias=True)
     return resized[0].clamp(0, 1)
+
+
+def from_network_input(image_3SS: Tensor, size_hw: tuple[int, int]) -> NDArray[np.uint8]:
+    """Give an image of the network's square its aspect back, for a model that takes pixels.
+
+    Args:
+        image_3SS: (3, S, S) float RGB in [0, 1].
+        size_hw: Height and width wanted, pixels.
+
+    Returns:
+        (H, W, 3) uint8, bilinear with antialias.
+    """
+    resized = F.interpolate(image_3SS[None], size_hw, mode="bilinear", align_corners=False, antialias=True)[0]
+    pixels: NDArray[np.uint8] = (resized * 255).round().clamp(0, 255).byte().permute(1, 2, 0).contiguous().numpy()
+    return pixels

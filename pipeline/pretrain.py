@@ -11,8 +11,7 @@ from jobs.embed import EmbedConfig, EmbedWorker, embed_fingerprint
 from jobs.executor import Backend, run_chain
 from jobs.model import ModelConfig, stseg_fingerprint, weights_checksum
 from jobs.stage import CODE_VERSION, Resources, ShardTask, StagePlan, stage_records, why_stale
-from jobs.train import TrainJob
-from jobs.training_config import TrainConfig
+from jobs.training_config import TrainConfig, TrainJob
 from jobs.training_group import GroupResources, run_training
 from pipeline.config import ModelSettings, VocabularySettings, laid_over
 from pipeline.progress import RunProgress
@@ -132,7 +131,13 @@ def pretrain_config(request: PretrainRequest) -> PretrainConfig:
     asked = laid_over(own, read_settings(request.file) if request.file is not None else {})
     base = PretrainConfig().model_dump(mode="json")
     where = "--set" if request.file is None else f"{request.file} or --set"
-    return validated(PretrainConfig, with_sets(laid_over(base, asked), request.sets), where=where)
+    config = validated(PretrainConfig, with_sets(laid_over(base, asked), request.sets), where=where)
+    if config.train.start != "teacher":
+        raise ValueError(
+            f"{where}: train.start = {config.train.start!r} is about the students of rounds; stage 1 starts from the "
+            "weights that --init-from names"
+        )
+    return config
 
 
 def _train(
@@ -183,7 +188,7 @@ def _train_task(
             "model": stseg_fingerprint(_model(config)),
             "start": weights_checksum(config.model.stage1_weights),
             "vocabulary": vocabulary.digest,
-            "train": _training(config).model_dump(mode="json", exclude={"checkpoint_every"}),
+            "train": _training(config).model_dump(mode="json", exclude={"checkpoint_every", "start"}),
         },
     )
 

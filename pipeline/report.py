@@ -144,6 +144,8 @@ def _training(run: Run, number: int) -> dict[str, Any]:
         "learning_rate": config.learning_rate,
         "target_per_step": config.target_per_step,
         "source_per_step": config.source_per_step,
+        "start": config.start,
+        "ema": config.ema,
         "loss_kind": config.loss.kind,
         "alpha": config.loss.alpha,
     }

@@ -7,8 +7,7 @@ from typing import Literal
 from jobs.evaluate import EvaluateConfig, EvaluateWorker, evaluate_fingerprint, evaluation_samples
 from jobs.model import ModelConfig, stseg_fingerprint
 from jobs.stage import CODE_VERSION, ShardTask, StagePlan
-from jobs.train import TrainJob
-from jobs.training_config import TrainConfig
+from jobs.training_config import TrainConfig, TrainJob
 from pipeline.chain import embed_stages, model_config, round_stages, student_weights
 from pipeline.runs import Run
 from pipeline.start import start_task, start_weights
@@ -19,7 +18,7 @@ from shards.vocabulary import Vocabulary
 Split = Literal["test", "validation"]
 
 ONE_SHARD = "000000"  # these tasks are about the whole round
-REPORT_VERSION = 2  # goes up when the report of the same results reads otherwise
+REPORT_VERSION = 3  # goes up when the report of the same results reads otherwise
 
 
 def start_tasks(run: Run) -> list[tuple[ShardTask, Path]]:
@@ -73,24 +72,29 @@ def train_config(run: Run, number: int) -> TrainConfig:
     return run.config.train.model_copy(update={"seed": seed})
 
 
+def first_weights(run: Run, number: int) -> Path:
+    """Where the weights lie that the student of a round starts from: its teacher's, or stage 1's, by `train.start`."""
+    return student_weights(run, number - 1 if run.config.train.start == "teacher" else 0)
+
+
 def train_job(run: Run, number: int) -> TrainJob:
     """Give everything that the training of a round needs."""
     return TrainJob(
         train=train_config(run, number),
-        model=model_config(run, student_weights(run, number - 1)),
+        model=model_config(run, first_weights(run, number)),
         vocabulary=run.layout.vocabulary,
         source=run.config.data.source,
     )
 
 
 def train_task(run: Run, number: int) -> ShardTask:
-    """Give the training of a round: the student starts from its teacher.
+    """Give the training of a round. What the student starts from is an input, so `train.start` is in no fingerprint.
 
     Raises:
         ValueError: Weights that the settings name are missing.
     """
     config = train_config(run, number)
-    inputs = {"start": student_weights(run, number - 1)}
+    inputs = {"start": first_weights(run, number)}
     inputs |= {f"pseudo/{shard.name}": run.layout.pseudo(number, shard.name) for shard in run.plan.shards}
     if run.config.model.dea:
         inputs |= {f"embedding/{task.output.stem}": task.output for stage in embed_stages(run) for task in stage.tasks}
@@ -99,7 +103,7 @@ def train_task(run: Run, number: int) -> ShardTask:
         "code": CODE_VERSION,
         "model": stseg_fingerprint(model_config(run, None)),
         "vocabulary": run.vocabulary.digest,
-        "train": config.model_dump(mode="json", exclude={"checkpoint_every"}),
+        "train": config.model_dump(mode="json", exclude={"checkpoint_every", "start"}),
     }
     return ShardTask(
         stage="train",

@@ -1,18 +1,21 @@
 """Training: it learns, it resumes exactly, it refuses what cannot work."""
 
+import math
 from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
-from training_setup import QUICK, training_setup
+from training_setup import QUICK, STRONG, training_setup
 
 from jobs import train
+from jobs.model import load_stseg
 from jobs.train import SingleProcess, train_model
 from jobs.training_config import TrainConfig
 from jobs.training_data import TrainingSample
 from jobs.training_group import GroupResources, TrainingIncompleteError, run_training
 from jobs.training_step import TrainingStep, schedule
+from models.augmentation import AugmentConfig
 from models.weights_files import read_weights
 from shards.files import sha256_file
 
@@ -31,12 +34,12 @@ def test_the_same_training_twice_gives_the_same_bytes(tmp_path: Path) -> None:
     assert _train(tmp_path / "a") == _train(tmp_path / "b")
 
 
-@pytest.mark.parametrize("killed_in_step", [1, 3, 4])
+@pytest.mark.parametrize(("killed_in_step", "config"), [(1, QUICK), (3, QUICK), (4, QUICK), (3, STRONG), (5, STRONG)])
 def test_an_interrupted_training_ends_with_the_same_bytes(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, killed_in_step: int
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, killed_in_step: int, config: TrainConfig
 ) -> None:
-    whole = _train(tmp_path / "whole")
-    task, job = training_setup(tmp_path / "broken")
+    whole = _train(tmp_path / "whole", config)
+    task, job = training_setup(tmp_path / "broken", config)
     take_step = TrainingStep.__call__
     taken: list[int | None] = []
 
@@ -55,6 +58,52 @@ def test_an_interrupted_training_ends_with_the_same_bytes(
     assert sha256_file(task.output) == whole
     resumed = taken[taken.index(None) + 1]
     assert resumed == killed_in_step - killed_in_step % QUICK.checkpoint_every
+
+
+def test_the_average_of_the_steps_is_written_and_changes_none_of_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    take_step = TrainingStep.__call__
+    passed: dict[float, list[dict[str, torch.Tensor]]] = {0.0: [], 0.5: []}
+
+    def noted(self: TrainingStep, model: nn.Module, batch: TrainingSample, step: int) -> float:
+        loss = take_step(self, model, batch, step)
+        passed[decay].append({name: p.detach().double().clone() for name, p in self.state.parameters.items()})
+        return loss
+
+    monkeypatch.setattr(TrainingStep, "__call__", noted)
+    for decay in passed:
+        task, job = training_setup(tmp_path / str(decay), QUICK.model_copy(update={"ema": decay}))
+        train_model(task, job, SingleProcess())
+    written, first = read_weights(task.output), _start(tmp_path)
+    for name in passed[0.5][0]:
+        steps = [state[name] for state in passed[0.5]]
+        assert all(torch.equal(step, plain[name]) for step, plain in zip(steps, passed[0.0], strict=True))
+        # Six steps keep 1/10, 2/11, … of what there was, all below 0.5: the start's share is the product of them all.
+        kept = [(1 + t) / (10 + t) for t in range(QUICK.steps)]
+        start = first[name].double() * math.prod(kept)
+        shares = [(1 - kept[t]) * math.prod(kept[t + 1 :]) for t in range(QUICK.steps)]
+        wanted = start + sum(share * step for share, step in zip(shares, steps, strict=True))
+        torch.testing.assert_close(written[name].double(), wanted, atol=1e-6, rtol=1e-5)
+    assert any(not torch.equal(written[name].double(), passed[0.5][-1][name]) for name in written)
+
+
+def _start(folder: Path) -> dict[str, torch.Tensor]:
+    """Give the parameters before the first step of `training_setup`, which starts at random."""
+    _, job = training_setup(folder / "start")
+    torch.manual_seed(QUICK.seed)
+    return {name: p.detach() for name, p in load_stseg(job.model).named_parameters()}
+
+
+def test_augmentation_changes_what_is_learned(tmp_path: Path) -> None:
+    assert _train(tmp_path / "a") != _train(tmp_path / "b", STRONG.model_copy(update={"ema": 0.0}))
+
+
+def test_live_embeddings_need_dea(tmp_path: Path) -> None:
+    live = QUICK.model_copy(update={"augment": AugmentConfig(flip=0.5, embeddings="encode")})
+    task, job = training_setup(tmp_path, live, dea=False)
+    with pytest.raises(ValueError, match=r"model\.dea"):
+        train_model(task, job, SingleProcess())
 
 
 def test_a_checkpoint_of_other_settings_is_not_resumed_from(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from models.inputs import to_network_input
+from models.inputs import from_network_input, to_network_input
 
 
 def test_image_of_the_right_size_is_only_scaled_to_unit_range() -> None:
@@ -33,3 +33,12 @@ def test_wrong_types_are_refused() -> None:
         to_network_input(np.zeros((4, 4, 3), np.float32), 8)
     with pytest.raises(ValueError, match="expected"):
         to_network_input(np.zeros((0, 4, 3), np.uint8), 8)
+
+
+def test_an_image_comes_back_from_the_square_in_its_own_size() -> None:
+    image = np.random.default_rng(0).integers(0, 256, (16, 16, 3), dtype=np.uint8)
+    assert np.array_equal(from_network_input(to_network_input(image, 16), (16, 16)), image)
+    bands = np.repeat(np.arange(0, 240, 60, dtype=np.uint8), 8)[:, None, None].repeat(11, 1).repeat(3, 2)
+    back = from_network_input(to_network_input(bands, 64), (32, 11))
+    assert back.shape == bands.shape
+    assert (np.abs(back[4::8].astype(int) - bands[4::8]) <= 1).all()  # the middle of each band

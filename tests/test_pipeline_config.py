@@ -47,6 +47,14 @@ def test_sets_win_over_the_file_and_the_file_over_the_base() -> None:
     assert (config.train.steps, config.train.power, config.train.warmup_steps) == (9, 0.5, 3)
 
 
+def test_augmentation_is_set_name_by_name_and_checked_as_a_whole() -> None:
+    config = resolved("train.augment.flip=0.5", "train.augment.scale=[0.8, 1.5]", "train.augment.embeddings=encode")
+    assert (config.train.augment.flip, config.train.augment.scale) == (0.5, (0.8, 1.5))
+    assert config.train.augment.brightness == 0
+    with pytest.raises(ValueError, match="nothing is augmented"):
+        resolved("train.augment.embeddings=encode")
+
+
 def test_another_preset_gets_the_papers_training() -> None:
     assert resolved("model.preset=base").train.learning_rate == 2e-4
     assert resolved().train == TINY_TRAINING

@@ -9,7 +9,10 @@ import pytest
 from PIL import Image
 from typer.testing import CliRunner
 
+from jobs.stage import why_stale
 from pipeline.cli import app
+from pipeline.round_tasks import train_job, train_task
+from pipeline.runs import read_run
 from shards.files import sha256_file, sha256_path
 from shards.records import read_record
 from shards.tar import index_tar
@@ -226,6 +229,16 @@ def test_predict_draws_an_overlay_of_each_image(run: Path, tmp_path: Path) -> No
     assert Image.open(results[0]["label"]).size == (31, 40)
 
 
+def test_every_student_starts_from_its_teacher_or_from_stage_1(run: Path) -> None:
+    for start, numbers in (("teacher", (0, 1, 2)), ("stage1", (0, 0, 0))):
+        asked = read_run(run, None, [f"train.start={start}"])
+        wanted = [run / "rounds" / f"{number:03d}" / "student" / "model.safetensors" for number in numbers]
+        assert [train_task(asked, number).inputs["start"] for number in (1, 2, 3)] == wanted
+        assert [train_job(asked, number).model.weights for number in (1, 2, 3)] == wanted
+        assert why_stale(train_task(asked, 1)) is None  # the first teacher is stage 1: nothing to do again
+    assert why_stale(train_task(read_run(run, None, ["train.ema=0.9"]), 1)) is not None
+
+
 def make_photos(folder: Path) -> None:
     folder.mkdir()
     rng = np.random.default_rng(0)
@@ -284,4 +297,8 @@ def test_stage_1_trains_and_resumes_to_the_same_weights(weights: dict[str, str],
     code, _, err = invoke("pretrain", "--out", str(out), *sets(few))
     assert (code, "nothing to do" in err) == (0, True)
     assert sha256_file(out) == digest
+    assert invoke("pretrain", "--out", str(out), *sets({**few, "train.ema": "0.9"}))[0] == 0
+    assert sha256_file(out) != digest
     assert invoke("pretrain", "--out", str(out), "--images", str(tmp_path))[0] == 2
+    code, _, err = invoke("pretrain", "--out", str(out), *sets({**few, "train.start": "stage1"}))
+    assert (code, "--init-from" in err) == (2, True)

@@ -8,8 +8,8 @@ import torch
 
 from jobs.model import ModelConfig
 from jobs.stage import ShardTask, finish
-from jobs.train import TrainJob
-from jobs.training_config import TrainConfig
+from jobs.training_config import TrainConfig, TrainJob
+from models.augmentation import AugmentConfig
 from models.clip import build_clip
 from models.presets import PRESETS
 from models.text import prompt_templates
@@ -26,6 +26,12 @@ QUICK = TrainConfig(
     steps=6, learning_rate=2e-3, warmup_steps=0, target_per_step=1, source_per_step=1, sampled_classes=4,
     checkpoint_every=2, aux_loss=False,
 )  # fmt: skip
+STRONG = QUICK.model_copy(
+    update={
+        "ema": 0.9,
+        "augment": AugmentConfig(flip=0.5, scale=(0.8, 1.5), brightness=0.2, contrast=0.2, saturation=0.2, grey=0.2),
+    }
+)
 
 
 def training_setup(folder: Path, train: TrainConfig = QUICK, *, dea: bool = True) -> tuple[ShardTask, TrainJob]:
