@@ -2,7 +2,8 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from models.gate import GateConfig, class_confidence, gate
+from models.confidence import class_confidence
+from models.gate import ClassGate, GateConfig, gate
 
 Ids = NDArray[np.uint16]
 Scores = NDArray[np.float16]
@@ -29,7 +30,7 @@ def test_a_second_choice_never_makes_a_class_confident() -> None:
 
 def test_gate_gives_a_reason_for_every_class() -> None:
     ids, scores = _scores([[0, 2]], [[0.95, 0.6]])
-    result = gate(ids, scores, 4, GateConfig())
+    result = gate(ids, scores, ClassGate(GateConfig(), 4))
     assert result.reasons == ("accepted", "absent", "dropped_low_confidence", "absent")
     assert result.accepted_ids == (0,)
     assert result.accepted.tolist() == [True, False, False, False]
@@ -38,13 +39,13 @@ def test_gate_gives_a_reason_for_every_class() -> None:
 
 def test_threshold_itself_does_not_pass() -> None:
     ids, scores = _scores([[0, 1]], [[0.5, 0.5005]])
-    assert gate(ids, scores, 2, GateConfig(threshold=0.5)).accepted_ids == (1,)
-    assert gate(*_scores([[0]], [[0.0]]), 1, GateConfig(threshold=0)).reasons == ("dropped_low_confidence",)
+    assert gate(ids, scores, ClassGate(GateConfig(threshold=0.5), 2)).accepted_ids == (1,)
+    assert gate(*_scores([[0]], [[0.0]]), ClassGate(GateConfig(threshold=0), 1)).reasons == ("dropped_low_confidence",)
 
 
 def test_more_classes_than_255() -> None:
     ids, scores = _scores([[299, 256]], [[0.95, 0.97]])
-    result = gate(ids, scores, 300, GateConfig())
+    result = gate(ids, scores, ClassGate(GateConfig(), 300))
     assert result.accepted_ids == (256, 299)
     assert result.confidence.dtype == np.float32
     assert result.confidence.shape == (300,)
@@ -62,17 +63,17 @@ def test_statistics_agree_with_numpy_on_random_maps() -> None:
 
 @pytest.mark.parametrize("statistic", ["median", "quantile", "quantile:1.5", "quantile:x", "quantile:nan", ""])
 def test_unknown_statistic_is_refused(statistic: str) -> None:
-    with pytest.raises(ValueError, match="expected max, mean or quantile:q"):
+    with pytest.raises(ValueError, match="expected max, mean, area_mean or quantile:q"):
         GateConfig(statistic=statistic)
 
 
 def test_impossible_scores_are_refused_with_the_cause() -> None:
     ids, scores = _scores([[0, 1]], [[0.5, 0.5]])
     with pytest.raises(ValueError, match=r"class id 1 is not among 0\.\.0"):
-        gate(ids, scores, 1, GateConfig())
+        gate(ids, scores, ClassGate(GateConfig(), 1))
     with pytest.raises(ValueError, match="probabilities"):
-        gate(ids, scores * np.float16(np.nan), 2, GateConfig())
+        gate(ids, scores * np.float16(np.nan), ClassGate(GateConfig(), 2))
     with pytest.raises(ValueError, match="sort them best first"):
-        gate(ids[::-1], scores[::-1], 2, GateConfig())
+        gate(ids[::-1], scores[::-1], ClassGate(GateConfig(), 2))
     with pytest.raises(ValueError, match=r"\(k, h, w\)"):
-        gate(ids[0], scores[0], 2, GateConfig())
+        gate(ids[0], scores[0], ClassGate(GateConfig(), 2))
