@@ -188,6 +188,8 @@ def report_task(run: Run, number: int) -> ShardTask:
         if earlier > 0:
             inputs[f"pseudo/{earlier:03d}"] = run.layout.pseudo_index(earlier)
             inputs[f"pseudo-scores/{earlier:03d}"] = pseudo_scores_task(run, earlier).output
+    if number > 0 and run.config.refine.gate.adaptive is not None:
+        inputs["thresholds"] = run.layout.thresholds(number)
     return ShardTask(
         stage="report",
         round=number,
