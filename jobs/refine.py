@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, PositiveInt
 
+from jobs.class_gate import gate_fingerprint, load_gate
 from jobs.embedding_store import EmbeddingStore
 from jobs.loaded_images import in_batches
 from jobs.model import ModelConfig, load_sam_decoder, sam_fingerprint
@@ -51,7 +52,7 @@ def refine_fingerprint(config: RefineConfig, vocabulary: Vocabulary) -> dict[str
         "code": CODE_VERSION,
         "sam": sam_fingerprint(config.model),
         "classes": len(vocabulary),
-        "gate": config.gate.model_dump(mode="json"),
+        "gate": gate_fingerprint(config.gate),
         "refinement": config.refinement.model_dump(mode="json"),
     }
 
@@ -63,30 +64,26 @@ def refine_shard(task: ShardTask, decoder: PromptDecoder, vocabulary: Vocabulary
     with every pixel ignored: `coverage` in the record says so, and the write stage leaves such images out.
 
     Args:
-        task: Inputs "teacher" (scores) and "embedding" (SAM's embeddings and the images' sizes).
+        task: Inputs "teacher" (scores) and "embedding" (SAM's embeddings and the images' sizes); "thresholds" where the
+            gate's are adaptive.
         decoder: SAM's mask decoder.
         vocabulary: The classes.
         config: Gate and refinement.
 
     Raises:
-        ValueError: The teacher's scores cannot be right, or belong to other classes or images.
+        ValueError: The teacher's scores cannot be right, or belong to other classes or images, or a file that the gate
+            needs is missing or damaged.
     """
     started = time.monotonic()
     prepare(task)
+    gate = load_gate(config.gate, vocabulary, task.inputs.get("thresholds"))
     store = EmbeddingStore.open(task.inputs["embedding"])
     scores, attrs = read_arrays(task.inputs["teacher"], names=("ids", "scores"))
     read: dict[str, Any] = attrs
     keys = [str(key) for key in read["keys"]]
     refined: list[RefinedLabel] = []
     for batch in in_batches(_inputs(task, keys, scores, store), config.batch_size):
-        refined += refine_batch(
-            batch,
-            decoder,
-            config.gate,
-            config.refinement,
-            num_classes=len(vocabulary),
-            ignore_index=vocabulary.ignore_index,
-        )
+        refined += refine_batch(batch, decoder, gate, config.refinement, ignore_index=vocabulary.ignore_index)
     write_refined(
         task.output,
         keys,

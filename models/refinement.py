@@ -16,7 +16,7 @@ from torch import Tensor
 
 from models.acceptance import PADDING, AcceptConfig, Verdict, judge_masks
 from models.fallback import fill_weights, teacher_layers
-from models.gate import GateConfig, GateResult, gate
+from models.gate import ClassGate, GateResult, gate
 from models.letterbox import letterbox_nearest
 from models.overlaps import ResolveConfig, claim_pixels, near_boundary
 from models.prompts import Components, ImagePrompts, PromptConfig, find_components, image_prompts
@@ -64,10 +64,9 @@ class _Prepared:
 def refine_batch(
     inputs: Sequence[RefineInput],
     decoder: PromptDecoder,
-    gate_config: GateConfig,
+    class_gate: ClassGate,
     config: RefinementConfig,
     *,
-    num_classes: int,
     ignore_index: int,
 ) -> list[RefinedLabel]:
     """Refine the labels of several images with one call of SAM's mask decoder.
@@ -75,9 +74,8 @@ def refine_batch(
     Args:
         inputs: The images; sizes may differ, the embeddings' may not. May be empty.
         decoder: SAM's mask decoder. All work on pixels happens on the device of its results.
-        gate_config: The gate's settings.
+        class_gate: The gate, for K classes.
         config: The settings of the other steps.
-        num_classes: K.
         ignore_index: Outside 0..K-1.
 
     Returns:
@@ -89,12 +87,14 @@ def refine_batch(
 
     Source: STSeg, section 2.3, per connected component as in SAMRefiner, with an acceptance test and fallbacks.
     """
-    if 0 <= ignore_index < num_classes:
-        raise ValueError(f"ignore_index {ignore_index} is one of the {num_classes} class ids; use 255 or 65535")
+    if 0 <= ignore_index < class_gate.num_classes:
+        raise ValueError(
+            f"ignore_index {ignore_index} is one of the {class_gate.num_classes} class ids; use 255 or 65535"
+        )
     prepared: list[_Prepared] = []
     for index, source in enumerate(inputs):
         try:
-            prepared.append(_prepare(source, decoder.image_size, num_classes, gate_config, config.prompts))
+            prepared.append(_prepare(source, decoder.image_size, class_gate, config.prompts))
         except ValueError as error:
             raise ValueError(f"image {index} of {len(inputs)}: {error}") from error
     counts = [len(p.components.kept) for p in prepared]
@@ -109,29 +109,24 @@ def refine_batch(
 def refine_image(
     source: RefineInput,
     decoder: PromptDecoder,
-    gate_config: GateConfig,
+    class_gate: ClassGate,
     config: RefinementConfig,
     *,
-    num_classes: int,
     ignore_index: int,
 ) -> RefinedLabel:
     """Refine the label of one image; see `refine_batch`."""
-    (refined,) = refine_batch(
-        [source], decoder, gate_config, config, num_classes=num_classes, ignore_index=ignore_index
-    )
+    (refined,) = refine_batch([source], decoder, class_gate, config, ignore_index=ignore_index)
     return refined
 
 
-def _prepare(
-    source: RefineInput, image_size: int, num_classes: int, gate_config: GateConfig, config: PromptConfig
-) -> _Prepared:
+def _prepare(source: RefineInput, image_size: int, class_gate: ClassGate, config: PromptConfig) -> _Prepared:
     shown = size_in_frame(source.original_hw, image_size)
     if any(abs(share * image_size - side) > 1 for share, side in zip(source.valid_hw, shown, strict=True)):
         raise ValueError(
             f"valid_hw {source.valid_hw} does not belong to an image of {source.original_hw} pixels, which takes "
             f"{shown} of SAM's {image_size}; embed the image again"
         )
-    result = gate(source.ids, source.scores, num_classes, gate_config)
+    result = gate(source.ids, source.scores, class_gate)
     components = find_components(source.ids[0], result.accepted_ids, config.min_area)
     frame = (image_size, 4 * source.embedding.shape[-1])
     prompts = image_prompts(components.kept, source.ids, source.scores, source.valid_hw, frame, config)

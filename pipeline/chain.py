@@ -1,14 +1,16 @@
 """From settings to tasks: which stage does which shard, from what, with which settings. Nothing runs here."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
+from jobs.class_gate import gate_fingerprint
 from jobs.embed import EmbedConfig, EmbedWorker, embed_fingerprint
 from jobs.model import ModelConfig
 from jobs.refine import RefineConfig, RefineWorker, refine_fingerprint
 from jobs.stage import ShardTask, StagePlan
 from jobs.teacher import TeacherConfig, TeacherWorker, teacher_fingerprint
+from jobs.thresholds import ThresholdsConfig, ThresholdsWorker, thresholds_fingerprint
 from jobs.write import WriteConfig, WriteWorker, write_fingerprint
 from pipeline.runs import Run
 from shards.layout import Dataset
@@ -18,6 +20,7 @@ from shards.sources import SourceConfig
 
 MODEL_FILE = "model.safetensors"
 NOT_TRAINED = "not trained yet"
+WHOLE_ROUND = "000000"  # the shard of tasks that are about the whole round
 
 
 def model_config(run: Run, weights: Path | None, *, dea: bool | None = None) -> ModelConfig:
@@ -42,10 +45,30 @@ def embed_stages(run: Run) -> list[StagePlan]:
 def round_stages(run: Run, number: int) -> list[StagePlan]:
     """Give the chain of a round, teacher -> refine -> write, with one task for each shard of the plan.
 
+    Where thresholds are adaptive, one task over all shards stands between teacher and refine ("refine-thresholds"), and
+    refine follows no stage shard by shard: it starts when the last shard of the teacher is done.
+
     Raises:
-        ValueError: Weights that the settings name are missing.
+        ValueError: Weights or files that the settings name are missing.
     """
-    return [_teacher_stage(run, number), _refine_stage(run, number), _write_stage(run, number)]
+    adaptive = run.config.refine.gate.adaptive is not None
+    thresholds = [_thresholds_stage(run, number)] if adaptive else []
+    return [_teacher_stage(run, number), *thresholds, _refine_stage(run, number), _write_stage(run, number)]
+
+
+def refine_tasks(run: Run, number: int) -> list[ShardTask]:
+    """Give the refine tasks of a round."""
+    return list(_refine_stage(run, number).tasks)
+
+
+def unbroken_parts(stages: Sequence[StagePlan]) -> list[list[StagePlan]]:
+    """Split a chain where a stage has to wait for all shards of the stage before it: where it is after none."""
+    parts: list[list[StagePlan]] = []
+    for stage in stages:
+        if stage.after is None:
+            parts.append([])
+        parts[-1].append(stage)
+    return parts
 
 
 def with_weights(fingerprint: Callable[[ModelConfig], dict[str, Json]], model: ModelConfig) -> dict[str, Json]:
@@ -93,6 +116,20 @@ def _teacher_stage(run: Run, number: int) -> StagePlan:
     return StagePlan("teacher", partial(TeacherWorker, config), tasks, run.config.resources.teacher)
 
 
+def _thresholds_stage(run: Run, number: int) -> StagePlan:
+    config = ThresholdsConfig(vocabulary=run.layout.vocabulary, gate=run.config.refine.gate)
+    task = ShardTask(
+        stage="refine-thresholds",
+        round=number,
+        shard=WHOLE_ROUND,
+        output=run.layout.thresholds(number),
+        inputs={f"teacher/{shard.name}": run.layout.teacher(number, shard.name) for shard in run.plan.shards},
+        fingerprint=thresholds_fingerprint(gate_fingerprint(config.gate), run.vocabulary),
+    )
+    # Like write it reads arrays and needs no GPU.
+    return StagePlan(task.stage, partial(ThresholdsWorker, config), [task], run.config.resources.write)
+
+
 def _refine_stage(run: Run, number: int) -> StagePlan:
     settings = run.config.refine
     config = RefineConfig(
@@ -104,10 +141,12 @@ def _refine_stage(run: Run, number: int) -> StagePlan:
     )
 
     def inputs(shard: str) -> dict[str, Path]:
-        return {"teacher": run.layout.teacher(number, shard), "embedding": run.layout.embedding("target", shard)}
+        found = {"teacher": run.layout.teacher(number, shard), "embedding": run.layout.embedding("target", shard)}
+        return found if settings.gate.adaptive is None else {**found, "thresholds": run.layout.thresholds(number)}
 
     tasks = _tasks(run, "refine", number, refine_fingerprint(config, run.vocabulary), inputs)
-    return StagePlan("refine", partial(RefineWorker, config), tasks, run.config.resources.refine, after="teacher")
+    after = "teacher" if settings.gate.adaptive is None else None
+    return StagePlan("refine", partial(RefineWorker, config), tasks, run.config.resources.refine, after=after)
 
 
 def _write_stage(run: Run, number: int) -> StagePlan:

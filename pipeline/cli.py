@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from pipeline import cli_exchange, cli_models, cli_shards
+from pipeline import cli_exchange, cli_gate, cli_models, cli_shards
 from pipeline.errors import exit_codes
 from pipeline.options import (
     DEFAULT_RUN,
@@ -31,6 +31,7 @@ app = typer.Typer(
 )
 app.add_typer(cli_shards.app, name="shards")
 cli_models.add_commands(app)
+cli_gate.add_commands(app)
 cli_exchange.add_commands(app)
 
 

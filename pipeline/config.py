@@ -268,8 +268,15 @@ def _with_whole_paths(config: RunConfig) -> RunConfig:
     data = {name: whole(getattr(config.data, name)) for name in DataSettings.model_fields}
     files = {name: getattr(config.model, name) for name in ModelSettings.model_fields if name.endswith("_weights")}
     model = {name: path.expanduser().resolve() for name, path in files.items() if path is not None}
+    calibration = config.refine.gate.calibration
+    gate = {} if calibration is None else {"calibration": calibration.expanduser().resolve()}
+    refine = {"gate": config.refine.gate.model_copy(update=gate)}
     return config.model_copy(
-        update={"data": config.data.model_copy(update=data), "model": config.model.model_copy(update=model)}
+        update={
+            "data": config.data.model_copy(update=data),
+            "model": config.model.model_copy(update=model),
+            "refine": config.refine.model_copy(update=refine),
+        }
     )
 
 

@@ -12,7 +12,7 @@ from jobs.stage import ShardTask, StagePlan, finish, prepare, require_samples, s
 from jobs.training_group import run_training
 from jobs.write import write_index
 from pipeline import round_tasks
-from pipeline.chain import embed_stages, round_stages
+from pipeline.chain import embed_stages, round_stages, unbroken_parts
 from pipeline.errors import raise_on_sigterm
 from pipeline.plan import TaskState, summarise, task_states
 from pipeline.progress import RunProgress
@@ -114,12 +114,17 @@ class Driver:
             if why_stale(task) is not None:
                 import_start(task, weights)
 
+    def label(self, number: int) -> None:
+        """Make pseudo-labels from the teacher's scores that are stored: refine, write, list and measure them."""
+        self._chain(number, names=("refine", "write"))
+
     def _chain(self, number: int, names: Sequence[str] = ("teacher", "refine", "write")) -> None:
-        chosen = [stage for stage in round_stages(self._run, number) if stage.name in names]
+        chosen = [stage for stage in round_stages(self._run, number) if stage.name.split("-")[0] in names]
         stages = [stage if stage.after in names else replace(stage, after=None) for stage in chosen]
-        self._do(number, stages)
-        for stage in stages:
-            require_samples(f"{stage.name} of round {number}", stage_records(stage.tasks))
+        for part in unbroken_parts(stages):
+            self._do(number, part)
+            for stage in part:
+                require_samples(f"{stage.name} of round {number}", stage_records(stage.tasks))
         if "write" in names:
             self._index(number, stages[-1].tasks)
         if "refine" in names:

@@ -6,7 +6,7 @@ from typing import Any
 
 from jobs.pseudo_scores import pseudo_label_scores
 from jobs.stage import ShardTask, finish, prepare, stage_records
-from pipeline.chain import round_stages
+from pipeline.chain import refine_tasks
 from pipeline.round_tasks import has_target_labels
 from pipeline.runs import Run
 from shards.files import write_bytes_atomic
@@ -21,7 +21,7 @@ def measure_pseudo_labels(run: Run, task: ShardTask, number: int) -> Record:
     """
     started = time.monotonic()
     prepare(task)
-    refine = round_stages(run, number)[1].tasks
+    refine = refine_tasks(run, number)
     if has_target_labels(run):
         source = open_source(run.config.data.target, run.vocabulary)
         samples = [ref for shard in run.plan.shards for ref in shard.samples]

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final
 
 from jobs.stage import ShardTask, finish, prepare, stage_records
+from jobs.thresholds import read_thresholds
 from models.gate import GateConfig
 from pipeline.chain import embed_stages, round_stages
 from pipeline.gallery import PICTURES_NOTE, choose_samples, draw_samples
@@ -18,7 +19,11 @@ from pipeline.status import SCORES, read_json
 from shards.files import write_bytes_atomic
 from shards.records import Record, read_record
 
-_GATE_STATISTICS: Final = {"max": "the highest", "mean": "the mean"}
+_GATE_STATISTICS: Final = {
+    "max": "the highest",
+    "mean": "the mean",
+    "area_mean": "the mean, weighted by themselves (sum p^2 / sum p),",
+}
 
 
 def write_report(run: Run, task: ShardTask, number: int) -> dict[str, Any]:
@@ -64,6 +69,10 @@ def build_report(run: Run, number: int) -> dict[str, Any]:
         report["pseudo_labels"] = _pseudo_labels(run, number, chain)
         report["training"] = _training(run, number)
     report["classes"] = _classes(run, evaluated, start, baseline, chain.get("refine", []))
+    if number > 0 and run.config.refine.gate.adaptive is not None:
+        thresholds = read_thresholds(run.layout.thresholds(number), run.vocabulary).tolist()
+        for entry, threshold in zip(report["classes"], thresholds, strict=True):
+            entry["threshold"] = threshold
     embedded = [record for stage in embed_stages(run) for record in stage_records(stage.tasks)]
     report["timings"] = _timings(run, number, chain, embedded)
     report["drops"] = {stage: _reasons(records) for stage, records in {"embed": embedded, **chain}.items()}
@@ -74,10 +83,19 @@ def build_report(run: Run, number: int) -> dict[str, Any]:
 def gate_facts(config: GateConfig, *, sigmoid: bool) -> dict[str, Any]:
     """Give the gate's settings, and what they mean in a sentence."""
     statistic = _GATE_STATISTICS.get(config.statistic) or f"the {config.statistic.partition(':')[2]}-quantile"
+    threshold, region = f"{config.threshold:g}", "the grid cells of the image where it is the teacher's first choice"
+    if config.adaptive is not None:
+        threshold = (
+            f"the class's own threshold, the highest that lets {100 * config.adaptive.share:g} % of its images pass, "
+            f"but at least {config.adaptive.floor:g} and at most {config.adaptive.cap:g}"
+        )
+    if config.over == "image":
+        region = "all grid cells of the image, 0 where it is not among the teacher's kept choices"
+    kind = "sigmoid" if sigmoid else "softmax"
+    calibrated = "" if config.calibration is None else f", calibrated by {config.calibration.name},"
     definition = (
-        f"The gate: a class of an image passes if its confidence is greater than {config.threshold:g}. The confidence "
-        f"of a class is {statistic} of its {'sigmoid' if sigmoid else 'softmax'} probabilities over the grid cells of "
-        "the image where it is the teacher's first choice."
+        f"The gate: a class of an image passes if its confidence is greater than {threshold}. The confidence "
+        f"of a class is {statistic} of its {kind} probabilities{calibrated} over {region}."
     )
     return {**config.model_dump(mode="json"), "definition": definition}
 

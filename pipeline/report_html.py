@@ -139,13 +139,16 @@ def _classes(report: Mapping[str, Any]) -> list[str]:
     measured = any(entry.get("iou") is not None for entry in classes)
     if not classes:
         return []
+    adaptive = any("threshold" in entry for entry in classes)
     rows = []
     for entry in classes:
         cells = [number(entry.get(name)) for name in ("iou", "iou_round_0", "iou_baseline")] if measured else []
+        cells += [number(entry["threshold"], 3)] if adaptive else []
         cells.append(number(entry.get("pixel_share"), 2))
         seen = "seen" if entry["seen"] else "unseen"
         rows.append(_row(_swatch(entry["colour"]) + escape(entry["name"]), [seen, *cells], escaped=True))
-    head = ["class", "", *(["IoU", "at the start", "baseline"] if measured else []), "% of labelled pixels"]
+    scores = ["IoU", "at the start", "baseline"] if measured else []
+    head = ["class", "", *scores, *(["threshold"] if adaptive else []), "% of labelled pixels"]
     return ["<h2>Classes</h2>", _table(head, rows, "")]
 
 

@@ -4,11 +4,12 @@ from functools import lru_cache, partial
 from pathlib import Path
 from typing import Literal
 
+from jobs.class_gate import gate_fingerprint
 from jobs.evaluate import EvaluateConfig, EvaluateWorker, evaluate_fingerprint, evaluation_samples
 from jobs.model import ModelConfig, stseg_fingerprint
 from jobs.stage import CODE_VERSION, ShardTask, StagePlan
 from jobs.training_config import TrainConfig, TrainJob
-from pipeline.chain import embed_stages, model_config, round_stages, student_weights
+from pipeline.chain import WHOLE_ROUND, embed_stages, model_config, round_stages, student_weights
 from pipeline.runs import Run
 from pipeline.start import start_task, start_weights
 from shards.records import Json, fingerprint_digest
@@ -17,7 +18,6 @@ from shards.vocabulary import Vocabulary
 
 Split = Literal["test", "validation"]
 
-ONE_SHARD = "000000"  # these tasks are about the whole round
 REPORT_VERSION = 3  # goes up when the report of the same results reads otherwise
 
 
@@ -59,7 +59,7 @@ def index_task(run: Run, number: int) -> ShardTask:
     return ShardTask(
         stage="write-index",
         round=number,
-        shard=ONE_SHARD,
+        shard=WHOLE_ROUND,
         output=run.layout.pseudo_index(number),
         inputs={f"pseudo/{shard.name}": run.layout.pseudo(number, shard.name) for shard in run.plan.shards},
         fingerprint={"code": CODE_VERSION, "vocabulary": run.vocabulary.digest},
@@ -108,7 +108,7 @@ def train_task(run: Run, number: int) -> ShardTask:
     return ShardTask(
         stage="train",
         round=number,
-        shard=ONE_SHARD,
+        shard=WHOLE_ROUND,
         samples=() if rehearsed is None else tuple(ref for shard in rehearsed.shards for ref in shard.samples),
         output=student_weights(run, number),
         inputs=inputs,
@@ -148,7 +148,7 @@ def evaluate_stage(
     task = ShardTask(
         stage="evaluate-baseline" if baseline else "evaluate",
         round=number,
-        shard=ONE_SHARD,
+        shard=WHOLE_ROUND,
         samples=_evaluation_samples(config, run),
         output=output,
         inputs={"weights": weights},
@@ -165,8 +165,8 @@ def pseudo_scores_task(run: Run, number: int) -> ShardTask:
     return ShardTask(
         stage="refine-scores",
         round=number,
-        shard=ONE_SHARD,
-        output=run.layout.round(number) / "pseudo_labels.json",
+        shard=WHOLE_ROUND,
+        output=run.layout.pseudo_scores(number),
         inputs={f"refine/{shard.name}": run.layout.refine(number, shard.name) for shard in run.plan.shards},
         fingerprint={
             "code": CODE_VERSION,
@@ -192,13 +192,15 @@ def report_task(run: Run, number: int) -> ShardTask:
         if earlier > 0:
             inputs[f"pseudo/{earlier:03d}"] = run.layout.pseudo_index(earlier)
             inputs[f"pseudo-scores/{earlier:03d}"] = pseudo_scores_task(run, earlier).output
+    if number > 0 and run.config.refine.gate.adaptive is not None:
+        inputs["thresholds"] = run.layout.thresholds(number)
     return ShardTask(
         stage="report",
         round=number,
-        shard=ONE_SHARD,
+        shard=WHOLE_ROUND,
         output=run.layout.report_json(number),
         inputs=inputs,
-        fingerprint={"report": REPORT_VERSION, "gate": run.config.refine.gate.model_dump(mode="json")},
+        fingerprint={"report": REPORT_VERSION, "gate": gate_fingerprint(run.config.refine.gate)},
     )
 
 

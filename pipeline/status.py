@@ -98,6 +98,9 @@ def _round_stages(layout: RunLayout, number: int, shards: list[str]) -> list[Sta
         "write": [layout.pseudo(number, name) for name in shards],
     }
     stages = [_stage(number, name, paths) for name, paths in outputs.items()] if number > 0 else []
+    thresholds = layout.thresholds(number).with_suffix(".record.json")
+    if thresholds.is_file():  # there are some where they are adaptive
+        stages.insert(1, _summed(number, "refine-thresholds", [thresholds]))
     single = {
         "start" if number == 0 else "train": layout.student(number) / "model.json",
         "evaluate": layout.round(number) / "evaluate.record.json",

@@ -7,6 +7,7 @@ from typing import Literal
 
 Dataset = Literal["target", "source"]
 
+_REPLAY_NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9_.-]{0,79}")
 _SHARD_NAME = re.compile(r"[0-9]{6,}")
 
 
@@ -16,9 +17,18 @@ class RunLayout:
 
     Attributes:
         root: The run folder.
+        replay: Name of a replay, whose pseudo-labels are meant in the place of each round's own; None: the round's own.
+
+    Raises:
+        ValueError: The replay's name is no plain folder name.
     """
 
     root: Path
+    replay: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.replay is not None and not _REPLAY_NAME.fullmatch(self.replay):
+            raise ValueError(f"{self.replay!r} names no replay; expected letters, digits, '_', '-' and '.' as in low-1")
 
     @property
     def config(self) -> Path:
@@ -65,6 +75,10 @@ class RunLayout:
             raise ValueError(f"round {number} does not exist; rounds count from 0")
         return self.root / "rounds" / f"{number:03d}"
 
+    def labels(self, number: int) -> Path:
+        """The folder in which a round's pseudo-labels come about, from thresholds to tars; a replay has its own."""
+        return self.round(number) if self.replay is None else self.round(number) / "replays" / self.replay
+
     def embedding(self, dataset: Dataset, shard: str) -> Path:
         """The SAM embeddings of a shard, once for all rounds."""
         prefix = "source-" if dataset == "source" else ""
@@ -74,17 +88,25 @@ class RunLayout:
         """The teacher's scores of a shard."""
         return self.round(number) / "teacher" / f"{_checked(shard)}.zarr"
 
+    def thresholds(self, number: int) -> Path:
+        """The classes' own thresholds, where the gate's are adaptive."""
+        return self.labels(number) / "thresholds.json"
+
+    def pseudo_scores(self, number: int) -> Path:
+        """How good the pseudo-labels are."""
+        return self.labels(number) / "pseudo_labels.json"
+
     def refine(self, number: int, shard: str) -> Path:
         """The refined label maps of a shard."""
-        return self.round(number) / "refine" / f"{_checked(shard)}.zarr"
+        return self.labels(number) / "refine" / f"{_checked(shard)}.zarr"
 
     def pseudo(self, number: int, shard: str) -> Path:
         """The pseudo-label tar of a shard."""
-        return self.round(number) / "pseudo" / f"pseudo-{_checked(shard)}.tar"
+        return self.labels(number) / "pseudo" / f"pseudo-{_checked(shard)}.tar"
 
     def pseudo_index(self, number: int) -> Path:
         """The list of a round's tars, written after the last of them."""
-        return self.round(number) / "pseudo" / "index.json"
+        return self.labels(number) / "pseudo" / "index.json"
 
     def student(self, number: int) -> Path:
         """The folder of the model that a round trained."""

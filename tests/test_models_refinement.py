@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from models.acceptance import AcceptConfig
-from models.gate import GateConfig
+from models.gate import ClassGate, GateConfig
 from models.overlaps import ResolveConfig, claim_pixels
 from models.presets import SAM_TINY
 from models.prompts import PromptConfig
@@ -86,9 +86,8 @@ def refine(
     return refine_image(
         source,
         decoder or FakeDecoder(),
-        GateConfig(threshold=threshold),
+        ClassGate(GateConfig(threshold=threshold), num_classes),
         config,
-        num_classes=num_classes,
         ignore_index=ignore_index,
     )
 
@@ -292,7 +291,7 @@ def test_several_images_share_one_decoder_call_and_keep_their_own_results() -> N
         image(np.zeros((48, 48), dtype=np.int64)),
     ]
     decoder = FakeDecoder(dilate)
-    together = refine_batch(sources, decoder, GateConfig(), RefinementConfig(), num_classes=3, ignore_index=255)
+    together = refine_batch(sources, decoder, ClassGate(GateConfig(), 3), RefinementConfig(), ignore_index=255)
     assert len(decoder.calls) == 1
     assert decoder.calls[0].image_index_M.tolist() == [0, 0, 2, 2, 3]
     for source, refined in zip(sources, together, strict=True):
@@ -310,7 +309,7 @@ def test_segment_anythings_own_decoder_takes_the_prompts() -> None:
     )
     for kinds in (("mask", "box", "point"), ("box",), ("point",)):
         config = RefinementConfig.model_validate({"prompts": {"kinds": kinds}})
-        refined = refine_image(source, decoder, GateConfig(), config, num_classes=2, ignore_index=255)
+        refined = refine_image(source, decoder, ClassGate(GateConfig(), 2), config, ignore_index=255)
         assert [fact.class_id for fact in refined.masks] == [0, 1]
         assert refined.label.shape == (48, 96)
 
@@ -340,7 +339,7 @@ def test_mask_without_a_predicted_iou_is_rejected() -> None:
 
 
 def test_no_images_give_nothing() -> None:
-    assert refine_batch([], FakeDecoder(), GateConfig(), RefinementConfig(), num_classes=1, ignore_index=255) == []
+    assert refine_batch([], FakeDecoder(), ClassGate(GateConfig(), 1), RefinementConfig(), ignore_index=255) == []
 
 
 def test_only_the_wanted_prompts_reach_the_decoder() -> None:

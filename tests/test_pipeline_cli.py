@@ -8,7 +8,19 @@ from typer.testing import CliRunner
 
 from pipeline.cli import app
 
-COMMANDS = ["round", "stage", "plan", "status", "init", "evaluate", "predict", "pretrain", "doctor"]
+COMMANDS = [
+    "round",
+    "stage",
+    "plan",
+    "status",
+    "init",
+    "evaluate",
+    "predict",
+    "pretrain",
+    "doctor",
+    "replay",
+    "calibrate",
+]
 EXCHANGE = [["import", "sed"], ["export", "model"]]
 SHARDS_COMMANDS = ["ls", "show", "verify"]
 HEAVY = ["torch", "ray", "zarr", "numpy", "scipy", "pydantic", "PIL", "jobs", "models", "shards"]

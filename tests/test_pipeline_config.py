@@ -109,3 +109,15 @@ def test_unknown_names_in_every_section_are_refused_with_the_nearest() -> None:
         resolved("steps=10")
     with pytest.raises(ValueError, match=r"data.target.*images"):
         resolved("data.target={kind: folder}")
+
+
+def test_a_calibration_s_path_is_made_whole() -> None:
+    found = resolved("refine.gate.calibration=calibration.json").refine.gate.calibration
+    assert found == Path("calibration.json").resolve()
+    assert resolved("seed=1").refine.gate.calibration is None
+
+
+def test_naming_one_number_of_adaptive_thresholds_turns_them_on() -> None:
+    adaptive = resolved("refine.gate.adaptive.share=0.75").refine.gate.adaptive
+    assert adaptive is not None
+    assert (adaptive.floor, adaptive.cap, adaptive.share) == (0.5, 0.9, 0.75)

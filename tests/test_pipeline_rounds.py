@@ -1,79 +1,27 @@
 """The whole loop with random weights, in this process: small, but every part is the real one."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
-from typer.testing import CliRunner
+from run_setup import invoke, sets
 
 from jobs.stage import why_stale
-from pipeline.cli import app
 from pipeline.round_tasks import train_job, train_task
 from pipeline.runs import read_run
 from shards.files import sha256_file, sha256_path
 from shards.records import read_record
 from shards.tar import index_tar
 
-SMALL = {
-    "shard_size": "2",
-    "data.target.count": "3",
-    "data.source.count": "2",
-    "data.test.count": "2",
-    "data.validation.count": "1",
-    "refine.gate.threshold": "0.0",
-    "train.steps": "2",
-    "train.target_per_step": "1",
-    "train.source_per_step": "1",
-}
-
-
-def invoke(*arguments: str) -> tuple[int, str, str]:
-    result = CliRunner().invoke(app, list(arguments), catch_exceptions=False)
-    return result.exit_code, result.stdout, result.stderr
-
 
 @pytest.fixture(scope="module")
-def weights(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    """Settings that name random weights for every part of the tiny preset."""
-    import torch
-
-    from models.clip import build_clip
-    from models.presets import load_preset
-    from models.sam import build_sam
-    from models.stseg import build_stseg
-    from models.weights_files import write_weights
-
-    folder = tmp_path_factory.mktemp("weights")
-    preset = load_preset("tiny")
-    torch.manual_seed(0)
-    clip = build_clip(preset.clip, random=True)
-    states = {
-        "clip_weights": clip.clip.state_dict(),
-        "sam_weights": build_sam(preset.sam).state_dict(),
-        "stage1_weights": build_stseg(preset, clip, dea=True).head_state(),
-        "baseline_weights": build_stseg(preset, clip, dea=False).head_state(),
-    }
-    for name, state in states.items():
-        write_weights(state, folder / f"{name}.safetensors")
-    return {f"model.{name}": str(folder / f"{name}.safetensors") for name in states}
-
-
-def sets(settings: dict[str, str]) -> list[str]:
-    return [part for name, value in settings.items() for part in ("--set", f"{name}={value}")]
-
-
-@pytest.fixture(scope="module")
-def run(weights: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Path:
+def run(one_round: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run with one round done."""
-    root = tmp_path_factory.mktemp("runs") / "run"
-    code, out, err = invoke("round", "--n", "1", "--run", str(root), "--backend", "inline", *sets({**SMALL, **weights}))
-    assert code == 0, err
-    assert str(root / "rounds" / "001" / "report.html") in out
-    assert str(root / "rounds" / "001" / "pseudo") in out
-    return root
+    return Path(shutil.copytree(one_round, tmp_path_factory.mktemp("runs") / "run"))
 
 
 def again(run: Path, *more: str) -> tuple[int, str, str]:

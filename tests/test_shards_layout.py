@@ -52,3 +52,23 @@ def test_negative_rounds_are_refused_and_many_rounds_are_not() -> None:
     with pytest.raises(ValueError, match="round -1"):
         RUN.round(-1)
     assert RUN.round(1234).name == "1234"
+
+
+def test_a_replay_has_its_own_pseudo_labels_and_the_round_s_teacher() -> None:
+    replay = RunLayout(Path("run"), replay="low-1")
+    folder = Path("run/rounds/002/replays/low-1")
+    assert replay.refine(2, "000000") == folder / "refine" / "000000.zarr"
+    assert replay.pseudo(2, "000000") == folder / "pseudo" / "pseudo-000000.tar"
+    assert replay.pseudo_index(2) == folder / "pseudo" / "index.json"
+    assert replay.thresholds(2) == folder / "thresholds.json"
+    assert replay.pseudo_scores(2) == folder / "pseudo_labels.json"
+    plain = RunLayout(Path("run"))
+    assert replay.teacher(2, "000000") == plain.teacher(2, "000000")
+    assert (replay.student(2), replay.config, replay.lock) == (plain.student(2), plain.config, plain.lock)
+    assert plain.thresholds(2) == Path("run/rounds/002/thresholds.json")
+
+
+@pytest.mark.parametrize("name", ["", "..", ".x", "a/b", "/etc", "a b", "x" * 81, "a\n"])
+def test_odd_replay_names_are_refused(name: str) -> None:
+    with pytest.raises(ValueError, match="names no replay"):
+        RunLayout(Path("run"), replay=name)

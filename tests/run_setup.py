@@ -1,0 +1,52 @@
+"""A run small enough for a test: random weights for every part, a few scenes, and the command line in this process."""
+
+from pathlib import Path
+
+from typer.testing import CliRunner
+
+from pipeline.cli import app
+
+SMALL = {
+    "shard_size": "2",
+    "data.target.count": "3",
+    "data.source.count": "2",
+    "data.test.count": "2",
+    "data.validation.count": "1",
+    "refine.gate.threshold": "0.0",
+    "train.steps": "2",
+    "train.target_per_step": "1",
+    "train.source_per_step": "1",
+}
+
+
+def invoke(*arguments: str) -> tuple[int, str, str]:
+    result = CliRunner().invoke(app, list(arguments), catch_exceptions=False)
+    return result.exit_code, result.stdout, result.stderr
+
+
+def sets(settings: dict[str, str]) -> list[str]:
+    return [part for name, value in settings.items() for part in ("--set", f"{name}={value}")]
+
+
+def random_weights(folder: Path) -> dict[str, str]:
+    """Settings that name random weights for every part of the tiny preset."""
+    import torch
+
+    from models.clip import build_clip
+    from models.presets import load_preset
+    from models.sam import build_sam
+    from models.stseg import build_stseg
+    from models.weights_files import write_weights
+
+    preset = load_preset("tiny")
+    torch.manual_seed(0)
+    clip = build_clip(preset.clip, random=True)
+    states = {
+        "clip_weights": clip.clip.state_dict(),
+        "sam_weights": build_sam(preset.sam).state_dict(),
+        "stage1_weights": build_stseg(preset, clip, dea=True).head_state(),
+        "baseline_weights": build_stseg(preset, clip, dea=False).head_state(),
+    }
+    for name, state in states.items():
+        write_weights(state, folder / f"{name}.safetensors")
+    return {f"model.{name}": str(folder / f"{name}.safetensors") for name in states}
