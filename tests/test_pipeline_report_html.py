@@ -2,7 +2,8 @@ import re
 from html.parser import HTMLParser
 from typing import Any
 
-from pipeline.report_html import Picture, number, render_page
+from pipeline.report_html import Picture, render_page
+from pipeline.report_table import number
 
 NASTY = '<script>alert("x")</script>'
 
