@@ -34,11 +34,11 @@ class AlarmConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     stop: bool = False
-    histogram_drift: float = Field(default=0.1, gt=0, le=1)
+    histogram_drift: float = Field(default=0.05, gt=0, le=1)
     min_share: float = Field(default=0.005, gt=0, lt=1)
     vanished: float = Field(default=0.1, gt=0, lt=1)
     exploded: float = Field(default=5.0, gt=1)
-    churn: float = Field(default=0.4, gt=0, le=1)
+    churn: float = Field(default=0.3, gt=0, le=1)
     class_churn: float = Field(default=0.5, gt=0, le=1)
     min_coverage: float = Field(default=0.05, ge=0, le=1)
     coverage_kept: float = Field(default=0.5, ge=0, le=1)

@@ -179,7 +179,7 @@ class Driver:
             self._progress.note("report", round=number, **{name: report[name] for name in ("miou", "hiou")})
             self._progress.say(score_line(report))
             for alarm, line in zip(report.get("alarms", []), alarm_lines(report), strict=True):
-                self._progress.note("alarm", round=number, **alarm)
+                self._progress.note("alarm", round=number, alarm=alarm["kind"], message=alarm["message"])
                 self._progress.say(line)
 
     def _do(self, number: int, stages: Sequence[StagePlan]) -> None:

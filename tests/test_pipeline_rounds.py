@@ -1,6 +1,7 @@
 """The whole loop with random weights, in this process: small, but every part is the real one."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,12 @@ import pytest
 from PIL import Image
 from typer.testing import CliRunner
 
+from jobs.stage import ShardTask, finish
+from pipeline.chain import round_stages
 from pipeline.cli import app
+from pipeline.judging_tasks import judging_stages
+from pipeline.runs import read_run
+from shards.arrays import read_arrays, write_arrays
 from shards.files import sha256_file, sha256_path
 from shards.records import read_record
 from shards.tar import index_tar
@@ -285,3 +291,62 @@ def test_stage_1_trains_and_resumes_to_the_same_weights(weights: dict[str, str],
     assert (code, "nothing to do" in err) == (0, True)
     assert sha256_file(out) == digest
     assert invoke("pretrain", "--out", str(out), "--images", str(tmp_path))[0] == 2
+
+
+@pytest.fixture
+def copied(run: Path, tmp_path: Path) -> Path:
+    """A copy of the run with one round done, to spoil."""
+    shutil.copytree(run, tmp_path / "copy", ignore=shutil.ignore_patterns("run.lock*", "002"))
+    return tmp_path / "copy"
+
+
+def test_a_student_below_the_held_out_score_ends_the_run_with_exit_5_and_the_best_stays(copied: Path) -> None:
+    holdout = copied / "rounds" / "000" / "holdout.json"
+    (task,) = judging_stages(read_run(copied), 0)[0].tasks
+    scores = {**json.loads(holdout.read_bytes()), "miou": 90.0}
+    holdout.write_text(json.dumps(scores))
+    finish(task, count=1, stats={})
+    code, _, err = again(copied)
+    assert code == 5
+    assert "holdout miou" in err
+    assert "against 90.0" in err
+    assert f"round --n 1 --run {copied} --set promotion.on_regression=keep" in err
+    promotion = report(copied, 1)["promotion"]
+    assert (promotion["outcome"], promotion["best_round"]) == ("regressed", 0)
+    best = copied / "rounds" / "001" / "best" / "model.safetensors"
+    assert sha256_file(best) == sha256_file(copied / "rounds" / "000" / "student" / "model.safetensors")
+    assert "regressed" in (copied / "rounds" / "001" / "report.html").read_text()
+    before = snapshot(copied)
+    assert again(copied)[0] == 5
+    assert snapshot(copied) == before
+    code, out, err = again(copied, "--set", "promotion.on_regression=keep")
+    assert (code, "nothing to do" in err) == (0, True)
+    assert "regressed, best: round 0" in out
+
+
+def test_labels_swapped_between_two_classes_raise_alarms_that_name_both(copied: Path) -> None:
+    assert again(copied, "--set", "alarms.stop=true")[0] == 0
+    names = [entry["name"] for entry in report(copied, 1)["classes"]]
+    shares = [entry["pixel_share"] for entry in report(copied, 1)["classes"]]
+    first, second = sorted(range(len(names)), key=lambda index: -shares[index])[:2]
+    for task in round_stages(read_run(copied), 1)[1].tasks:
+        swap_labels(task, first, second)
+    code, _, err = again(copied)
+    assert code == 5
+    swapped = {alarm["class_name"] for alarm in report(copied, 1)["alarms"] if alarm["kind"] == "class_churn"}
+    assert {names[first], names[second]} <= swapped
+    assert f"{names[first]!r} became {names[second]!r}" in err
+    assert "class_churn" in (copied / "rounds" / "001" / "report.html").read_text()
+    assert '"kind": "alarm"' in (copied / "events.jsonl").read_text()
+    status = json.loads(invoke("status", "--run", str(copied), "--json")[1])
+    assert len(status["rounds"]["1"]["alarms"]) == len(report(copied, 1)["alarms"])
+
+
+def swap_labels(task: ShardTask, first: int, second: int) -> None:
+    """Exchange two classes in the refined labels of a shard, with a record that fits."""
+    arrays, attrs = read_arrays(task.output)
+    label = arrays["label"]
+    arrays["label"] = np.where(label == first, second, np.where(label == second, first, label)).astype(label.dtype)
+    write_arrays(task.output, arrays, attrs)
+    record = read_record(task.record)
+    finish(task, count=record.count, stats=record.stats, drops=record.drops)
