@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Sequence
+from typing import Final
 
 from jobs.stage import ShardTask, finish, prepare, why_stale
 from pipeline.chain import best_weights, student_weights
@@ -11,6 +12,8 @@ from pipeline.promotion import Decision, comparisons, decide, read_decision, sta
 from pipeline.runs import Run
 from pipeline.status import read_json
 from shards.files import write_bytes_atomic
+
+_NAMED: Final = 3  # alarms in the message; all of them stand in the report
 
 
 def promote(run: Run, number: int) -> Decision | None:
@@ -62,9 +65,6 @@ def require_no_regression(run: Run, number: int, rounds: int) -> None:
             f"round {number} raised {len(alarms)} alarm{'s' if len(alarms) > 1 else ''}: {shown}{more}. See {page}. "
             f"To go on all the same: {again} alarms.stop=false"
         )
-
-
-_NAMED = 3
 
 
 def _write_decision(run: Run, task: ShardTask, number: int) -> None:
