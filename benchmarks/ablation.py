@@ -122,6 +122,7 @@ def self_train(root: Path, seed: int, rounds: int, start: Path, baseline: Path, 
         f"model.stage1_weights={start}",
         f"model.baseline_weights={baseline}",
         "resources.train.threads=1",
+        "promotion.measure=none",  # the loop as such: choosing the best of several students is a gain of its own
     ]
     return run_rounds(root, RoundRequest(rounds=rounds, sets=(*own, *sets), backend="inline"))
 

@@ -1,6 +1,6 @@
 """What the refine stage stores of a shard: four maps an image, and how they came about."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -80,30 +80,39 @@ def write_refined(
     write_arrays(path, arrays, attrs)
 
 
-def read_refined(path: Path, names: Sequence[str] = MAPS) -> RefinedStore:
+def read_refined(path: Path, names: Sequence[str] = MAPS, keys: Collection[str] | None = None) -> RefinedStore:
     """Read the refined labels of a shard.
 
     Args:
         path: The store.
         names: The maps wanted, of `MAPS`.
+        keys: The images wanted, of which no others are read; those that the shard does not hold are passed over. None:
+            all.
 
     Raises:
         FileNotFoundError: There is none.
         ValueError: It is damaged.
     """
-    arrays, attrs = read_arrays(path, names=(*names, "sizes_hw"))
+    arrays, attrs = read_arrays(path, names=(*names, "sizes_hw") if keys is None else ())
     read: dict[str, Any] = attrs
     try:
+        rows = [row for row, key in enumerate(read["keys"]) if keys is None or key in keys]
+        maps = {
+            name: unpack_ragged(arrays[name], arrays["sizes_hw"])
+            if keys is None
+            else [read_ragged_row(path, name, "sizes_hw", row) for row in rows]
+            for name in names
+        }
         return RefinedStore(
-            keys=tuple(read["keys"]),
-            maps={name: unpack_ragged(arrays[name], arrays["sizes_hw"]) for name in names},
-            exif=tuple(read["exif"]),
-            masks=tuple(read["masks"]),
-            gate=tuple(read["gate"]),
+            keys=tuple(read["keys"][row] for row in rows),
+            maps=maps,
+            exif=tuple(read["exif"][row] for row in rows),
+            masks=tuple(read["masks"][row] for row in rows),
+            gate=tuple(read["gate"][row] for row in rows),
             teacher_weights=str(read["teacher_weights"]),
             fingerprint=dict(read["fingerprint"]),
         )
-    except (KeyError, TypeError) as error:
+    except (KeyError, IndexError, TypeError) as error:
         raise ValueError(f"{path} is not a store of refined labels: {error!r}; delete its record to redo it") from error
 
 

@@ -29,8 +29,13 @@ def model_config(run: Run, weights: Path | None, *, dea: bool | None = None) -> 
 
 
 def student_weights(run: Run, number: int) -> Path:
-    """Where the model after a round lies; after round 0, the start. The teacher of round r is the student of r - 1."""
+    """Where the model that a round trained lies; of round 0, the start."""
     return run.layout.student(number) / MODEL_FILE
+
+
+def best_weights(run: Run, number: int) -> Path:
+    """Where the best model up to a round lies: the teacher of the next round, and what its student starts from."""
+    return student_weights(run, 0) if number == 0 else run.layout.best(number) / MODEL_FILE
 
 
 def embed_stages(run: Run) -> list[StagePlan]:
@@ -78,6 +83,30 @@ def with_weights(fingerprint: Callable[[ModelConfig], dict[str, Json]], model: M
     return {**fingerprint(model.model_copy(update={"weights": None})), "weights": NOT_TRAINED}
 
 
+def teacher_config(run: Run, weights: Path) -> TeacherConfig:
+    """Give the settings with which a model of the run predicts the target."""
+    return TeacherConfig(
+        model=model_config(run, weights),
+        source=run.config.data.target,
+        vocabulary=run.layout.vocabulary,
+        top_k=run.config.teacher.top_k,
+        probabilities="softmax" if run.config.train.loss.kind == "eq6" else "sigmoid",
+        batch_size=run.config.teacher.batch_size,
+    )
+
+
+def refine_config(run: Run) -> RefineConfig:
+    """Give the settings with which predictions are refined."""
+    settings = run.config.refine
+    return RefineConfig(
+        model=model_config(run, None),
+        vocabulary=run.layout.vocabulary,
+        gate=settings.gate,
+        refinement=settings.refinement,
+        batch_size=settings.batch_size,
+    )
+
+
 def _embed_stage(run: Run, dataset: Dataset, source: SourceConfig, plan: Plan) -> StagePlan:
     config = EmbedConfig(model=model_config(run, None), source=source, vocabulary=run.layout.vocabulary)
     name = "embed" if dataset == "target" else "embed-source"
@@ -96,15 +125,8 @@ def _embed_stage(run: Run, dataset: Dataset, source: SourceConfig, plan: Plan) -
 
 
 def _teacher_stage(run: Run, number: int) -> StagePlan:
-    weights = student_weights(run, number - 1)
-    config = TeacherConfig(
-        model=model_config(run, weights),
-        source=run.config.data.target,
-        vocabulary=run.layout.vocabulary,
-        top_k=run.config.teacher.top_k,
-        probabilities="softmax" if run.config.train.loss.kind == "eq6" else "sigmoid",
-        batch_size=run.config.teacher.batch_size,
-    )
+    weights = best_weights(run, number - 1)
+    config = teacher_config(run, weights)
     fingerprint = with_weights(
         lambda model: teacher_fingerprint(config.model_copy(update={"model": model}), run.vocabulary), config.model
     )
@@ -131,21 +153,15 @@ def _thresholds_stage(run: Run, number: int) -> StagePlan:
 
 
 def _refine_stage(run: Run, number: int) -> StagePlan:
-    settings = run.config.refine
-    config = RefineConfig(
-        model=model_config(run, None),
-        vocabulary=run.layout.vocabulary,
-        gate=settings.gate,
-        refinement=settings.refinement,
-        batch_size=settings.batch_size,
-    )
+    config = refine_config(run)
+    adaptive = config.gate.adaptive is not None
 
     def inputs(shard: str) -> dict[str, Path]:
         found = {"teacher": run.layout.teacher(number, shard), "embedding": run.layout.embedding("target", shard)}
-        return found if settings.gate.adaptive is None else {**found, "thresholds": run.layout.thresholds(number)}
+        return {**found, "thresholds": run.layout.thresholds(number)} if adaptive else found
 
     tasks = _tasks(run, "refine", number, refine_fingerprint(config, run.vocabulary), inputs)
-    after = "teacher" if settings.gate.adaptive is None else None
+    after = None if adaptive else "teacher"
     return StagePlan("refine", partial(RefineWorker, config), tasks, run.config.resources.refine, after=after)
 
 

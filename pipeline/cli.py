@@ -49,8 +49,8 @@ def _all(
       stseg-pipeline doctor --preset base                   what is missing for the full-size model
 
     \b
-    Exit codes: 0 done, 2 wrong usage or setting, 3 settings that contradict the run's, 4 data,
-    75 stopped: the same command resumes.
+    Exit codes: 0 done, 2 wrong usage or setting, 3 settings that contradict the run's, 4 data, 5 a round
+    regressed or raised an alarm, 75 stopped: the same command resumes.
     """
     logging.basicConfig(
         level=logging.INFO if verbose else logging.WARNING, format="%(levelname)s %(name)s: %(message)s"
@@ -67,7 +67,10 @@ def run_round(
     address: AddressOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Do rounds 1 to N: teacher, refine, write, train, evaluate. What is done already is left as it is.
+    """Do rounds 1 to N: teacher, refine, write, train, evaluate, promote. What is done already is left as it is.
+
+    A student becomes the next teacher only if it is better than the best so far; one that is clearly worse ends the
+    run with exit code 5, and the report says why.
 
     A run folder that does not exist is made, with the embedded default. The same command resumes a run that was
     stopped, and says so when there is nothing to do.
@@ -76,6 +79,7 @@ def run_round(
       stseg-pipeline round --n 3
       stseg-pipeline round --n 3 --run runs/second --set seed=1
       stseg-pipeline round --n 1 --run my-run --set refine.gate.threshold=0.8
+      stseg-pipeline round --n 5 --run my-run --set promotion.on_regression=keep --set alarms.stop=true
     """
     from pipeline.driver import RoundRequest
     from pipeline.rounds import result_lines, run_rounds
@@ -91,7 +95,9 @@ def run_round(
 
 @app.command()
 def stage(
-    name: Annotated[str, typer.Argument(metavar="NAME", help="embed, teacher, refine, write, train or evaluate.")],
+    name: Annotated[
+        str, typer.Argument(metavar="NAME", help="embed, teacher, refine, write, train, evaluate or promote.")
+    ],
     number: RoundOption = 1,
     run: RunOption = DEFAULT_RUN,
     config: ConfigOption = None,
@@ -173,9 +179,15 @@ def status(run: RunOption = DEFAULT_RUN, as_json: JsonOption = False) -> None:
         if found.rounds:
             typer.echo("")
             rows: list[dict[str, Any]] = [
-                {"round": number, **{name: scores[name] for name in SCORES}} for number, scores in found.rounds.items()
+                {
+                    "round": number,
+                    **{name: scores[name] for name in SCORES},
+                    "promotion": (scores["promotion"] or {}).get("outcome"),
+                    "alarms": None if scores["alarms"] is None else len(scores["alarms"]),
+                }
+                for number, scores in found.rounds.items()
             ]
-            print_table(["round", *SCORES], rows)
+            print_table(["round", *SCORES, "promotion", "alarms"], rows)
         if found.holder:
             holder = found.holder
             typer.echo(f"\nprocess {holder.get('pid')} on {holder.get('host')} holds it since {holder.get('started')}")

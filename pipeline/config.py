@@ -11,8 +11,10 @@ from jobs.model import ModelConfig
 from jobs.stage import Resources
 from jobs.training_config import TrainConfig
 from jobs.training_group import GroupResources
+from models.alarms import AlarmConfig
 from models.gate import GateConfig
 from models.refinement import RefinementConfig
+from pipeline.promotion import PromotionConfig
 from pipeline.settings import flat, read_settings, validated, with_sets
 from shards.files import write_bytes_atomic
 from shards.scenes import SCENE_CLASSES, SEEN
@@ -72,7 +74,8 @@ class DataSettings(_Section):
         target: The images to label. Labels, if there are any, serve to measure the pseudo-labels and nothing else.
         source: Labelled images that the rounds rehearse; null: training on pseudo-labels alone.
         test: Labelled images that nothing but the evaluation of each round sees; null: no mIoU is reported.
-        validation: Labelled images to choose settings on.
+        validation: Labelled images to choose settings on, and to decide which student becomes the next teacher; null:
+            that is decided without labels.
     """
 
     target: SourceConfig = ScenesSourceConfig(split="target", count=400)
@@ -117,6 +120,18 @@ class RefineSettings(_Section):
     gate: GateConfig = GateConfig()
     refinement: RefinementConfig = RefinementConfig()
     batch_size: PositiveInt = 8
+
+
+class EvaluateSettings(_Section):
+    """On how many images a round's student is judged; drawn with the run's seed, the same in every round.
+
+    Attributes:
+        holdout_images: Of `data.validation`, where these decide on promotion.
+        target_images: Of the target, for the waterfall, the alarms and the measures of promotion without labels.
+    """
+
+    holdout_images: PositiveInt = 100
+    target_images: PositiveInt = 100
 
 
 class QuarantineSettings(_Section):
@@ -169,6 +184,9 @@ class RunConfig(_Section):
     teacher: TeacherSettings = TeacherSettings()
     refine: RefineSettings = RefineSettings()
     train: TrainConfig = TINY_TRAINING
+    evaluate: EvaluateSettings = EvaluateSettings()
+    promotion: PromotionConfig = PromotionConfig()
+    alarms: AlarmConfig = AlarmConfig()
     quarantine: QuarantineSettings = QuarantineSettings()
     resources: ResourceSettings = ResourceSettings()
 

@@ -11,14 +11,15 @@ from jobs.executor import Backend, run_chain
 from jobs.stage import ShardTask, StagePlan, finish, prepare, require_samples, stage_records, why_stale
 from jobs.training_group import run_training
 from jobs.write import write_index
-from pipeline import round_tasks
+from pipeline import judging_tasks, round_tasks
 from pipeline.chain import embed_stages, round_stages, unbroken_parts
 from pipeline.errors import raise_on_sigterm
 from pipeline.plan import TaskState, summarise, task_states
 from pipeline.progress import RunProgress
+from pipeline.promote import promote
 from pipeline.pseudo_quality import measure_pseudo_labels
 from pipeline.quarantine import check_quarantine
-from pipeline.report import score_line, write_report
+from pipeline.report import alarm_lines, score_line, write_report
 from pipeline.runs import Run
 from pipeline.start import import_start
 from pipeline.training_progress import followed
@@ -63,6 +64,7 @@ class Driver:
             "write": partial(self._chain, names=("write",)),
             "train": self._train,
             "evaluate": self._evaluate,
+            "promote": self._promote,
             "report": self._report,
         }
 
@@ -96,13 +98,14 @@ class Driver:
             require_samples(stage.name, records)
 
     def round(self, number: int) -> None:
-        """Do a round: the chain, training, evaluation and report; of round 0, the start and the baseline."""
+        """Do a round: the chain, training, evaluation, promotion and report; of round 0, the start and the baseline."""
         if number == 0:
             self._start(number)
         else:
             self._chain(number)
             self._train(number)
         self._evaluate(number)
+        self._promote(number)
         self._report(number)
 
     def stage(self, name: str, number: int) -> None:
@@ -164,7 +167,15 @@ class Driver:
         self._progress.say(f"round {number} train: done in {record.seconds:.0f} s, loss {record.stats['loss']:.3f}")
 
     def _evaluate(self, number: int) -> None:
-        self._do(number, round_tasks.evaluate_stages(self._run, number))
+        judged = judging_tasks.evaluate_stages(self._run, number), judging_tasks.judging_stages(self._run, number)
+        self._do(number, [stage for stages in judged for stage in stages])
+
+    def _promote(self, number: int) -> None:
+        decision = promote(self._run, number)
+        if decision is not None and number > 0:
+            facts = {"outcome": decision.outcome, "best_round": decision.best_round, "reason": decision.reason}
+            self._progress.note("promotion", round=number, **facts)
+            self._progress.say(decision.reason)
 
     def _report(self, number: int) -> None:
         task = round_tasks.report_task(self._run, number)
@@ -172,6 +183,9 @@ class Driver:
             report = write_report(self._run, task, number)
             self._progress.note("report", round=number, **{name: report[name] for name in ("miou", "hiou")})
             self._progress.say(score_line(report))
+            for alarm, line in zip(report.get("alarms", []), alarm_lines(report), strict=True):
+                self._progress.note("alarm", round=number, alarm=alarm["kind"], message=alarm["message"])
+                self._progress.say(line)
 
     def _do(self, number: int, stages: Sequence[StagePlan]) -> None:
         """Do what is to do of stages that follow each other."""

@@ -26,12 +26,17 @@ class DataFault(ValueError):  # noqa: N818 - as above
     """The data, or what lies in the run folder, is damaged, missing or beyond its budget."""
 
 
+class GateFailed(ValueError):  # noqa: N818 - as above
+    """A round regressed or raised an alarm, and the settings say that the run stops then."""
+
+
 @contextmanager
 def exit_codes() -> Iterator[None]:
     """Turn the errors of a command into one line on standard error and an exit code.
 
-    2: a wrong setting or argument; 3: settings that contradict the run's; 4: data; 75: stopped, can be resumed. What
-    is a fault of the program itself passes through with its traceback.
+    2: a wrong setting or argument; 3: settings that contradict the run's; 4: data; 5: a round regressed or raised an
+    alarm, where that stops the run; 75: stopped, can be resumed. What is a fault of the program itself passes through
+    with its traceback.
     """
     raise_on_sigterm()
     try:
@@ -54,6 +59,8 @@ def exit_code_of(error: Exception) -> int | None:
 
     if isinstance(error, SettingsConflict):
         return EXIT_CONFLICT
+    if isinstance(error, GateFailed):
+        return EXIT_GATE
     if isinstance(error, DataFault | StageFailed | EmptyShard | EmptyStage | UnreadableImage):
         return EXIT_DATA
     if isinstance(error, LockHeld) or (isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)):

@@ -129,6 +129,8 @@ def _outputs(run: Run, number: int) -> Iterator[Path]:
         yield from (run.layout.pseudo(number, name) for name in names)
         yield run.layout.pseudo_index(number)
     yield run.layout.student(number) / "model.safetensors"
+    if number > 0:
+        yield run.layout.best(number) / "model.safetensors"
     yield from (path for path in sorted(run.layout.round(number).glob("*.json")) if _is_output(path))
 
 

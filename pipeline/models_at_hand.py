@@ -8,10 +8,10 @@ from typing import Any, get_args
 from jobs.model import ModelConfig
 from jobs.stage import why_stale
 from models.sliding import Probabilities
-from pipeline.chain import model_config, student_weights
+from pipeline.chain import best_weights, model_config, student_weights
 from pipeline.config import RunConfig, resolve_config
 from pipeline.errors import DataFault
-from pipeline.round_tasks import Split, evaluate_stage
+from pipeline.judging_tasks import Split, evaluate_stage
 from pipeline.runs import Run, read_run
 from pipeline.settings import read_settings
 from pipeline.start import start_weights
@@ -68,8 +68,8 @@ class ModelRequest:
     """Which model is asked for, and for which classes.
 
     Attributes:
-        run: A run, whose newest student is used; None: the weights that the settings name, or the shipped ones.
-        weights: The head's weights, instead of the run's student or the settings' stage 1.
+        run: A run, whose best model is used; None: the weights that the settings name, or the shipped ones.
+        weights: The head's weights, instead of the run's model or the settings' stage 1.
         classes: Names separated by commas.
         classes_file: A file of names, which may then have synonyms; with neither, the run's classes.
         file: YAML file of settings.
@@ -101,8 +101,8 @@ def choose_model(request: ModelRequest) -> ChosenModel:
     text_cache = None if run is None else run.layout.text_embeddings
     if run is not None and request.weights is None:
         newest = _newest_round(run)
-        logger.info("using the model of round %d", newest)
-        return ChosenModel(model_config(run, _trained_weights(run, newest)), vocabulary, probabilities, text_cache)
+        logger.info("using the best model up to round %d", newest)
+        return ChosenModel(model_config(run, best_weights(run, newest)), vocabulary, probabilities, text_cache)
     weights = start_weights(settings, dea=settings.dea)
     return ChosenModel(settings.with_weights(weights), vocabulary, probabilities, text_cache)
 
@@ -135,8 +135,10 @@ def _vocabulary(run: Run | None, preset: str, request: ModelRequest) -> Vocabula
 def _newest_round(run: Run) -> int:
     folder = run.layout.round(0).parent
     numbers = sorted(int(path.name) for path in folder.glob("[0-9]*") if path.name.isdigit())
-    trained = [number for number in numbers if student_weights(run, number).is_file()]
-    return trained[-1] if trained else 0
+    decided = [number for number in numbers if best_weights(run, number).is_file()]
+    if not decided:
+        raise DataFault(f"{run.layout.root} has no model yet; run: stseg-pipeline round --run {run.layout.root}")
+    return decided[-1]
 
 
 def _trained_weights(run: Run, number: int) -> Path:

@@ -4,6 +4,7 @@ import json
 import time
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict
 from typing import Any, Final
 
 from jobs.stage import ShardTask, finish, prepare, stage_records
@@ -11,9 +12,11 @@ from jobs.thresholds import read_thresholds
 from models.gate import GateConfig
 from pipeline.chain import embed_stages, round_stages
 from pipeline.gallery import PICTURES_NOTE, choose_samples, draw_samples
-from pipeline.report_html import number as shown
+from pipeline.judging_tasks import baseline_weights, evaluate_stages, judging_stages
 from pipeline.report_html import render_page
-from pipeline.round_tasks import baseline_weights, evaluate_stages, pseudo_scores_task, train_task
+from pipeline.report_table import number as shown
+from pipeline.round_alarms import RoundFacts, round_alarms
+from pipeline.round_tasks import pseudo_scores_task, train_task
 from pipeline.runs import Run
 from pipeline.status import SCORES, read_json
 from shards.files import write_bytes_atomic
@@ -68,6 +71,7 @@ def build_report(run: Run, number: int) -> dict[str, Any]:
         report["gate"] = gate_facts(run.config.refine.gate, sigmoid=run.config.train.loss.kind == "bce")
         report["pseudo_labels"] = _pseudo_labels(run, number, chain)
         report["training"] = _training(run, number)
+        report |= _guards(run, number, chain["refine"])
     report["classes"] = _classes(run, evaluated, start, baseline, chain.get("refine", []))
     if number > 0 and run.config.refine.gate.adaptive is not None:
         thresholds = read_thresholds(run.layout.thresholds(number), run.vocabulary).tolist()
@@ -119,7 +123,15 @@ def score_line(report: Mapping[str, Any]) -> str:
         parts.append(f"pseudo-labels: coverage {shown(pseudo['coverage'])}{quality if measured else ''}")
     if report.get("round") == 0 and report.get("baseline"):
         parts.append(f"plain baseline: mIoU {shown(report['baseline']['miou'])}")
+    promotion = report.get("promotion")
+    if promotion:
+        parts.append(f"{promotion['outcome']}, best: round {promotion['best_round']}")
     return f"{name}: {'; '.join(parts)}"
+
+
+def alarm_lines(report: Mapping[str, Any]) -> list[str]:
+    """Give a line for each alarm of a round; none for no alarm."""
+    return [f"alarm: {alarm['message']}" for alarm in report.get("alarms") or []]
 
 
 def _evaluation(run: Run, number: int) -> dict[str, Any]:
@@ -132,6 +144,19 @@ def _gain(now: Mapping[str, Any], then: Mapping[str, Any] | None) -> dict[str, f
         return None
     pairs = {name: (now.get(name), then.get(name)) for name in SCORES}
     return {name: None if a is None or b is None else a - b for name, (a, b) in pairs.items()}
+
+
+def _guards(run: Run, number: int, refined: Sequence[Record]) -> dict[str, Any]:
+    check = read_json(run.layout.target_check(number)) or {}
+    before = stage_records(round_stages(run, number - 1)[1].tasks) if number > 1 else []
+    facts = RoundFacts(number, refined, before, check)
+    alarms = round_alarms(facts, run.vocabulary.names, run.config.alarms)
+    return {
+        "promotion": read_json(run.layout.promotion(number)),
+        "alarms": [asdict(alarm) for alarm in alarms],
+        "proxies": check.get("proxies"),
+        "waterfall": check.get("waterfall"),
+    }
 
 
 def _pseudo_labels(run: Run, number: int, chain: Mapping[str, Sequence[Record]]) -> dict[str, Any]:
@@ -202,7 +227,7 @@ def _timings(
         seconds["embed"] = sum(record.seconds for record in embedded)
     else:
         seconds["train"] = read_record(train_task(run, number).record).seconds
-    for stage in evaluate_stages(run, number):
+    for stage in [*evaluate_stages(run, number), *judging_stages(run, number)]:
         seconds[stage.name] = sum(record.seconds for record in stage_records(stage.tasks))
     return {stage: round(value, 2) for stage, value in seconds.items()}
 

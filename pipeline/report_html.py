@@ -7,6 +7,8 @@ from html import escape
 from typing import Any, Final
 
 from pipeline.curves import Curve, curves_svg
+from pipeline.report_guards import alarms_part, promotion_part, waterfall_part
+from pipeline.report_table import number, row, swatch, table
 
 COLOURS: Final = {"miou": "#1d4ed8", "miou_seen": "#6b7280", "miou_unseen": "#b45309", "hiou": "#047857"}
 TITLES: Final = {"miou": "mIoU", "miou_seen": "seen", "miou_unseen": "unseen", "hiou": "harmonic mean"}
@@ -57,7 +59,9 @@ def render_page(
     title = f"{report['run']}: " + ("the start" if report["round"] == 0 else f"round {report['round']}")
     parts = [f"<h1>{escape(title)}</h1>", f'<p class="note">{escape(_where_measured(report))}</p>']
     parts += _scores(report, history)
+    parts += promotion_part(report) + alarms_part(report)
     parts += _pseudo_labels(report, history)
+    parts += waterfall_part(report)
     if pictures:
         parts += ["<h2>Before and after</h2>", f'<p class="note">{escape(pictures_note)}</p>']
         parts += [_figure(picture) for picture in pictures]
@@ -69,11 +73,6 @@ def render_page(
         f'<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n<title>{escape(title)}</title>\n'
         f"<style>{_STYLE}</style>\n</head>\n<body>\n{body}\n</body>\n</html>\n"
     )
-
-
-def number(value: object, digits: int = 1) -> str:
-    """Write a number for people; a dash for None."""
-    return f"{value:.{digits}f}" if isinstance(value, int | float) else "-"
 
 
 def _where_measured(report: Mapping[str, Any]) -> str:
@@ -91,7 +90,7 @@ def _scores(report: Mapping[str, Any], history: Sequence[Mapping[str, Any]]) -> 
         for name in ("miou", "miou_unseen", "hiou")
     ]
     rows = [
-        _row(
+        row(
             "start" if r["round"] == 0 else f"round {r['round']}",
             [number(r.get(name)) for name in TITLES],
             "this" if r is history[-1] else "",
@@ -99,10 +98,10 @@ def _scores(report: Mapping[str, Any], history: Sequence[Mapping[str, Any]]) -> 
         for r in history
     ]
     if baseline:
-        rows.append(_row("plain baseline", [number(baseline.get(name)) for name in TITLES], "base"))
+        rows.append(row("plain baseline", [number(baseline.get(name)) for name in TITLES], "base"))
     note = "Dashed: the plain baseline, without DEA and without self-training." if baseline else ""
-    table = _table(["", *TITLES.values()], rows, "")
-    return ["<h2>Scores</h2>", curves_svg(curves), f'<p class="note">{note}</p>', table]
+    numbers = table(["", *TITLES.values()], rows, "")
+    return ["<h2>Scores</h2>", curves_svg(curves), f'<p class="note">{note}</p>', numbers]
 
 
 def _pseudo_labels(report: Mapping[str, Any], history: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -119,18 +118,18 @@ def _pseudo_labels(report: Mapping[str, Any], history: Sequence[Mapping[str, Any
     shown = {
         name: title for name, title in names.items() if any(r["pseudo_labels"].get(name) is not None for r in rounds)
     }
-    rows = [_row(f"round {r['round']}", [number(r["pseudo_labels"].get(name)) for name in shown]) for r in rounds]
+    rows = [row(f"round {r['round']}", [number(r["pseudo_labels"].get(name)) for name in shown]) for r in rounds]
     parts = [
         "<h2>Pseudo-labels</h2>",
-        _table(["", *shown.values()], rows, "In per cent; coverage: pixels with a label."),
+        table(["", *shown.values()], rows, "In per cent; coverage: pixels with a label."),
     ]
     gate = report.get("gate")
     if gate:
         parts.append(f'<p class="note">{escape(str(gate["definition"]))}</p>')
     masks = (report.get("pseudo_labels") or {}).get("masks") or {}
     if masks:
-        rows = [_row(reason, [str(count)]) for reason, count in masks.items()]
-        parts.append(_table(["mask", "number"], rows, "What became of the masks:"))
+        rows = [row(reason, [str(count)]) for reason, count in masks.items()]
+        parts.append(table(["mask", "number"], rows, "What became of the masks:"))
     return parts
 
 
@@ -146,10 +145,10 @@ def _classes(report: Mapping[str, Any]) -> list[str]:
         cells += [number(entry["threshold"], 3)] if adaptive else []
         cells.append(number(entry.get("pixel_share"), 2))
         seen = "seen" if entry["seen"] else "unseen"
-        rows.append(_row(_swatch(entry["colour"]) + escape(entry["name"]), [seen, *cells], escaped=True))
+        rows.append(row(swatch(entry["colour"]) + escape(entry["name"]), [seen, *cells], escaped=True))
     scores = ["IoU", "at the start", "baseline"] if measured else []
     head = ["class", "", *scores, *(["threshold"] if adaptive else []), "% of labelled pixels"]
-    return ["<h2>Classes</h2>", _table(head, rows, "")]
+    return ["<h2>Classes</h2>", table(head, rows, "")]
 
 
 def _facts(report: Mapping[str, Any]) -> list[str]:
@@ -158,13 +157,13 @@ def _facts(report: Mapping[str, Any]) -> list[str]:
     parts = []
     if training:
         rows = [
-            _row(name, [number(value, 4) if isinstance(value, float) else str(value)])
+            row(name, [number(value, 4) if isinstance(value, float) else str(value)])
             for name, value in training.items()
         ]
-        parts += ["<h2>Training</h2>", _table(["", ""], rows, "")]
+        parts += ["<h2>Training</h2>", table(["", ""], rows, "")]
     if timings:
-        rows = [_row(name, [number(seconds)]) for name, seconds in timings.items()]
-        parts += ["<h2>Working time</h2>", _table(["stage", "seconds"], rows, "Summed over workers.")]
+        rows = [row(name, [number(seconds)]) for name, seconds in timings.items()]
+        parts += ["<h2>Working time</h2>", table(["stage", "seconds"], rows, "Summed over workers.")]
     return parts
 
 
@@ -172,36 +171,17 @@ def _quarantined(report: Mapping[str, Any]) -> list[str]:
     drops = report.get("quarantined") or []
     if not drops:
         return []
-    rows = [_row(drop["key"], [drop["reason"], drop.get("detail", "")], text=True) for drop in drops[:_MAX_DROPS]]
+    rows = [row(drop["key"], [drop["reason"], drop.get("detail", "")], text=True) for drop in drops[:_MAX_DROPS]]
     more = f" {len(drops) - _MAX_DROPS} more stand in report.json." if len(drops) > _MAX_DROPS else ""
     note = f"{len(drops)} images could not be read and were left out.{more}"
-    return ["<h2>Quarantined images</h2>", _table(["key", "reason", "detail"], rows, note, text=True)]
+    return ["<h2>Quarantined images</h2>", table(["key", "reason", "detail"], rows, note, text=True)]
 
 
 def _figure(picture: Picture) -> str:
     data = base64.b64encode(picture.png).decode()
     caption = escape(picture.caption)
-    names = " ".join(f"<span>{_swatch(colour)}{escape(name)}</span>" for name, colour in picture.legend)
+    names = " ".join(f"<span>{swatch(colour)}{escape(name)}</span>" for name, colour in picture.legend)
     return (
         f'<figure><img alt="{caption}" src="data:image/png;base64,{data}">'
         f'<figcaption><p class="legend">{names}</p>{caption}</figcaption></figure>'
     )
-
-
-def _swatch(colour: Sequence[int]) -> str:
-    return f'<i class="swatch" style="background: rgb({",".join(str(int(c)) for c in colour)})"></i>'
-
-
-def _table(head: Sequence[str], rows: Sequence[str], caption: str, *, text: bool = False) -> str:
-    kind = ' class="text"' if text else ""
-    cells = "".join(f"<th{kind}>{escape(name)}</th>" for name in head)
-    note = f'<p class="note">{escape(caption)}</p>' if caption else ""
-    return f"{note}<table><thead><tr>{cells}</tr></thead><tbody>{''.join(rows)}</tbody></table>"
-
-
-def _row(name: str, cells: Sequence[object], kind: str = "", *, escaped: bool = False, text: bool = False) -> str:
-    """Give a table row; `escaped` says that `name` is HTML already, `text` aligns the cells to the left."""
-    first = name if escaped else escape(name)
-    opening = '<td class="text">' if text else "<td>"
-    rest = "".join(f"{opening}{escape(str(cell))}</td>" for cell in cells)
-    return f'<tr class="{kind}"><td>{first}</td>{rest}</tr>'

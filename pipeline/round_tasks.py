@@ -1,22 +1,23 @@
-"""The tasks of a round that are not shard by shard: start, index, training, evaluation, report. Nothing runs here."""
+"""The tasks of a round that are not shard by shard: start, index, training, report; all of a run. Nothing runs here."""
 
-from functools import lru_cache, partial
 from pathlib import Path
-from typing import Literal
 
 from jobs.class_gate import gate_fingerprint
-from jobs.evaluate import EvaluateConfig, EvaluateWorker, evaluate_fingerprint, evaluation_samples
-from jobs.model import ModelConfig, stseg_fingerprint
-from jobs.stage import CODE_VERSION, ShardTask, StagePlan
+from jobs.model import stseg_fingerprint
+from jobs.stage import CODE_VERSION, ShardTask
 from jobs.training_config import TrainConfig, TrainJob
-from pipeline.chain import WHOLE_ROUND, embed_stages, model_config, round_stages, student_weights
+from pipeline.chain import WHOLE_ROUND, best_weights, embed_stages, model_config, round_stages, student_weights
+from pipeline.judging_tasks import (
+    baseline_weights,
+    evaluate_stages,
+    has_baseline,
+    judging_stages,
+    promotion_tasks,
+)
 from pipeline.runs import Run
 from pipeline.start import start_task, start_weights
 from shards.records import Json, fingerprint_digest
-from shards.sources import SampleRef, ScenesSourceConfig, SourceConfig
-from shards.vocabulary import Vocabulary
-
-Split = Literal["test", "validation"]
+from shards.sources import ScenesSourceConfig
 
 REPORT_VERSION = 3  # goes up when the report of the same results reads otherwise
 
@@ -36,22 +37,6 @@ def start_tasks(run: Run) -> list[tuple[ShardTask, Path]]:
         weights = start_weights(settings, dea=False)
         tasks.append((start_task(settings, baseline_weights(run), stage="start-baseline", dea=False), weights))
     return tasks
-
-
-def has_baseline(run: Run) -> bool:
-    """Tell whether the plain baseline can be measured."""
-    if run.config.data.test is None:
-        return False
-    try:
-        start_weights(run.config.model, dea=False)
-    except ValueError:
-        return False
-    return True
-
-
-def baseline_weights(run: Run) -> Path:
-    """Where the plain baseline's weights lie in the run."""
-    return run.layout.round(0) / "baseline" / "model.safetensors"
 
 
 def index_task(run: Run, number: int) -> ShardTask:
@@ -74,7 +59,7 @@ def train_config(run: Run, number: int) -> TrainConfig:
 
 def first_weights(run: Run, number: int) -> Path:
     """Where the weights lie that the student of a round starts from: its teacher's, or stage 1's, by `train.start`."""
-    return student_weights(run, number - 1 if run.config.train.start == "teacher" else 0)
+    return best_weights(run, number - 1) if run.config.train.start == "teacher" else student_weights(run, 0)
 
 
 def train_job(run: Run, number: int) -> TrainJob:
@@ -116,47 +101,6 @@ def train_task(run: Run, number: int) -> ShardTask:
     )
 
 
-def evaluate_stages(run: Run, number: int) -> list[StagePlan]:
-    """Give the evaluation of a round's model on the test split, and of the plain baseline in round 0; none without it.
-
-    Raises:
-        ValueError: The test split has no labels.
-    """
-    if run.config.data.test is None:
-        return []
-    output = run.layout.round(number) / "evaluate.json"
-    stages = [evaluate_stage(run, "test", number, student_weights(run, number), output)]
-    if number == 0 and has_baseline(run):
-        output = run.layout.round(0) / "baseline" / "evaluate.json"
-        stages.append(evaluate_stage(run, "test", 0, baseline_weights(run), output, baseline=True))
-    return stages
-
-
-def evaluate_stage(
-    run: Run, split: Split, number: int, weights: Path, output: Path, *, baseline: bool = False
-) -> StagePlan:
-    """Give the evaluation of weights of the run on one of its labelled splits.
-
-    Raises:
-        ValueError: The settings name no such split, or it has no labels.
-    """
-    source = run.config.data.test if split == "test" else run.config.data.validation
-    if source is None:
-        raise ValueError(f"the run has no {split} split; name labelled images in data.{split}")
-    model = model_config(run, weights, dea=False if baseline else None)
-    config = EvaluateConfig(model=model, source=source, vocabulary=run.layout.vocabulary, seed=run.config.seed)
-    task = ShardTask(
-        stage="evaluate-baseline" if baseline else "evaluate",
-        round=number,
-        shard=WHOLE_ROUND,
-        samples=_evaluation_samples(config, run),
-        output=output,
-        inputs={"weights": weights},
-        fingerprint=evaluate_fingerprint(config, run.vocabulary),
-    )
-    return StagePlan(task.stage, partial(EvaluateWorker, config), [task], run.config.resources.evaluate)
-
-
 def pseudo_scores_task(run: Run, number: int) -> ShardTask:
     """Give the task that measures a round's pseudo-labels, against labels where the target has some."""
     labels: Json = None
@@ -188,7 +132,10 @@ def report_task(run: Run, number: int) -> ShardTask:
     for earlier in range(number + 1):
         for stage in evaluate_stages(run, earlier):
             inputs |= {f"{stage.name}/{earlier:03d}": task.output for task in stage.tasks}
+        for stage in judging_stages(run, earlier):
+            inputs |= {f"{stage.name}/{earlier:03d}": task.output for task in stage.tasks}
         inputs[f"model/{earlier:03d}"] = student_weights(run, earlier)
+        inputs[f"promotion/{earlier:03d}"] = run.layout.promotion(earlier)
         if earlier > 0:
             inputs[f"pseudo/{earlier:03d}"] = run.layout.pseudo_index(earlier)
             inputs[f"pseudo-scores/{earlier:03d}"] = pseudo_scores_task(run, earlier).output
@@ -200,7 +147,11 @@ def report_task(run: Run, number: int) -> ShardTask:
         shard=WHOLE_ROUND,
         output=run.layout.report_json(number),
         inputs=inputs,
-        fingerprint={"report": REPORT_VERSION, "gate": gate_fingerprint(run.config.refine.gate)},
+        fingerprint={
+            "report": REPORT_VERSION,
+            "gate": gate_fingerprint(run.config.refine.gate),
+            "alarms": run.config.alarms.model_dump(mode="json", exclude={"stop"}),
+        },
     )
 
 
@@ -217,16 +168,8 @@ def all_tasks(run: Run, rounds: int) -> list[ShardTask]:
         else:
             tasks += [task for stage in round_stages(run, number) for task in stage.tasks]
             tasks += [index_task(run, number), pseudo_scores_task(run, number), train_task(run, number)]
-        tasks += [task for stage in evaluate_stages(run, number) for task in stage.tasks]
+        judged = [*evaluate_stages(run, number), *judging_stages(run, number)]
+        tasks += [task for stage in judged for task in stage.tasks]
+        tasks += promotion_tasks(run, number)
         tasks.append(report_task(run, number))
     return tasks
-
-
-@lru_cache(maxsize=8)
-def _samples(source: SourceConfig, seed: int, vocabulary: Path) -> tuple[SampleRef, ...]:
-    config = EvaluateConfig(model=ModelConfig(), source=source, vocabulary=vocabulary, seed=seed)
-    return evaluation_samples(config, Vocabulary.load(vocabulary))
-
-
-def _evaluation_samples(config: EvaluateConfig, run: Run) -> tuple[SampleRef, ...]:
-    return _samples(config.source, config.seed, run.layout.vocabulary)

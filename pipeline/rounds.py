@@ -9,7 +9,8 @@ from pipeline.driver import Driver, RoundRequest
 from pipeline.errors import DataFault
 from pipeline.plan import StageSummary, summarise, task_states
 from pipeline.progress import RunProgress
-from pipeline.report import score_line
+from pipeline.promote import require_no_regression
+from pipeline.report import alarm_lines, score_line
 from pipeline.round_tasks import all_tasks
 from pipeline.runs import Run, open_or_make_run, read_run
 from pipeline.status import read_json
@@ -25,6 +26,7 @@ def run_rounds(root: Path, request: RoundRequest, progress: RunProgress | None =
         DataFault: Too many images are unreadable, or the run folder is damaged.
         StageFailed: Shards failed; all others are done.
         LockHeld: Another command works on the run.
+        GateFailed: A round regressed or raised an alarm, and the settings say that the run stops then.
     """
     shown = RunProgress(RunLayout(root).events) if progress is None else progress
     with RunLock(RunLayout(root).lock):
@@ -32,12 +34,15 @@ def run_rounds(root: Path, request: RoundRequest, progress: RunProgress | None =
         states = task_states(all_tasks(run, request.rounds))
         if all(state.state == "done" for state in states) and _pages_there(run, request.rounds):
             shown.say(f"{root}: nothing to do, rounds 0 to {request.rounds} are done ({len(states)} outputs verified)")
+            for number in range(request.rounds + 1):
+                require_no_regression(run, number, request.rounds)
         else:
             with Driver(run, request, shown).connected() as driver:
                 driver.note_start(states)
                 driver.embed()
                 for number in range(request.rounds + 1):
                     driver.round(number)
+                    require_no_regression(run, number, request.rounds)
         return [read_json(run.layout.report_json(number)) or {} for number in range(request.rounds + 1)]
 
 
@@ -107,7 +112,7 @@ def result_lines(root: Path, reports: Sequence[Mapping[str, Any]]) -> list[str]:
     """Give what a person wants to know at the end: the numbers, what was left out, and where everything lies."""
     layout = RunLayout(root)
     last = len(reports) - 1
-    lines = [score_line(report) for report in reports]
+    lines = [line for report in reports for line in (score_line(report), *alarm_lines(report))]
     for drop in reports[0].get("quarantined", []):
         lines.append(f"quarantined: {drop['key']}: {drop['reason']} ({drop['detail']})")
     lines.append(f"report: {layout.report_html(last)}")

@@ -44,7 +44,8 @@ class RunStatus:
 
     Attributes:
         stages: Every stage that was begun, in order.
-        rounds: What each finished round's report says, by number: miou, miou_seen, miou_unseen, hiou.
+        rounds: What each finished round's report says, by number: miou, miou_seen, miou_unseen, hiou, and its
+            pseudo_labels, promotion and alarms.
         last_event: The last line of the run's log.
         holder: Who works on the run now, as the run lock has it; None: nobody.
     """
@@ -72,7 +73,7 @@ def run_status(root: Path) -> RunStatus:
         stages += _round_stages(layout, number, shards)
         report = read_json(layout.report_json(number))
         if report is not None:
-            rounds[number] = {name: report.get(name) for name in (*SCORES, "pseudo_labels")}
+            rounds[number] = {name: report.get(name) for name in (*SCORES, "pseudo_labels", "promotion", "alarms")}
     events = read_events(layout.events)
     return RunStatus(tuple(stages), rounds, events[-1] if events else None, read_json(layout.lock))
 
@@ -104,6 +105,7 @@ def _round_stages(layout: RunLayout, number: int, shards: list[str]) -> list[Sta
     single = {
         "start" if number == 0 else "train": layout.student(number) / "model.json",
         "evaluate": layout.round(number) / "evaluate.record.json",
+        "promote": layout.round(number) / "promotion.record.json",
         "report": layout.round(number) / "report.record.json",
     }
     return stages + [_summed(number, name, [record]) for name, record in single.items()]

@@ -112,6 +112,22 @@ class RunLayout:
         """The folder of the model that a round trained."""
         return self.round(number) / "student"
 
+    def best(self, number: int) -> Path:
+        """The folder of the best model up to a round, which teaches the next one."""
+        return self.round(number) / "best"
+
+    def promotion(self, number: int) -> Path:
+        """Whether a round's student became the best model, and why."""
+        return self.round(number) / "promotion.json"
+
+    def holdout(self, number: int) -> Path:
+        """The scores of a round's model on the images that decide on promotion."""
+        return self.round(number) / "holdout.json"
+
+    def target_check(self, number: int) -> Path:
+        """What was found of a round's student on a sample of the target."""
+        return self.round(number) / "target.json"
+
     def report_json(self, number: int) -> Path:
         """A round's numbers."""
         return self.round(number) / "report.json"

@@ -2,7 +2,8 @@ import re
 from html.parser import HTMLParser
 from typing import Any
 
-from pipeline.report_html import Picture, number, render_page
+from pipeline.report_html import Picture, render_page
+from pipeline.report_table import number
 
 NASTY = '<script>alert("x")</script>'
 
@@ -70,3 +71,32 @@ def test_without_a_test_split_the_page_says_so_and_has_no_curves() -> None:
 def test_what_was_not_measured_is_a_dash() -> None:
     assert number(None) == "-"
     assert number(1.25, 2) == "1.25"
+
+
+def test_promotion_alarms_and_waterfall_stand_on_the_page_with_every_name_escaped() -> None:
+    scores = {"miou": 61.25, "boundary_iou": None, "iou": {NASTY: 12.5}}
+    guarded = report(
+        1,
+        promotion={
+            "outcome": "regressed", "reason": NASTY, "tolerance": 2.0,
+            "compared": [{"name": "holdout miou", "student": 51.0, "best": None}],
+        },
+        proxies={"stability": {"student": 71.0, "teacher": 72.0}},
+        alarms=[{"kind": "class_churn", "message": NASTY}],
+        waterfall={"images": 7, "stages": dict.fromkeys(("teacher", "gated", "refined", "student"), scores)},
+    )  # fmt: skip
+    page = render_page(guarded, [report(0), guarded], [], "")
+    tags = Tags()
+    tags.feed(page)
+    assert "script" not in tags.seen
+    assert "regressed, not promoted; tolerance 2 points" in page
+    assert "<td>stability (decides nothing here)</td><td>71.0</td><td>72.0</td>" in page
+    assert "<td>holdout miou</td><td>51.0</td><td>-</td>" in page
+    assert "class_churn" in page
+    assert "7 target images" in page
+    assert page.count("<td>12.5</td>") == 4
+
+
+def test_a_round_without_alarms_says_so_and_the_start_has_neither() -> None:
+    assert "<h2>Alarms</h2>" in render_page(report(1, alarms=[]), [report(0), report(1)], [], "")
+    assert "Alarms" not in render_page(report(0), [report(0)], [], "")

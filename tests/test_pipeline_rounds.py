@@ -10,9 +10,12 @@ import pytest
 from PIL import Image
 from run_setup import invoke, sets
 
-from jobs.stage import why_stale
+from jobs.stage import ShardTask, finish, why_stale
+from pipeline.chain import round_stages
+from pipeline.judging_tasks import judging_stages
 from pipeline.round_tasks import train_job, train_task
 from pipeline.runs import read_run
+from shards.arrays import read_arrays, write_arrays
 from shards.files import sha256_file, sha256_path
 from shards.records import read_record
 from shards.tar import index_tar
@@ -178,9 +181,12 @@ def test_predict_draws_an_overlay_of_each_image(run: Path, tmp_path: Path) -> No
 
 
 def test_every_student_starts_from_its_teacher_or_from_stage_1(run: Path) -> None:
-    for start, numbers in (("teacher", (0, 1, 2)), ("stage1", (0, 0, 0))):
+    for start, folders in (
+        ("teacher", ("000/student", "001/best", "002/best")),
+        ("stage1", ("000/student", "000/student", "000/student")),
+    ):
         asked = read_run(run, None, [f"train.start={start}"])
-        wanted = [run / "rounds" / f"{number:03d}" / "student" / "model.safetensors" for number in numbers]
+        wanted = [run / "rounds" / folder / "model.safetensors" for folder in folders]
         assert [train_task(asked, number).inputs["start"] for number in (1, 2, 3)] == wanted
         assert [train_job(asked, number).model.weights for number in (1, 2, 3)] == wanted
         assert why_stale(train_task(asked, 1)) is None  # the first teacher is stage 1: nothing to do again
@@ -250,3 +256,63 @@ def test_stage_1_trains_and_resumes_to_the_same_weights(weights: dict[str, str],
     assert invoke("pretrain", "--out", str(out), "--images", str(tmp_path))[0] == 2
     code, _, err = invoke("pretrain", "--out", str(out), *sets({**few, "train.start": "stage1"}))
     assert (code, "--init-from" in err) == (2, True)
+
+
+@pytest.fixture
+def copied(run: Path, tmp_path: Path) -> Path:
+    """A copy of the run with one round done, to spoil."""
+    shutil.copytree(run, tmp_path / "copy", ignore=shutil.ignore_patterns("run.lock*", "002"))
+    return tmp_path / "copy"
+
+
+def test_a_student_below_the_held_out_score_ends_the_run_with_exit_5_and_the_best_stays(copied: Path) -> None:
+    holdout = copied / "rounds" / "000" / "holdout.json"
+    (task,) = judging_stages(read_run(copied), 0)[0].tasks
+    scores = {**json.loads(holdout.read_bytes()), "miou": 90.0}
+    holdout.write_text(json.dumps(scores))
+    finish(task, count=1, stats={})
+    code, _, err = again(copied)
+    assert code == 5
+    assert "holdout miou" in err
+    assert "against 90.0" in err
+    assert f"round --n 1 --run {copied} --set promotion.on_regression=keep" in err
+    promotion = report(copied, 1)["promotion"]
+    assert (promotion["outcome"], promotion["best_round"]) == ("regressed", 0)
+    best = copied / "rounds" / "001" / "best" / "model.safetensors"
+    assert sha256_file(best) == sha256_file(copied / "rounds" / "000" / "student" / "model.safetensors")
+    assert "regressed" in (copied / "rounds" / "001" / "report.html").read_text()
+    before = snapshot(copied)
+    assert again(copied)[0] == 5
+    assert snapshot(copied) == before
+    code, out, err = again(copied, "--set", "promotion.on_regression=keep")
+    assert (code, "nothing to do" in err) == (0, True)
+    assert "regressed, best: round 0" in out
+
+
+def test_labels_swapped_between_two_classes_raise_alarms_that_name_both(copied: Path) -> None:
+    # Random weights change much in two steps; what is to be told are the classes.
+    assert again(copied, "--set", "alarms.stop=true", "--set", "alarms.churn=1")[0] == 0
+    names = [entry["name"] for entry in report(copied, 1)["classes"]]
+    shares = [entry["pixel_share"] for entry in report(copied, 1)["classes"]]
+    first, second = sorted(range(len(names)), key=lambda index: -shares[index])[:2]
+    for task in round_stages(read_run(copied), 1)[1].tasks:
+        swap_labels(task, first, second)
+    code, _, err = again(copied)
+    assert code == 5
+    swapped = {alarm["class_name"] for alarm in report(copied, 1)["alarms"] if alarm["kind"] == "class_churn"}
+    assert {names[first], names[second]} <= swapped
+    assert f"{names[first]!r} became {names[second]!r}" in err
+    assert "class_churn" in (copied / "rounds" / "001" / "report.html").read_text()
+    assert '"kind": "alarm"' in (copied / "events.jsonl").read_text()
+    status = json.loads(invoke("status", "--run", str(copied), "--json")[1])
+    assert len(status["rounds"]["1"]["alarms"]) == len(report(copied, 1)["alarms"])
+
+
+def swap_labels(task: ShardTask, first: int, second: int) -> None:
+    """Exchange two classes in the refined labels of a shard, with a record that fits."""
+    arrays, attrs = read_arrays(task.output)
+    label = arrays["label"]
+    arrays["label"] = np.where(label == first, second, np.where(label == second, first, label)).astype(label.dtype)
+    write_arrays(task.output, arrays, attrs)
+    record = read_record(task.record)
+    finish(task, count=record.count, stats=record.stats, drops=record.drops)

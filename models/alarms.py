@@ -1,0 +1,198 @@
+"""Alarms about labels that nobody can check: what changed too much to be learning. Counts in, alarms out."""
+
+# K class
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, Field
+
+Counts = NDArray[np.integer] | NDArray[np.floating]
+
+
+class AlarmConfig(BaseModel):
+    """When a round raises an alarm. A share is of all pixels that have a label.
+
+    Attributes:
+        stop: Whether an alarm ends the run with exit code 5; else it stands in the report, the log and the summary.
+        histogram_drift: Highest Jensen-Shannon divergence of the class shares before and after, 0 (equal) to 1.
+        min_share: Classes below this share, before and after, are not judged one by one.
+        vanished: A class with less than this part of its share before has vanished.
+        exploded: A class with more than this multiple of its share before, counted as `min_share` at least, has
+            exploded.
+        churn: Highest share of pixels that change their label.
+        class_churn: Highest share of a class's pixels that go to one other class.
+        min_coverage: Lowest share of pixels with a pseudo-label.
+        coverage_kept: Lowest part of the coverage before that must be left.
+        min_entropy: Lowest entropy of the class shares, as a part of that of K equal shares.
+        entropy_kept: Lowest part of the entropy before that must be left.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    stop: bool = False
+    histogram_drift: float = Field(default=0.05, gt=0, le=1)
+    min_share: float = Field(default=0.005, gt=0, lt=1)
+    vanished: float = Field(default=0.1, gt=0, lt=1)
+    exploded: float = Field(default=5.0, gt=1)
+    churn: float = Field(default=0.3, gt=0, le=1)
+    class_churn: float = Field(default=0.5, gt=0, le=1)
+    min_coverage: float = Field(default=0.05, ge=0, le=1)
+    coverage_kept: float = Field(default=0.5, ge=0, le=1)
+    min_entropy: float = Field(default=0.1, ge=0, le=1)
+    entropy_kept: float = Field(default=0.6, ge=0, le=1)
+
+
+@dataclass(frozen=True)
+class Alarm:
+    """Something that should not happen.
+
+    Attributes:
+        kind: "histogram_drift", "class_vanished", "class_exploded", "churn", "class_churn", "coverage_collapse" or
+            "entropy_collapse".
+        about: What was compared.
+        value: What was found.
+        threshold: What is allowed.
+        message: The alarm in a sentence.
+        class_name: The class, where it is about one.
+    """
+
+    kind: str
+    about: str
+    value: float
+    threshold: float
+    message: str
+    class_name: str | None = None
+
+
+def shares(counts_K: Counts) -> NDArray[np.float64]:
+    """Give (K,) shares that sum to 1; all 0 where nothing was counted."""
+    total = float(counts_K.sum())
+    return counts_K.astype(np.float64) / total if total > 0 else np.zeros(len(counts_K), np.float64)
+
+
+def divergence(before_K: Counts, after_K: Counts) -> float:
+    """Give the Jensen-Shannon divergence of two histograms in bits: 0 for equal shares, 1 for no class in common.
+
+    It is 0 where one of them is empty: there is nothing to compare.
+    """
+    p_K, q_K = shares(before_K), shares(after_K)
+    if not p_K.any() or not q_K.any():
+        return 0.0
+    middle_K = (p_K + q_K) / 2
+    return max(0.0, _bits(middle_K) - (_bits(p_K) + _bits(q_K)) / 2)
+
+
+def evenness(counts_K: Counts) -> float | None:
+    """Give the entropy of a histogram as a part of that of K equal shares; None for one class or no count."""
+    if len(counts_K) < 2 or not float(counts_K.sum()) > 0:
+        return None
+    return _bits(shares(counts_K)) / math.log2(len(counts_K))
+
+
+def state_alarms(about: str, counts_K: Counts, names: Sequence[str], config: AlarmConfig) -> list[Alarm]:
+    """Judge one histogram of labelled pixels by itself: hardly more than one class is a collapse.
+
+    Args:
+        about: What the labels are, for the message.
+        counts_K: (K,) pixels of each class; nothing is said of an empty one, which is the coverage's business.
+        names: K names.
+        config: Thresholds.
+    """
+    even = evenness(counts_K)
+    if even is None or even >= config.min_entropy:
+        return []
+    top = int(np.argmax(counts_K))
+    text = f"{about}: {100 * shares(counts_K)[top]:.1f} % of the labelled pixels are {names[top]!r}"
+    message = f"{text} (entropy {even:.2f} of the possible, at least {config.min_entropy:g})"
+    return [Alarm("entropy_collapse", about, even, config.min_entropy, message, names[top])]
+
+
+def change_alarms(
+    about: str, before_K: Counts, after_K: Counts, names: Sequence[str], config: AlarmConfig
+) -> list[Alarm]:
+    """Judge how the class shares changed: drift as a whole, lost entropy, classes that vanished or exploded.
+
+    Args:
+        about: What is compared, for the message.
+        before_K: (K,) pixels of each class before.
+        after_K: And after; of an empty one nothing is said.
+        names: K names.
+        config: Thresholds.
+    """
+    p_K, q_K = shares(before_K), shares(after_K)
+    if not p_K.any() or not q_K.any():
+        return []
+    alarms = []
+    drift = divergence(before_K, after_K)
+    if drift > config.histogram_drift:
+        message = f"{about}: the class shares drifted by {drift:.2f} (at most {config.histogram_drift:g})"
+        alarms.append(Alarm("histogram_drift", about, drift, config.histogram_drift, message))
+    even_before, even_after = evenness(before_K), evenness(after_K)
+    if even_before and even_after is not None and even_after < config.entropy_kept * even_before:
+        kept = even_after / even_before
+        message = f"{about}: {100 * kept:.0f} % of the entropy is left (at least {100 * config.entropy_kept:g} %)"
+        alarms.append(Alarm("entropy_collapse", about, kept, config.entropy_kept, message))
+    for name, p, q in zip(names, p_K.tolist(), q_K.tolist(), strict=True):
+        seen = f"{about}: {name!r} went from {100 * p:.2f} to {100 * q:.2f} % of the labelled pixels"
+        if p >= config.min_share and q < config.vanished * p:
+            alarms.append(Alarm("class_vanished", about, q / p, config.vanished, seen, name))
+        grown = q / max(p, config.min_share)
+        if grown > config.exploded:
+            alarms.append(Alarm("class_exploded", about, grown, config.exploded, seen, name))
+    return alarms
+
+
+def churn_alarms(about: str, matrix_KK: NDArray[np.integer], names: Sequence[str], config: AlarmConfig) -> list[Alarm]:
+    """Judge which pixels changed their label: too many of all, or most of a class's to one other class.
+
+    Two classes that were swapped show as two alarms that name each other.
+
+    Args:
+        about: What is compared, for the message.
+        matrix_KK: (K, K) pixels, row = label before, column = after; without pixels nothing is said.
+        names: K names.
+        config: Thresholds.
+    """
+    total = int(matrix_KK.sum())
+    if total == 0:
+        return []
+    alarms = []
+    changed = 1 - float(np.trace(matrix_KK)) / total
+    if changed > config.churn:
+        message = f"{about}: {100 * changed:.0f} % of the pixels changed their label (at most {100 * config.churn:g} %)"
+        alarms.append(Alarm("churn", about, changed, config.churn, message))
+    for class_id, row_K in enumerate(matrix_KK):
+        pixels = int(row_K.sum())
+        if pixels < config.min_share * total:
+            continue
+        others_K = row_K.copy()
+        others_K[class_id] = 0
+        to = int(np.argmax(others_K))
+        gone = float(others_K[to]) / pixels
+        if gone > config.class_churn:
+            message = (
+                f"{about}: {100 * gone:.0f} % of {names[class_id]!r} became {names[to]!r} "
+                f"(at most {100 * config.class_churn:g} %)"
+            )
+            alarms.append(Alarm("class_churn", about, gone, config.class_churn, message, names[class_id]))
+    return alarms
+
+
+def coverage_alarms(about: str, before: float | None, after: float, config: AlarmConfig) -> list[Alarm]:
+    """Judge the share of pixels with a pseudo-label, by itself and against the one before (None: there is none)."""
+    if after < config.min_coverage:
+        message = f"{about}: {100 * after:.1f} % of the pixels have a label (at least {100 * config.min_coverage:g} %)"
+        return [Alarm("coverage_collapse", about, after, config.min_coverage, message)]
+    if before and after < config.coverage_kept * before:
+        message = f"{about}: coverage fell from {100 * before:.1f} to {100 * after:.1f} % of the pixels"
+        return [Alarm("coverage_collapse", about, after / before, config.coverage_kept, message)]
+    return []
+
+
+def _bits(shares_K: NDArray[np.float64]) -> float:
+    present = shares_K[shares_K > 0]
+    return -float((present * np.log2(present)).sum())
