@@ -117,7 +117,8 @@ def class_confidence(
 ) -> NDArray[np.float32]:
     """Give each class's confidence: a statistic of its scores where it is the teacher's first choice.
 
-    Only the first of the k classes of a pixel counts, so any k gives the same. Nothing but stored scores is needed.
+    Only the first of the k classes of a pixel counts, so any k gives the same. Nothing but stored scores is needed. A
+    pixel whose first score is 0 has no class.
 
     Args:
         ids_kHW: (k, h, w) integers in 0..K-1, best first.
@@ -135,11 +136,13 @@ def class_confidence(
     """
     check_top_scores(ids_kHW, scores_kHW, num_classes)
     quantile = statistic_quantile(statistic)
-    first, score = ids_kHW[0].ravel(), scores_kHW[0].ravel().astype(np.float64)
+    seen = scores_kHW[0] > 0
+    first, score = ids_kHW[0][seen], scores_kHW[0][seen].astype(np.float64)
     order = np.argsort(first, kind="stable")
     present, starts = np.unique(first[order], return_index=True)
     confidence_K = np.zeros(num_classes, dtype=np.float32)
-    for index, values in zip(present, np.split(score[order], starts[1:]), strict=True):
+    groups = np.split(score[order], starts[1:]) if present.size else []
+    for index, values in zip(present, groups, strict=True):
         confidence_K[index] = values.mean() if quantile is None else np.quantile(values, quantile)
     return confidence_K
 
@@ -162,7 +165,7 @@ def gate(
         ValueError: See `class_confidence`.
     """
     confidence_K = class_confidence(ids_kHW, scores_kHW, num_classes, config.statistic)
-    present_K = np.bincount(ids_kHW[0].ravel(), minlength=num_classes) > 0
+    present_K = np.bincount(ids_kHW[0][scores_kHW[0] > 0], minlength=num_classes) > 0
     reasons = tuple(
         (ACCEPTED if confidence > config.threshold else DROPPED_LOW_CONFIDENCE) if present else ABSENT
         for present, confidence in zip(present_K.tolist(), confidence_K.tolist(), strict=True)

@@ -5,6 +5,7 @@ from functools import partial
 from pathlib import Path
 
 from jobs.embed import EmbedConfig, EmbedWorker, embed_fingerprint
+from jobs.masks import MasksConfig, MasksWorker, masks_fingerprint
 from jobs.model import ModelConfig
 from jobs.refine import RefineConfig, RefineWorker, refine_fingerprint
 from jobs.stage import ShardTask, StagePlan
@@ -46,6 +47,22 @@ def round_stages(run: Run, number: int) -> list[StagePlan]:
         ValueError: Weights that the settings name are missing.
     """
     return [_teacher_stage(run, number), _refine_stage(run, number), _write_stage(run, number)]
+
+
+def mask_stages(run: Run) -> list[StagePlan]:
+    """Give the chain that refines the target's own labels, refine -> write, in the place of round 1."""
+    settings = run.config.refine
+    config = MasksConfig(
+        model=model_config(run, None),
+        source=run.config.data.target,
+        vocabulary=run.layout.vocabulary,
+        refinement=settings.refinement,
+        batch_size=settings.batch_size,
+    )
+    fingerprint = masks_fingerprint(config, run.vocabulary)
+    tasks = _tasks(run, "refine", 1, fingerprint, lambda shard: {"embedding": run.layout.embedding("target", shard)})
+    refine = StagePlan("refine", partial(MasksWorker, config), tasks, run.config.resources.refine)
+    return [refine, _write_stage(run, 1)]
 
 
 def with_weights(fingerprint: Callable[[ModelConfig], dict[str, Json]], model: ModelConfig) -> dict[str, Json]:

@@ -12,7 +12,7 @@ from jobs.stage import ShardTask, StagePlan, finish, prepare, require_samples, s
 from jobs.training_group import run_training
 from jobs.write import write_index
 from pipeline import round_tasks
-from pipeline.chain import embed_stages, round_stages
+from pipeline.chain import embed_stages, mask_stages, round_stages
 from pipeline.errors import raise_on_sigterm
 from pipeline.plan import TaskState, summarise, task_states
 from pipeline.progress import RunProgress
@@ -104,6 +104,14 @@ class Driver:
             self._train(number)
         self._evaluate(number)
         self._report(number)
+
+    def masks(self) -> None:
+        """Refine the masks that the run was made with, and write them in the place of round 1."""
+        stages = mask_stages(self._run)
+        self._do(1, stages)
+        for stage in stages:
+            require_samples(stage.name, stage_records(stage.tasks))
+        self._index(1, stages[-1].tasks)
 
     def stage(self, name: str, number: int) -> None:
         """Do one stage of a round."""

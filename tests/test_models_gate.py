@@ -39,7 +39,13 @@ def test_gate_gives_a_reason_for_every_class() -> None:
 def test_threshold_itself_does_not_pass() -> None:
     ids, scores = _scores([[0, 1]], [[0.5, 0.5005]])
     assert gate(ids, scores, 2, GateConfig(threshold=0.5)).accepted_ids == (1,)
-    assert gate(*_scores([[0]], [[0.0]]), 1, GateConfig(threshold=0)).reasons == ("dropped_low_confidence",)
+    assert gate(*_scores([[0]], [[0.25]]), 1, GateConfig(threshold=0.25)).reasons == ("dropped_low_confidence",)
+
+
+def test_pixel_with_score_0_has_no_class() -> None:
+    assert gate(*_scores([[0]], [[0.0]]), 1, GateConfig(threshold=0)).reasons == ("absent",)
+    half = gate(*_scores([[0, 0]], [[0.0, 0.95]]), 1, GateConfig(statistic="mean"))
+    assert half.reasons == ("accepted",)
 
 
 def test_more_classes_than_255() -> None:
