@@ -43,6 +43,7 @@ class EvaluateConfig(BaseModel):
         windows: Windows a side; 1 looks at each image once, 2 is SED's sliding window.
         probabilities: What of several windows is averaged; see `TeacherConfig`.
         batch_size: Views at a time; changes no result but for rounding, and halves where memory does not suffice.
+        stored: Whether tasks have the images' SAM embeddings, so that no encoder is loaded.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -55,6 +56,7 @@ class EvaluateConfig(BaseModel):
     windows: PositiveInt = 1
     probabilities: Probabilities = "softmax"
     batch_size: PositiveInt = 8
+    stored: bool = False
 
 
 def evaluate_fingerprint(config: EvaluateConfig, vocabulary: Vocabulary) -> dict[str, Json]:
@@ -184,7 +186,10 @@ class EvaluateWorker:
         self._vocabulary = Vocabulary.load(config.vocabulary)
         self._source = open_source(config.source, self._vocabulary)
         self._model = StsegSegmenter(
-            config.model, self._vocabulary, with_encoder=True, text_cache=text_cache_folder(config.vocabulary)
+            config.model,
+            self._vocabulary,
+            with_encoder=not config.stored,
+            text_cache=text_cache_folder(config.vocabulary),
         )
 
     def run(self, task: ShardTask) -> Record:

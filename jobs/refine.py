@@ -20,7 +20,8 @@ from jobs.refined_store import write_refined
 from jobs.stage import CODE_VERSION, ShardTask, finish, prepare
 from models.gate import ABSENT, GateConfig
 from models.refined_label import RefinedLabel, RefineInput
-from models.refinement import PromptDecoder, RefinementConfig, refine_batch
+from models.refinement import RefinementConfig, refine_batch
+from models.sam_answers import PromptDecoder
 from shards.arrays import read_arrays
 from shards.records import Json, Record
 from shards.vocabulary import Vocabulary

@@ -25,7 +25,8 @@ from jobs.teacher import Probabilities, TeacherConfig, teacher_fingerprint, top_
 from models.gate import ClassGate
 from models.label_map import label_at_size
 from models.refined_label import RefineInput
-from models.refinement import PromptDecoder, refine_batch
+from models.refinement import refine_batch
+from models.sam_answers import PromptDecoder
 from shards.files import write_bytes_atomic
 from shards.records import Drop, Json, Record
 from shards.sources import Source, open_source

@@ -2,7 +2,7 @@
 
 # M mask, s side of SAM's low-resolution frame
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import isnan
 from typing import Final, Self
 
@@ -16,6 +16,9 @@ REJECTED_AREA: Final = "rejected_area"
 REJECTED_DISAGREES: Final = "rejected_disagrees"
 REJECTED_PREDICTED_IOU: Final = "rejected_predicted_iou"
 REJECTED_UNSTABLE: Final = "rejected_unstable"
+KEPT_AGREES: Final = "kept_agrees"
+KEPT_IN_DOUBT: Final = "kept_in_doubt"
+KEPT: Final = (KEPT_AGREES, KEPT_IN_DOUBT)
 PADDING: Final = -2
 
 
@@ -29,6 +32,12 @@ class AcceptConfig(BaseModel):
         min_predicted_iou: Lowest IoU that SAM itself predicts ("rejected_predicted_iou"); 0: not tested.
         min_stability: Lowest stability score ("rejected_unstable"); 0: not tested.
         stability_offset: How far the threshold on the logits is moved both ways for the stability score.
+        min_gain: By how much the IoU that SAM predicts must exceed the IoU with the component, that is by how much more
+            the two differ than SAM expects to err; else the component stands as it is, whatever the fallback
+            ("kept_agrees"); null: not tested.
+        min_conviction: Lowest mean distance of SAM's logits from 0 over the pixels where mask and component differ;
+            else the component stands likewise ("kept_in_doubt"); 0: not tested. Of a good mask SAM differs where it is
+            in doubt itself, of a coarse one where it is sure.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -39,6 +48,8 @@ class AcceptConfig(BaseModel):
     min_predicted_iou: float = Field(default=0.0, ge=0, le=1)
     min_stability: float = Field(default=0.0, ge=0, le=1)
     stability_offset: float = Field(default=1.0, ge=0)
+    min_gain: float | None = Field(default=None, ge=-1, le=1)
+    min_conviction: float = Field(default=0.0, ge=0)
 
     @model_validator(mode="after")
     def _ordered(self) -> Self:
@@ -58,13 +69,15 @@ class Verdict:
         stability: In [0, 1]; 0 for an empty mask.
         iou_with_coarse: IoU with the component, in [0, 1].
         area_ratio: Its area over the component's; infinite if the component is too thin to cover a pixel's centre.
-        reason: "accepted" or "rejected_…".
+        conviction: Mean distance of its logits from 0 where it differs from the component; 0 if it does nowhere.
+        reason: "accepted", "rejected_…" or "kept_…".
     """
 
     predicted_iou: float
     stability: float
     iou_with_coarse: float
     area_ratio: float
+    conviction: float
     reason: str
 
     @property
@@ -96,11 +109,12 @@ def judge_masks(
     both, area, wanted = (_pixels(m) for m in (mask_Mss & coarse_Mss, mask_Mss, coarse_Mss))
     iou = both / (area + wanted - both).clamp(min=1)
     stability = stability_score(logits_Mss.masked_fill(coarse_ss == PADDING, -torch.inf), config.stability_offset)
-    rows = zip(predicted_iou_M.tolist(), stability.tolist(), iou.tolist(), (area / wanted).tolist(), strict=True)
-    return tuple(
-        Verdict(predicted, stable, agreement, ratio, _reason(predicted, stable, agreement, ratio, config))
-        for predicted, stable, agreement, ratio in rows
-    )
+    disputed_Mss = mask_Mss != coarse_Mss
+    conviction = (logits_Mss.abs() * disputed_Mss).flatten(1).sum(dim=1).double() / _pixels(disputed_Mss).clamp(min=1)
+    measured = (predicted_iou_M, stability, iou, area / wanted, conviction)
+    rows = torch.stack([values.double() for values in measured], dim=1).tolist()
+    verdicts = (Verdict(p, s, iou, ratio, sure, ACCEPTED) for p, s, iou, ratio, sure in rows)
+    return tuple(replace(verdict, reason=_reason(verdict, config)) for verdict in verdicts)
 
 
 def stability_score(logits_Mss: Tensor, offset: float) -> Tensor:
@@ -122,16 +136,18 @@ def _pixels(mask_Mss: Tensor) -> Tensor:
     return mask_Mss.flatten(1).sum(dim=1).double()
 
 
-def _reason(predicted_iou: float, stability: float, iou: float, area_ratio: float, config: AcceptConfig) -> str:
+def _reason(verdict: Verdict, config: AcceptConfig) -> str:
     # An empty mask over a component without a pixel has the ratio 0 / 0, nan.
-    if area_ratio == 0 or isnan(area_ratio):
+    if verdict.area_ratio == 0 or isnan(verdict.area_ratio):
         return REJECTED_EMPTY
-    if not config.min_area_ratio <= area_ratio <= config.max_area_ratio:
+    if not config.min_area_ratio <= verdict.area_ratio <= config.max_area_ratio:
         return REJECTED_AREA
-    if iou < config.min_iou:
+    if verdict.iou_with_coarse < config.min_iou:
         return REJECTED_DISAGREES
-    if isnan(predicted_iou) or (config.min_predicted_iou > 0 and predicted_iou < config.min_predicted_iou):
+    if isnan(verdict.predicted_iou) or 0 < config.min_predicted_iou > verdict.predicted_iou:
         return REJECTED_PREDICTED_IOU
-    if config.min_stability > 0 and stability < config.min_stability:
+    if 0 < config.min_stability > verdict.stability:
         return REJECTED_UNSTABLE
-    return ACCEPTED
+    if config.min_gain is not None and verdict.predicted_iou - verdict.iou_with_coarse < config.min_gain:
+        return KEPT_AGREES
+    return KEPT_IN_DOUBT if verdict.conviction < config.min_conviction else ACCEPTED

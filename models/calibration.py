@@ -111,10 +111,11 @@ class CalibrationTable:
             scores: Probabilities of the same shape.
 
         Returns:
-            float64 of that shape; exactly the scores for a class with scale 1 and bias 0.
+            float64 of that shape; exactly the scores for a class with scale 1 and bias 0. A score of 0 says that the
+            class is not there, and stays.
         """
         plain = scores.astype(np.float64)
-        changed = ((self.scale != 1) | (self.bias != 0))[ids]
+        changed = ((self.scale != 1) | (self.bias != 0))[ids] & (plain > 0)
         which = ids[changed]
         plain[changed] = expit(self.scale[which] * logit(np.clip(plain[changed], LOWEST, HIGHEST)) + self.bias[which])
         return plain

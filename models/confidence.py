@@ -80,7 +80,8 @@ def class_confidence(
             it is below 1 / (k + 1) there).
 
     Returns:
-        (K,) float32 in [0, 1]; 0 for a class that is no cell's first choice, whatever the region.
+        (K,) float32 in [0, 1]; 0 for a class that is no cell's first choice, whatever the region. A cell whose first
+        score is 0 has no class.
 
     Raises:
         ValueError: The statistic is unknown.
@@ -89,8 +90,9 @@ def class_confidence(
     """
     quantile = statistic_quantile(statistic)
     kept = 1 if over == "argmax" else len(ids_kHW)
-    ids, scores = ids_kHW[:kept].ravel(), scores_kHW[:kept].ravel().astype(np.float64)
-    first_K = np.bincount(ids_kHW[0].ravel(), minlength=num_classes)
+    there_kHW = scores_kHW[:kept] > 0
+    ids, scores = ids_kHW[:kept][there_kHW], scores_kHW[:kept][there_kHW].astype(np.float64)
+    first_K = np.bincount(ids_kHW[0][scores_kHW[0] > 0], minlength=num_classes)
     cells_K = first_K if over == "argmax" else np.full(num_classes, ids_kHW[0].size)
     if statistic == "max":
         value_K = np.zeros(num_classes)
@@ -113,7 +115,7 @@ def _quantiles(
 
     It interpolates exactly as `numpy.quantile` does, of all classes at once, after one sort.
     """
-    ordered = scores[np.lexsort((scores, ids))]
+    ordered = np.append(scores[np.lexsort((scores, ids))], 0.0)  # so that there is a place to look at without any score
     found_K = np.bincount(ids, minlength=len(cells_K))
     start_K = np.cumsum(found_K) - found_K
     zeros_K = cells_K - found_K

@@ -11,9 +11,10 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
+from models.acceptance import ACCEPTED, KEPT
+from models.components import Components
 from models.gate import GateResult
 from models.overlaps import ResolveConfig
-from models.prompts import Components
 from models.refined_label import RefineInput
 
 
@@ -43,10 +44,11 @@ def teacher_label(ids_kHW: Tensor, scores_kHW: Tensor, original_hw: tuple[int, i
         original_hw: H, W.
 
     Returns:
-        (H, W) int64, out of the classes that are some cell's first choice; the lowest id among equals.
+        (H, W) int64, out of the classes that are some cell's first choice; the lowest id among equals, -1 where every
+        score is 0.
     """
-    best_HW = torch.full(original_hw, -1.0, device=scores_kHW.device)
-    label_HW = torch.zeros(original_hw, dtype=torch.int64, device=scores_kHW.device)
+    best_HW = torch.zeros(original_hw, device=scores_kHW.device)
+    label_HW = torch.full(original_hw, -1, dtype=torch.int64, device=scores_kHW.device)
     for class_id in sorted(set(ids_kHW[0].flatten().tolist())):
         score_hw = torch.where(ids_kHW == class_id, scores_kHW, 0.0).amax(dim=0)
         score_HW = F.interpolate(score_hw[None, None], original_hw, mode="bilinear", align_corners=False)[0, 0]
@@ -73,7 +75,7 @@ def fill_weights(
     source: RefineInput,
     gate: GateResult,
     components: Components,
-    accepted: Sequence[bool],
+    fates: Sequence[str],
     config: ResolveConfig,
 ) -> NDArray[np.float32]:
     """Give how much the teacher's label counts in each cell if no mask covers it.
@@ -82,7 +84,7 @@ def fill_weights(
         source: The image's stored scores.
         gate: Its classes' confidence.
         components: Its components.
-        accepted: For each kept one whether SAM's mask of it was taken.
+        fates: For each kept one why SAM's mask of it was taken or not.
         config: The policies. "ignore" for a rejected or too small component holds even where `uncovered` says
             "teacher".
 
@@ -96,10 +98,10 @@ def fill_weights(
     fill_hw = np.where(keeps_hw, score_hw, np.float32(0))
     small_hw = components.too_small
     fill_hw[small_hw] = confidence_hw[small_hw] if config.too_small == "teacher" else 0
-    for component, taken in zip(components.kept, accepted, strict=True):
-        if not taken:
-            cells = component.cells
-            fill_hw[cells] = confidence_hw[cells] if config.fallback == "coarse" else 0
+    for component, fate in zip(components.kept, fates, strict=True):
+        if fate != ACCEPTED:
+            stands = config.fallback == "coarse" or fate in KEPT
+            fill_hw[component.place][component.cells] = gate.confidence[component.class_id] if stands else 0
     return fill_hw
 
 
@@ -123,11 +125,12 @@ def teacher_layers(
     ids_khw = torch.from_numpy(source.ids.astype(np.int64)).to(device)
     scores_khw = torch.from_numpy(source.scores.astype(np.float32)).to(device)
     teacher = teacher_label(ids_khw, scores_khw, source.original_hw)
-    passed = torch.from_numpy(gate.accepted).to(device)[teacher]
+    nothing = teacher < 0
+    passed = torch.from_numpy(gate.accepted).to(device)[teacher] & ~nothing
     weight = enlarge_cells(torch.from_numpy(fill_hw).to(device), source.original_hw)
-    fills = (weight > 0) & (passed | (config.uncovered == "teacher"))
+    fills = (weight > 0) & (passed | ((config.uncovered == "teacher") & ~nothing))
     return TeacherLayers(
-        teacher=teacher,
+        teacher=teacher.masked_fill(nothing, ignore_index),
         gated=teacher.masked_fill(~passed, ignore_index),
         label=teacher.masked_fill(~fills, ignore_index),
         weight=weight,

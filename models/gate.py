@@ -194,7 +194,7 @@ def gate(ids_kHW: NDArray[np.integer], scores_kHW: NDArray[np.floating], class_g
     """
     num_classes = class_gate.num_classes
     confidence_K = gate_confidence(ids_kHW, scores_kHW, num_classes, class_gate.config, class_gate.calibration)
-    present_K = np.bincount(ids_kHW[0].ravel(), minlength=num_classes) > 0
+    present_K = np.bincount(ids_kHW[0][scores_kHW[0] > 0], minlength=num_classes) > 0
     passed_K = confidence_K > class_gate.threshold_of_class
     reasons = tuple(
         (ACCEPTED if passed else DROPPED_LOW_CONFIDENCE) if present else ABSENT

@@ -1,82 +1,75 @@
-"""SAM's prompts: for each connected component of a class that passed the gate a mask, a box and a point."""
+"""SAM's prompts: for each component of a class that passed the gate a mask, a box and points."""
 
 # M component, k kept classes per pixel (best first), h w score grid, s side of SAM's low-resolution frame
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from itertools import groupby
+from typing import Literal, Self
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field, field_validator
-from scipy import ndimage
+from pydantic import Field, field_validator, model_validator
 
+from models.components import Component, ComponentConfig
+from models.grid_frame import GridFrame
 from models.letterbox import letterbox_bilinear
+from models.prompt_boxes import boxes_in_sam_frame, elastic_box
+from models.prompt_points import NO_POINT, ON_OBJECT, background_points, deepest_points
 
-PromptKind = Literal["mask", "box", "point"]
+PromptKind = Literal["mask", "box", "point", "negative_point"]
 
 
-class PromptConfig(BaseModel):
+class PromptConfig(ComponentConfig):
     """What SAM is asked with.
 
     Attributes:
-        kinds: Which of "mask", "box" and "point" a component gets; at least one. A mask alone works badly with the
-            published SAM weights.
-        min_area: Components of fewer cells of the score grid get no prompt. A cell is 2 pixels wide in the tiny
-            preset and 4 in the others.
+        kinds: Which of "mask", "box", "point" (the component's deepest cell) and "negative_point" (the cell of another
+            class in its box that is farthest from it) a component gets. A negative point alone is refused; a mask
+            alone works badly with the published SAM weights.
+        elastic_box: Grow the box where SAM's embedding goes on resembling the component.
+        elastic_similarity: Cosine above which a cell resembles the component.
+        elastic_share: Share of the cells next to a side that must resemble it for the side to move.
         mask_logit: What the mask prompt shows: the logit of the class's "probability", or the "margin", log p minus
             log of the best other class's p, positive exactly where the teacher prefers the class. The two differ where
             the teacher is unsure among many classes.
         logit_clip: The mask prompt's logits are kept within plus and minus this.
         other_components_logit: Cells of the class's other components get at most this logit.
+        candidates: Take SAM's "single" answer, or the "best" of its three by their predicted IoU.
+        iterations: How often SAM is asked; from the second time on its own mask is the mask prompt, whatever `kinds`.
+        feed_box: From the second time on the box is that of its own mask.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
     kinds: tuple[PromptKind, ...] = ("mask", "box")
-    min_area: int = Field(default=6, ge=1)
+    elastic_box: bool = False
+    elastic_similarity: float = Field(default=0.5, ge=-1, le=1)
+    elastic_share: float = Field(default=0.1, ge=0, lt=1)
     mask_logit: Literal["probability", "margin"] = "probability"
     logit_clip: float = Field(default=10.0, gt=0)
     other_components_logit: float = -4.0
+    candidates: Literal["single", "best"] = "single"
+    iterations: int = Field(default=1, ge=1, le=10)
+    feed_box: bool = False
 
     @field_validator("kinds")
     @classmethod
     def _some_once(cls, kinds: tuple[PromptKind, ...]) -> tuple[PromptKind, ...]:
-        if not kinds or len(set(kinds)) != len(kinds):
-            raise ValueError(f"prompt kinds are {kinds}; name at least one of mask, box, point, each once")
+        if not set(kinds) - {"negative_point"} or len(set(kinds)) != len(kinds):
+            raise ValueError(
+                f"prompt kinds are {kinds}; name mask, box or point, and perhaps negative_point, each once"
+            )
         return kinds
 
-
-@dataclass(frozen=True)
-class Component:
-    """One connected component of a class on the score grid.
-
-    Attributes:
-        class_id: The class.
-        area: Its cells.
-        box: x0, y0, x1, y1 in cells; x1 and y1 are the first ones outside.
-        cells: (h, w) bool.
-    """
-
-    class_id: int
-    area: int
-    box: tuple[int, int, int, int]
-    cells: NDArray[np.bool_]
-
-
-@dataclass(frozen=True)
-class Components:
-    """The components of an image.
-
-    Attributes:
-        kept: Those that are large enough, by class id, then by their first cell in reading order.
-        too_small: (h, w) bool, the cells of the others.
-        too_small_counts: How many others each class has; classes without any are left out.
-    """
-
-    kept: tuple[Component, ...]
-    too_small: NDArray[np.bool_]
-    too_small_counts: dict[int, int]
+    @model_validator(mode="after")
+    def _in_effect(self) -> Self:
+        if self.elastic_box and "box" not in self.kinds:
+            raise ValueError(f"elastic_box needs a box, but prompt kinds are {self.kinds}; add box or leave it off")
+        if self.feed_box and ("box" not in self.kinds or self.iterations < 2):
+            raise ValueError(
+                f"feed_box needs a box and a second iteration, but prompt kinds are {self.kinds} and iterations "
+                f"{self.iterations}; add them or leave it off"
+            )
+        return self
 
 
 @dataclass(frozen=True)
@@ -85,120 +78,89 @@ class ImagePrompts:
 
     Attributes:
         boxes: (M, 4) float32, x0 y0 x1 y1, the first and the last pixel in SAM's input frame.
-        points: (M, 2) float32, x y in pixels of SAM's input frame.
+        points: (M, 2, 2) float32, x y in pixels of SAM's input frame: the deepest cell, and one of the background.
+        point_labels: (M, 2) int64, 1 on the object, 0 on the background, -1 no such point.
         mask_logits: (M, s, s) float32 within the configured clip.
     """
 
     boxes: NDArray[np.float32]
     points: NDArray[np.float32]
+    point_labels: NDArray[np.int64]
     mask_logits: NDArray[np.float32]
 
 
-def find_components(first_HW: NDArray[np.integer], class_ids: Sequence[int], min_area: int) -> Components:
-    """Split the regions of classes into components whose cells touch at a side or a corner.
+@dataclass(frozen=True)
+class PromptSource:
+    """What the prompts of an image are made from.
+
+    Attributes:
+        ids: (k, h, w) integers, the classes kept for each cell, best first.
+        scores: (k, h, w) float in [0, 1], their probabilities.
+        embedding: (C, g, g) float, SAM's embedding of the padded image.
+        frame: Where the grid lies in SAM's frame.
+    """
+
+    ids: NDArray[np.integer]
+    scores: NDArray[np.floating]
+    embedding: NDArray[np.floating]
+    frame: GridFrame
+
+
+def image_prompts(components: Sequence[Component], source: PromptSource, config: PromptConfig) -> ImagePrompts:
+    """Give the prompts of an image's components.
+
+    Mask, box and deepest point are always made, since facts about them are kept; a background point only if asked for.
 
     Args:
-        first_HW: (h, w) integers, the teacher's first choice for each cell.
-        class_ids: The classes to look at; one without a cell gives nothing.
-        min_area: Components of fewer cells are not kept.
-
-    Returns:
-        The components, kept or too small. Neighbouring classes are never joined, so kept components do not overlap.
-
-    Source: refinement per component instead of per class after SAMRefiner's split step; nothing is merged again.
+        components: M of them, found on `source.ids[0]`; M may be 0.
+        source: The image.
+        config: See `PromptConfig`.
     """
-    kept: list[Component] = []
-    too_small = np.zeros(first_HW.shape, dtype=np.bool_)
-    too_small_counts: dict[int, int] = {}
-    for class_id in sorted(class_ids):
-        numbers, _ = ndimage.label(first_HW == class_id, structure=np.ones((3, 3), dtype=np.int8))
-        areas = np.bincount(numbers.ravel())[1:]
-        small = np.flatnonzero(areas < min_area)
-        if small.size:
-            too_small |= np.isin(numbers, small + 1)
-            too_small_counts[class_id] = int(small.size)
-        places = ndimage.find_objects(numbers)
-        for index in np.flatnonzero(areas >= min_area).tolist():
-            rows, columns = places[index]
-            box = (columns.start, rows.start, columns.stop, rows.stop)
-            kept.append(Component(class_id, int(areas[index]), box, numbers == index + 1))
-    return Components(tuple(kept), too_small, too_small_counts)
-
-
-def boxes_in_sam_frame(
-    components: Sequence[Component], grid_hw: tuple[int, int], valid_hw: tuple[float, float], image_size: int
-) -> NDArray[np.float32]:
-    """Give each component's tight box as SAM was trained to read it: its first and its last pixel.
-
-    Args:
-        components: M of them; M may be 0.
-        grid_hw: The score grid's size in cells.
-        valid_hw: Share of SAM's square that is image.
-        image_size: Side of SAM's input frame, pixels.
-
-    Returns:
-        (M, 4) float32, x0 y0 x1 y1; a box narrower than a pixel keeps x0 = x1.
-    """
-    scale_y, scale_x = (share * image_size / cells for share, cells in zip(valid_hw, grid_hw, strict=True))
-    edges = np.array([c.box for c in components], dtype=np.float64).reshape(-1, 4)
-    edges *= (scale_x, scale_y, scale_x, scale_y)
-    edges[:, 2:] = np.maximum(edges[:, 2:] - 1, edges[:, :2])
-    return edges.astype(np.float32)
-
-
-def points_in_sam_frame(
-    components: Sequence[Component], grid_hw: tuple[int, int], valid_hw: tuple[float, float], image_size: int
-) -> NDArray[np.float32]:
-    """Give for each component the centre of the cell that lies deepest inside it.
-
-    Args:
-        components: M of them; M may be 0.
-        grid_hw: The score grid's size in cells.
-        valid_hw: Share of SAM's square that is image.
-        image_size: Side of SAM's input frame, pixels.
-
-    Returns:
-        (M, 2) float32, x y. Deepest is the maximum of the Euclidean distance to the nearest cell outside, where the
-        image's border counts as outside; among equals the first in reading order.
-    """
-    scale_y, scale_x = (share * image_size / cells for share, cells in zip(valid_hw, grid_hw, strict=True))
-    points = np.zeros((len(components), 2), dtype=np.float32)
-    for point, component in zip(points, components, strict=True):
-        x0, y0, x1, y1 = component.box
-        inside = np.pad(component.cells[y0:y1, x0:x1], 1)
-        depth = np.asarray(ndimage.distance_transform_edt(inside))[1:-1, 1:-1]
-        row, column = divmod(int(depth.argmax()), depth.shape[1])
-        point[:] = (x0 + column + 0.5) * scale_x - 0.5, (y0 + row + 0.5) * scale_y - 0.5
-    return points
+    frame = source.frame
+    points = np.zeros((len(components), 2, 2), dtype=np.float32)
+    labels = np.full((len(components), 2), NO_POINT, dtype=np.int64)
+    points[:, 0], labels[:, 0] = deepest_points(components, frame), ON_OBJECT
+    if "negative_point" in config.kinds:
+        points[:, 1], labels[:, 1] = background_points(components, source.ids[0], frame)
+    boxes = [component.box for component in components]
+    if config.elastic_box:
+        bounds = {"similarity": config.elastic_similarity, "share": config.elastic_share}
+        boxes = [elastic_box(component, source.embedding, frame, **bounds) for component in components]
+    low_res_size = 4 * source.embedding.shape[-1]
+    mask_logits = np.empty((len(components), low_res_size, low_res_size), dtype=np.float32)
+    for mask_ss, logits_HW in zip(mask_logits, component_logits(components, source, config), strict=True):
+        mask_ss[:] = letterbox_bilinear(logits_HW[None], frame.valid_hw, low_res_size, padding=-config.logit_clip)[0]
+    return ImagePrompts(
+        boxes=boxes_in_sam_frame(boxes, frame),
+        points=points,
+        point_labels=labels,
+        mask_logits=mask_logits,
+    )
 
 
 def component_logits(
-    components: Sequence[Component],
-    ids_kHW: NDArray[np.integer],
-    scores_kHW: NDArray[np.floating],
-    config: PromptConfig,
-) -> NDArray[np.float32]:
-    """Give each component's mask prompt on the score grid.
+    components: Sequence[Component], source: PromptSource, config: PromptConfig
+) -> Iterator[NDArray[np.float32]]:
+    """Give each component's mask prompt on the score grid, one after the other.
 
     Args:
-        components: M of them, found on `ids_kHW[0]`; M may be 0.
-        ids_kHW: (k, h, w) integers, the classes kept for each cell.
-        scores_kHW: (k, h, w) float in [0, 1], their probabilities.
+        components: M of them, by class, found on `source.ids[0]`; M may be 0.
+        source: The image.
         config: The clip, and the highest logit for the class's other components.
 
-    Returns:
-        (M, h, w) float32 within the clip; at its lowest where the class is not among the k kept ones. Made from the
+    Yields:
+        M (h, w) float32 within the clip; at its lowest where the class is not among the k kept ones. Made from the
         probability it may be negative inside a component of an unsure class.
     """
     clip, ceiling = config.logit_clip, config.other_components_logit
-    logits_MHW = np.empty((len(components), *ids_kHW.shape[1:]), dtype=np.float32)
-    for index, component in enumerate(components):
-        of_class_kHW = ids_kHW == component.class_id
-        logit_HW = _class_logit(of_class_kHW, scores_kHW, config)
-        elsewhere = of_class_kHW[0] & ~component.cells
-        logit_HW[elsewhere] = np.minimum(logit_HW[elsewhere], ceiling)
-        logits_MHW[index] = np.clip(logit_HW, -clip, clip)
-    return logits_MHW
+    for class_id, members in groupby(components, key=lambda component: component.class_id):
+        of_class_kHW = source.ids == class_id
+        whole_HW = np.clip(_class_logit(of_class_kHW, source.scores, config), -clip, clip)
+        held_HW = np.where(of_class_kHW[0], np.clip(np.minimum(whole_HW, ceiling), -clip, clip), whole_HW)
+        for component in members:
+            logit_HW = held_HW.astype(np.float32)
+            logit_HW[component.place][component.cells] = whole_HW[component.place][component.cells]
+            yield logit_HW
 
 
 def _class_logit(
@@ -213,30 +175,3 @@ def _class_logit(
     score_HW, rival_HW = np.clip(score_HW, floor, 1.0 - floor), np.clip(rival_HW, floor, 1.0 - floor)
     logit_HW: NDArray[np.float64] = np.log(score_HW) - np.log(rival_HW)
     return logit_HW
-
-
-def image_prompts(
-    components: Sequence[Component],
-    ids_kHW: NDArray[np.integer],
-    scores_kHW: NDArray[np.floating],
-    valid_hw: tuple[float, float],
-    frame: tuple[int, int],
-    config: PromptConfig,
-) -> ImagePrompts:
-    """Give the prompts of an image's components; all three kinds, whichever of them are used.
-
-    Args:
-        components: M of them; M may be 0.
-        ids_kHW: (k, h, w) integers.
-        scores_kHW: (k, h, w) float in [0, 1].
-        valid_hw: Share of SAM's square that is image.
-        frame: Side of SAM's input frame and of its low-resolution frame, pixels, e.g. (1024, 256).
-        config: See `PromptConfig`.
-    """
-    grid_hw = (ids_kHW.shape[1], ids_kHW.shape[2])
-    logits_MHW = component_logits(components, ids_kHW, scores_kHW, config)
-    return ImagePrompts(
-        boxes=boxes_in_sam_frame(components, grid_hw, valid_hw, frame[0]),
-        points=points_in_sam_frame(components, grid_hw, valid_hw, frame[0]),
-        mask_logits=letterbox_bilinear(logits_MHW, valid_hw, frame[1], padding=-config.logit_clip),
-    )

@@ -20,7 +20,7 @@ class RefineInput:
 
     Attributes:
         ids: (k, h, w) integers, the teacher's classes for each cell, best first.
-        scores: (k, h, w) float in [0, 1], their probabilities.
+        scores: (k, h, w) float in [0, 1], their probabilities; a cell whose first score is 0 has no class.
         embedding: (C, g, g) float16 or float32, SAM's embedding of the padded image.
         valid_hw: Share of SAM's square that is image, each in (0, 1].
         original_hw: The upright image's size in pixels.
@@ -48,8 +48,10 @@ class MaskFact:
         predicted_iou: SAM's own guess.
         stability: SAM's stability score.
         iou_with_coarse: IoU of SAM's mask with the component.
+        area_ratio: Its area over the component's in SAM's low-resolution frame; None if that covers no pixel there.
+        conviction: Mean distance of its logits from 0 where it differs from the component.
         accepted: Whether the mask is taken.
-        reason: "accepted" or "rejected_…".
+        reason: "accepted", "rejected_…" or "kept_…".
     """
 
     class_id: int
@@ -62,6 +64,8 @@ class MaskFact:
     predicted_iou: float
     stability: float
     iou_with_coarse: float
+    area_ratio: float | None
+    conviction: float
     accepted: bool
     reason: str
 

@@ -5,8 +5,8 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from math import ceil, floor
-from typing import Protocol
+from math import ceil, floor, isfinite
+from typing import Final
 
 import numpy as np
 import torch
@@ -15,13 +15,15 @@ from pydantic import BaseModel, ConfigDict
 from torch import Tensor
 
 from models.acceptance import PADDING, AcceptConfig, Verdict, judge_masks
+from models.components import Components, find_components
 from models.fallback import fill_weights, teacher_layers
 from models.gate import ClassGate, GateResult, gate
+from models.grid_frame import GridFrame
 from models.letterbox import letterbox_nearest
 from models.overlaps import ResolveConfig, claim_pixels, near_boundary
-from models.prompts import Components, ImagePrompts, PromptConfig, find_components, image_prompts
+from models.prompts import ImagePrompts, PromptConfig, PromptSource, image_prompts
 from models.refined_label import MaskFact, RefinedLabel, RefineInput
-from models.sam_decoder import MaskPrompts
+from models.sam_answers import PromptDecoder, ask_sam, join_prompts
 from models.sam_frame import masks_to_original, size_in_frame
 
 
@@ -41,15 +43,12 @@ class RefinementConfig(BaseModel):
     resolve: ResolveConfig = ResolveConfig()
 
 
-class PromptDecoder(Protocol):
-    """SAM's mask decoder, or a test's fake."""
-
-    @property
-    def image_size(self) -> int:
-        """Side of SAM's input frame, pixels."""
-
-    def decode(self, embedding_BCHW: Tensor, prompts: MaskPrompts) -> tuple[Tensor, Tensor]:
-        """Give (M, s, s) mask logits, s = 4 times the embedding's side, and (M,) predicted IoU."""
+FOR_MASKS: Final = RefinementConfig(
+    prompts=PromptConfig(iterations=2),
+    accept=AcceptConfig(min_predicted_iou=0.7, min_gain=0.12, min_conviction=4.5),
+    resolve=ResolveConfig(too_small="teacher"),
+)
+"""The default for masks from elsewhere, which may be good already: then SAM has to be surer than of a teacher's."""
 
 
 @dataclass(frozen=True)
@@ -69,7 +68,7 @@ def refine_batch(
     *,
     ignore_index: int,
 ) -> list[RefinedLabel]:
-    """Refine the labels of several images with one call of SAM's mask decoder.
+    """Refine the labels of several images together.
 
     Args:
         inputs: The images; sizes may differ, the embeddings' may not. May be empty.
@@ -101,7 +100,8 @@ def refine_batch(
     logits_Mss, predicted_iou_M = torch.empty(0, 1, 1), torch.empty(0)
     if sum(counts):
         embedding_BCgg = torch.from_numpy(np.stack([source.embedding for source in inputs]))
-        logits_Mss, predicted_iou_M = decoder.decode(embedding_BCgg, _mask_prompts(prepared, config.prompts))
+        prompts = join_prompts([p.prompts for p in prepared], config.prompts)
+        logits_Mss, predicted_iou_M = ask_sam(decoder, embedding_BCgg, prompts, config.prompts)
     answers = zip(prepared, torch.split(logits_Mss, counts), torch.split(predicted_iou_M, counts), strict=True)
     return [_finish(p, logits, iou, (decoder.image_size, ignore_index), config) for p, logits, iou in answers]
 
@@ -127,25 +127,11 @@ def _prepare(source: RefineInput, image_size: int, class_gate: ClassGate, config
             f"{shown} of SAM's {image_size}; embed the image again"
         )
     result = gate(source.ids, source.scores, class_gate)
-    components = find_components(source.ids[0], result.accepted_ids, config.min_area)
-    frame = (image_size, 4 * source.embedding.shape[-1])
-    prompts = image_prompts(components.kept, source.ids, source.scores, source.valid_hw, frame, config)
-    return _Prepared(source, result, components, prompts)
-
-
-def _mask_prompts(prepared: Sequence[_Prepared], config: PromptConfig) -> MaskPrompts:
-    counts = torch.tensor([len(p.components.kept) for p in prepared])
-    boxes = torch.from_numpy(np.concatenate([p.prompts.boxes for p in prepared]))
-    points = torch.from_numpy(np.concatenate([p.prompts.points for p in prepared]))[:, None]
-    masks = torch.from_numpy(np.concatenate([p.prompts.mask_logits for p in prepared]))[:, None]
-    use_point = "point" in config.kinds
-    return MaskPrompts(
-        image_index_M=torch.arange(len(prepared)).repeat_interleave(counts),
-        boxes_M4=boxes if "box" in config.kinds else None,
-        mask_input_M1hw=masks if "mask" in config.kinds else None,
-        point_coords_MT2=points if use_point else None,
-        point_labels_MT=torch.ones(len(points), 1) if use_point else None,
-    )
+    first_hw = np.where(source.scores[0] > 0, source.ids[0].astype(np.int32), -1)
+    components = find_components(first_hw, result.accepted_ids, config)
+    frame = GridFrame((source.ids.shape[1], source.ids.shape[2]), source.valid_hw, image_size)
+    asked_from = PromptSource(source.ids, source.scores, source.embedding, frame)
+    return _Prepared(source, result, components, image_prompts(components.kept, asked_from, config))
 
 
 def _finish(
@@ -164,8 +150,8 @@ def _finish(
         partial(masks_to_original, original_hw=source.original_hw, image_size=image_size),
         source.original_hw,
     )
-    accepted = [verdict.accepted for verdict in verdicts]
-    fill_hw = fill_weights(source, prepared.gate, prepared.components, accepted, config.resolve)
+    fates = [verdict.reason for verdict in verdicts]
+    fill_hw = fill_weights(source, prepared.gate, prepared.components, fates, config.resolve)
     painted = teacher_layers(source, prepared.gate, fill_hw, (logits_Mss.device, ignore_index), config.resolve)
     covered = claims.winner >= 0
     winner = claims.winner[covered]
@@ -196,7 +182,7 @@ def _judge(
     source = prepared.source
     numbers_hw = np.full(source.ids.shape[1:], -1, dtype=np.int32)
     for number, component in enumerate(prepared.components.kept):
-        numbers_hw[component.cells] = number
+        numbers_hw[component.place][component.cells] = number
     coarse_ss = letterbox_nearest(numbers_hw, source.valid_hw, logits_Mss.shape[-1], padding=PADDING)
     return judge_masks(logits_Mss, predicted_iou_M, torch.from_numpy(coarse_ss).to(logits_Mss.device), config)
 
@@ -213,7 +199,10 @@ def _fact(
     (height, width), (rows, columns) = source.original_hw, source.ids.shape[1:]
     x0, y0, x1, y1 = component.box
     box = (x0 * width / columns, y0 * height / rows, x1 * width / columns, y1 * height / rows)
-    point = (prepared.prompts.points[number] + 0.5) / frame[0] / np.array(source.valid_hw[::-1]) * (width, height) - 0.5
+    point = (prepared.prompts.points[number, 0] + 0.5) / frame[0] / np.array(source.valid_hw[::-1]) * (
+        width,
+        height,
+    ) - 0.5
     coarse_area = round(component.area * height * width / (rows * columns))
     coarse_box = (floor(box[0]), floor(box[1]), ceil(box[2]), ceil(box[3]))
     return MaskFact(
@@ -227,6 +216,8 @@ def _fact(
         predicted_iou=verdict.predicted_iou,
         stability=verdict.stability,
         iou_with_coarse=verdict.iou_with_coarse,
+        area_ratio=verdict.area_ratio if isfinite(verdict.area_ratio) else None,
+        conviction=verdict.conviction,
         accepted=verdict.accepted,
         reason=verdict.reason,
     )

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from jobs.class_gate import gate_fingerprint
 from jobs.embed import EmbedConfig, EmbedWorker, embed_fingerprint
+from jobs.masks import MasksConfig, MasksWorker, masks_fingerprint
 from jobs.model import ModelConfig
 from jobs.refine import RefineConfig, RefineWorker, refine_fingerprint
 from jobs.stage import ShardTask, StagePlan
@@ -39,11 +40,11 @@ def best_weights(run: Run, number: int) -> Path:
 
 
 def embed_stages(run: Run) -> list[StagePlan]:
-    """Give the embed stages: of the target, and of the source where the training needs it."""
-    stages = [_embed_stage(run, "target", run.config.data.target, run.plan)]
+    """Give the embed stages of what is trained on: the target, and the source where the training needs it."""
+    stages = [embed_stage(run, "target", run.config.data.target, run.plan)]
     source = run.config.data.source
     if run.source_plan is not None and source is not None and run.config.train.source_per_step and run.config.model.dea:
-        stages.append(_embed_stage(run, "source", source, run.source_plan))
+        stages.append(embed_stage(run, "source", source, run.source_plan))
     return stages
 
 
@@ -74,6 +75,22 @@ def unbroken_parts(stages: Sequence[StagePlan]) -> list[list[StagePlan]]:
             parts.append([])
         parts[-1].append(stage)
     return parts
+
+
+def mask_stages(run: Run) -> list[StagePlan]:
+    """Give the chain that refines the target's own labels, refine -> write, in the place of round 1."""
+    settings = run.config.refine
+    config = MasksConfig(
+        model=model_config(run, None),
+        source=run.config.data.target,
+        vocabulary=run.layout.vocabulary,
+        refinement=settings.refinement,
+        batch_size=settings.batch_size,
+    )
+    fingerprint = masks_fingerprint(config, run.vocabulary)
+    tasks = _tasks(run, "refine", 1, fingerprint, lambda shard: {"embedding": run.layout.embedding("target", shard)})
+    refine = StagePlan("refine", partial(MasksWorker, config), tasks, run.config.resources.refine)
+    return [refine, _write_stage(run, 1)]
 
 
 def with_weights(fingerprint: Callable[[ModelConfig], dict[str, Json]], model: ModelConfig) -> dict[str, Json]:
@@ -107,9 +124,10 @@ def refine_config(run: Run) -> RefineConfig:
     )
 
 
-def _embed_stage(run: Run, dataset: Dataset, source: SourceConfig, plan: Plan) -> StagePlan:
+def embed_stage(run: Run, dataset: Dataset, source: SourceConfig, plan: Plan) -> StagePlan:
+    """Give the embed stage of a data set; it is done once for all rounds."""
     config = EmbedConfig(model=model_config(run, None), source=source, vocabulary=run.layout.vocabulary)
-    name = "embed" if dataset == "target" else "embed-source"
+    name = "embed" if dataset == "target" else f"embed-{dataset}"
     fingerprint = embed_fingerprint(config)
     tasks = [
         ShardTask(

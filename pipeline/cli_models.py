@@ -1,4 +1,4 @@
-"""`evaluate`, `predict` and `pretrain`: use and make models outside the rounds."""
+"""`evaluate`, `predict`, `refine` and `pretrain`: use and make models outside the rounds."""
 
 from pathlib import Path
 from typing import Annotated
@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from pipeline.cli_predict import predict
+from pipeline.cli_refine import refine
 from pipeline.errors import exit_codes
 from pipeline.options import (
     DEFAULT_RUN,
@@ -23,7 +24,7 @@ from pipeline.options import (
 
 def add_commands(app: typer.Typer) -> None:
     """Add these commands to the command line."""
-    for command in (evaluate, predict, pretrain):
+    for command in (evaluate, predict, refine, pretrain):
         app.command()(command)
 
 

@@ -123,13 +123,16 @@ class RefineSettings(_Section):
 
 
 class EvaluateSettings(_Section):
-    """On how many images a round's student is judged; drawn with the run's seed, the same in every round.
+    """How a round's student is judged. Images are drawn with the run's seed, the same in every round.
 
     Attributes:
+        windows: Windows a side in which labelled images are looked at; 1 sees them whole, 2 is SED's sliding window, at
+            five times the work, and more for SAM, whose embeddings of whole images are then of no use.
         holdout_images: Of `data.validation`, where these decide on promotion.
         target_images: Of the target, for the waterfall, the alarms and the measures of promotion without labels.
     """
 
+    windows: PositiveInt = 1
     holdout_images: PositiveInt = 100
     target_images: PositiveInt = 100
 

@@ -12,7 +12,7 @@ from jobs.stage import ShardTask, StagePlan, finish, prepare, require_samples, s
 from jobs.training_group import run_training
 from jobs.write import write_index
 from pipeline import judging_tasks, round_tasks
-from pipeline.chain import embed_stages, round_stages, unbroken_parts
+from pipeline.chain import embed_stages, mask_stages, round_stages, unbroken_parts
 from pipeline.errors import raise_on_sigterm
 from pipeline.plan import TaskState, summarise, task_states
 from pipeline.progress import RunProgress
@@ -88,12 +88,12 @@ class Driver:
 
     def embed(self) -> None:
         """Embed all images with SAM, once for all rounds, and hold the unreadable ones against the budget."""
-        stages = embed_stages(self._run)
+        stages = [*embed_stages(self._run), *judging_tasks.embed_stages_of_judges(self._run)]
         self._do(0, stages)
         for stage in stages:
             records = stage_records(stage.tasks)
             total = sum(len(task.samples) for task in stage.tasks)
-            dataset = "source" if stage.name == "embed-source" else "target"
+            dataset = stage.name.partition("-")[2] or "target"
             check_quarantine(records, total, self._run.config.quarantine, dataset)
             require_samples(stage.name, records)
 
@@ -107,6 +107,14 @@ class Driver:
         self._evaluate(number)
         self._promote(number)
         self._report(number)
+
+    def masks(self) -> None:
+        """Refine the masks that the run was made with, and write them in the place of round 1."""
+        stages = mask_stages(self._run)
+        self._do(1, stages)
+        for stage in stages:
+            require_samples(stage.name, stage_records(stage.tasks))
+        self._index(1, stages[-1].tasks)
 
     def stage(self, name: str, number: int) -> None:
         """Do one stage of a round."""

@@ -9,11 +9,19 @@ from jobs.evaluate import EvaluateConfig, EvaluateWorker, evaluate_fingerprint, 
 from jobs.model import ModelConfig
 from jobs.stage import CODE_VERSION, ShardTask, StagePlan
 from jobs.target_check import TargetCheckConfig, TargetCheckWorker, target_check_fingerprint
-from pipeline.chain import WHOLE_ROUND, best_weights, model_config, refine_config, student_weights, teacher_config
+from pipeline.chain import (
+    WHOLE_ROUND,
+    best_weights,
+    embed_stage,
+    model_config,
+    refine_config,
+    student_weights,
+    teacher_config,
+)
 from pipeline.promotion import PROXIES, Measure
 from pipeline.runs import Run
 from pipeline.start import start_weights
-from shards.plan import Plan
+from shards.plan import Plan, make_plan
 from shards.records import Json
 from shards.sources import SampleRef, SourceConfig
 from shards.vocabulary import Vocabulary
@@ -65,23 +73,49 @@ def evaluate_stage(
     source = run.config.data.test if split == "test" else run.config.data.validation
     if source is None:
         raise ValueError(f"the run has no {split} split; name labelled images in data.{split}")
+    model = model_config(run, weights, dea=False if kind == "evaluate-baseline" else None)
+    whole = split == "validation" and kind == "evaluate"  # asked for by hand; rounds look at the hold-out's part of it
+    stored = [] if whole or not model.dea else embed_stages_of_judges(run)
     config = EvaluateConfig(
-        model=model_config(run, weights, dea=False if kind == "evaluate-baseline" else None),
+        model=model,
         source=source,
         vocabulary=run.layout.vocabulary,
         count=run.config.evaluate.holdout_images if kind == "evaluate-holdout" else None,
         seed=run.config.seed,
+        windows=run.config.evaluate.windows,
+        probabilities=teacher_config(run, weights).probabilities,
+        stored=bool(stored),
     )
+    embedded = [task.output for stage in stored if stage.name == f"embed-{split}" for task in stage.tasks]
     task = ShardTask(
         stage=kind,
         round=number,
         shard=WHOLE_ROUND,
         samples=_labelled_samples(config.source, config.seed, config.count, run.layout.vocabulary),
         output=output,
-        inputs={"weights": weights},
+        inputs={"weights": weights, **{f"embedding/{path.stem}": path for path in embedded}},
         fingerprint=evaluate_fingerprint(config, run.vocabulary),
     )
     return StagePlan(kind, partial(EvaluateWorker, config), [task], run.config.resources.evaluate)
+
+
+def embed_stages_of_judges(run: Run) -> list[StagePlan]:
+    """Give the embed stages of the labelled images that every round's model is measured on; none without SAM.
+
+    Raises:
+        ValueError: A split has no labels.
+    """
+    if not run.config.model.dea or run.config.evaluate.windows > 1:
+        return []
+    asked: list[tuple[Split, SourceConfig | None, int | None]] = [("test", run.config.data.test, None)]
+    if promotion_measure(run) == "holdout":
+        asked.append(("validation", run.config.data.validation, run.config.evaluate.holdout_images))
+    stages = []
+    for split, source, count in asked:
+        if source is not None:
+            samples = _labelled_samples(source, run.config.seed, count, run.layout.vocabulary)
+            stages.append(embed_stage(run, split, source, make_plan(samples, run.config.shard_size)))
+    return stages
 
 
 def promotion_measure(run: Run) -> Measure:

@@ -1,17 +1,19 @@
 """Models outside the rounds: choose one with its classes, measure one on a labelled split."""
 
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, get_args
 
+from jobs.executor import run_chain
 from jobs.model import ModelConfig
 from jobs.stage import why_stale
 from models.sliding import Probabilities
 from pipeline.chain import best_weights, model_config, student_weights
 from pipeline.config import RunConfig, resolve_config
 from pipeline.errors import DataFault
-from pipeline.judging_tasks import Split, evaluate_stage
+from pipeline.judging_tasks import Split, embed_stages_of_judges, evaluate_stage
 from pipeline.runs import Run, read_run
 from pipeline.settings import read_settings
 from pipeline.start import start_weights
@@ -39,8 +41,10 @@ def evaluate_round(root: Path, number: int, split: str) -> dict[str, Any]:
     output = run.layout.round(number) / name
     stage = evaluate_stage(run, "test" if split == "test" else "validation", number, weights, output)
     (task,) = stage.tasks
-    if why_stale(task) is not None:
-        stage.worker().run(task)
+    embedded = [one for one in embed_stages_of_judges(run) if one.tasks[0].output in task.inputs.values()]
+    for one in (*embedded, stage):
+        stale = [asked for asked in one.tasks if why_stale(asked) is not None]
+        run_chain([replace(one, tasks=stale)], backend="inline", on_event=partial(logger.debug, "%s"))
     result = read_json(task.output)
     assert result is not None
     return {"round": number, **result}

@@ -9,6 +9,7 @@ from jobs.training_config import TrainConfig, TrainJob
 from pipeline.chain import WHOLE_ROUND, best_weights, embed_stages, model_config, round_stages, student_weights
 from pipeline.judging_tasks import (
     baseline_weights,
+    embed_stages_of_judges,
     evaluate_stages,
     has_baseline,
     judging_stages,
@@ -161,7 +162,7 @@ def all_tasks(run: Run, rounds: int) -> list[ShardTask]:
     Raises:
         ValueError: Weights or labels that the settings name are missing.
     """
-    tasks = [task for stage in embed_stages(run) for task in stage.tasks]
+    tasks = [task for stage in (*embed_stages(run), *embed_stages_of_judges(run)) for task in stage.tasks]
     for number in range(rounds + 1):
         if number == 0:
             tasks += [task for task, _ in start_tasks(run)]

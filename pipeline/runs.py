@@ -62,7 +62,7 @@ def open_or_make_run(root: Path, file: Path | None = None, sets: Sequence[str] =
         if config != saved:
             logger.info("settings changed: %s", "; ".join(changed_settings(saved, config)))
             save_config(layout.config, config)
-        return _loaded(layout, config)
+        return load_run(layout, config)
     return make_run(root, _resolved(file, sets, None))
 
 
@@ -77,7 +77,7 @@ def read_run(root: Path, file: Path | None = None, sets: Sequence[str] = ()) -> 
     layout = RunLayout(root.absolute())  # workers have working folders of their own
     if not layout.config.is_file():
         raise DataFault(f"{root} holds no run (no config.yaml); make one: stseg-pipeline round --run {root}")
-    return _loaded(layout, asked_config(root, load_config(layout.config), file, sets))
+    return load_run(layout, asked_config(root, load_config(layout.config), file, sets))
 
 
 def asked_config(root: Path, saved: RunConfig, file: Path | None, sets: Sequence[str]) -> RunConfig:
@@ -143,7 +143,12 @@ def _resolved(file: Path | None, sets: Sequence[str], base: RunConfig | None) ->
     return resolve_config(asked, sets, where="--set" if file is None else f"{file} or --set", base=base)
 
 
-def _loaded(layout: RunLayout, config: RunConfig) -> Run:
+def load_run(layout: RunLayout, config: RunConfig) -> Run:
+    """Read vocabulary and plans of a run folder whose settings are known.
+
+    Raises:
+        DataFault: One is missing or damaged.
+    """
     try:
         vocabulary = Vocabulary.load(layout.vocabulary)
         plan = Plan.load(layout.plan)

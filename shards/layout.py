@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-Dataset = Literal["target", "source"]
+Dataset = Literal["target", "source", "test", "validation"]
 
 _REPLAY_NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9_.-]{0,79}")
 _SHARD_NAME = re.compile(r"[0-9]{6,}")
@@ -81,7 +81,7 @@ class RunLayout:
 
     def embedding(self, dataset: Dataset, shard: str) -> Path:
         """The SAM embeddings of a shard, once for all rounds."""
-        prefix = "source-" if dataset == "source" else ""
+        prefix = "" if dataset == "target" else f"{dataset}-"
         return self.root / "embeddings" / "sam" / f"{prefix}{_checked(shard)}.zarr"
 
     def teacher(self, number: int, shard: str) -> Path:

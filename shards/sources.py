@@ -214,6 +214,8 @@ class FolderSource:
         if path is None or not path.is_file():
             return None
         data = path.read_bytes()
+        if ref.label_digest is not None and hashlib.sha256(data).hexdigest() != ref.label_digest:
+            raise ValueError(f"{path} is not the file that was planned; put it back, or start a new run for new labels")
         try:
             label = decode_label(data)
             return _to_vocabulary(label, IGNORE_16_BIT if data[24] == 16 else IGNORE_8_BIT, self._vocabulary)

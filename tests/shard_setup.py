@@ -58,7 +58,7 @@ class FakeDecoder:
 
     image_size = FRAME
 
-    def decode(self, embedding_BCHW: Tensor, prompts: MaskPrompts) -> tuple[Tensor, Tensor]:
+    def decode(self, embedding_BCHW: Tensor, prompts: MaskPrompts, *, multimask: bool = False) -> tuple[Tensor, Tensor]:
         assert prompts.mask_input_M1hw is not None
         return prompts.mask_input_M1hw[:, 0], torch.full((len(prompts.image_index_M),), 0.8)
 

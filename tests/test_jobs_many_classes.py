@@ -128,7 +128,7 @@ def test_pseudo_labels_are_scored_with_class_255(tmp_path: Path, count: int) -> 
     without = striped([0, IGNORED, 256, count - 1, UNSURE])
     (tmp_path / "labels" / "a.png").write_bytes(encode_label(without, vocabulary_of(count)))
     label = read_refined(refine.output).maps["label"][0]
-    truth = source.read_label(refine.samples[0])
+    truth = source.read_label(source.refs()[0])
     assert truth is not None
     assert np.array_equal(truth, without)
     matrix = confusion(truth, label.astype(np.int32), count, IGNORED)

@@ -41,7 +41,16 @@ def test_gate_gives_a_reason_for_every_class() -> None:
 def test_threshold_itself_does_not_pass() -> None:
     ids, scores = _scores([[0, 1]], [[0.5, 0.5005]])
     assert gate(ids, scores, ClassGate(GateConfig(threshold=0.5), 2)).accepted_ids == (1,)
-    assert gate(*_scores([[0]], [[0.0]]), ClassGate(GateConfig(threshold=0), 1)).reasons == ("dropped_low_confidence",)
+    low = gate(*_scores([[0]], [[0.25]]), ClassGate(GateConfig(threshold=0.25), 1))
+    assert low.reasons == ("dropped_low_confidence",)
+
+
+def test_a_cell_with_score_0_has_no_class() -> None:
+    assert gate(*_scores([[0]], [[0.0]]), ClassGate(GateConfig(threshold=0), 1)).reasons == ("absent",)
+    for statistic in ("mean", "area_mean", "max", "quantile:0.1"):
+        half = gate(*_scores([[0, 0]], [[0.0, 0.95]]), ClassGate(GateConfig(statistic=statistic), 1))
+        assert half.reasons == ("accepted",)
+    assert gate(*_scores([[0]], [[0.0]]), ClassGate(GateConfig(statistic="quantile:0.5"), 1)).reasons == ("absent",)
 
 
 def test_more_classes_than_255() -> None:

@@ -31,7 +31,7 @@ class FakeDecoder:
         self.answer, self.predicted_iou = answer, predicted_iou
         self.calls: list[MaskPrompts] = []
 
-    def decode(self, embedding_BCHW: Tensor, prompts: MaskPrompts) -> tuple[Tensor, Tensor]:
+    def decode(self, embedding_BCHW: Tensor, prompts: MaskPrompts, *, multimask: bool = False) -> tuple[Tensor, Tensor]:
         self.calls.append(prompts)
         assert prompts.mask_input_M1hw is not None
         masks = prompts.mask_input_M1hw[:, 0]

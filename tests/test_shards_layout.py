@@ -19,6 +19,7 @@ def test_paths_are_those_of_the_design() -> None:
         RUN.lock: "run.lock",
         RUN.embedding("target", "000001"): "embeddings/sam/000001.zarr",
         RUN.embedding("source", "000001"): "embeddings/sam/source-000001.zarr",
+        RUN.embedding("test", "000001"): "embeddings/sam/test-000001.zarr",
         RUN.teacher(1, "000012"): "rounds/001/teacher/000012.zarr",
         RUN.refine(12, "000012"): "rounds/012/refine/000012.zarr",
         RUN.pseudo(1, "000012"): "rounds/001/pseudo/pseudo-000012.tar",
