@@ -14,7 +14,7 @@ from shards.plan import PlannedShard
 from shards.records import Drop, Json, Record, read_record, write_record
 from shards.sources import SampleRef
 
-CODE_VERSION: Final = 2  # goes up when the code of any stage gives other results for the same settings
+CODE_VERSION: Final = 3  # goes up when the code of any stage gives other results for the same settings
 SAMPLES_ROLE: Final = "samples"
 
 

@@ -170,7 +170,7 @@ TINY_TRAINING: Final = TrainConfig(
     target_per_step=3,  # few images a step show few classes, and a step costs images x classes
     source_per_step=1,
     sampled_classes=12,
-    dea_lr_scale=0.1,
+    dea_lr_scale=0.03,
     clip_lr_scale=0.1,  # CLIP knows the words; what it has to learn is the target's camera
     checkpoint_every=50,
 )
