@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +54,18 @@ def test_reports_hold_what_was_measured_in_per_cent_and_where(run: Path) -> None
     assert "greater than 0" in first["gate"]["definition"]
     assert len(first["classes"]) == 24
     assert first["training"]["steps"] == 2
+
+
+def test_the_masks_of_all_classes_add_up_to_those_of_the_round_reason_by_reason(run: Path) -> None:
+    assert all(entry["masks"] is None for entry in report(run, 0)["classes"])
+    first = report(run, 1)
+    fates: Counter[str] = Counter()
+    for entry in first["classes"]:
+        fates.update(entry["masks"])
+    asked = {reason: n for reason, n in first["pseudo_labels"]["masks"].items() if n and reason != "dropped_too_small"}
+    assert fates == asked
+    assert fates
+    assert "<th>masks taken</th>" in (run / "rounds" / "001" / "report.html").read_text()
 
 
 def test_the_page_stands_alone_with_pictures(run: Path) -> None:
