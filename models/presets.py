@@ -101,7 +101,6 @@ SAM_TINY: Final = SamConfig(
 )
 SAM_VIT_B: Final = SamConfig(encoder_dim=768, encoder_depth=12, encoder_heads=12, global_blocks=(2, 5, 8, 11))
 SAM_VIT_L: Final = SamConfig(encoder_dim=1024, encoder_depth=24, encoder_heads=16, global_blocks=(5, 11, 17, 23))
-SAM_VIT_H: Final = SamConfig(encoder_dim=1280, encoder_depth=32, encoder_heads=16, global_blocks=(7, 15, 23, 31))
 
 PRESETS: Final[dict[str, Preset]] = {
     "tiny": Preset(

@@ -17,7 +17,7 @@ _HUB_FILES: Final = (
     "open_clip_pytorch_model.safetensors",
     "open_clip_pytorch_model.bin",
 )
-_SAM_FILES: Final = {768: "sam_vit_b_01ec64.pth", 1024: "sam_vit_l_0b3195.pth", 1280: "sam_vit_h_4b8939.pth"}
+_SAM_FILES: Final = {768: "sam_vit_b_01ec64.pth", 1024: "sam_vit_l_0b3195.pth"}
 
 
 @dataclass(frozen=True)

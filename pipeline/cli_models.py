@@ -69,6 +69,8 @@ def pretrain(
 ) -> None:
     """Train stage 1 on labelled images (by default on the scenes' source split), resuming where it stopped.
 
+    The preset tiny is trained as its shipped weights were, in 400 steps; base and large as the paper does, in 80000.
+
     \b
       stseg-pipeline pretrain --out stage1.safetensors
       stseg-pipeline pretrain --images photos --labels masks --classes names.txt --out mine.safetensors

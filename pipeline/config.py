@@ -66,6 +66,13 @@ class ModelSettings(_Section):
             early_rejection=self.early_rejection,
         )
 
+    def with_whole_paths(self) -> "ModelSettings":
+        """Give the settings with absolute paths of weights, which hold in any folder."""
+        files = {name: getattr(self, name) for name in ModelSettings.model_fields if name.endswith("_weights")}
+        return self.model_copy(
+            update={name: path.expanduser().resolve() for name, path in files.items() if path is not None}
+        )
+
 
 class DataSettings(_Section):
     """Where images come from.
@@ -210,10 +217,15 @@ def resolve_config(
         ValueError: An unknown name (with the nearest known one) or a value that does not fit.
     """
     if base is None:
-        preset = flat(with_sets(asked, sets)).get("model.preset", "tiny")
-        base = RunConfig() if preset == "tiny" else RunConfig(train=TrainConfig())
+        base = RunConfig() if asks_for_tiny(asked, sets) else RunConfig(train=TrainConfig())
     merged = with_sets(laid_over(base.model_dump(mode="json"), asked), sets)
     return _with_whole_paths(_with_class_names(validated(RunConfig, merged, where=where)))
+
+
+def asks_for_tiny(asked: Mapping[str, Any], sets: Sequence[str]) -> bool:
+    """Tell whether settings leave the preset at `tiny`, whose training is its own; others get the paper's."""
+    preset: object = flat(with_sets(asked, sets)).get("model.preset", "tiny")
+    return preset == "tiny"
 
 
 def load_config(path: Path) -> RunConfig:
@@ -287,15 +299,13 @@ def _with_whole_paths(config: RunConfig) -> RunConfig:
         return FolderSourceConfig(images=str(Path(source.images).expanduser().resolve()), labels=labels)
 
     data = {name: whole(getattr(config.data, name)) for name in DataSettings.model_fields}
-    files = {name: getattr(config.model, name) for name in ModelSettings.model_fields if name.endswith("_weights")}
-    model = {name: path.expanduser().resolve() for name, path in files.items() if path is not None}
     calibration = config.refine.gate.calibration
     gate = {} if calibration is None else {"calibration": calibration.expanduser().resolve()}
     refine = {"gate": config.refine.gate.model_copy(update=gate)}
     return config.model_copy(
         update={
             "data": config.data.model_copy(update=data),
-            "model": config.model.model_copy(update=model),
+            "model": config.model.with_whole_paths(),
             "refine": config.refine.model_copy(update=refine),
         }
     )

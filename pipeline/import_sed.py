@@ -70,7 +70,7 @@ def next_commands(out: Path, preset: str) -> list[str]:
         f"stseg-pipeline init my-run --images photos/ --classes names.txt {model} --set model.dea=false {sigmoid} "
         f"--set model.stage1_weights={head} --set model.sam_weights=SAM_FILE",
         f"stseg-pipeline pretrain --init-from {head} --images photos/ --labels masks/ --classes names.txt "
-        f"--out {trained} {model} --set model.sam_weights=SAM_FILE --set train.steps=80000",
+        f"--out {trained} {model} --set model.sam_weights=SAM_FILE",
     ]
 
 

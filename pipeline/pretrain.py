@@ -13,7 +13,7 @@ from jobs.model import ModelConfig, stseg_fingerprint, weights_checksum
 from jobs.stage import CODE_VERSION, Resources, ShardTask, StagePlan, stage_records, why_stale
 from jobs.training_config import TrainConfig, TrainJob
 from jobs.training_group import GroupResources, run_training
-from pipeline.config import ModelSettings, VocabularySettings, laid_over
+from pipeline.config import ModelSettings, VocabularySettings, asks_for_tiny, laid_over
 from pipeline.progress import RunProgress
 from pipeline.settings import read_settings, validated, with_sets
 from shards.layout import RunLayout
@@ -33,10 +33,11 @@ TINY_STAGE1: Final = TrainConfig(
     dea_lr_scale=0.03,  # seen classes alone, faster, bend CLIP's alignment with the words: see docs/method.md
     checkpoint_every=100,
 )
+PAPER_STAGE1: Final = TrainConfig(target_per_step=0, source_per_step=4, classes="seen")
 
 
 class PretrainConfig(BaseModel):
-    """The settings of stage 1; the defaults make the shipped weights.
+    """The settings of stage 1; the defaults make the shipped weights, of preset `tiny`.
 
     Attributes:
         model: Preset and DEA; `stage1_weights` is where to start from instead of anew.
@@ -114,7 +115,7 @@ def run_pretrain(request: PretrainRequest, progress: RunProgress | None = None) 
 
 
 def pretrain_config(request: PretrainRequest) -> PretrainConfig:
-    """Give the complete settings of a request.
+    """Give the complete settings of a request; presets other than `tiny` get the paper's training.
 
     Raises:
         ValueError: An unknown name, a value that does not fit, or images without labels or classes.
@@ -129,15 +130,17 @@ def pretrain_config(request: PretrainRequest) -> PretrainConfig:
     if request.init_from is not None:
         own["model"] = {"stage1_weights": str(_init_from(request.init_from))}
     asked = laid_over(own, read_settings(request.file) if request.file is not None else {})
-    base = PretrainConfig().model_dump(mode="json")
+    base = PretrainConfig(train=TINY_STAGE1 if asks_for_tiny(asked, request.sets) else PAPER_STAGE1)
     where = "--set" if request.file is None else f"{request.file} or --set"
-    config = validated(PretrainConfig, with_sets(laid_over(base, asked), request.sets), where=where)
+    config = validated(
+        PretrainConfig, with_sets(laid_over(base.model_dump(mode="json"), asked), request.sets), where=where
+    )
     if config.train.start != "teacher":
         raise ValueError(
             f"{where}: train.start = {config.train.start!r} is about the students of rounds; stage 1 starts from the "
             "weights that --init-from names"
         )
-    return config
+    return config.model_copy(update={"model": config.model.with_whole_paths()})
 
 
 def _train(
@@ -218,9 +221,9 @@ def _model(config: PretrainConfig) -> ModelConfig:
 
 
 def _init_from(path: Path) -> Path:
-    if not path.is_file():
+    if not path.expanduser().is_file():
         raise ValueError(f"--init-from names {path}, which is not there")
-    return path.expanduser().resolve()
+    return path
 
 
 def _vocabulary(config: PretrainConfig) -> Vocabulary:

@@ -2,7 +2,7 @@
 
 import json
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any, Final
@@ -161,9 +161,7 @@ def _guards(run: Run, number: int, refined: Sequence[Record]) -> dict[str, Any]:
 
 def _pseudo_labels(run: Run, number: int, chain: Mapping[str, Sequence[Record]]) -> dict[str, Any]:
     found = read_json(pseudo_scores_task(run, number).output) or {}
-    stats: Counter[str] = Counter()
-    for record in chain["refine"]:
-        stats.update({name: value for name, value in record.stats.items() if name != "coverage"})
+    stats = _summed(chain["refine"])
     teacher = _sum(chain["teacher"], "score_sum"), _sum(chain["teacher"], "samples")
     return {
         **found,
@@ -173,6 +171,15 @@ def _pseudo_labels(run: Run, number: int, chain: Mapping[str, Sequence[Record]])
         "masks": _counts(stats, "masks_"),
         "classes": _counts(stats, "classes_"),
     }
+
+
+def _summed(refined: Iterable[Record]) -> defaultdict[str, float]:
+    total: defaultdict[str, float] = defaultdict(float)
+    for record in refined:
+        for name, value in record.stats.items():
+            if name != "coverage":  # a share of each shard's pixels: it does not add up
+                total[name] += value
+    return total
 
 
 def _counts(stats: Mapping[str, float], prefix: str) -> dict[str, int]:
@@ -201,7 +208,8 @@ def _classes(
     baseline: Mapping[str, Any] | None,
     refined: Sequence[Record],
 ) -> list[dict[str, Any]]:
-    covered = _sum(refined, "pixels_covered")
+    stats = _summed(refined)
+    covered = stats["pixels_covered"]
     columns = {"iou": evaluated, "iou_round_0": start, "iou_baseline": baseline or {}}
     return [
         {
@@ -210,10 +218,8 @@ def _classes(
             "seen": entry.seen,
             "colour": list(entry.colour),
             **{name: (source.get("iou") or {}).get(entry.name) for name, source in columns.items()},
-            "pixel_share": 100 * _sum(refined, f"class_{index}_pixels") / covered if covered else None,
-            "masks": sum(_sum(refined, f"class_{index}_masks_{reason}") for reason in ("accepted",))
-            if refined
-            else None,
+            "pixel_share": 100 * stats[f"class_{index}_pixels"] / covered if covered else None,
+            "masks": _counts(stats, f"class_{index}_masks_") if refined else None,
         }
         for index, entry in enumerate(run.vocabulary.classes)
     ]

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from html import escape
 from typing import Any, Final
 
+from models.acceptance import ACCEPTED
 from pipeline.curves import Curve, curves_svg
 from pipeline.report_guards import alarms_part, promotion_part, waterfall_part
 from pipeline.report_table import number, row, swatch, table
@@ -139,16 +140,29 @@ def _classes(report: Mapping[str, Any]) -> list[str]:
     if not classes:
         return []
     adaptive = any("threshold" in entry for entry in classes)
+    asked = any(entry.get("masks") is not None for entry in classes)
     rows = []
     for entry in classes:
         cells = [number(entry.get(name)) for name in ("iou", "iou_round_0", "iou_baseline")] if measured else []
         cells += [number(entry["threshold"], 3)] if adaptive else []
         cells.append(number(entry.get("pixel_share"), 2))
+        cells += _fates(entry["masks"]) if asked else []
         seen = "seen" if entry["seen"] else "unseen"
         rows.append(row(swatch(entry["colour"]) + escape(entry["name"]), [seen, *cells], escaped=True))
     scores = ["IoU", "at the start", "baseline"] if measured else []
     head = ["class", "", *scores, *(["threshold"] if adaptive else []), "% of labelled pixels"]
+    head += ["masks taken", "else mostly"] if asked else []
     return ["<h2>Classes</h2>", table(head, rows, "")]
+
+
+def _fates(masks: Mapping[str, int]) -> list[str]:
+    """Say how many of a class's masks were taken, and the most frequent reason of the others with its number."""
+    if not masks:
+        return ["-", "-"]
+    others = {reason: count for reason, count in masks.items() if reason != ACCEPTED}
+    mostly = max(others, key=lambda reason: others[reason]) if others else None
+    taken = f"{masks.get(ACCEPTED, 0)} of {sum(masks.values())}"
+    return [taken, "-" if mostly is None else f"{mostly} {others[mostly]}"]
 
 
 def _facts(report: Mapping[str, Any]) -> list[str]:

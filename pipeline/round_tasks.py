@@ -20,7 +20,7 @@ from pipeline.start import start_task, start_weights
 from shards.records import Json, fingerprint_digest
 from shards.sources import ScenesSourceConfig
 
-REPORT_VERSION = 3  # goes up when the report of the same results reads otherwise
+REPORT_VERSION = 4  # goes up when the report of the same results reads otherwise
 
 
 def start_tasks(run: Run) -> list[tuple[ShardTask, Path]]:

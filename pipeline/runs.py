@@ -10,7 +10,7 @@ from pipeline.errors import DataFault, SettingsConflict
 from pipeline.settings import read_settings
 from shards.layout import RunLayout
 from shards.plan import Plan, make_plan
-from shards.sources import ScenesSourceConfig, open_source
+from shards.sources import open_source
 from shards.vocabulary import Vocabulary
 
 logger = logging.getLogger(__name__)
@@ -131,11 +131,6 @@ def build_vocabulary(config: RunConfig) -> Vocabulary:
     if isinstance(names, str):
         raise ValueError(f"vocabulary.classes is {names!r}; resolve the settings first")
     return Vocabulary.from_names(names, seen=config.vocabulary.seen, templates=templates)
-
-
-def is_default_data(config: RunConfig) -> bool:
-    """Tell whether the images are the generated scenes."""
-    return isinstance(config.data.target, ScenesSourceConfig)
 
 
 def _resolved(file: Path | None, sets: Sequence[str], base: RunConfig | None) -> RunConfig:

@@ -11,7 +11,6 @@ from shards.layout import RunLayout, record_of
 from shards.plan import Plan
 from shards.records import Record, read_record
 
-CHAIN_STAGES = ("teacher", "refine", "write")
 SCORES = ("miou", "miou_seen", "miou_unseen", "hiou")
 
 

@@ -99,6 +99,26 @@ def test_augmentation_changes_what_is_learned(tmp_path: Path) -> None:
     assert _train(tmp_path / "a") != _train(tmp_path / "b", STRONG.model_copy(update={"ema": 0.0}))
 
 
+def _loss_of_one_step(folder: Path, trust: tuple[int, int], *, pixel_weights: bool) -> tuple[float, str]:
+    change = {"steps": 1, "source_per_step": 0, "pixel_weights": pixel_weights}
+    task, job = training_setup(folder, QUICK.model_copy(update=change), dea=False, trust=trust)
+    record = train_model(task, job, SingleProcess())
+    assert record is not None
+    return record.stats["loss"], sha256_file(task.output)
+
+
+def test_a_pixel_counts_in_the_step_as_much_as_its_weight_map_says(tmp_path: Path) -> None:
+    left, trained_on_left = _loss_of_one_step(tmp_path / "left", (255, 0), pixel_weights=True)
+    right, trained_on_right = _loss_of_one_step(tmp_path / "right", (0, 255), pixel_weights=True)
+    mixed, _ = _loss_of_one_step(tmp_path / "mixed", (51, 204), pixel_weights=True)
+    assert min(left, right) > 0
+    assert mixed == pytest.approx(0.2 * left + 0.8 * right, rel=1e-5)
+    assert trained_on_left != trained_on_right
+    unweighted = _loss_of_one_step(tmp_path / "unweighted", (51, 204), pixel_weights=False)
+    assert unweighted[0] == pytest.approx(left + right, rel=1e-5)
+    assert unweighted == _loss_of_one_step(tmp_path / "other", (255, 0), pixel_weights=False)
+
+
 def test_live_embeddings_need_dea(tmp_path: Path) -> None:
     live = QUICK.model_copy(update={"augment": AugmentConfig(flip=0.5, embeddings="encode")})
     task, job = training_setup(tmp_path, live, dea=False)

@@ -61,6 +61,29 @@ def test_curves_numbers_and_baseline_stand_on_the_page() -> None:
     assert "test split, 200 images; seed 0" in page
 
 
+def test_a_class_shows_how_many_masks_were_taken_and_why_mostly_not() -> None:
+    fates = [
+        {"accepted": 37, "kept_agrees": 1, "rejected_disagrees": 3},
+        {"rejected_area": 2, "rejected_empty": 2},
+        {"accepted": 5},
+        {},
+    ]
+    classes = [
+        {"name": f"class {i}", "seen": True, "colour": [1, 2, 3], "pixel_share": 1.0, "masks": masks}
+        for i, masks in enumerate(fates)
+    ]
+    page = render_page(report(1, classes=classes), [report(0), report(1)], [], "")
+    assert "<th>masks taken</th><th>else mostly</th>" in page
+    wanted = [("37 of 41", "rejected_disagrees 3"), ("0 of 4", "rejected_area 2"), ("5 of 5", "-"), ("-", "-")]
+    for taken, mostly in wanted:
+        assert page.count(f"<td>{taken}</td><td>{mostly}</td></tr>") == 1
+
+
+def test_the_start_has_no_masks_to_show() -> None:
+    classes = [{"name": "a", "seen": True, "colour": [1, 2, 3], "pixel_share": None, "masks": None}]
+    assert "masks taken" not in render_page(report(0, classes=classes), [report(0)], [], "")
+
+
 def test_without_a_test_split_the_page_says_so_and_has_no_curves() -> None:
     bare = report(1, miou=None, miou_seen=None, miou_unseen=None, hiou=None, baseline=None, split=None, classes=[])
     page = render_page(bare, [bare], [], "")

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +54,18 @@ def test_reports_hold_what_was_measured_in_per_cent_and_where(run: Path) -> None
     assert "greater than 0" in first["gate"]["definition"]
     assert len(first["classes"]) == 24
     assert first["training"]["steps"] == 2
+
+
+def test_the_masks_of_all_classes_add_up_to_those_of_the_round_reason_by_reason(run: Path) -> None:
+    assert all(entry["masks"] is None for entry in report(run, 0)["classes"])
+    first = report(run, 1)
+    fates: Counter[str] = Counter()
+    for entry in first["classes"]:
+        fates.update(entry["masks"])
+    asked = {reason: n for reason, n in first["pseudo_labels"]["masks"].items() if n and reason != "dropped_too_small"}
+    assert fates == asked
+    assert fates
+    assert "<th>masks taken</th>" in (run / "rounds" / "001" / "report.html").read_text()
 
 
 def test_the_page_stands_alone_with_pictures(run: Path) -> None:
@@ -306,6 +319,41 @@ def test_labels_swapped_between_two_classes_raise_alarms_that_name_both(copied: 
     assert '"kind": "alarm"' in (copied / "events.jsonl").read_text()
     status = json.loads(invoke("status", "--run", str(copied), "--json")[1])
     assert len(status["rounds"]["1"]["alarms"]) == len(report(copied, 1)["alarms"])
+
+
+def test_a_teacher_that_says_one_class_raises_alarms_and_ends_the_run_with_exit_5(copied: Path) -> None:
+    # Random weights change much and regress by chance in two steps; what is to be told is the collapse.
+    quiet = sets({"alarms.churn": "1", "alarms.stop": "true", "promotion.on_regression": "keep"})
+    assert again(copied, *quiet)[0] == 0
+    arguments = ("--run", str(copied), "--backend", "inline")
+    assert invoke("stage", "teacher", "--round", "2", *arguments)[0] == 0
+    first = max(report(copied, 1)["classes"], key=lambda entry: entry["pixel_share"])
+    for task in round_stages(read_run(copied), 2)[0].tasks:
+        say_one_class(task, first["id"])
+    code, _, err = invoke("round", "--n", "2", *arguments)
+    assert code == 5
+    second = report(copied, 2)
+    assert [entry["name"] for entry in second["classes"] if entry["pixel_share"]] == [first["name"]]
+    against = {
+        alarm["kind"] for alarm in second["alarms"] if "pseudo-labels of round 2 against round 1" in alarm["about"]
+    }
+    assert {"histogram_drift", "entropy_collapse", "class_vanished"} <= against
+    vanished = {alarm["class_name"] for alarm in second["alarms"] if alarm["kind"] == "class_vanished"}
+    shares = {entry["name"]: entry["pixel_share"] for entry in report(copied, 1)["classes"]}
+    assert vanished >= {name for name, share in shares.items() if share > 0.5} - {first["name"]}
+    assert f"100.0 % of the labelled pixels are {first['name']!r}" in err
+
+
+def say_one_class(task: ShardTask, class_id: int) -> None:
+    """Make one class the first choice everywhere in the teacher's scores of a shard, with a record that fits."""
+    arrays, attrs = read_arrays(task.output)
+    ids, others = arrays["ids"], arrays["ids"][:, :-1]
+    place = (others == class_id).cumsum(axis=1) > 0  # what stood above the class moves down by one
+    ids[:, 1:] = np.where(place, ids[:, 1:], others)
+    ids[:, 0] = class_id
+    write_arrays(task.output, arrays, attrs)
+    record = read_record(task.record)
+    finish(task, count=record.count, stats=record.stats, drops=record.drops)
 
 
 def swap_labels(task: ShardTask, first: int, second: int) -> None:

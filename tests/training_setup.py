@@ -34,8 +34,17 @@ STRONG = QUICK.model_copy(
 )
 
 
-def training_setup(folder: Path, train: TrainConfig = QUICK, *, dea: bool = True) -> tuple[ShardTask, TrainJob]:
-    """Write what a training reads into a folder and give its task and job."""
+def training_setup(
+    folder: Path, train: TrainConfig = QUICK, *, dea: bool = True, trust: tuple[int, int] = (250, 250)
+) -> tuple[ShardTask, TrainJob]:
+    """Write what a training reads into a folder and give its task and job.
+
+    Args:
+        folder: Where to.
+        train: The settings.
+        dea: Whether the network has DEA.
+        trust: The pseudo-labels' weights in the left and the right half of each image, 0..255.
+    """
     vocabulary = Vocabulary.from_names(
         SCENE_CLASSES, seen=[n for n in SCENE_CLASSES if n in SEEN], templates=prompt_templates("tiny8")
     )
@@ -57,7 +66,7 @@ def training_setup(folder: Path, train: TrainConfig = QUICK, *, dea: bool = True
     )
     _record("embed", embedding, refs)
     tar = folder / "pseudo" / "pseudo-000000.tar"
-    _write_pseudo(tar, refs[:3], vocabulary)
+    _write_pseudo(tar, refs[:3], vocabulary, trust)
     _record("write", tar, refs[:3])
     task = ShardTask(
         stage="train",
@@ -72,17 +81,18 @@ def training_setup(folder: Path, train: TrainConfig = QUICK, *, dea: bool = True
     return task, TrainJob(train=train, model=model, vocabulary=folder / "vocabulary.json", source=SOURCE)
 
 
-def _write_pseudo(path: Path, refs: tuple[SampleRef, ...], vocabulary: Vocabulary) -> None:
+def _write_pseudo(path: Path, refs: tuple[SampleRef, ...], vocabulary: Vocabulary, trust: tuple[int, int]) -> None:
     source = open_source(SOURCE, vocabulary)
     samples = []
     for ref in refs:
         label = source.read_label(ref)
         assert label is not None
         label = np.where(np.arange(96)[:, None] < 20, vocabulary.ignore_index, label)
+        weight = np.where(np.arange(96) < 48, *trust)
         members = {
             "png": source.read_image(ref)[0],
             "label.png": encode_label(label, vocabulary),
-            "weight.png": encode_weight(np.where(label == vocabulary.ignore_index, 0, 250).astype(np.uint8)),
+            "weight.png": encode_weight(np.where(label == vocabulary.ignore_index, 0, weight).astype(np.uint8)),
             "json": json.dumps({"key": ref.key}).encode(),
         }
         samples.append(TarSample(ref.key, members))

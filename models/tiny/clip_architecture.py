@@ -38,10 +38,6 @@ class WordTokenizer:
             row[: len(ids)] = torch.tensor(ids)
         return tokens
 
-    def unknown_words(self, text: str) -> list[str]:
-        """Give the words of a text that the tiny CLIP has never read."""
-        return [word for word in _split(text) if word not in self.ids]
-
     def _words(self, text: str) -> list[int]:
         ids: list[int] = []
         for word in _split(text):
