@@ -55,11 +55,12 @@ def test_a_class_that_is_nowhere_first_has_no_confidence_over_the_image_either()
     assert class_confidence(ids, scores, CLASSES, "max", "image")[9] == 0
 
 
-def test_area_mean_weighs_sure_cells_more_and_zeros_not_at_all() -> None:
+def test_area_mean_weighs_sure_cells_more_and_cells_without_a_class_count_nowhere() -> None:
     ids = np.zeros((1, 1, 4), np.uint16)
     scores = np.array([[[1.0, 0.5, 0.0, 0.0]]], np.float16)
     assert class_confidence(ids, scores, 1, "area_mean")[0] == pytest.approx(1.25 / 1.5)
-    assert class_confidence(ids, scores, 1, "mean")[0] == pytest.approx(0.375)
+    assert class_confidence(ids, scores, 1, "mean")[0] == pytest.approx(0.75)
+    assert class_confidence(ids, scores, 1, "mean", "image")[0] == pytest.approx(0.375)
     assert class_confidence(ids, scores * 0, 1, "area_mean")[0] == 0
 
 
