@@ -1,7 +1,7 @@
 # make round [N=3] [RUN=runs/default]   set up, run N rounds, say where the report and the shards lie
 # make test                             set up, then every check: ruff, mypy, pytest
 # make setup                            only make .venv and install into it
-# make bench                            speed and memory against the references (about ten minutes, a quiet machine)
+# make bench                            speed and memory against the references (about fifteen minutes, a quiet machine)
 # make tiny-weights                     train the shipped weights again (hours)
 
 PYTHON ?= python3

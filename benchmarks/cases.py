@@ -53,7 +53,7 @@ class Case:
     name: str
     build: Callable[[], Pair]
     at_least: float
-    repeats: int = 5
+    repeats: int = 9
     memory: bool = False
 
 

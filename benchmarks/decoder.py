@@ -143,10 +143,10 @@ def _without_gradients(build: Callable[[], Pair]) -> Callable[[], Pair]:
 CASES: Final[Sequence[Case]] = (
     Case("cad_n20", _without_gradients(_full(20)), at_least=2.5, memory=True),
     Case("cad_n59", _without_gradients(_full(59)), at_least=3.5, memory=True),
-    Case("cad_n171", _without_gradients(_full(171)), at_least=5.0, memory=True),
+    Case("cad_n171", _without_gradients(_full(171)), at_least=5.0, repeats=5, memory=True),
     Case("cad_n847", _without_gradients(_full(847, with_reference=False)), at_least=0.0, repeats=1, memory=True),
-    Case("rejection_171_40", _without_gradients(_rejection(171, 40)), at_least=3.5, repeats=3),
-    Case("rejection_847_40", _without_gradients(_rejection(847, 40)), at_least=4.5, repeats=3),
+    Case("rejection_171_40", _without_gradients(_rejection(171, 40)), at_least=3.5),
+    Case("rejection_847_40", _without_gradients(_rejection(847, 40)), at_least=4.5, repeats=5),
     Case("rejection_gate", _without_gradients(_gate), at_least=3.5),
     Case("train_step", _train_step, at_least=1.0, memory=True),
 )

@@ -139,9 +139,9 @@ def prompt_flops() -> float:
 
 
 CASES: Final = [
-    Case("sam_encoder", build_encoder, at_least=1.6, repeats=3, memory=True),
-    Case("sam_encoder_bf16", build_encoder_bf16, at_least=2.8, repeats=3),
+    Case("sam_encoder", build_encoder, at_least=1.6, repeats=5, memory=True),
+    Case("sam_encoder_bf16", build_encoder_bf16, at_least=2.8, repeats=5),
     Case("sam_refine_k4", partial(build_refinement, 4), at_least=2.0),
     Case("sam_refine_k16", partial(build_refinement, 16), at_least=2.0),
-    Case("sam_refine_k64", partial(build_refinement, 64), at_least=2.0, repeats=3, memory=True),
+    Case("sam_refine_k64", partial(build_refinement, 64), at_least=2.0, memory=True),
 ]
