@@ -53,6 +53,11 @@ class EmbeddingStore:
         """Read one image's (C, g, g) float16 embedding."""
         return np.asarray(read_rows(self.path, "embedding", row), dtype=np.float16)
 
+    def valid_hw(self, row: int) -> tuple[float, float]:
+        """Give the share (height, width) of SAM's square that is one image."""
+        height, width = self.valid[row].tolist()
+        return height, width
+
     def batch(self, keys: list[str]) -> "SamEmbedding":
         """Read the embeddings of some keys as float32 tensors.
 

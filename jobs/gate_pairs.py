@@ -103,7 +103,7 @@ def gather_pairs(
             ids, scores = (torch.from_numpy(values) for values in (image.ids.astype(np.int64), image.scores))
             label_HW = teacher_label(ids, scores.float(), original_hw).numpy()
             truth_HW = None if source is None else source.read_label(refs[image.key])
-            seen = np.unique(image.ids[0]).astype(np.int64)
+            seen = np.unique(image.ids[0][image.scores[0] > 0]).astype(np.int64)
             counts = _counts(label_HW, truth_HW, image.key, vocabulary)
             columns.append(np.stack([np.full(len(seen), len(sizes)), seen, *(count[seen] for count in counts)]))
             confidences.append(np.stack(found)[:, seen])
@@ -125,8 +125,9 @@ def _counts(
         truth_HW = np.full(label_HW.shape, vocabulary.ignore_index, dtype=np.int32)
     if truth_HW.shape != label_HW.shape:
         raise ValueError(f"the label of {key} is {truth_HW.shape}, its image {label_HW.shape}; give one of its size")
-    known_HW = truth_HW != vocabulary.ignore_index
-    chosen = (label_HW.ravel(), label_HW[known_HW], label_HW[known_HW & (truth_HW == label_HW)])
+    there_HW = label_HW >= 0  # a cell whose first score is 0 has no class
+    known_HW = there_HW & (truth_HW != vocabulary.ignore_index)
+    chosen = (label_HW[there_HW], label_HW[known_HW], label_HW[known_HW & (truth_HW == label_HW)])
     return [np.bincount(ids, minlength=len(vocabulary)) for ids in chosen]
 
 

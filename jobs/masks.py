@@ -117,10 +117,7 @@ def _input(
             f"the mask of {ref.uri} has {label.shape[1]} x {label.shape[0]} pixels, the image {width} x {height}; "
             "a mask needs the size of its image"
         )
-    valid = store.valid[row]
-    return label_as_input(
-        label, store.embedding(row), (float(valid[0]), float(valid[1])), ignore_index=vocabulary.ignore_index
-    )
+    return label_as_input(label, store.embedding(row), store.valid_hw(row), ignore_index=vocabulary.ignore_index)
 
 
 class MasksWorker:

@@ -105,12 +105,11 @@ def _inputs(
         if key not in store.rows:
             raise ValueError(f"shard {task.shard} has teacher scores for {key}, but no embedding; redo the teacher")
         row = store.rows[key]
-        valid = store.valid[row]
         yield RefineInput(
             ids=scores["ids"][index],
             scores=scores["scores"][index],
             embedding=store.embedding(row),
-            valid_hw=(float(valid[0]), float(valid[1])),
+            valid_hw=store.valid_hw(row),
             original_hw=store.sizes_hw[row],
         )
 

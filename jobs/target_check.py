@@ -144,7 +144,7 @@ def _views(
             ids=ids[index],
             scores=scores[index],
             embedding=embeddings.embedding(row),
-            valid_hw=(float(embeddings.valid[row][0]), float(embeddings.valid[row][1])),
+            valid_hw=embeddings.valid_hw(row),
             original_hw=embeddings.sizes_hw[row],
         )
         for index, row in enumerate(embeddings.rows[key] for key in keys)

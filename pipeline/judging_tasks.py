@@ -113,8 +113,8 @@ def embed_stages_of_judges(run: Run) -> list[StagePlan]:
     stages = []
     for split, source, count in asked:
         if source is not None:
-            samples = _labelled_samples(source, run.config.seed, count, run.layout.vocabulary)
-            stages.append(embed_stage(run, split, source, make_plan(samples, run.config.shard_size)))
+            plan = _labelled_plan(source, run.config.seed, count, run.layout.vocabulary, run.config.shard_size)
+            stages.append(embed_stage(run, split, source, plan))
     return stages
 
 
@@ -216,6 +216,11 @@ def promotion_tasks(run: Run, number: int) -> list[ShardTask]:
 def _labelled_samples(source: SourceConfig, seed: int, count: int | None, vocabulary: Path) -> tuple[SampleRef, ...]:
     config = EvaluateConfig(model=ModelConfig(), source=source, vocabulary=vocabulary, count=count, seed=seed)
     return evaluation_samples(config, Vocabulary.load(vocabulary))
+
+
+@lru_cache(maxsize=8)
+def _labelled_plan(source: SourceConfig, seed: int, count: int | None, vocabulary: Path, shard_size: int) -> Plan:
+    return make_plan(_labelled_samples(source, seed, count, vocabulary), shard_size)
 
 
 def _target_samples(plan: Plan, count: int, seed: int) -> tuple[SampleRef, ...]:
