@@ -1,6 +1,8 @@
 """A run small enough for a test: random weights for every part, a few scenes, and the command line in this process."""
 
+import json
 from pathlib import Path
+from typing import Any
 
 from typer.testing import CliRunner
 
@@ -26,6 +28,24 @@ def invoke(*arguments: str) -> tuple[int, str, str]:
 
 def sets(settings: dict[str, str]) -> list[str]:
     return [part for name, value in settings.items() for part in ("--set", f"{name}={value}")]
+
+
+def again(run: Path, *more: str) -> tuple[int, str, str]:
+    """Do round 1 of a run again."""
+    return invoke("round", "--n", "1", "--run", str(run), "--backend", "inline", *more)
+
+
+def report(run: Path, number: int) -> dict[str, Any]:
+    """Read a round's report."""
+    content: dict[str, Any] = json.loads((run / "rounds" / f"{number:03d}" / "report.json").read_bytes())
+    return content
+
+
+def snapshot(run: Path) -> dict[str, int]:
+    """Give the time of the last change of every file of a run."""
+    return {
+        str(path): path.stat().st_mtime_ns for path in run.rglob("*") if path.is_file() and "run.lock" not in path.name
+    }
 
 
 def random_weights(folder: Path) -> dict[str, str]:
