@@ -19,6 +19,14 @@ from typing import Any, Final
 
 METRICS: Final = ("miou", "miou_seen", "miou_unseen", "hiou")
 ROWS: Final = ("baseline", "dea", "st", "dea_st", "control")
+GAINS: Final = (
+    ("dea", "baseline"),
+    ("st", "baseline"),
+    ("dea_st", "dea"),
+    ("dea_st", "st"),
+    ("dea_st", "baseline"),
+    ("dea_st", "control"),
+)
 PSEUDO: Final = ("miou_before", "miou_after", "coverage")
 Reports = list[dict[str, Any]]
 
@@ -47,6 +55,7 @@ def main() -> None:
         "settings": options.sets,
         "minutes": round((time.monotonic() - started) / 60, 1),
         "rows": {row: summary([seed["rows"][row] for seed in per_seed]) for row in ROWS},
+        "gains": {f"{row} over {other}": gain(per_seed, row, other) for row, other in GAINS},
         "per_seed": per_seed,
     }
     options.out.write_text(json.dumps(result, indent=1) + "\n")
@@ -157,12 +166,18 @@ def summary(rows: Sequence[dict[str, float]]) -> dict[str, dict[str, float]]:
     }
 
 
+def gain(per_seed: Sequence[dict[str, Any]], row: str, other: str) -> dict[str, dict[str, float]]:
+    """Give mean and standard deviation over seeds of what a row is above another one of the same seed, in points."""
+    pairs = [(seed["rows"][row], seed["rows"][other]) for seed in per_seed]
+    return summary([{metric: one[metric] - two[metric] for metric in METRICS} for one, two in pairs])
+
+
 def table(result: dict[str, Any]) -> str:
     """Give the table as text."""
-    lines = [f"{'row':10}" + "".join(f"{metric:>16}" for metric in METRICS)]
-    for row, metrics in result["rows"].items():
+    lines = [f"{'row':20}" + "".join(f"{metric:>16}" for metric in METRICS)]
+    for row, metrics in (result["rows"] | result["gains"]).items():
         cells = (f"{metrics[m]['mean']:.1f} ± {metrics[m]['std']:.1f}" for m in METRICS)
-        lines.append(f"{row:10}" + "".join(f"{cell:>16}" for cell in cells))
+        lines.append(f"{row:20}" + "".join(f"{cell:>16}" for cell in cells))
     return "\n".join(lines)
 
 
