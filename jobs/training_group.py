@@ -7,7 +7,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, NonNegativeFloat, PositiveInt
 from torch import nn
 
-from jobs.stage import ShardTask, prepare
+from jobs.stage import CustomResources, ShardTask, prepare
 from jobs.train import SingleProcess, train_model
 from jobs.training_config import TrainJob
 from shards.records import Record, fingerprint_digest, read_record
@@ -22,6 +22,7 @@ class GroupResources(BaseModel):
         workers: Processes that train together.
         num_cpus: Ray's CPUs for a worker.
         num_gpus: Ray's GPUs for a worker; 0 trains on the CPU.
+        resources: Other resources of Ray's for a worker, by name, such as `{train: 1}`.
         threads: Threads of array libraries in a worker.
         max_failures: How often a dead group is started again before the training is given up.
     """
@@ -30,6 +31,7 @@ class GroupResources(BaseModel):
     workers: PositiveInt = 1
     num_cpus: NonNegativeFloat = 1
     num_gpus: NonNegativeFloat = 0
+    resources: CustomResources = {}
     threads: PositiveInt = 2
     max_failures: int = 2
 
@@ -86,7 +88,7 @@ def _fit(task: ShardTask, job: TrainJob, resources: GroupResources, *, name: str
             scaling_config=ScalingConfig(
                 num_workers=resources.workers,
                 use_gpu=resources.num_gpus > 0,
-                resources_per_worker={"CPU": resources.num_cpus, "GPU": resources.num_gpus},
+                resources_per_worker={"CPU": resources.num_cpus, "GPU": resources.num_gpus, **resources.resources},
             ),
             # Ray resumes by name, and trains nothing under a name that has succeeded: the folder is new each time.
             run_config=RunConfig(

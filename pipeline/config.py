@@ -7,6 +7,7 @@ from typing import Any, Final, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt
 
+from jobs.execution import ExecutionConfig
 from jobs.model import ModelConfig
 from jobs.stage import Resources
 from jobs.training_config import TrainConfig
@@ -199,6 +200,7 @@ class RunConfig(_Section):
     alarms: AlarmConfig = AlarmConfig()
     quarantine: QuarantineSettings = QuarantineSettings()
     resources: ResourceSettings = ResourceSettings()
+    execution: ExecutionConfig = ExecutionConfig()
 
 
 def resolve_config(
