@@ -1,13 +1,16 @@
 """Which shards of a chain of stages wait, run, are done or have failed: bookkeeping that knows of no workers."""
 
 from collections import Counter, defaultdict, deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from jobs.execution import ExecutionConfig
+from jobs.faults import Fault, FaultKind, memory_cure
 from jobs.stage import ShardTask, StagePlan
 
 _SHOWN_FAILURES = 20
+_SHOWN_SHARDS = 10
 
 Place = tuple[str, str]  # stage, shard
 Verdict = Literal["done", "retry", "failed"]
@@ -24,45 +27,59 @@ class ShardFailure:
 
 
 class StageFailed(RuntimeError):  # noqa: N818 - named for what happened, as in the reports
-    """Shards failed; all others were tried before this was raised.
+    """Shards failed and are quarantined; all others were tried before this was raised.
 
     Attributes:
         failures: Each failed shard with its cause.
         blocked: (stage, shard) that could not be tried because the same shard failed at an earlier stage.
+        cure: What to do about it, with the next command; may be empty.
     """
 
-    def __init__(self, failures: Sequence[ShardFailure], blocked: Sequence[Place] = ()) -> None:
+    def __init__(self, failures: Sequence[ShardFailure], blocked: Sequence[Place] = (), cure: str = "") -> None:
         self.failures = tuple(failures)
         self.blocked = tuple(blocked)
-        shown = [f"{f.stage} {f.shard} ({f.attempts} attempts): {f.cause}" for f in self.failures[:_SHOWN_FAILURES]]
-        if len(self.failures) > _SHOWN_FAILURES:
-            shown.append(f"and {len(self.failures) - _SHOWN_FAILURES} more")
+        self.cure = cure
+        shown = _shown(self.failures)
         if self.blocked:
             stages = ", ".join(f"{stage} {count}" for stage, count in Counter(s for s, _ in self.blocked).items())
             shown.append(f"not tried because of these: {stages}")
-        super().__init__(f"{len(self.failures)} shards failed\n  " + "\n  ".join(shown))
+        shown += [cure] if cure else []
+        super().__init__(f"{len(self.failures)} shards failed and are quarantined\n  " + "\n  ".join(shown))
 
-    def __reduce__(self) -> tuple[type["StageFailed"], tuple[tuple[ShardFailure, ...], tuple[Place, ...]]]:
+    def __reduce__(self) -> tuple[type["StageFailed"], tuple[tuple[ShardFailure, ...], tuple[Place, ...], str]]:
         """Survive the way from another process."""
-        return StageFailed, (self.failures, self.blocked)
+        return StageFailed, (self.failures, self.blocked, self.cure)
+
+
+def _shown(failures: Sequence[ShardFailure]) -> list[str]:
+    """Give a line for each failed shard; shards of a stage that failed of the same cause share one."""
+    alike: dict[tuple[str, str, int], list[str]] = defaultdict(list)
+    for failure in failures:
+        alike[(failure.stage, failure.cause, failure.attempts)].append(failure.shard)
+    lines = []
+    for (stage, cause, attempts), shards in list(alike.items())[:_SHOWN_FAILURES]:
+        more = f", and {len(shards) - _SHOWN_SHARDS} more" if len(shards) > _SHOWN_SHARDS else ""
+        lines.append(f"{stage} {', '.join(shards[:_SHOWN_SHARDS])}{more} ({attempts} attempts): {cause}")
+    return lines + ([f"and {len(alike) - _SHOWN_FAILURES} more causes"] if len(alike) > _SHOWN_FAILURES else [])
 
 
 class Board:
     """The state of a chain.
 
-    A shard is waiting (for its turn), held back (the same shard of the stage before is not done), running, done,
-    failed or blocked (held back for ever).
+    A shard is waiting (for its turn), delayed (it waits from a certain time on), held back (the same shard of the stage
+    before is not done), running, done, failed or blocked (held back for ever).
     """
 
-    def __init__(self, stages: Sequence[StagePlan], max_attempts: int) -> None:
-        if max_attempts < 1:
-            raise ValueError(f"max_attempts is {max_attempts}; a shard needs at least 1")
-        self._max_attempts = max_attempts
+    def __init__(self, stages: Sequence[StagePlan], config: ExecutionConfig, now: Callable[[], float]) -> None:
+        self._config = config
+        self._now = now
+        self._delayed: list[tuple[float, ShardTask]] = []
         self._shards: dict[str, frozenset[str]] = {}
         self._waiting: dict[str, deque[ShardTask]] = {}
         self._held: dict[Place, list[ShardTask]] = defaultdict(list)
         self._open: Counter[str] = Counter()
         self._attempts: Counter[Place] = Counter()
+        self._store_errors: Counter[Place] = Counter()
         self._start_failures: Counter[str] = Counter()
         self.total: dict[str, int] = {}
         self.done: Counter[str] = Counter()
@@ -101,7 +118,16 @@ class Board:
 
     def waiting(self, stage: str) -> int:
         """Give the number of a stage's shards that could start now."""
+        now = self._now()
+        for due in [entry for entry in self._delayed if entry[0] <= now]:
+            self._delayed.remove(due)
+            self._waiting[due[1].stage].append(due[1])
         return len(self._waiting[stage])
+
+    @property
+    def delay_left(self) -> float | None:
+        """Seconds until a delayed shard may start; None where there is none."""
+        return max(min(at for at, _ in self._delayed) - self._now(), 0.0) if self._delayed else None
 
     def take(self, stage: str) -> ShardTask:
         """Give the next shard to start.
@@ -119,29 +145,37 @@ class Board:
         for held in self._held.pop((task.stage, task.shard), ()):
             self._waiting[held.stage].append(held)
 
-    def fail(self, task: ShardTask, cause: str) -> Verdict:
-        """Note that an attempt failed: the shard waits again, behind the others, or is given up."""
+    def fail(self, task: ShardTask, fault: Fault) -> Verdict:
+        """Note that an attempt failed: the shard waits again, behind the others, or is given up.
+
+        After an error of the store that passes it is delayed, longer each time.
+        """
         place = (task.stage, task.shard)
         self._attempts[place] += 1
-        if self._attempts[place] < self._max_attempts:
+        if fault.kind == "transient":
+            self._store_errors[place] += 1
+            if self._store_errors[place] < self._config.store_attempts:
+                self._delayed.append((self._now() + self._config.delay_s(self._store_errors[place]), task))
+                return "retry"
+        elif self._attempts[place] - self._store_errors[place] < self._config.max_attempts:
             self._waiting[task.stage].append(task)
             return "retry"
-        self._give_up(task, cause)
+        self._give_up(task, _cause(task.stage, fault.kind, fault.message))
         return "failed"
 
-    def fail_start(self, stage: str, cause: str) -> list[ShardTask]:
+    def fail_start(self, stage: str, fault: Fault) -> list[ShardTask]:
         """Note that a worker could not be made, and give the shards that are given up for it.
 
-        That is none, until workers failed to start `max_attempts` times without a shard done in between; then all
-        that wait.
+        That is none, until workers failed to start `max_attempts` times without a shard done in between, or there is
+        no hope for one; then all that wait.
         """
         self._start_failures[stage] += 1
-        if self._start_failures[stage] < self._max_attempts:
+        if fault.kind != "hopeless" and self._start_failures[stage] < self._config.max_attempts:
             return []
         given_up = list(self._waiting[stage])
         self._waiting[stage].clear()
         for task in given_up:
-            self._give_up(task, f"no worker could start: {cause}")
+            self._give_up(task, f"no worker could start: {_cause(stage, fault.kind, fault.message)}")
         return given_up
 
     def raise_failures(self) -> None:
@@ -166,3 +200,7 @@ class Board:
 
     def _close(self, stage: str) -> None:
         self._open[stage] -= 1
+
+
+def _cause(stage: str, kind: FaultKind, message: str) -> str:
+    return f"out of memory: {message}; {memory_cure(stage)}" if kind == "memory" else message

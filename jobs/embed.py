@@ -9,7 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, PositiveInt
 
-from jobs.loaded_images import in_batches, load_images
+from jobs.faults import memory_cure
+from jobs.loaded_images import load_images
+from jobs.memory import BatchLimit
 from jobs.model import ModelConfig, load_sam_encoder, sam_fingerprint
 from jobs.stage import CODE_VERSION, ShardTask, finish, prepare
 from shards.arrays import write_arrays
@@ -28,7 +30,8 @@ class EmbedConfig(BaseModel):
         model: Preset and SAM's weights; the rest of it is not used.
         source: Where the images are.
         vocabulary: Path of the run's `vocabulary.json`.
-        batch_size: Images in memory at a time; changes no result.
+        batch_size: Images in memory at a time; changes no result but for rounding, and halves where memory does not
+            suffice.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -52,7 +55,7 @@ def embed_fingerprint(config: EmbedConfig) -> dict[str, Json]:
     return {"code": CODE_VERSION, "sam": sam_fingerprint(config.model)}
 
 
-def embed_shard(task: ShardTask, encoder: ImageEncoder, source: Source, batch_size: int = 8) -> Record:
+def embed_shard(task: ShardTask, encoder: ImageEncoder, source: Source, limit: BatchLimit | None = None) -> Record:
     """Embed the images of a shard.
 
     Writes `embedding` (n, C, g, g) float16 and `valid` (n, 2) float32, attrs `keys`, `sizes_hw`, `exif`. Later stages
@@ -62,10 +65,11 @@ def embed_shard(task: ShardTask, encoder: ImageEncoder, source: Source, batch_si
         task: The samples; no inputs.
         encoder: SAM's.
         source: Where to read the images.
-        batch_size: Images in memory at a time.
+        limit: Images in memory at a time, kept from shard to shard; None: 8.
 
     Raises:
         EmptyShard: Nothing came out though not every image was dropped.
+        OutOfMemory: Not even one image fits.
     """
     started = time.monotonic()
     prepare(task)
@@ -75,8 +79,12 @@ def embed_shard(task: ShardTask, encoder: ImageEncoder, source: Source, batch_si
     exif: list[Json] = []
     embeddings: list[NDArray[np.float16]] = []
     valid: list[NDArray[np.float32]] = []
-    for batch in in_batches(load_images(task.samples, source, drops), batch_size):
-        _add(encoder.encode([loaded.image for loaded in batch]), embeddings, valid)
+    limit = limit or batch_limit(8)
+    encode = limit.batches(
+        load_images(task.samples, source, drops), lambda some: encoder.encode([loaded.image for loaded in some])
+    )
+    for batch, encoded in encode:
+        _add(encoded, embeddings, valid)
         keys += [loaded.ref.key for loaded in batch]
         sizes_hw += [list(loaded.size_hw) for loaded in batch]
         exif += [loaded.exif_orientation for loaded in batch]
@@ -93,6 +101,11 @@ def _add(encoded: "SamEmbedding", embeddings: list[NDArray[np.float16]], valid: 
     valid.append(encoded.valid_B2.cpu().numpy().astype(np.float32))
 
 
+def batch_limit(size: int) -> BatchLimit:
+    """Give the limit that embedding begins with."""
+    return BatchLimit(size, of="images", cure=memory_cure("embed"))
+
+
 class EmbedWorker:
     """Loads SAM's encoder once and embeds shards."""
 
@@ -101,8 +114,8 @@ class EmbedWorker:
 
         self._source = open_source(config.source, Vocabulary.load(config.vocabulary))
         self._encoder = load_sam_encoder(config.model).to(worker_device())
-        self._batch_size = config.batch_size
+        self._limit = batch_limit(config.batch_size)
 
     def run(self, task: ShardTask) -> Record:
         """Embed a shard."""
-        return embed_shard(task, self._encoder, self._source, self._batch_size)
+        return embed_shard(task, self._encoder, self._source, self._limit)

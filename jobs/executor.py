@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 from jobs.board import Board, ShardFailure, StageFailed
+from jobs.execution import Clock, ExecutionConfig
+from jobs.faults import Fault, stopping_error
 from jobs.runner import InlineRunner, Outcome, Runner
 from jobs.stage import StagePlan
 from shards.files import remove_stale_temporaries
@@ -16,6 +18,7 @@ __all__ = ["Backend", "ShardFailure", "StageEvent", "StageFailed", "run_chain"]
 logger = logging.getLogger(__name__)
 
 Backend = Literal["ray", "inline"]
+_NAP_S = 0.25  # what a worker that is up by now waits for its shard at most
 EventKind = Literal["started", "shard_done", "shard_retry", "shard_failed", "finished"]
 
 
@@ -47,26 +50,31 @@ def run_chain(
     *,
     backend: Backend,
     on_event: Callable[[StageEvent], None],
-    max_attempts: int = 3,
+    execution: ExecutionConfig | None = None,
+    clock: Clock | None = None,
 ) -> None:
     """Do all shards of all stages; a shard moves on to the next stage as soon as it is done in the one before.
 
-    An attempt that raises, or whose worker dies, is repeated with a fresh worker, behind the other shards. A shard
-    that fails `max_attempts` times is given up, and what depends on it; all others are still done.
+    An attempt that raises, or whose worker dies, is repeated with a fresh worker, behind the other shards; one that met
+    an error of the store which passes by itself, later. A shard that fails too often is quarantined: it is given up,
+    and what depends on it; all others are still done. A full disk or a folder that cannot be written ends the chain.
 
     Args:
         stages: In the order of the chain; stages without tasks are fine.
         backend: "ray" needs a connection (`jobs.cluster.connect`); "inline" works in this process, stage by stage.
         on_event: Called in this thread for everything that happens. What it raises stops the chain.
-        max_attempts: Attempts for a shard, and starts of a worker in a row without a shard done.
+        execution: How often and when a shard is tried again; None: the defaults.
+        clock: Time.
 
     Raises:
         StageFailed: Shards were given up; each is named with its cause.
-        ValueError: The stages contradict each other.
+        OSError: The disk is full, or a folder cannot be written; what is done stays done.
+        ValueError: The stages contradict each other, or ask for more than a Ray on this machine can ever hold.
     """
-    board = Board(stages, max_attempts)
+    config, clock = execution or ExecutionConfig(), clock or Clock()
+    board = Board(stages, config, clock.now)
     _remove_left_overs(stages)
-    runner = _make_runner(backend, stages)
+    runner = _make_runner(backend, stages, config)
     told = _Teller(board, on_event)
     try:
         while not board.finished:
@@ -75,12 +83,16 @@ def run_chain(
                     task = board.take(plan.name)
                     told.started(plan.name)
                     runner.start(plan.name, task)
-            for outcome in runner.wait():
+            outcomes = runner.wait(board.delay_left)
+            for outcome in outcomes:
                 told.settled(outcome)
             for plan in stages:
+                runner.trim(plan.name, board.open(plan.name))
                 if not board.open(plan.name):
                     runner.release(plan.name)
                     told.finished(plan.name)
+            if not outcomes and board.delay_left:
+                clock.sleep(min(board.delay_left, _NAP_S))
     finally:
         runner.close()
     board.raise_failures()
@@ -101,20 +113,21 @@ class _Teller:
             self._tell("started", stage)
 
     def settled(self, outcome: Outcome) -> None:
-        if outcome.task is None:
-            cause = outcome.error or "unknown"
-            logger.warning("a worker of %s could not start: %s", outcome.stage, cause)
-            for task in self._board.fail_start(outcome.stage, cause):
-                self._tell("shard_failed", task.stage, task.shard, error=f"no worker could start: {cause}")
-        elif outcome.record is not None:
+        if outcome.record is not None and outcome.task is not None:
             self._board.succeed(outcome.task)
             self._tell("shard_done", outcome.stage, outcome.task.shard, record=outcome.record)
+            return
+        fault = outcome.fault or Fault("error", "unknown")
+        if fault.kind in ("disk_full", "read_only"):
+            raise stopping_error(fault, f"{outcome.stage} {outcome.task.shard if outcome.task else ''}".strip())
+        if outcome.task is None:
+            logger.warning("a worker of %s could not start: %s", outcome.stage, fault.message)
+            for task in self._board.fail_start(outcome.stage, fault):
+                self._tell("shard_failed", task.stage, task.shard, f"no worker could start: {fault.message}")
         else:
-            cause = outcome.error or "unknown"
-            verdict = self._board.fail(outcome.task, cause)
-            self._tell(
-                "shard_retry" if verdict == "retry" else "shard_failed", outcome.stage, outcome.task.shard, cause
-            )
+            verdict = self._board.fail(outcome.task, fault)
+            kind: EventKind = "shard_retry" if verdict == "retry" else "shard_failed"
+            self._tell(kind, outcome.stage, outcome.task.shard, fault.message)
 
     def finished(self, stage: str) -> None:
         if stage in self._finished or not self._board.total[stage]:
@@ -130,13 +143,13 @@ class _Teller:
         self._on_event(StageEvent(kind, stage, done, total, shard=shard, record=record, error=error))
 
 
-def _make_runner(backend: Backend, stages: Sequence[StagePlan]) -> Runner:
+def _make_runner(backend: Backend, stages: Sequence[StagePlan], config: ExecutionConfig) -> Runner:
     if backend == "inline":
         return InlineRunner(stages)
     if backend == "ray":
         from jobs.ray_pool import RayRunner
 
-        return RayRunner(stages)
+        return RayRunner(stages, config)
     raise ValueError(f"backend is {backend!r}; expected ray or inline")
 
 

@@ -1,8 +1,7 @@
 """Images of any size in, label maps out: in batches of views, which shrink where memory does not suffice."""
 
-import logging
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Final, Generic, TypeVar
@@ -12,13 +11,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from jobs.faults import OutOfMemory
+from jobs.memory import BatchLimit
 from jobs.segmenter import Segmenter
-from models.devices import free_cached_memory, is_out_of_memory
+from models.devices import is_out_of_memory
 from models.label_map import label_at_size
 from models.sam import SamEmbedding
 from models.sliding import MergedScores, Probabilities, cut_views
-
-logger = logging.getLogger(__name__)
 
 Name = TypeVar("Name")
 Image = NDArray[np.uint8]
@@ -38,11 +37,7 @@ class _Pending(Generic[Name]):
 
 
 class Labeller:
-    """Labels images with a loaded network.
-
-    Attributes:
-        batch_size: Views a call of the network; halved for good when memory runs out.
-    """
+    """Labels images with a loaded network, in batches that are halved for good when memory runs out."""
 
     def __init__(
         self,
@@ -65,13 +60,13 @@ class Labeller:
         Raises:
             ValueError: No window, no batch, or windows that do not fit.
         """
-        if windows < 1 or batch_size < 1:
-            raise ValueError(f"windows is {windows} and batch size {batch_size}; expected at least 1 of each")
+        if windows < 1:
+            raise ValueError(f"windows is {windows}; expected at least 1")
         self._model = model
         self._side = side
         self._windows = windows
         self._probabilities = probabilities
-        self.batch_size = batch_size
+        self._limit = BatchLimit(batch_size, of="views", cure=_CURE)
 
     def labels(
         self, images: Iterable[tuple[Name, Image]], stored: Callable[[Name], SamEmbedding] | None = None
@@ -87,7 +82,7 @@ class Labeller:
             Name, image, and (H, W) int32 class ids.
 
         Raises:
-            ValueError: The views of a single call do not fit into memory even one at a time.
+            OutOfMemory: Views do not fit into memory even one at a time.
         """
         assert stored is None or self._windows == 1
         waiting: deque[_Pending[Name]] = deque()
@@ -97,7 +92,7 @@ class Labeller:
             sam = None if stored is None else stored(name)
             waiting.append(_Pending(name, image, sam, MergedScores(self._windows, self._probabilities), cut))
             views += len(cut)
-            while views >= self.batch_size:
+            while views >= self._limit.size:
                 views -= self._advance(waiting)
                 yield from _finished(waiting)
         while waiting:
@@ -106,31 +101,19 @@ class Labeller:
 
     def _advance(self, waiting: deque[_Pending[Name]]) -> int:
         """Run the next batch of views; give their number."""
-        owners = [pending for pending in waiting for _ in pending.views][: self.batch_size]
-        chosen = [view for pending in waiting for view in pending.views][: self.batch_size]
-        logits_VKhw = self._fitting(chosen, owners)
-        for owner, logits_Khw in zip(owners, logits_VKhw, strict=False):  # the batch may have shrunk
+        asked = [(pending, view) for pending in waiting for view in pending.views]
+        try:
+            done, logits_VKhw = self._limit.first(asked[: self._limit.size], self._logits)
+        except OutOfMemory as error:
+            raise OutOfMemory(f"{asked[0][0].name}: {error}") from error
+        for (owner, _), logits_Khw in zip(done, logits_VKhw, strict=True):
             owner.views.popleft()
             with _told(owner.name):
                 owner.merged.add(logits_Khw)
-        return len(logits_VKhw)
+        return len(done)
 
-    def _fitting(self, views: list[Image], owners: list[_Pending[Name]]) -> Tensor:
-        """Give the logits of the views, or of as many of the first ones as fit."""
-        while True:
-            try:
-                return self._model.logits(views[: self.batch_size], _stored(owners[: self.batch_size]))
-            except (RuntimeError, MemoryError) as error:
-                if not is_out_of_memory(error):
-                    raise
-                size = min(self.batch_size, len(views))
-                reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-            # Out of the handler: the error's traceback would keep the tensors alive.
-            if size == 1:
-                raise ValueError(f"{owners[0].name}: not even one view fits into memory ({reason}); {_CURE}")
-            self.batch_size = size // 2
-            free_cached_memory()
-            logger.warning("out of memory with %d views at a time; going on with %d", size, self.batch_size)
+    def _logits(self, asked: Sequence[tuple[_Pending[Name], Image]]) -> Tensor:
+        return self._model.logits([view for _, view in asked], _stored([owner for owner, _ in asked]))
 
 
 def _stored(owners: list[_Pending[Name]]) -> SamEmbedding | None:
@@ -159,4 +142,4 @@ def _told(name: object) -> Iterator[None]:
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise
-        raise ValueError(f"{name}: its scores do not fit into memory ({error}); {_CURE}") from error
+        raise OutOfMemory(f"{name}: its scores do not fit into memory ({error}); {_CURE}") from error

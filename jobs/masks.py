@@ -3,14 +3,14 @@
 # H W image
 
 import time
+from functools import partial
 from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, PositiveInt
 
 from jobs.embedding_store import EmbeddingStore
-from jobs.loaded_images import in_batches
 from jobs.model import ModelConfig, load_sam_decoder, sam_fingerprint
-from jobs.refine import refine_stats
+from jobs.refine import batch_limit, refine_stats
 from jobs.refined_store import write_refined
 from jobs.stage import CODE_VERSION, ShardTask, finish, prepare
 from models.gate import ClassGate, GateConfig
@@ -34,7 +34,8 @@ class MasksConfig(BaseModel):
         source: The images, with the masks as their labels.
         vocabulary: Path of the run's `vocabulary.json`.
         refinement: Prompts, acceptance and overlaps. There is no gate: what a mask says is sure.
-        batch_size: Images a call of SAM's mask decoder; changes no result but for rounding.
+        batch_size: Images a call of SAM's mask decoder; changes no result but for rounding, and halves where memory
+            does not suffice.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -79,16 +80,22 @@ def refine_masks_shard(
     drops: list[Drop] = []
     keys: list[str] = []
     refined: list[RefinedLabel] = []
-    for refs in in_batches((ref for ref in task.samples if ref.key in store.rows), config.batch_size):
-        given = [(ref, one) for ref in refs if (one := _input(ref, source, store, vocabulary, drops)) is not None]
-        keys += [ref.key for ref, _ in given]
-        refined += refine_batch(
-            [one for _, one in given],
-            decoder,
-            ClassGate(GateConfig(), len(vocabulary)),
-            config.refinement,
-            ignore_index=vocabulary.ignore_index,
-        )
+    ask = partial(
+        refine_batch,
+        decoder=decoder,
+        class_gate=ClassGate(GateConfig(), len(vocabulary)),
+        config=config.refinement,
+        ignore_index=vocabulary.ignore_index,
+    )
+    given = (
+        (ref, one)
+        for ref in task.samples
+        if ref.key in store.rows and (one := _input(ref, source, store, vocabulary, drops)) is not None
+    )
+    limit = batch_limit(config.batch_size)
+    for batch, labels in limit.batches(given, lambda some: ask([one for _, one in some])):
+        keys += [ref.key for ref, _ in batch]
+        refined += labels
     write_refined(
         task.output,
         keys,

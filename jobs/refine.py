@@ -5,6 +5,7 @@
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,8 @@ from pydantic import BaseModel, ConfigDict, PositiveInt
 
 from jobs.class_gate import gate_fingerprint, load_gate
 from jobs.embedding_store import EmbeddingStore
-from jobs.loaded_images import in_batches
+from jobs.faults import memory_cure
+from jobs.memory import BatchLimit
 from jobs.model import ModelConfig, load_sam_decoder, sam_fingerprint
 from jobs.refined_store import write_refined
 from jobs.stage import CODE_VERSION, ShardTask, finish, prepare
@@ -35,7 +37,8 @@ class RefineConfig(BaseModel):
         vocabulary: Path of the run's `vocabulary.json`.
         gate: Which classes of an image become prompts.
         refinement: The steps after the gate.
-        batch_size: Images a call of SAM's mask decoder; changes no result but for rounding.
+        batch_size: Images a call of SAM's mask decoder; changes no result but for rounding, and halves where memory
+            does not suffice.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -58,7 +61,13 @@ def refine_fingerprint(config: RefineConfig, vocabulary: Vocabulary) -> dict[str
     }
 
 
-def refine_shard(task: ShardTask, decoder: PromptDecoder, vocabulary: Vocabulary, config: RefineConfig) -> Record:
+def refine_shard(
+    task: ShardTask,
+    decoder: PromptDecoder,
+    vocabulary: Vocabulary,
+    config: RefineConfig,
+    limit: BatchLimit | None = None,
+) -> Record:
     """Refine the labels of a shard's images.
 
     Writes what `jobs.refined_store` describes. An image, or a whole shard, in which nothing passes the gate is stored
@@ -70,8 +79,10 @@ def refine_shard(task: ShardTask, decoder: PromptDecoder, vocabulary: Vocabulary
         decoder: SAM's mask decoder.
         vocabulary: The classes.
         config: Gate and refinement.
+        limit: Images a call of the decoder, kept from shard to shard; None: as the settings say.
 
     Raises:
+        OutOfMemory: Not even one image fits.
         ValueError: The teacher's scores cannot be right, or belong to other classes or images, or a file that the gate
             needs is missing or damaged.
     """
@@ -83,8 +94,15 @@ def refine_shard(task: ShardTask, decoder: PromptDecoder, vocabulary: Vocabulary
     read: dict[str, Any] = attrs
     keys = [str(key) for key in read["keys"]]
     refined: list[RefinedLabel] = []
-    for batch in in_batches(_inputs(task, keys, scores, store), config.batch_size):
-        refined += refine_batch(batch, decoder, gate, config.refinement, ignore_index=vocabulary.ignore_index)
+    ask = partial(
+        refine_batch,
+        decoder=decoder,
+        class_gate=gate,
+        config=config.refinement,
+        ignore_index=vocabulary.ignore_index,
+    )
+    for _, some in (limit or batch_limit(config.batch_size)).batches(_inputs(task, keys, scores, store), ask):
+        refined += some
     write_refined(
         task.output,
         keys,
@@ -96,6 +114,11 @@ def refine_shard(task: ShardTask, decoder: PromptDecoder, vocabulary: Vocabulary
     )
     stats = refine_stats(refined, vocabulary)
     return finish(task, count=len(keys), stats=stats, seconds=time.monotonic() - started, arrived=len(keys))
+
+
+def batch_limit(size: int) -> BatchLimit:
+    """Give the limit that refinement begins with."""
+    return BatchLimit(size, of="images", cure=memory_cure("refine"))
 
 
 def _inputs(
@@ -147,8 +170,9 @@ class RefineWorker:
 
         self._config = config
         self._vocabulary = Vocabulary.load(config.vocabulary)
+        self._limit = batch_limit(config.batch_size)
         self._decoder = load_sam_decoder(config.model).to(worker_device())
 
     def run(self, task: ShardTask) -> Record:
         """Refine a shard."""
-        return refine_shard(task, self._decoder, self._vocabulary, self._config)
+        return refine_shard(task, self._decoder, self._vocabulary, self._config, self._limit)

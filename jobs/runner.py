@@ -1,18 +1,14 @@
 """Who does the shards: the interface that the executor drives, and the runner that works in this process."""
 
-import logging
 import sys
-import traceback
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Protocol
 
+from jobs.faults import Fault, fault_of
 from jobs.stage import ShardTask, StagePlan, Worker
 from shards.records import Record
-
-logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -22,7 +18,7 @@ class Outcome:
     stage: str
     task: ShardTask | None
     record: Record | None = None
-    error: str | None = None
+    fault: Fault | None = None
 
 
 class Runner(Protocol):
@@ -36,8 +32,12 @@ class Runner(Protocol):
         """Hand a shard to a free worker."""
         ...
 
-    def wait(self) -> list[Outcome]:
-        """Wait until something has happened; at times nothing has."""
+    def wait(self, patience_s: float | None) -> list[Outcome]:
+        """Wait until something has happened, at most that long; at times nothing has."""
+        ...
+
+    def trim(self, stage: str, left: int) -> None:
+        """Let workers go that a stage with so many shards left has no use for, or not now."""
         ...
 
     def release(self, stage: str) -> None:
@@ -50,32 +50,39 @@ class Runner(Protocol):
 
 
 class WorkerSlot:
-    """A worker and how to make it. Errors come back as text, so that any exception survives the way home."""
+    """A worker and how to make it. Errors come back as plain values, so that any exception survives the way home."""
 
     def __init__(self, factory: Callable[[], Worker], threads: int) -> None:
         self._factory = factory
         self._threads = threads
         self._worker: Worker | None = None
+        self._last: tuple[ShardTask, Record] | None = None
 
-    def start(self) -> str | None:
-        """Make the worker if there is none; give the error if that fails."""
+    def start(self) -> Fault | None:
+        """Make the worker if there is none; give the fault if that fails."""
         if self._worker is not None:
             return None
         try:
             self._worker = self._factory()
         except Exception as error:  # noqa: BLE001 - whatever it is, the executor counts and names it
-            return describe(error)
+            return fault_of(error)
         if "torch" in sys.modules:
             sys.modules["torch"].set_num_threads(self._threads)
         return None
 
-    def run(self, task: ShardTask) -> tuple[Record | None, str | None]:
-        """Do a shard: its record, or the error."""
+    def run(self, task: ShardTask) -> tuple[Record | None, Fault | None]:
+        """Do a shard: its record, or the fault."""
         assert self._worker is not None
         try:
-            return self._worker.run(task), None
+            record = self._worker.run(task)
         except Exception as error:  # noqa: BLE001 - one shard's failure must not stop the others
-            return None, describe(error)
+            return None, fault_of(error, task.output.parent)
+        self._last = task, record
+        return record, None
+
+    def recall(self, task: ShardTask) -> Record | None:
+        """Give the record of a shard again, if it was the last one done: the answer may have been lost."""
+        return self._last[1] if self._last is not None and self._last[0] == task else None
 
 
 class InlineRunner:
@@ -96,9 +103,9 @@ class InlineRunner:
         if stage not in self._slots:
             plan = self._plans[stage]
             slot = WorkerSlot(plan.worker, plan.resources.threads)
-            error = slot.start()
-            if error is not None:
-                self._failed_starts.append(Outcome(stage, None, error=error))
+            fault = slot.start()
+            if fault is not None:
+                self._failed_starts.append(Outcome(stage, None, fault=fault))
                 return 0
             self._slots[stage] = slot
         return 1
@@ -107,16 +114,19 @@ class InlineRunner:
         """Note the shard; `wait` does it."""
         self._queue.append((stage, task))
 
-    def wait(self) -> list[Outcome]:
-        """Do the shard that was handed over."""
+    def wait(self, patience_s: float | None) -> list[Outcome]:
+        """Do the shard that was handed over, however long it takes."""
         outcomes, self._failed_starts = self._failed_starts, []
         while self._queue:
             stage, task = self._queue.popleft()
-            record, error = self._slots[stage].run(task)
-            outcomes.append(Outcome(stage, task, record, error))
-            if error is not None:
+            record, fault = self._slots[stage].run(task)
+            outcomes.append(Outcome(stage, task, record, fault))
+            if fault is not None and fault.kind != "transient":
                 del self._slots[stage]  # what failed once may be left in a bad state
         return outcomes
+
+    def trim(self, stage: str, left: int) -> None:
+        """One worker is the least there can be."""
 
     def release(self, stage: str) -> None:
         """Forget the stage's worker and its models."""
@@ -127,11 +137,3 @@ class InlineRunner:
         self._slots.clear()
         if self._threads is not None:
             sys.modules["torch"].set_num_threads(self._threads)
-
-
-def describe(error: BaseException) -> str:
-    """Give an exception in one line: type, message and the place in the code; the whole goes to the log."""
-    logger.warning("an attempt failed", exc_info=error)
-    frames = traceback.extract_tb(error.__traceback__)
-    place = f" [{Path(frames[-1].filename).name}:{frames[-1].lineno}]" if frames else ""
-    return f"{type(error).__name__}: {str(error).strip() or '(no message)'}{place}"

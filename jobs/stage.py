@@ -3,9 +3,18 @@
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Final, Protocol
+from typing import Annotated, Final, Protocol
 
-from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, NonNegativeInt, PositiveInt, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveInt,
+    model_validator,
+)
 
 from shards import records
 from shards.files import sha256_path
@@ -16,6 +25,7 @@ from shards.sources import SampleRef
 
 CODE_VERSION: Final = 3  # goes up when the code of any stage gives other results for the same settings
 SAMPLES_ROLE: Final = "samples"
+_RESERVED: Final = ("CPU", "GPU", "memory", "object_store_memory")
 
 
 class EmptyShard(ValueError):  # noqa: N818 - named for what was found, as in the reports
@@ -67,14 +77,30 @@ class Worker(Protocol):
         ...
 
 
+def _custom(resources: dict[str, float]) -> dict[str, float]:
+    for name, amount in resources.items():
+        if name in _RESERVED or not name.strip():
+            raise ValueError(f"{name!r} is no custom resource; use num_cpus and num_gpus, and names of your own here")
+        if amount > 1 and not amount.is_integer():
+            raise ValueError(f"{name} is {amount:g}; Ray takes whole numbers above 1")
+    return resources
+
+
+CustomResources = Annotated[dict[str, Annotated[float, Field(gt=0, allow_inf_nan=False)]], AfterValidator(_custom)]
+"""Ray's custom resources by name."""
+
+
 class Resources(BaseModel):
     """What a stage's workers need; none of it changes results.
 
     Attributes:
         num_cpus: Ray's CPUs for a worker.
-        num_gpus: Ray's GPUs for a worker.
+        num_gpus: Ray's GPUs for a worker; a share such as 0.5 lets two workers have one GPU together.
+        resources: Other resources of Ray's for a worker, by name, as the machines of a cluster were started with them:
+            `{sam: 1}` keeps a stage on those that have `sam`.
         min_workers: Workers that the stage may have even if others then have to wait.
-        max_workers: Most workers at a time; those above the minimum only take what no other stage's minimum needs.
+        max_workers: Most workers at a time; those above the minimum only take what no other stage's minimum needs, and
+            are given back when they have nothing to do (see `execution.idle_s`).
         threads: Threads of array libraries in a worker.
     """
 
@@ -82,6 +108,7 @@ class Resources(BaseModel):
 
     num_cpus: NonNegativeFloat = 1
     num_gpus: NonNegativeFloat = 0
+    resources: CustomResources = {}
     min_workers: PositiveInt = 1
     max_workers: PositiveInt = Field(default=2)
     threads: PositiveInt = 1

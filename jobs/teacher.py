@@ -3,7 +3,8 @@
 # B image, K class, k kept classes, h w score grid
 
 import time
-from collections.abc import Iterator
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -12,7 +13,9 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, PositiveInt
 
 from jobs.embedding_store import EmbeddingStore
-from jobs.loaded_images import in_batches, load_images
+from jobs.faults import memory_cure
+from jobs.loaded_images import LoadedImage, load_images
+from jobs.memory import BatchLimit
 from jobs.model import ModelConfig, stseg_fingerprint, text_cache_folder, weights_checksum
 from jobs.stage import CODE_VERSION, ShardTask, finish, prepare
 from shards.arrays import write_arrays
@@ -39,7 +42,7 @@ class TeacherConfig(BaseModel):
         top_k: Classes kept for each cell.
         probabilities: How logits become probabilities: "softmax" over the classes for a model trained with loss "eq6",
             "sigmoid" for "bce".
-        batch_size: Images at a time; changes no result but for rounding.
+        batch_size: Images at a time; changes no result but for rounding, and halves where memory does not suffice.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -63,7 +66,9 @@ def teacher_fingerprint(config: TeacherConfig, vocabulary: Vocabulary) -> dict[s
     }
 
 
-def teacher_shard(task: ShardTask, model: "Segmenter", source: Source, config: TeacherConfig) -> Record:
+def teacher_shard(
+    task: ShardTask, model: "Segmenter", source: Source, config: TeacherConfig, limit: BatchLimit | None = None
+) -> Record:
     """Predict the images of a shard.
 
     Writes `ids` (n, k, h, w) uint16 and `scores` (n, k, h, w) float16, best first, and `class_max` (n, K) float16, each
@@ -74,8 +79,10 @@ def teacher_shard(task: ShardTask, model: "Segmenter", source: Source, config: T
         model: The network.
         source: Where to read the images.
         config: Settings; `config.model` is only read for its weights' checksum.
+        limit: Images at a time, kept from shard to shard; None: as the settings say.
 
     Raises:
+        OutOfMemory: Not even one image fits.
         ValueError: The logits are not finite.
     """
     started = time.monotonic()
@@ -84,8 +91,10 @@ def teacher_shard(task: ShardTask, model: "Segmenter", source: Source, config: T
     drops: list[Drop] = []
     keys: list[str] = []
     parts: list[TopScores] = []
-    for batch_keys, top in _predictions(task, model, source, config, store, drops):
-        keys += batch_keys
+    refs = [ref for ref in task.samples if ref.key in store.rows]
+    predict = _Predict(model, store, config)
+    for batch, top in (limit or batch_limit(config)).batches(load_images(refs, source, drops), predict):
+        keys += [loaded.ref.key for loaded in batch]
         parts.append(top)
     names = ("ids", "scores", "class_max")
     arrays = dict(zip(names, map(np.concatenate, zip(*(parts or [_no_scores()]), strict=True)), strict=True))
@@ -96,19 +105,23 @@ def teacher_shard(task: ShardTask, model: "Segmenter", source: Source, config: T
     return finish(task, count=len(keys), stats=stats, drops=drops, seconds=seconds, arrived=len(store.rows))
 
 
-def _predictions(
-    task: ShardTask,
-    model: "Segmenter",
-    source: Source,
-    config: TeacherConfig,
-    store: EmbeddingStore,
-    drops: list[Drop],
-) -> Iterator[tuple[list[str], TopScores]]:
-    refs = [ref for ref in task.samples if ref.key in store.rows]
-    for batch in in_batches(load_images(refs, source, drops), config.batch_size):
-        keys = [loaded.ref.key for loaded in batch]
-        sam = store.batch(keys) if model.needs_embedding else None
-        yield keys, top_scores(model.logits([b.image for b in batch], sam), config.top_k, config.probabilities)
+def batch_limit(config: TeacherConfig) -> BatchLimit:
+    """Give the limit that the teacher begins with."""
+    return BatchLimit(config.batch_size, of="images", cure=memory_cure("teacher"))
+
+
+@dataclass(frozen=True)
+class _Predict:
+    """The best classes of some images."""
+
+    model: "Segmenter"
+    store: EmbeddingStore
+    config: TeacherConfig
+
+    def __call__(self, batch: Sequence[LoadedImage]) -> TopScores:
+        sam = self.store.batch([loaded.ref.key for loaded in batch]) if self.model.needs_embedding else None
+        logits_BKhw = self.model.logits([loaded.image for loaded in batch], sam)
+        return top_scores(logits_BKhw, self.config.top_k, self.config.probabilities)
 
 
 def top_scores(logits_BKHW: "Tensor", top_k: int, probabilities: Probabilities) -> TopScores:
@@ -156,8 +169,9 @@ class TeacherWorker:
         vocabulary = Vocabulary.load(config.vocabulary)
         self._config = config
         self._source = open_source(config.source, vocabulary)
+        self._limit = batch_limit(config)
         self._model = StsegSegmenter(config.model, vocabulary, text_cache=text_cache_folder(config.vocabulary))
 
     def run(self, task: ShardTask) -> Record:
         """Predict a shard."""
-        return teacher_shard(task, self._model, self._source, self._config)
+        return teacher_shard(task, self._model, self._source, self._config, self._limit)

@@ -2,17 +2,23 @@
 
 import logging
 import tempfile
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 from pydantic import BaseModel, ConfigDict, NonNegativeFloat, PositiveInt
 from torch import nn
 
-from jobs.stage import ShardTask, prepare
+from jobs.memory import memory_told
+from jobs.stage import CustomResources, ShardTask, prepare
 from jobs.train import SingleProcess, train_model
 from jobs.training_config import TrainJob
 from shards.records import Record, fingerprint_digest, read_record
 
 log = logging.getLogger(__name__)
+
+_LESS_MEMORY: Final = (
+    "lower train.target_per_step and train.source_per_step, or raise resources.train.workers, which share a step's "
+    "images"
+)
 
 
 class GroupResources(BaseModel):
@@ -22,6 +28,7 @@ class GroupResources(BaseModel):
         workers: Processes that train together.
         num_cpus: Ray's CPUs for a worker.
         num_gpus: Ray's GPUs for a worker; 0 trains on the CPU.
+        resources: Other resources of Ray's for a worker, by name, such as `{train: 1}`.
         threads: Threads of array libraries in a worker.
         max_failures: How often a dead group is started again before the training is given up.
     """
@@ -30,6 +37,7 @@ class GroupResources(BaseModel):
     workers: PositiveInt = 1
     num_cpus: NonNegativeFloat = 1
     num_gpus: NonNegativeFloat = 0
+    resources: CustomResources = {}
     threads: PositiveInt = 2
     max_failures: int = 2
 
@@ -51,16 +59,18 @@ def run_training(
         run: Name of the run, for Ray's list of trainings.
 
     Raises:
+        OutOfMemory: A step does not fit into memory; its settings are named.
         TrainingIncompleteError: The training ended without its record, or with fewer steps than asked for.
     """
     prepare(task)
-    if backend == "inline":
-        import torch
+    with memory_told("the training", _LESS_MEMORY):
+        if backend == "inline":
+            import torch
 
-        torch.set_num_threads(resources.threads)
-        train_model(task, job, SingleProcess())
-    else:
-        _fit(task, job, resources, name=f"{run}-round-{task.round:03d}-{fingerprint_digest(task.fingerprint)[:12]}")
+            torch.set_num_threads(resources.threads)
+            train_model(task, job, SingleProcess())
+        else:
+            _fit(task, job, resources, name=f"{run}-round-{task.round:03d}-{fingerprint_digest(task.fingerprint)[:12]}")
     record = read_record(task.record)
     if record.stats.get("steps") != job.train.steps:
         raise TrainingIncompleteError(
@@ -86,7 +96,7 @@ def _fit(task: ShardTask, job: TrainJob, resources: GroupResources, *, name: str
             scaling_config=ScalingConfig(
                 num_workers=resources.workers,
                 use_gpu=resources.num_gpus > 0,
-                resources_per_worker={"CPU": resources.num_cpus, "GPU": resources.num_gpus},
+                resources_per_worker={"CPU": resources.num_cpus, "GPU": resources.num_gpus, **resources.resources},
             ),
             # Ray resumes by name, and trains nothing under a name that has succeeded: the folder is new each time.
             run_config=RunConfig(

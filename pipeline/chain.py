@@ -126,7 +126,12 @@ def refine_config(run: Run) -> RefineConfig:
 
 def embed_stage(run: Run, dataset: Dataset, source: SourceConfig, plan: Plan) -> StagePlan:
     """Give the embed stage of a data set; it is done once for all rounds."""
-    config = EmbedConfig(model=model_config(run, None), source=source, vocabulary=run.layout.vocabulary)
+    config = EmbedConfig(
+        model=model_config(run, None),
+        source=source,
+        vocabulary=run.layout.vocabulary,
+        batch_size=run.config.embed.batch_size,
+    )
     name = "embed" if dataset == "target" else f"embed-{dataset}"
     fingerprint = embed_fingerprint(config)
     tasks = [

@@ -188,6 +188,10 @@ def status(run: RunOption = DEFAULT_RUN, as_json: JsonOption = False) -> None:
                 for number, scores in found.rounds.items()
             ]
             print_table(["round", *SCORES, "promotion", "alarms"], rows)
+        for one in found.quarantined:
+            typer.echo(f"\nquarantined: {one.stage} {one.shard} of round {one.round}: {one.cause}")
+        if found.retry:
+            typer.echo(f"try again, when the cause is mended: {found.retry}")
         if found.holder:
             holder = found.holder
             typer.echo(f"\nprocess {holder.get('pid')} on {holder.get('host')} holds it since {holder.get('started')}")

@@ -7,6 +7,7 @@ from typing import Any, Final, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt
 
+from jobs.execution import ExecutionConfig
 from jobs.model import ModelConfig
 from jobs.stage import Resources
 from jobs.training_config import TrainConfig
@@ -103,12 +104,22 @@ class VocabularySettings(_Section):
     seen: tuple[str, ...] | None = tuple(name for name in SCENE_CLASSES if name in SEEN)
 
 
+class EmbedSettings(_Section):
+    """How images are embedded with SAM.
+
+    Attributes:
+        batch_size: Images in memory at a time; halves where memory does not suffice.
+    """
+
+    batch_size: PositiveInt = 8
+
+
 class TeacherSettings(_Section):
     """How the teacher predicts.
 
     Attributes:
         top_k: Classes kept for each pixel.
-        batch_size: Images at a time.
+        batch_size: Images at a time; halves where memory does not suffice.
     """
 
     top_k: PositiveInt = 4
@@ -121,7 +132,7 @@ class RefineSettings(_Section):
     Attributes:
         gate: Which classes of an image become prompts.
         refinement: Prompts, acceptance and overlaps.
-        batch_size: Images a call of SAM's mask decoder.
+        batch_size: Images a call of SAM's mask decoder; halves where memory does not suffice.
     """
 
     gate: GateConfig = GateConfig()
@@ -191,6 +202,7 @@ class RunConfig(_Section):
     model: ModelSettings = ModelSettings()
     data: DataSettings = DataSettings()
     vocabulary: VocabularySettings = VocabularySettings()
+    embed: EmbedSettings = EmbedSettings()
     teacher: TeacherSettings = TeacherSettings()
     refine: RefineSettings = RefineSettings()
     train: TrainConfig = TINY_TRAINING
@@ -199,6 +211,7 @@ class RunConfig(_Section):
     alarms: AlarmConfig = AlarmConfig()
     quarantine: QuarantineSettings = QuarantineSettings()
     resources: ResourceSettings = ResourceSettings()
+    execution: ExecutionConfig = ExecutionConfig()
 
 
 def resolve_config(

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
-from jobs.executor import Backend, run_chain
+from jobs.executor import Backend, StageFailed, run_chain
 from jobs.stage import ShardTask, StagePlan, finish, prepare, require_samples, stage_records, why_stale
 from jobs.training_group import run_training
 from jobs.write import write_index
@@ -22,6 +22,7 @@ from pipeline.quarantine import check_quarantine
 from pipeline.report import alarm_lines, score_line, write_report
 from pipeline.runs import Run
 from pipeline.start import import_start
+from pipeline.status import retry_command
 from pipeline.training_progress import followed
 from pipeline.when_stale import WhenStale
 
@@ -210,7 +211,17 @@ class Driver:
             )
         self._connect()
         with self._progress.stages(number) as on_event:
-            run_chain(wanted, backend=self._request.backend, on_event=on_event)
+            try:
+                run_chain(
+                    wanted,
+                    backend=self._request.backend,
+                    on_event=on_event,
+                    execution=self._run.config.execution,
+                )
+            except StageFailed as failed:
+                command = retry_command(self._run.layout.root, self._request.rounds, self._request.backend)
+                cure = f"all other shards were tried; when the cause is mended, this does only these: {command}"
+                raise StageFailed(failed.failures, failed.blocked, cure) from None
 
     def _connect(self) -> None:
         if self._connected or self._request.backend == "inline":

@@ -67,6 +67,8 @@ def exit_code_of(error: Exception) -> int | None:
         return EXIT_RESUMABLE
     if isinstance(error, ValueError | FileNotFoundError | PermissionError | NotADirectoryError | IsADirectoryError):
         return EXIT_USAGE
+    if isinstance(error, OSError) and error.errno == errno.EROFS:
+        return EXIT_USAGE
     return None
 
 

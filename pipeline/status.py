@@ -1,6 +1,7 @@
 """How far a run is, read from its plain files alone: no model, no Ray, also while it runs."""
 
 import json
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -38,6 +39,23 @@ class StageStatus:
 
 
 @dataclass(frozen=True)
+class QuarantinedShard:
+    """A shard that was given up, and not done since.
+
+    Attributes:
+        round: Number of the round; 0 for what all rounds share.
+        stage: Its stage.
+        shard: Its name.
+        cause: What its last attempt failed of.
+    """
+
+    round: int
+    stage: str
+    shard: str
+    cause: str
+
+
+@dataclass(frozen=True)
 class RunStatus:
     """How far a run is.
 
@@ -47,12 +65,16 @@ class RunStatus:
             pseudo_labels, promotion and alarms.
         last_event: The last line of the run's log.
         holder: Who works on the run now, as the run lock has it; None: nobody.
+        quarantined: Shards that were given up.
+        retry: The command that tries them again; None where there are none.
     """
 
     stages: tuple[StageStatus, ...]
     rounds: dict[int, dict[str, Any]]
     last_event: dict[str, Any] | None
     holder: dict[str, Any] | None
+    quarantined: tuple[QuarantinedShard, ...] = ()
+    retry: str | None = None
 
 
 def run_status(root: Path) -> RunStatus:
@@ -74,7 +96,28 @@ def run_status(root: Path) -> RunStatus:
         if report is not None:
             rounds[number] = {name: report.get(name) for name in (*SCORES, "pseudo_labels", "promotion", "alarms")}
     events = read_events(layout.events)
-    return RunStatus(tuple(stages), rounds, events[-1] if events else None, read_json(layout.lock))
+    quarantined = quarantined_shards(events)
+    asked = [int(str(event["rounds"])) for event in events if event.get("kind") == "run_started" and "rounds" in event]
+    retry = retry_command(root, asked[-1] if asked else max(one.round for one in quarantined)) if quarantined else None
+    return RunStatus(tuple(stages), rounds, events[-1] if events else None, read_json(layout.lock), quarantined, retry)
+
+
+def quarantined_shards(events: Iterable[Mapping[str, Any]]) -> tuple[QuarantinedShard, ...]:
+    """Give the shards that a run's log says were given up, and not done since, in the order of their failure."""
+    found: dict[tuple[int, str, str], QuarantinedShard] = {}
+    for event in events:
+        if event.get("kind") not in ("shard_failed", "shard_done"):
+            continue
+        place = (int(event.get("round", 0)), str(event.get("stage", "")), str(event.get("shard", "")))
+        found.pop(place, None)
+        if event["kind"] == "shard_failed":
+            found[place] = QuarantinedShard(*place, cause=str(event.get("error", "unknown")))
+    return tuple(found.values())
+
+
+def retry_command(root: Path, rounds: int, backend: str = "ray") -> str:
+    """Give the command that does what is left of a run."""
+    return f"stseg-pipeline round --n {rounds} --run {root}" + (" --backend inline" if backend == "inline" else "")
 
 
 def read_json(path: Path) -> dict[str, Any] | None:

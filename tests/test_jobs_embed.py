@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from shard_setup import BROKEN, FRAME, SIZES_HW, FakeEncoder, embed_task, make_images
 
-from jobs.embed import embed_shard
+from jobs.embed import batch_limit, embed_shard
 from jobs.embedding_store import EmbeddingStore
 from jobs.stage import why_stale
 from models.sam_frame import size_in_frame
@@ -21,7 +21,7 @@ def source(tmp_path: Path) -> FolderSource:
 
 def test_unreadable_images_are_dropped_by_reason_and_the_rest_is_embedded(tmp_path: Path, source: FolderSource) -> None:
     task = embed_task(tmp_path, source)
-    record = embed_shard(task, FakeEncoder(), source, batch_size=3)
+    record = embed_shard(task, FakeEncoder(), source, batch_limit(3))
     assert {drop.key: drop.reason for drop in record.drops} == BROKEN
     assert record.count == len(SIZES_HW)
     store = EmbeddingStore.open(task.output)
@@ -47,7 +47,7 @@ def test_batch_size_changes_no_byte(tmp_path: Path, source: FolderSource) -> Non
     sums = set()
     for size in (1, 3, 100):
         task = embed_task(tmp_path / str(size), source)
-        embed_shard(task, FakeEncoder(), source, batch_size=size)
+        embed_shard(task, FakeEncoder(), source, batch_limit(size))
         sums.add(sha256_tree(task.output))
     assert len(sums) == 1
 

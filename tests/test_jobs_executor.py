@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from jobs.execution import ExecutionConfig
 from jobs.executor import Backend, StageEvent, StageFailed, run_chain
 from jobs.stage import Resources, ShardTask, StagePlan, finish, prepare
 from shards.files import write_bytes_atomic
@@ -90,7 +91,7 @@ def chain(folder: Path, shards: int, first: Fake, second: Fake, **resources: flo
 
 def run(stages: Sequence[StagePlan], backend: Backend, attempts: int = 3) -> list[StageEvent]:
     events: list[StageEvent] = []
-    run_chain(stages, backend=backend, on_event=events.append, max_attempts=attempts)
+    run_chain(stages, backend=backend, on_event=events.append, execution=ExecutionConfig(max_attempts=attempts))
     return events
 
 
@@ -129,7 +130,7 @@ def test_every_failure_is_in_the_one_error_and_all_other_shards_are_done(tmp_pat
     stages = chain(tmp_path, 5, Fake(raises=("000001", "000003")), Fake(raises=("000004",)))
     events: list[StageEvent] = []
     with pytest.raises(StageFailed) as caught:
-        run_chain(stages, backend=backend, on_event=events.append, max_attempts=2)
+        run_chain(stages, backend=backend, on_event=events.append, execution=ExecutionConfig(max_attempts=2))
     failed = {(f.stage, f.shard): f for f in caught.value.failures}
     assert failed.keys() == {("one", "000001"), ("one", "000003"), ("two", "000004")}
     for failure in failed.values():
@@ -194,7 +195,7 @@ def test_free_worker_gives_way_to_one_that_must_start_again(tmp_path: Path, fake
 
 
 def test_worker_that_this_machine_cannot_hold_is_refused(tmp_path: Path, fakes_on_ray: None) -> None:
-    with pytest.raises(ValueError, match=r"asks for 3 CPU, Ray counts 2 .* lower resources.one.num_cpus"):
+    with pytest.raises(ValueError, match=r"asks for 3 CPU, Ray counts 2 .* lower resources.one, or join"):
         run(chain(tmp_path, 1, Fake(), Fake(), num_cpus=3), "ray")
 
 

@@ -73,7 +73,7 @@ def test_memory_errors_of_a_cpu_count_too_and_other_errors_pass() -> None:
 
 
 def test_an_image_that_does_not_fit_alone_is_named_with_the_cure() -> None:
-    with pytest.raises(ValueError, match=r"image 0: not even one view fits.*fewer classes.*--device cpu"):
+    with pytest.raises(ValueError, match=r"image 0: not even one of the views fits.*fewer classes.*--device cpu"):
         labelled(Brightness(fits=0), 2)
 
 

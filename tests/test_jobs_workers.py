@@ -8,6 +8,7 @@ import torch
 
 from jobs.embed import EmbedConfig, EmbedWorker, embed_fingerprint
 from jobs.evaluate import EvaluateConfig, EvaluateWorker, evaluation_samples
+from jobs.execution import ExecutionConfig
 from jobs.executor import Backend, run_chain
 from jobs.model import ModelConfig
 from jobs.refine import RefineConfig, RefineWorker, refine_fingerprint
@@ -109,7 +110,7 @@ def chain(root: Path, model: ModelConfig) -> list[StagePlan]:
 def run(root: Path, model: ModelConfig, backend: Backend) -> dict[str, str]:
     """Run the chain; give the checksum of every output."""
     stages = chain(root, model)
-    run_chain(stages, backend=backend, on_event=lambda event: None, max_attempts=1)
+    run_chain(stages, backend=backend, on_event=lambda event: None, execution=ExecutionConfig(max_attempts=1))
     every = [task for stage in stages for task in stage.tasks]
     assert [why_stale(task) for task in every] == [None] * 8
     assert sum(read_record(task.record).count for task in stages[-1].tasks) == 4

@@ -1,0 +1,49 @@
+"""How often and when a shard is tried again: the settings, and the clock that they are measured by."""
+
+import time
+from typing import Final
+
+from pydantic import BaseModel, ConfigDict, NonNegativeFloat, PositiveFloat, PositiveInt
+
+_LONGEST_DELAY_S: Final = 60.0
+
+
+class ExecutionConfig(BaseModel):
+    """What becomes of shards and workers that fail; none of it changes results.
+
+    Attributes:
+        max_attempts: Attempts for a shard that raises, whose worker dies, or that runs out of memory; then it is
+            quarantined, and the others are finished. Also starts of a worker in a row without a shard done.
+        store_attempts: Attempts for a shard that meets errors of the store which pass by themselves: input/output
+            errors, stale handles, time-outs, broken connections.
+        retry_delay_s: Seconds before a shard that met such an error is tried again; doubled with each of them, up to a
+            minute.
+        start_timeout_s: Seconds that a stage without any worker waits for one: for a machine that has what it asks
+            for, the process, and the models.
+        idle_s: Seconds after which a free worker above `min_workers` is given back, where another stage or job could
+            use its place. It is kept for at least four times as long as it took to start.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    max_attempts: PositiveInt = 3
+    store_attempts: PositiveInt = 6
+    retry_delay_s: NonNegativeFloat = 1.0
+    start_timeout_s: PositiveFloat = 600.0
+    idle_s: NonNegativeFloat = 30.0
+
+    def delay_s(self, failed: int) -> float:
+        """Give the seconds to wait after so many errors of the store: with the default 1, 2, 4, … 60."""
+        return min(self.retry_delay_s * 2.0 ** min(failed - 1, 30), max(_LONGEST_DELAY_S, self.retry_delay_s))
+
+
+class Clock:
+    """Time as the executor sees it; a test gives its own."""
+
+    def now(self) -> float:
+        """Give seconds that only grow."""
+        return time.monotonic()
+
+    def sleep(self, seconds: float) -> None:
+        """Wait."""
+        time.sleep(seconds)
