@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt
 
 from jobs.model import ModelConfig
 from jobs.stage import Resources
+from jobs.submission import SubmitConfig
 from jobs.training_config import TrainConfig
 from jobs.training_group import GroupResources
 from models.alarms import AlarmConfig
@@ -199,6 +200,7 @@ class RunConfig(_Section):
     alarms: AlarmConfig = AlarmConfig()
     quarantine: QuarantineSettings = QuarantineSettings()
     resources: ResourceSettings = ResourceSettings()
+    submit: SubmitConfig = SubmitConfig()
 
 
 def resolve_config(
