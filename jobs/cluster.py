@@ -16,7 +16,6 @@ PRIVATE_NAMESPACE: Final = "stseg-pipeline-private"  # tells a Ray that cannot g
 PACKAGES: Final = ("pipeline", "jobs", "models", "shards")
 _LOCAL_STORE_BYTES: Final = 256 * 1024**2  # shard names and records travel, never arrays
 _START_ATTEMPTS: Final = 3
-_NOT_UPLOADED: Final = [".git", ".venv", "build", "runs", "tests", "docs", "benchmarks", "__pycache__", "*.egg-info"]
 
 
 def connect(address: str | None = None, num_cpus: int | None = None) -> bool:
@@ -30,19 +29,19 @@ def connect(address: str | None = None, num_cpus: int | None = None) -> bool:
         num_cpus: CPUs that the private Ray counts with; None: all. Without meaning with an address.
 
     Raises:
-        ValueError: Another package of the same name would be imported in our packages' place.
+        ValueError: Another package of the same name would be imported in our packages' place, or there is no token.
         ConnectionError: No Ray answers at the address, or none starts here.
     """
     refuse_foreign_packages([Path.cwd(), Path(sys.path[0] or ".")])
     if "ray" in sys.modules and sys.modules["ray"].is_initialized():
         return False
-    _choose_authentication(local=address is None)
+    choose_authentication(local=address is None)
     import ray
 
     if address is None:
         _start_private(num_cpus)
     else:
-        ray.init(address=address, runtime_env=_uploaded_code(), log_to_driver=False, logging_level=logging.WARNING)
+        _join(address)
     logger.info("Ray %s: %s", ray.__version__, address or "this machine")
     return True
 
@@ -89,6 +88,16 @@ def refuse_foreign_packages(folders: Iterable[Path]) -> None:
                     )
 
 
+def _join(address: str) -> None:
+    import ray
+
+    try:
+        ray.init(address=address, runtime_env=uploaded_code(), log_to_driver=False, logging_level=logging.WARNING)
+    except Exception as error:  # ConnectionError, RuntimeError or one of Ray's own, by what is wrong
+        ray.shutdown()
+        raise ConnectionError(f"no Ray that lets us in answers at {address}: {error}") from error
+
+
 def _start_private(num_cpus: int | None) -> None:
     """Start Ray on this machine; on a busy one its own processes may be late for each other, so it is tried again."""
     import ray
@@ -115,28 +124,43 @@ def _start_private(num_cpus: int | None) -> None:
             logger.warning("Ray did not start (attempt %d of %d): %s", attempt, _START_ATTEMPTS, error)
 
 
-def _choose_authentication(*, local: bool) -> None:
-    """Settle Ray's authentication before Ray reads it: drivers, heads and workers differ in their defaults."""
+def choose_authentication(*, local: bool) -> None:
+    """Settle Ray's authentication before Ray reads it: drivers, heads and workers differ in their defaults.
+
+    Args:
+        local: Whether a Ray of our own is started, which gets a token if there is none.
+
+    Raises:
+        ValueError: There is no token for a cluster, and RAY_AUTH_MODE does not say that it has none.
+    """
     if "RAY_AUTH_MODE" in os.environ:
         return
     has_token = "RAY_AUTH_TOKEN" in os.environ or "RAY_AUTH_TOKEN_PATH" in os.environ
     if local and not has_token:
         os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
         has_token = True
-    has_token = has_token or (Path.home() / ".ray" / "auth_token").is_file()
-    os.environ["RAY_AUTH_MODE"] = "token" if has_token else "disabled"
+    if not has_token and not (Path.home() / ".ray" / "auth_token").is_file():
+        raise ValueError(
+            "there is no token for the cluster; set RAY_AUTH_TOKEN_PATH to a file with the token that it was started "
+            "with, or RAY_AUTH_MODE=disabled if it is open to everyone who reaches it"
+        )
+    os.environ["RAY_AUTH_MODE"] = "token"
     if "ray" in sys.modules:
         from ray._raylet import Config  # type: ignore[attr-defined]
 
         Config.initialize("")  # Ray read the mode when it was imported; it refreshes it in the same way itself
 
 
-def _uploaded_code() -> dict[str, Any]:
-    """Give Ray's setting that brings the code to a cluster's workers; a Ray job and an installed package have it."""
+def uploaded_code() -> dict[str, Any]:
+    """Give Ray's setting that brings the code to a cluster's workers; a Ray job and an installed package have it.
+
+    Of the project's folder only the packages travel, with the tiny weights; what else may lie in it can be large.
+    """
     in_job = "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ
     if in_job or not (ROOT / "pyproject.toml").is_file():
         return {}
-    return {"working_dir": str(ROOT), "excludes": _NOT_UPLOADED}
+    others = sorted(f"/{path.name}" for path in ROOT.iterdir() if path.name not in PACKAGES)
+    return {"working_dir": str(ROOT), "excludes": [*others, "__pycache__"]}
 
 
 def _python_path() -> str:

@@ -14,12 +14,16 @@ from pipeline.options import (
     BackendName,
     BackendOption,
     ConfigOption,
+    InterruptName,
+    InterruptOption,
     JsonOption,
     RoundOption,
     RunOption,
     SetOption,
+    SubmitOption,
     print_json,
     print_table,
+    refuse_two_places,
 )
 
 app = typer.Typer(
@@ -65,6 +69,8 @@ def run_round(
     sets: SetOption = None,
     backend: BackendOption = BackendName.ray,
     address: AddressOption = None,
+    submit: SubmitOption = None,
+    on_interrupt: InterruptOption = InterruptName.ask,
     as_json: JsonOption = False,
 ) -> None:
     """Do rounds 1 to N: teacher, refine, write, train, evaluate, promote. What is done already is left as it is.
@@ -80,13 +86,21 @@ def run_round(
       stseg-pipeline round --n 3 --run runs/second --set seed=1
       stseg-pipeline round --n 1 --run my-run --set refine.gate.threshold=0.8
       stseg-pipeline round --n 5 --run my-run --set promotion.on_regression=keep --set alarms.stop=true
+      stseg-pipeline round --n 3 --run /shared/my-run --address auto
+      stseg-pipeline round --n 3 --run /shared/my-run --submit http://127.0.0.1:8265
     """
     from pipeline.driver import RoundRequest
     from pipeline.rounds import result_lines, run_rounds
 
     with exit_codes():
         request = RoundRequest(rounds=n, file=config, sets=tuple(sets or ()), backend=backend.value, address=address)
-        reports = run_rounds(run, request)
+        refuse_two_places(backend, address, submit)
+        if submit is None:
+            reports = run_rounds(run, request)
+        else:
+            from pipeline.submit import submit_rounds
+
+            reports = submit_rounds(run, request, _job_server(submit), on_interrupt.value)
         if as_json:
             print_json(reports)
         else:
@@ -104,21 +118,34 @@ def stage(
     sets: SetOption = None,
     backend: BackendOption = BackendName.ray,
     address: AddressOption = None,
+    submit: SubmitOption = None,
+    on_interrupt: InterruptOption = InterruptName.ask,
+    outcome: Annotated[
+        Path | None, typer.Option("--outcome", hidden=True, help="Where a job says how it ended.")
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Do one stage of one round alone; refuses where what it reads is not done.
 
     \b
       stseg-pipeline stage refine --round 2 --run my-run
+      stseg-pipeline stage train --round 2 --run /shared/my-run --submit http://127.0.0.1:8265 --on-interrupt stop
     """
     from pipeline.driver import RoundRequest
+    from pipeline.job_outcome import outcome_written
     from pipeline.rounds import run_stage
 
-    with exit_codes():
+    with outcome_written(outcome), exit_codes():
         request = RoundRequest(
             rounds=number, file=config, sets=tuple(sets or ()), backend=backend.value, address=address
         )
-        summary = run_stage(run, name, request)
+        refuse_two_places(backend, address, submit)
+        if submit is None:
+            summary = run_stage(run, name, request)
+        else:
+            from pipeline.submit import submit_stage
+
+            summary = submit_stage(run, name, request, _job_server(submit), on_interrupt.value)
         if as_json:
             print_json(summary)
 
@@ -171,8 +198,9 @@ def status(run: RunOption = DEFAULT_RUN, as_json: JsonOption = False) -> None:
 
     with exit_codes():
         found = run_status(run)
+        jobs = _submitted_jobs(run)
         if as_json:
-            print_json(asdict(found))
+            print_json({**asdict(found), "jobs": jobs})
             return
         names = ["round", "stage", "done", "total", "samples", "dropped", "seconds"]
         print_table(names, [asdict(entry) for entry in found.stages])
@@ -192,6 +220,9 @@ def status(run: RunOption = DEFAULT_RUN, as_json: JsonOption = False) -> None:
             typer.echo(f"\nquarantined: {one.stage} {one.shard} of round {one.round}: {one.cause}")
         if found.retry:
             typer.echo(f"try again, when the cause is mended: {found.retry}")
+        if jobs:
+            typer.echo("")
+            print_table(["id", "state", "exit_code", "submitted", "address"], jobs)
         if found.holder:
             holder = found.holder
             typer.echo(f"\nprocess {holder.get('pid')} on {holder.get('host')} holds it since {holder.get('started')}")
@@ -232,6 +263,22 @@ def init(
         else:
             typer.echo(f"{folder}: {facts['images']} images in {facts['shards']} shards, {facts['classes']} classes")
             typer.echo(f"next: stseg-pipeline round --n 3 --run {folder}")
+
+
+def _job_server(address: str) -> Any:
+    from jobs.submission import RayJobServer
+
+    return RayJobServer(address)
+
+
+def _submitted_jobs(run: Path) -> list[dict[str, Any]]:
+    from shards.layout import RunLayout
+
+    if not RunLayout(run).jobs.is_dir():
+        return []
+    from pipeline.submit import job_rows
+
+    return job_rows(run)
 
 
 def main() -> None:

@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt
 from jobs.execution import ExecutionConfig
 from jobs.model import ModelConfig
 from jobs.stage import Resources
+from jobs.submission import SubmitConfig
 from jobs.training_config import TrainConfig
 from jobs.training_group import GroupResources
 from models.alarms import AlarmConfig
@@ -212,6 +213,7 @@ class RunConfig(_Section):
     quarantine: QuarantineSettings = QuarantineSettings()
     resources: ResourceSettings = ResourceSettings()
     execution: ExecutionConfig = ExecutionConfig()
+    submit: SubmitConfig = SubmitConfig()
 
 
 def resolve_config(

@@ -30,6 +30,18 @@ class GateFailed(ValueError):  # noqa: N818 - as above
     """A round regressed or raised an alarm, and the settings say that the run stops then."""
 
 
+class JobEnded(RuntimeError):  # noqa: N818 - as above
+    """A stage that ran as a job of its own did not end well.
+
+    Attributes:
+        code: The exit code of the job's command; 75 where it was cut short.
+    """
+
+    def __init__(self, message: str, code: int) -> None:
+        super().__init__(message)
+        self.code = code
+
+
 @contextmanager
 def exit_codes() -> Iterator[None]:
     """Turn the errors of a command into one line on standard error and an exit code.
@@ -57,6 +69,10 @@ def exit_code_of(error: Exception) -> int | None:
     from shards.images import UnreadableImage
     from shards.locks import LockHeld
 
+    if isinstance(error, JobEnded):
+        return error.code
+    if type(error) is ConnectionError:  # no Ray answers; its kin, such as a broken pipe, are something else
+        return EXIT_RESUMABLE
     if isinstance(error, SettingsConflict):
         return EXIT_CONFLICT
     if isinstance(error, GateFailed):

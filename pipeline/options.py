@@ -22,6 +22,15 @@ AddressOption = Annotated[
     str | None, typer.Option("--address", metavar="HOST:PORT", help="Join the Ray that runs there ('auto': find it).")
 ]
 
+SubmitOption = Annotated[
+    str | None,
+    typer.Option(
+        "--submit",
+        metavar="URL",
+        help="Do every stage as a Ray job of its own at a head's job server, http://head:8265.",
+    ),
+]
+
 DEFAULT_RUN = Path("runs/default")
 
 
@@ -35,6 +44,34 @@ class BackendName(StrEnum):
 BackendOption = Annotated[
     BackendName, typer.Option("--backend", help="ray: workers beside each other; inline: in this process.")
 ]
+
+
+class InterruptName(StrEnum):
+    """What becomes of a submitted job when the command is stopped."""
+
+    ask = "ask"
+    leave = "leave"
+    stop = "stop"
+
+
+InterruptOption = Annotated[
+    InterruptName,
+    typer.Option(
+        "--on-interrupt", help="With --submit, on Ctrl-C: leave the job running, stop it, or ask (no terminal: leave)."
+    ),
+]
+
+
+def refuse_two_places(backend: BackendName, address: str | None, submit: str | None) -> None:
+    """See to it that only one place to run is named.
+
+    Raises:
+        ValueError: An option would have no effect beside another.
+    """
+    if submit is not None and address is not None:
+        raise ValueError("--address joins a Ray from here, --submit sends jobs to it; give one of them")
+    if backend == BackendName.inline and (address or submit):
+        raise ValueError("--backend inline works in this process; leave out --address and --submit, or the backend")
 
 
 def print_json(value: Any) -> None:

@@ -57,7 +57,7 @@ def run_stage(root: Path, name: str, request: RoundRequest, progress: RunProgres
     number = request.rounds
     with RunLock(RunLayout(root).lock):
         run = open_or_make_run(root, request.file, request.sets)
-        tasks = _stage_tasks(run, name, number)
+        tasks = stage_tasks(run, name, number)
         _refuse_incomplete(run, tasks, number)
         states = task_states(tasks)
         open_tasks = [state.task for state in states if state.state != "done"]
@@ -80,10 +80,15 @@ def plan_rounds(root: Path, rounds: int, file: Path | None, sets: Sequence[str],
     return summarise(task_states(all_tasks(run, rounds), verify=verify))
 
 
-def _stage_tasks(run: Run, name: str, number: int) -> list[ShardTask]:
+def stage_tasks(run: Run, name: str, number: int, *, required: bool = True) -> list[ShardTask]:
+    """Give the tasks of one stage of one round.
+
+    Raises:
+        ValueError: There are none, and they are required.
+    """
     tasks = [task for task in all_tasks(run, number) if task.round == number or name == "embed"]
     found = [task for task in tasks if task.stage.split("-")[0] == name]
-    if not found:
+    if not found and required:
         stages = dict.fromkeys(task.stage for task in tasks if "-" not in task.stage)
         raise ValueError(f"round {number} has no stage {name!r}; it has {', '.join(stages)}")
     return found

@@ -61,6 +61,11 @@ class RunLayout:
         return self.root / "run.lock"
 
     @property
+    def jobs(self) -> Path:
+        """The folder that says which stages were submitted as Ray jobs, and how these ended."""
+        return self.root / "jobs"
+
+    @property
     def text_embeddings(self) -> Path:
         """The folder of text embeddings, a file for each list of classes, templates and weights."""
         return self.root / "embeddings" / "text"

@@ -1,0 +1,92 @@
+"""The job server of a real Ray head, behind a token."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from run_setup import SMALL, invoke, sets
+
+from jobs.cluster import ROOT, choose_authentication
+from jobs.submission import RayJobServer
+from shards.files import sha256_path
+
+HEAD = """
+import sys
+from ray.cluster_utils import Cluster
+settings = dict(num_cpus=2, include_dashboard=True, dashboard_host="127.0.0.1", dashboard_port=0, temp_dir=sys.argv[1])
+cluster = Cluster(initialize_head=True, head_node_args={**settings, "object_store_memory": 100 * 2**20})
+print(cluster.head_node.address_info["webui_url"], flush=True)
+sys.stdin.read()
+cluster.shutdown()
+"""
+
+
+@pytest.fixture(scope="module")
+def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, dict[str, str]]]:
+    """A head of its own, with a dashboard on loopback and a token: its address, and the environment that fits it."""
+    pytest.importorskip("aiohttp", reason="the job server comes with ray[default]")
+    plain = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+    path = os.pathsep.join([str(Path(sys.executable).parent), plain["PATH"]])
+    environment = {**plain, "PATH": path, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "ab" * 32}
+    environment["RAY_worker_niceness"] = "0"
+    for attempt in range(3):  # on a busy machine a head may be late for itself
+        folder = tmp_path_factory.mktemp(f"h{attempt}")
+        command = [sys.executable, "-c", HEAD, str(folder)]
+        process = subprocess.Popen(command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        assert process.stdin is not None
+        assert process.stdout is not None
+        address = next((line.strip() for line in process.stdout if line.startswith("127.0.0.1:")), None)
+        if address is not None:
+            break
+        process.wait(timeout=60)
+    assert address is not None
+    yield f"http://{address}", environment
+    process.stdin.close()
+    process.wait(timeout=60)
+
+
+def command(environment: dict[str, str], *arguments: str) -> subprocess.CompletedProcess[str]:
+    whole = [sys.executable, "-m", "pipeline", *arguments]
+    return subprocess.run(whole, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300, check=False)
+
+
+def test_a_submitted_stage_gives_the_bytes_of_one_in_this_process(
+    head: tuple[str, dict[str, str]], weights: dict[str, str], tmp_path: Path
+) -> None:
+    address, environment = head
+    chosen = sets({**SMALL, **weights})
+    here, there = tmp_path / "here", tmp_path / "there"
+    assert invoke("stage", "embed", "--round", "0", "--run", str(here), "--backend", "inline", *chosen)[0] == 0
+    where = ["--round", "0", "--run", str(there), "--submit", address]
+    done = command(environment, "stage", "embed", *where, *chosen, "--json")
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["job"] == "there-000-embed-1"
+    outputs = sorted((here / "embeddings" / "sam").glob("*.zarr"))
+    assert outputs
+    for output in outputs:
+        assert sha256_path(there / output.relative_to(here)) == sha256_path(output)
+    status = command(environment, "status", "--run", str(there), "--json")
+    assert [(job["id"], job["exit_code"]) for job in json.loads(status.stdout)["jobs"]] == [("there-000-embed-1", 0)]
+    wrong = command({**environment, "RAY_AUTH_TOKEN": "cd" * 32}, "stage", "start", *where)
+    assert (wrong.returncode, len(wrong.stderr.strip().splitlines())) == (75, 1), wrong.stderr
+
+
+def test_addresses_that_are_none_and_servers_that_are_not_there_are_told_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAY_AUTH_MODE", "token")
+    with pytest.raises(ValueError, match="http://host:port"):
+        RayJobServer("head:8265")
+    with pytest.raises(ConnectionError, match=r"answers at http://127\.0\.0\.1:1"):
+        RayJobServer("http://127.0.0.1:1")
+
+
+def test_a_cluster_without_a_token_is_only_joined_on_demand(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    with pytest.raises(ValueError, match="RAY_AUTH_TOKEN_PATH"):
+        choose_authentication(local=False)
+    assert "RAY_AUTH_MODE" not in os.environ
