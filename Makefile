@@ -2,17 +2,20 @@
 # make test                             set up, then every check: ruff, mypy, pytest
 # make setup                            only make .venv and install into it
 # make bench                            speed and memory against the references (about fifteen minutes, a quiet machine)
+# make chaos [POINTS=50] [SEED=0]       kill a small run at so many points and resume it; fails if one comes out otherwise
 # make tiny-weights                     train the shipped weights again (hours)
 
 PYTHON ?= python3
 N ?= 3
 RUN ?= runs/default
+POINTS ?= 50
+SEED ?= 0
 VENV := .venv
 BIN := $(VENV)/bin
 # Another pyproject.toml or constraints.txt gives another stamp, so that an unchanged one costs nothing.
 INSTALLED := $(VENV)/installed-$(shell cat pyproject.toml constraints.txt | cksum | tr -s ' ' -)
 
-.PHONY: round test setup bench tiny-weights
+.PHONY: round test setup bench chaos tiny-weights
 .DEFAULT_GOAL := round
 
 round: setup
@@ -35,6 +38,9 @@ test: setup
 
 bench: setup
 	$(BIN)/python -m benchmarks
+
+chaos: setup
+	$(BIN)/python -m benchmarks.chaos --points $(POINTS) --seed $(SEED) --json benchmarks/chaos.json
 
 tiny-weights: setup
 	$(BIN)/python -m models.tiny.train clip

@@ -25,6 +25,7 @@ from pipeline.start import import_start
 from pipeline.status import retry_command
 from pipeline.training_progress import followed
 from pipeline.when_stale import WhenStale
+from shards.files import remove_stale_temporaries_below
 
 logger = logging.getLogger(__name__)
 
@@ -71,13 +72,18 @@ class Driver:
 
     @contextmanager
     def connected(self) -> Iterator["Driver"]:
-        """Hold the connection to Ray, once there is one, for the length of the block."""
+        """Hold the connection to Ray, once there is one, for the length of the block.
+
+        What a killed command left half-written goes, before and once more after: a worker of it may have lived on.
+        """
+        remove_stale_temporaries_below(self._run.layout.root)
         with self._stack:
             try:
                 yield self
             except KeyboardInterrupt:
                 self._progress.note("stopped")
                 raise
+        remove_stale_temporaries_below(self._run.layout.root)
 
     def note_start(self, states: Sequence[TaskState]) -> None:
         """Say what there is to do again, and why."""

@@ -79,6 +79,15 @@ def remove_stale_temporaries(folder: Path) -> int:
     return removed
 
 
+def remove_stale_temporaries_below(root: Path) -> int:
+    """Do `remove_stale_temporaries` in a run folder and all folders in it, without a look into arrays' own ones."""
+    removed = 0
+    for folder, folders, _ in os.walk(root):
+        removed += remove_stale_temporaries(Path(folder))
+        folders[:] = [name for name in folders if not name.endswith(".zarr")]  # temporary arrays are named so, too
+    return removed
+
+
 def write_bytes_atomic(path: Path, data: bytes) -> None:
     """Write a file so that a reader, or a later run after a crash, sees the old bytes or the new, never a part.
 
