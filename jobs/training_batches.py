@@ -8,7 +8,7 @@ from jobs.embedding_store import StoredEmbeddings
 from jobs.model import load_sam_encoder
 from jobs.stage import ShardTask
 from jobs.training_augment import Augmenter
-from jobs.training_config import TrainConfig, TrainJob
+from jobs.training_config import TrainConfig, TrainJob, require_equal_shares
 from jobs.training_data import Labelled, PseudoLabelled, Remembered, TrainingData, TrainingSample, collate
 from jobs.training_order import samples_of_step
 from models.presets import load_preset
@@ -38,11 +38,12 @@ class TrainingBatches:
         return len(self.target or ()) + len(self.source or ())
 
     def of_step(self, step: int, rank: int, size: int) -> TrainingSample:
-        """Give the share that one of `size` workers has of a step's samples.
+        """Give the share that one of `size` workers has of a step's samples: as many as each other worker.
 
         Raises:
-            ValueError: It has none.
+            ValueError: The step's samples cannot be shared equally.
         """
+        require_equal_shares(self.config, size)
         chosen: list[TrainingSample] = []
         places: list[int] = []
         place = 0
@@ -57,8 +58,6 @@ class TrainingBatches:
                     chosen.append(data[index])
                     places.append(place)
                 place += 1
-        if not chosen:
-            raise ValueError(f"{place} images a step are too few for {size} workers")
         return collate(self.augmenter(chosen, step, places))
 
 

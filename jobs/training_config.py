@@ -39,7 +39,11 @@ class TrainConfig(BaseModel):
             themselves are the same ones. 0: the weights after the last step.
         augment: What is done to the images of a step, pseudo-labelled and labelled ones, after they are read. The
             teacher sees them as they are.
-        checkpoint_every: Steps between checkpoints.
+        precision: What the network computes in during training: "fp32", or "bf16", in which matrix products and
+            convolutions run in bfloat16 while parameters, optimiser, loss and gradients of the parameters stay float32.
+            bfloat16 has float32's range: there is no loss scaler, and none to resume.
+        checkpoint_every: Steps between checkpoints; a training that is killed loses at most so many. One that is asked
+            to stop loses none.
         seed: Seed of the order, the class choice, the augmentation and dropout.
     """
 
@@ -62,6 +66,7 @@ class TrainConfig(BaseModel):
     clip_gradient: float = Field(default=1.0, gt=0)
     ema: float = Field(default=0.0, ge=0, lt=1)
     augment: AugmentConfig = AugmentConfig()
+    precision: Literal["fp32", "bf16"] = "fp32"
     checkpoint_every: PositiveInt = 1000
     seed: NonNegativeInt = 0
 
@@ -81,3 +86,20 @@ class TrainJob(BaseModel):
     model: ModelConfig
     vocabulary: Path
     source: SourceConfig | None = None
+
+
+def require_equal_shares(config: TrainConfig, workers: int) -> None:
+    """See to it that each worker of a group has as many of a step's images as the others.
+
+    Raises:
+        ValueError: They cannot be shared equally. Gradients are averaged over workers, so that an image would count
+            more the fewer its worker has.
+    """
+    images = config.target_per_step + config.source_per_step
+    if images % workers:
+        shares = ", ".join(str(n) for n in range(1, images + 1) if images % n == 0)
+        raise ValueError(
+            f"{images} images a step (train.target_per_step {config.target_per_step} + train.source_per_step "
+            f"{config.source_per_step}) cannot be shared equally by {workers} workers: change these, or set "
+            f"resources.train.workers to one of {shares}"
+        )

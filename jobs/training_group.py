@@ -2,15 +2,17 @@
 
 import logging
 import tempfile
+from pathlib import Path
 from typing import Any, Final, Literal
 
-from pydantic import BaseModel, ConfigDict, NonNegativeFloat, PositiveInt
+from pydantic import BaseModel, ConfigDict, NonNegativeFloat, PositiveInt, model_validator
 from torch import nn
 
 from jobs.memory import memory_told
 from jobs.stage import CustomResources, ShardTask, prepare
-from jobs.train import SingleProcess, train_model
-from jobs.training_config import TrainJob
+from jobs.train import SingleProcess, TrainingStopped, train_model
+from jobs.training_config import TrainConfig, TrainJob, require_equal_shares
+from jobs.training_stop import run_interruptibly, signals_ask, stop_file
 from shards.records import Record, fingerprint_digest, read_record
 
 log = logging.getLogger(__name__)
@@ -25,7 +27,10 @@ class GroupResources(BaseModel):
     """What a training group needs; the number of workers splits a step's images, the rest changes no result.
 
     Attributes:
-        workers: Processes that train together.
+        workers: Processes that train together; each has as many of a step's images as the others.
+        min_workers: Null (the default): always as many as `workers`. A number: the group is elastic, it starts with as
+            few as these where there is no room for more, goes on with fewer when one is lost for good, and grows again.
+            Then the bits of the result depend on when that happened, as they never do otherwise.
         num_cpus: Ray's CPUs for a worker.
         num_gpus: Ray's GPUs for a worker; 0 trains on the CPU.
         resources: Other resources of Ray's for a worker, by name, such as `{train: 1}`.
@@ -35,11 +40,33 @@ class GroupResources(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
     workers: PositiveInt = 1
+    min_workers: PositiveInt | None = None
     num_cpus: NonNegativeFloat = 1
     num_gpus: NonNegativeFloat = 0
     resources: CustomResources = {}
     threads: PositiveInt = 2
     max_failures: int = 2
+
+    @model_validator(mode="after")
+    def _check(self) -> "GroupResources":
+        if self.min_workers is not None and self.min_workers > self.workers:
+            raise ValueError(f"min_workers {self.min_workers} is above workers {self.workers}; raise workers")
+        return self
+
+    @property
+    def sizes(self) -> range:
+        """Every number of workers that may train together."""
+        return range(self.workers if self.min_workers is None else self.min_workers, self.workers + 1)
+
+
+def require_group_fits(train: TrainConfig, resources: GroupResources) -> None:
+    """See to it that a group of each size that may come about has equal shares of a step's images.
+
+    Raises:
+        ValueError: One has not.
+    """
+    for size in resources.sizes:
+        require_equal_shares(train, size)
 
 
 class TrainingIncompleteError(RuntimeError):
@@ -60,17 +87,19 @@ def run_training(
 
     Raises:
         OutOfMemory: A step does not fit into memory; its settings are named.
+        ValueError: The workers cannot have equal shares of a step's images, or the training cannot work.
         TrainingIncompleteError: The training ended without its record, or with fewer steps than asked for.
+        KeyboardInterrupt: It was asked to stop (Ctrl-C, SIGTERM), and has saved its state if it could within seconds.
     """
+    require_group_fits(job.train, resources)
     prepare(task)
     with memory_told("the training", _LESS_MEMORY):
         if backend == "inline":
-            import torch
-
-            torch.set_num_threads(resources.threads)
-            train_model(task, job, SingleProcess())
+            _train_here(task, job, resources)
         else:
             _fit(task, job, resources, name=f"{run}-round-{task.round:03d}-{fingerprint_digest(task.fingerprint)[:12]}")
+    if not task.record.is_file():
+        raise TrainingIncompleteError(f"the training of round {task.round} ended without its record {task.record}")
     record = read_record(task.record)
     if record.stats.get("steps") != job.train.steps:
         raise TrainingIncompleteError(
@@ -79,11 +108,25 @@ def run_training(
     return record
 
 
+def _train_here(task: ShardTask, job: TrainJob, resources: GroupResources) -> None:
+    import torch
+
+    torch.set_num_threads(resources.threads)
+    alone = SingleProcess()
+    with signals_ask(alone.ask_to_stop):
+        try:
+            train_model(task, job, alone)
+        except TrainingStopped as stopped:
+            raise KeyboardInterrupt(str(stopped)) from stopped
+
+
 def _fit(task: ShardTask, job: TrainJob, resources: GroupResources, *, name: str) -> None:
     """Run the group; Ray places and restarts the workers, checkpoints and the result are the project's own files."""
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
 
+    # Ray's annotation knows nothing of the pair, its checks do.
+    sizes: Any = resources.workers if resources.min_workers is None else (resources.min_workers, resources.workers)
     with tempfile.TemporaryDirectory(prefix="stseg-train-") as scratch:
         trainer = TorchTrainer(
             _train_worker,
@@ -94,7 +137,7 @@ def _fit(task: ShardTask, job: TrainJob, resources: GroupResources, *, name: str
             },
             torch_config=TorchConfig(backend="nccl" if resources.num_gpus else "gloo"),
             scaling_config=ScalingConfig(
-                num_workers=resources.workers,
+                num_workers=sizes,
                 use_gpu=resources.num_gpus > 0,
                 resources_per_worker={"CPU": resources.num_cpus, "GPU": resources.num_gpus, **resources.resources},
             ),
@@ -103,22 +146,33 @@ def _fit(task: ShardTask, job: TrainJob, resources: GroupResources, *, name: str
                 name=name, storage_path=scratch, failure_config=FailureConfig(max_failures=resources.max_failures)
             ),
         )
-        trainer.fit()
+        run_interruptibly(trainer.fit, stop_file(task.output))
 
 
 def _train_worker(config: dict[str, Any]) -> None:
     import torch
 
     torch.set_num_threads(config["threads"])
-    train_model(ShardTask.model_validate(config["task"]), TrainJob.model_validate(config["job"]), RayGroup())
+    task = ShardTask.model_validate(config["task"])
+    group = RayGroup(stop_file(task.output))
+    try:
+        train_model(task, TrainJob.model_validate(config["job"]), group)
+    except TrainingStopped:
+        group.confirm_stop()
+        raise
 
 
 class RayGroup:
-    """The group that Ray Train has started around this process."""
+    """The group that Ray Train has started around this process.
 
-    def __init__(self) -> None:
+    Args:
+        stop: The file that asks it to stop.
+    """
+
+    def __init__(self, stop: Path) -> None:
         from ray import train
 
+        self._stop = stop
         self.rank = int(train.get_context().get_world_rank())
         self.size = int(train.get_context().get_world_size())
 
@@ -138,3 +192,11 @@ class RayGroup:
 
         if self.size > 1:
             dist.barrier()
+
+    def stop_asked(self) -> bool:
+        """Tell whether the driver asks the group to stop."""
+        return self._stop.exists()
+
+    def confirm_stop(self) -> None:
+        """Tell the driver that the state is saved."""
+        self._stop.unlink(missing_ok=True)

@@ -46,11 +46,13 @@ class TrainingStep:
             ValueError: The loss is no longer finite.
         """
         config, state, device = self._config, self.state, self._text_KPD.device
-        torch.manual_seed(config.seed * 1_000_003 + step)  # dropout after a resume is what it would have been
+        # Dropout after a resume is what it would have been. PyTorch takes no seed of more than 64 bits.
+        torch.manual_seed((config.seed * 1_000_003 + step) % (1 << 63))
         for group in state.optimizer.param_groups:
             group["lr"] = group["scale"] * config.learning_rate * schedule(step, config)
         classes_n, label_BSS = self._told_apart(batch.label_SS, step)
-        output = model(batch.image_3SS, self._text_KPD[classes_n.to(device)], batch.sam, with_aux=config.aux_loss)
+        with torch.autocast(device.type, torch.bfloat16, enabled=config.precision == "bf16"):
+            output = model(batch.image_3SS, self._text_KPD[classes_n.to(device)], batch.sam, with_aux=config.aux_loss)
         losses = [
             segmentation_loss(
                 config.loss,

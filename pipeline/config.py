@@ -12,7 +12,7 @@ from jobs.model import ModelConfig
 from jobs.stage import Resources
 from jobs.submission import SubmitConfig
 from jobs.training_config import TrainConfig
-from jobs.training_group import GroupResources
+from jobs.training_group import GroupResources, require_group_fits
 from models.alarms import AlarmConfig
 from models.gate import GateConfig
 from models.refinement import RefinementConfig
@@ -234,7 +234,9 @@ def resolve_config(
     if base is None:
         base = RunConfig() if asks_for_tiny(asked, sets) else RunConfig(train=TrainConfig())
     merged = with_sets(laid_over(base.model_dump(mode="json"), asked), sets)
-    return _with_whole_paths(_with_class_names(validated(RunConfig, merged, where=where)))
+    config = validated(RunConfig, merged, where=where)
+    require_group_fits(config.train, config.resources.train)
+    return _with_whole_paths(_with_class_names(config))
 
 
 def asks_for_tiny(asked: Mapping[str, Any], sets: Sequence[str]) -> bool:

@@ -12,19 +12,19 @@ def followed(metrics: Path, tell: Callable[[int, float], None], interval_s: floa
     """Follow a training for the length of the block.
 
     Args:
-        metrics: Its `metrics.jsonl`; lines from before are passed over, and it need not be there yet.
+        metrics: Its `metrics.jsonl`; its last line from before is passed over, and it need not be there yet.
         tell: Called with the newest step and its loss when there are new lines, from another thread.
         interval_s: Seconds between looks.
     """
-    start = metrics.stat().st_size if metrics.is_file() else 0
+    before = newest_line(metrics)
     done = threading.Event()
 
     def look() -> None:
-        told = -1
+        told = before
         while not done.wait(interval_s):
-            newest = newest_line(metrics, start)
-            if newest is not None and newest[0] != told:
-                told = newest[0]
+            newest = newest_line(metrics)
+            if newest is not None and newest != told:
+                told = newest
                 tell(*newest)
 
     thread = threading.Thread(target=look, name="training-progress", daemon=True)
@@ -36,12 +36,10 @@ def followed(metrics: Path, tell: Callable[[int, float], None], interval_s: floa
         thread.join()
 
 
-def newest_line(metrics: Path, start: int) -> tuple[int, float] | None:
-    """Give step and loss of the last whole line behind a byte offset; None if there is none."""
+def newest_line(metrics: Path) -> tuple[int, float] | None:
+    """Give step and loss of the last line that can be read; None if there is none."""
     try:
-        with metrics.open("rb") as file:
-            file.seek(start)
-            lines = file.read().splitlines()
+        lines = metrics.read_bytes().splitlines()
     except FileNotFoundError:
         return None
     for line in reversed(lines):
@@ -49,5 +47,5 @@ def newest_line(metrics: Path, start: int) -> tuple[int, float] | None:
             found = json.loads(line)
             return int(found["step"]), float(found["loss"])
         except (ValueError, KeyError, TypeError):
-            continue  # torn: it is being written
+            continue
     return None

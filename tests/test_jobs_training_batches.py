@@ -1,5 +1,6 @@
 """A step's images: the same ones, changed in the same way, however many workers share them."""
 
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -8,6 +9,7 @@ from training_setup import STRONG, training_setup
 
 from jobs.training_batches import TrainingBatches, open_batches
 from jobs.training_config import TrainConfig
+from jobs.training_group import GroupResources, require_group_fits
 from shards.vocabulary import Vocabulary
 
 CPU = torch.device("cpu")
@@ -42,7 +44,16 @@ def test_a_remembered_image_is_changed_anew_each_time(tmp_path: Path) -> None:
     assert not any(torch.equal(a, b) for a in first for b in later)
 
 
-def test_more_workers_than_images_are_refused(tmp_path: Path) -> None:
+@pytest.mark.parametrize("workers", [3, 4])
+def test_a_step_that_workers_cannot_share_equally_is_refused(tmp_path: Path, workers: int) -> None:
     opened = batches(tmp_path, STRONG)
-    with pytest.raises(ValueError, match="2 images a step are too few for 3 workers"):
-        opened.of_step(0, 2, 3)
+    with pytest.raises(ValueError, match=rf"2 images a step .* by {workers} workers.*one of 1, 2$"):
+        opened.of_step(0, 0, workers)
+
+
+@pytest.mark.parametrize(("least", "fits"), [(None, True), (2, False), (3, False), (4, True)])
+def test_every_size_of_an_elastic_group_needs_equal_shares(least: int | None, fits: bool) -> None:
+    resources = GroupResources(workers=4, min_workers=least)
+    expected = nullcontext() if fits else pytest.raises(ValueError, match="by 3 workers")
+    with expected:
+        require_group_fits(TrainConfig(target_per_step=3, source_per_step=1), resources)
