@@ -30,8 +30,7 @@ def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, dict[s
     """A head of its own, with a dashboard on loopback and a token: its address, and the environment that fits it."""
     pytest.importorskip("aiohttp", reason="the job server comes with ray[default]")
     plain = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
-    path = os.pathsep.join([str(Path(sys.executable).parent), plain["PATH"]])
-    environment = {**plain, "PATH": path, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "ab" * 32}
+    environment = {**plain, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "ab" * 32}
     environment["RAY_worker_niceness"] = "0"
     for attempt in range(3):  # on a busy machine a head may be late for itself
         folder = tmp_path_factory.mktemp(f"h{attempt}")
@@ -58,7 +57,7 @@ def test_a_submitted_stage_gives_the_bytes_of_one_in_this_process(
     head: tuple[str, dict[str, str]], weights: dict[str, str], tmp_path: Path
 ) -> None:
     address, environment = head
-    chosen = sets({**SMALL, **weights})
+    chosen = sets({**SMALL, **weights, "submit.python": sys.executable})
     here, there = tmp_path / "here", tmp_path / "there"
     assert invoke("stage", "embed", "--round", "0", "--run", str(here), "--backend", "inline", *chosen)[0] == 0
     where = ["--round", "0", "--run", str(there), "--submit", address]
