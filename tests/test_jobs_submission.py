@@ -35,17 +35,12 @@ def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, dict[s
     for attempt in range(3):  # on a busy machine a head may be late for itself
         folder = tmp_path_factory.mktemp(f"h{attempt}")
         command = [sys.executable, "-c", HEAD, str(folder)]
-        process = subprocess.Popen(command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-        assert process.stdin is not None
-        assert process.stdout is not None
-        address = next((line.strip() for line in process.stdout if line.startswith("127.0.0.1:")), None)
-        if address is not None:
-            break
-        process.wait(timeout=60)
-    assert address is not None
-    yield f"http://{address}", environment
-    process.stdin.close()
-    process.wait(timeout=60)
+        with subprocess.Popen(command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as up:
+            address = next((line.strip() for line in up.stdout or () if line.startswith("127.0.0.1:")), None)
+            if address is not None:
+                yield f"http://{address}", environment
+                return  # leaving the block closes the head's standard input, at which it ends
+    raise AssertionError("the head did not start in 3 attempts")
 
 
 def command(environment: dict[str, str], *arguments: str) -> subprocess.CompletedProcess[str]:
