@@ -159,6 +159,8 @@ def uploaded_code() -> dict[str, Any]:
     in_job = "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ
     if in_job or not (ROOT / "pyproject.toml").is_file():
         return {}
+    for name in ("packaging", "working_dir"):  # they tell at length what they leave out
+        logging.getLogger(f"ray._private.runtime_env.{name}").setLevel(logging.ERROR)
     others = sorted(f"/{path.name}" for path in ROOT.iterdir() if path.name not in PACKAGES)
     return {"working_dir": str(ROOT), "excludes": [*others, "__pycache__"]}
 

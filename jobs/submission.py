@@ -20,6 +20,7 @@ JobState = Literal["running", "succeeded", "failed", "stopped"]
 
 _STATES: Final[Mapping[str, JobState]] = {"SUCCEEDED": "succeeded", "FAILED": "failed", "STOPPED": "stopped"}
 _ADDRESS_VARIABLES: Final = ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS")
+_TALKATIVE: Final = ("ray.dashboard.modules.dashboard_sdk", "ray.dashboard.modules.job.sdk")
 _REACH_TIMEOUT_S: Final = 10.0
 _LOOK_UP_S: Final = 2.0
 
@@ -32,7 +33,8 @@ class SubmitConfig(BaseModel):
     Attributes:
         upload: Whether jobs bring this project's packages along, with the tiny weights; off: they are installed on the
             cluster.
-        python: The interpreter as the cluster's machines find it.
+        python: The interpreter of the head's machine that has this project's dependencies: its path, or its name where
+            the head was started with it on its PATH.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -110,6 +112,8 @@ class RayJobServer:
         self._reach(parts.hostname, parts.port or (443 if parts.scheme == "https" else 80))
         from ray.job_submission import JobSubmissionClient
 
+        for name in _TALKATIVE:
+            logging.getLogger(name).setLevel(logging.WARNING)
         with _without(_ADDRESS_VARIABLES):  # they would take the place of the address
             self._client: Any = self._ask(lambda: JobSubmissionClient(self.address))
 

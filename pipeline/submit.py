@@ -241,7 +241,7 @@ class SubmittedRun:
         code = EXIT_RESUMABLE if outcome is None else outcome.exit_code
         self._progress.note("job_ended", round=place.round, stage=place.stage, job=job_id, state=state, exit_code=code)
         if outcome is None or outcome.exit_code != 0:
-            said = outcome.message if outcome is not None else "" if job is None else job.message
+            said = outcome.message if outcome is not None else "" if job is None else job.message.partition("\n")[0]
             tail = "".join(f"\n  {line}" for line in lines)
             raise JobEnded(f"{job_id} ({place}) {state}: {said or 'it was cut short'}; its log ended with{tail}", code)
         reason = self._why_open(place, verify=False)

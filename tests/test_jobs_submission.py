@@ -30,23 +30,17 @@ def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, dict[s
     """A head of its own, with a dashboard on loopback and a token: its address, and the environment that fits it."""
     pytest.importorskip("aiohttp", reason="the job server comes with ray[default]")
     plain = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
-    path = os.pathsep.join([str(Path(sys.executable).parent), plain["PATH"]])
-    environment = {**plain, "PATH": path, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "ab" * 32}
+    environment = {**plain, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "ab" * 32}
     environment["RAY_worker_niceness"] = "0"
     for attempt in range(3):  # on a busy machine a head may be late for itself
         folder = tmp_path_factory.mktemp(f"h{attempt}")
         command = [sys.executable, "-c", HEAD, str(folder)]
-        process = subprocess.Popen(command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-        assert process.stdin is not None
-        assert process.stdout is not None
-        address = next((line.strip() for line in process.stdout if line.startswith("127.0.0.1:")), None)
-        if address is not None:
-            break
-        process.wait(timeout=60)
-    assert address is not None
-    yield f"http://{address}", environment
-    process.stdin.close()
-    process.wait(timeout=60)
+        with subprocess.Popen(command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as up:
+            address = next((line.strip() for line in up.stdout or () if line.startswith("127.0.0.1:")), None)
+            if address is not None:
+                yield f"http://{address}", environment
+                return  # leaving the block closes the head's standard input, at which it ends
+    raise AssertionError("the head did not start in 3 attempts")
 
 
 def command(environment: dict[str, str], *arguments: str) -> subprocess.CompletedProcess[str]:
@@ -58,7 +52,7 @@ def test_a_submitted_stage_gives_the_bytes_of_one_in_this_process(
     head: tuple[str, dict[str, str]], weights: dict[str, str], tmp_path: Path
 ) -> None:
     address, environment = head
-    chosen = sets({**SMALL, **weights})
+    chosen = sets({**SMALL, **weights, "submit.python": sys.executable})
     here, there = tmp_path / "here", tmp_path / "there"
     assert invoke("stage", "embed", "--round", "0", "--run", str(here), "--backend", "inline", *chosen)[0] == 0
     where = ["--round", "0", "--run", str(there), "--submit", address]
