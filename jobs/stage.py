@@ -1,5 +1,6 @@
 """What every stage has in common: a shard task, the record that says that it is done, and the plan of a stage."""
 
+import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,6 +26,8 @@ from shards.sources import SampleRef
 
 CODE_VERSION: Final = 3  # goes up when the code of any stage gives other results for the same settings
 SAMPLES_ROLE: Final = "samples"
+_DIGEST_ATTEMPTS: Final = 5
+_DIGEST_PAUSE_S: Final = 0.2
 _RESERVED: Final = ("CPU", "GPU", "memory", "object_store_memory")
 
 
@@ -232,13 +235,23 @@ def finish(
         count=count,
         stats=stats,
         drops=kept,
-        outputs={task.output.name: sha256_path(task.output)},
+        outputs={task.output.name: _digest_of(task.output)},
         inputs=input_digests(task),
         fingerprint=task.fingerprint,
         seconds=seconds,
     )
     write_record(task.record, record)
     return record
+
+
+def _digest_of(output: Path) -> str:
+    """Hash an output; another worker that does the same shard may be putting the same bytes in its place just now."""
+    for _ in range(_DIGEST_ATTEMPTS - 1):
+        try:
+            return sha256_path(output)
+        except FileNotFoundError:
+            time.sleep(_DIGEST_PAUSE_S)
+    return sha256_path(output)
 
 
 def stage_records(tasks: Iterable[ShardTask]) -> list[Record]:

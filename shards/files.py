@@ -110,13 +110,16 @@ def write_bytes_atomic(path: Path, data: bytes) -> None:
 def replace_folder(new: Path, path: Path) -> None:
     """Put a finished folder in the place of `path`, whether or not there is an old one.
 
-    Both lie in the same parent. The old folder is renamed aside, the new one renamed in, the old one deleted; a crash
-    between the two renames leaves no folder at `path`. Remove the record of the old one before.
+    Both lie in the same parent. An old folder with the same bytes stays, and the new one is deleted: of writers that
+    do the same work at once, the first wins, and who reads its folder already is not disturbed. Another one is renamed
+    aside, the new one renamed in, the old one deleted; a crash between the two renames leaves no folder at `path`.
+    Remove the record of the old one before.
 
     Raises:
         OSError: Another writer keeps putting folders in the same place.
     """
     fsync_tree(new)
+    digest = sha256_tree(new)
     aside: list[Path] = []
     for attempt in range(_REPLACE_ATTEMPTS):
         try:
@@ -125,6 +128,9 @@ def replace_folder(new: Path, path: Path) -> None:
         except OSError as error:
             if error.errno not in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR) or attempt == _REPLACE_ATTEMPTS - 1:
                 raise
+        if _digest_or_none(path) == digest:
+            remove_path(new)
+            break
         old = temporary_sibling(path)
         with contextlib.suppress(FileNotFoundError):  # another writer was faster
             path.rename(old)
@@ -163,8 +169,20 @@ def fsync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
+def _digest_or_none(path: Path) -> str | None:
+    try:
+        return sha256_tree(path)
+    except (OSError, ValueError):  # not a folder of ours, or another writer has just moved it
+        return None
+
+
+def _raise(error: OSError) -> None:
+    raise error
+
+
 def _walk(folder: Path) -> Iterator[Path]:
-    for directory, folders, names in os.walk(folder):
+    # A folder that vanishes meanwhile must not look like one with fewer files.
+    for directory, folders, names in os.walk(folder, onerror=_raise):
         for name in names:
             yield Path(directory) / name
         for name in folders:

@@ -22,6 +22,7 @@ from shards.files import sha256_file
 from shards.images import IMAGE_SUFFIXES, UnreadableImage
 from shards.labels import decode_label
 from shards.records import Checksum
+from shards.store_errors import is_transient
 from shards.vocabulary import IGNORE_8_BIT, IGNORE_16_BIT, Vocabulary
 
 # shards.scenes is imported where it is used: it needs scipy, and the settings need this file.
@@ -198,15 +199,23 @@ class FolderSource:
         path = self._images / _from_uri(ref.uri)
         try:
             if not path.is_file():
+                self._refuse_vanished()
                 raise UnreadableImage("missing", f"{path} is not there, or not a file")
             if path.stat().st_size > MAX_FILE_BYTES:
                 raise UnreadableImage("too_large", f"{path} has more than {MAX_FILE_BYTES} bytes")
             data = path.read_bytes()
         except OSError as error:
+            if is_transient(error):  # the image may be fine: the shard is tried again
+                raise
             raise UnreadableImage("unreadable_file", f"{path}: {error.strerror}") from error
         if hashlib.sha256(data).hexdigest() != ref.digest:
             raise UnreadableImage("changed", f"{path} is not the file that was planned; start a new run for new images")
         return data, path.suffix[1:].lower()
+
+    def _refuse_vanished(self) -> None:
+        if not self._images.is_dir() or not any(self._images.iterdir()):
+            text = "the folder of images is gone or empty; is its storage mounted?"
+            raise OSError(errno.ESTALE, text, str(self._images))
 
     def read_label(self, ref: SampleRef) -> NDArray[np.int32] | None:
         """The index PNG of the same name; 255 in 8-bit and 65535 in 16-bit files mean ignore."""
