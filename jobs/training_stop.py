@@ -28,6 +28,7 @@ def signals_ask(stop: Callable[[], None]) -> Iterator[None]:
         yield
         return
     before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    before = {number: old for number, old in before.items() if old != signal.SIG_IGN}  # as in the background of a shell
 
     def ask(number: int, frame: FrameType | None) -> None:
         for each, handler in before.items():
@@ -58,30 +59,32 @@ def run_interruptibly(work: Callable[[], object], stop: Path, wait_s: float = ST
         KeyboardInterrupt: It was stopped.
     """
     raised: list[BaseException] = []
+    done = threading.Event()  # an interrupted Thread.join of Python 3.11 takes the thread for dead
 
     def run() -> None:
         try:
             work()
         except BaseException as error:  # noqa: BLE001 - it is raised in the thread that waits
             raised.append(error)
+        finally:
+            done.set()
 
-    thread = threading.Thread(target=run, name="training", daemon=True)
     stop.unlink(missing_ok=True)
-    thread.start()
+    threading.Thread(target=run, name="training", daemon=True).start()
     try:
-        thread.join()
+        done.wait()
     except KeyboardInterrupt:
-        _ask_and_wait(thread, stop, wait_s)
+        _ask_and_wait(done, stop, wait_s)
         raise
     if raised:
         raise raised[0]
 
 
-def _ask_and_wait(thread: threading.Thread, stop: Path, wait_s: float) -> None:
+def _ask_and_wait(done: threading.Event, stop: Path, wait_s: float) -> None:
     stop.parent.mkdir(parents=True, exist_ok=True)
     stop.touch()
     deadline = time.monotonic() + wait_s
-    while thread.is_alive() and stop.exists():
+    while not done.is_set() and stop.exists():
         if time.monotonic() > deadline:
             log.warning("the training did not save its state within %.0f s: its last checkpoint counts", wait_s)
             stop.unlink(missing_ok=True)
