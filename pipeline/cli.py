@@ -18,6 +18,7 @@ from pipeline.options import (
     RoundOption,
     RunOption,
     SetOption,
+    VerifyOption,
     print_json,
     print_table,
 )
@@ -65,6 +66,7 @@ def run_round(
     sets: SetOption = None,
     backend: BackendOption = BackendName.ray,
     address: AddressOption = None,
+    verify: VerifyOption = False,
     as_json: JsonOption = False,
 ) -> None:
     """Do rounds 1 to N: teacher, refine, write, train, evaluate, promote. What is done already is left as it is.
@@ -79,13 +81,16 @@ def run_round(
       stseg-pipeline round --n 3
       stseg-pipeline round --n 3 --run runs/second --set seed=1
       stseg-pipeline round --n 1 --run my-run --set refine.gate.threshold=0.8
+      stseg-pipeline round --n 3 --run my-run --verify           also finds and redoes what was damaged since
       stseg-pipeline round --n 5 --run my-run --set promotion.on_regression=keep --set alarms.stop=true
     """
     from pipeline.driver import RoundRequest
     from pipeline.rounds import result_lines, run_rounds
 
     with exit_codes():
-        request = RoundRequest(rounds=n, file=config, sets=tuple(sets or ()), backend=backend.value, address=address)
+        request = RoundRequest(
+            rounds=n, file=config, sets=tuple(sets or ()), backend=backend.value, address=address, verify=verify
+        )
         reports = run_rounds(run, request)
         if as_json:
             print_json(reports)
@@ -104,6 +109,7 @@ def stage(
     sets: SetOption = None,
     backend: BackendOption = BackendName.ray,
     address: AddressOption = None,
+    verify: VerifyOption = False,
     as_json: JsonOption = False,
 ) -> None:
     """Do one stage of one round alone; refuses where what it reads is not done.
@@ -116,7 +122,7 @@ def stage(
 
     with exit_codes():
         request = RoundRequest(
-            rounds=number, file=config, sets=tuple(sets or ()), backend=backend.value, address=address
+            rounds=number, file=config, sets=tuple(sets or ()), backend=backend.value, address=address, verify=verify
         )
         summary = run_stage(run, name, request)
         if as_json:
@@ -129,7 +135,7 @@ def plan(
     run: RunOption = DEFAULT_RUN,
     config: ConfigOption = None,
     sets: SetOption = None,
-    fast: Annotated[bool, typer.Option("--fast", help="Do not verify the checksums of outputs.")] = False,
+    verify: VerifyOption = False,
     as_json: JsonOption = False,
 ) -> None:
     """Say what `round --n N` would do, and why; changes nothing.
@@ -150,7 +156,7 @@ def plan(
                 "depends": summary.counts.get("depends", 0),
                 "because": "; ".join(summary.reasons),
             }
-            for summary in plan_rounds(run, n, config, sets or (), verify=not fast)
+            for summary in plan_rounds(run, n, config, sets or (), verify=verify)
         ]
         if as_json:
             print_json(rows)
