@@ -5,7 +5,7 @@
 import json
 import random
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -138,7 +138,7 @@ def evaluate_shard(
 class _Labelled:
     """The readable, labelled images by key; the labels of those that are under way wait in `labels`."""
 
-    def __init__(self, samples: Sequence[SampleRef], source: Source, drops: list[Drop]) -> None:
+    def __init__(self, samples: Iterable[SampleRef], source: Source, drops: list[Drop]) -> None:
         self.labels: dict[str, NDArray[np.int32]] = {}
         self._samples = samples
         self._source = source

@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import Annotated, Final, Protocol
 
@@ -20,15 +21,16 @@ from pydantic import (
 from shards import records
 from shards.files import sha256_path
 from shards.layout import record_of
-from shards.plan import PlannedShard
 from shards.records import Drop, Json, Record, read_record, write_record
-from shards.sources import SampleRef
+from shards.samples import Samples
 
 CODE_VERSION: Final = 3  # goes up when the code of any stage gives other results for the same settings
 SAMPLES_ROLE: Final = "samples"
 _DIGEST_ATTEMPTS: Final = 5
 _DIGEST_PAUSE_S: Final = 0.2
 _RESERVED: Final = ("CPU", "GPU", "memory", "object_store_memory")
+
+ReadRecord = Callable[[Path], Record]
 
 
 class EmptyShard(ValueError):  # noqa: N818 - named for what was found, as in the reports
@@ -43,6 +45,10 @@ class UpstreamMissing(ValueError):  # noqa: N818 - as above
     """An input of a shard is not done, so that the shard cannot be."""
 
 
+class InputDamaged(ValueError):  # noqa: N818 - as above
+    """An input of a shard has other bytes than its record says."""
+
+
 class ShardTask(BaseModel):
     """One stage's work on one shard: plain values, the same on every machine that sees the run folder.
 
@@ -50,7 +56,8 @@ class ShardTask(BaseModel):
         stage: Name of the stage.
         round: Number of the round; 0 for what all rounds share.
         shard: Name of the shard, as in the plan.
-        samples: The shard's samples, from the plan.
+        samples: The shard's samples, from the plan: read, out of files in the run folder (`samples.paths`), by who goes
+            through them.
         output: The file or folder that the stage writes.
         inputs: Outputs of earlier stages by role, each with a record beside it.
         fingerprint: What changes the result: settings, weights, vocabulary, code version.
@@ -61,7 +68,7 @@ class ShardTask(BaseModel):
     stage: str
     round: NonNegativeInt = 0
     shard: str
-    samples: tuple[SampleRef, ...] = ()
+    samples: Samples = Samples()
     output: Path
     inputs: dict[str, Path] = {}
     fingerprint: dict[str, Json] = {}
@@ -149,20 +156,24 @@ def record_path(output: Path) -> Path:
     return output.with_suffix(".record.json") if output.suffix == ".json" else record_of(output)
 
 
-def input_digests(task: ShardTask) -> dict[str, str]:
+def input_digests(task: ShardTask, read: ReadRecord = read_record) -> dict[str, str]:
     """Give the checksums of what a task reads, by role; those of earlier outputs as their records have them.
 
     The samples count as an input under the role "samples": their keys and the checksums of their files.
+
+    Args:
+        task: The task.
+        read: Reads a record; of many tasks, one that remembers saves much.
 
     Raises:
         UpstreamMissing: An input has no record, or one that does not hold it: do the earlier stage first.
     """
     digests = {}
     if task.samples:
-        digests[SAMPLES_ROLE] = PlannedShard(name=task.shard, samples=task.samples).digest
+        digests[SAMPLES_ROLE] = task.samples.digest
     for role, path in task.inputs.items():
         try:
-            digests[role] = read_record(record_path(path)).outputs[path.name]
+            digests[role] = read(record_path(path)).outputs[path.name]
         except FileNotFoundError as error:
             raise UpstreamMissing(f"{role} of shard {task.shard} is not done: {path} has no record") from error
         except KeyError as error:
@@ -170,30 +181,44 @@ def input_digests(task: ShardTask) -> dict[str, str]:
     return digests
 
 
-def why_stale(task: ShardTask, *, verify: bool = True) -> str | None:
+def why_stale(task: ShardTask, *, verify: bool = False, read: ReadRecord = read_record) -> str | None:
     """Say why a task has to be done (again), or None if it is done.
 
     Args:
         task: The work as it is wanted now.
-        verify: Also compare the output's checksum; False only looks whether it is there.
+        verify: Also compare the output's checksum; False only looks whether it is there: who reads it checks it.
+        read: As `input_digests` takes it.
 
     Returns:
         A reason as `shards.records.why_stale` gives it, or that an input is not done.
     """
     try:
-        inputs = input_digests(task)
+        inputs = input_digests(task, read)
     except ValueError as error:
         return str(error)
-    return records.why_stale(task.record, fingerprint=task.fingerprint, inputs=inputs, verify=verify)
+    return records.why_stale(task.record, fingerprint=task.fingerprint, inputs=inputs, verify=verify, read=read)
 
 
-def prepare(task: ShardTask) -> None:
-    """Clear the place before a shard is written: the old record goes first, so that it never stands beside new bytes.
+def prepare(task: ShardTask, *, verify: bool = True) -> None:
+    """Check what a shard is made from, and clear the place before it is written.
+
+    The old record goes first, so that it never stands beside new bytes.
+
+    Args:
+        task: The task.
+        verify: Compare the inputs' bytes with their checksums; False for who reads no more than their records.
 
     Raises:
+        InputDamaged: An input is not what its record says.
         UpstreamMissing: An input is not done.
     """
-    input_digests(task)
+    digests = input_digests(task)
+    for role, path in task.inputs.items() if verify else ():
+        if _checksum_now(path) != digests[role]:
+            raise InputDamaged(
+                f"{path}, the {role} of shard {task.shard}, does not match its checksum; the same command with "
+                "--verify finds all that is damaged and does it again"
+            )
     task.record.unlink(missing_ok=True)
     task.output.parent.mkdir(parents=True, exist_ok=True)
 
@@ -223,10 +248,9 @@ def finish(
     """
     kept = tuple(drops)
     reached = len(task.samples) if arrived is None else arrived
-    dropped = {drop.key for drop in kept} & {ref.key for ref in task.samples}
-    if count == 0 and len(dropped) < reached:
+    if count == 0 and (dropped := len({drop.key for drop in kept} & {ref.key for ref in task.samples})) < reached:
         raise EmptyShard(
-            f"{task.stage} of shard {task.shard} gave no sample though {reached} arrived and {len(dropped)} were "
+            f"{task.stage} of shard {task.shard} gave no sample though {reached} arrived and {dropped} were "
             "dropped for a reason; see its settings and inputs"
         )
     record = Record(
@@ -279,3 +303,19 @@ def require_samples(stage: str, done: Iterable[Record]) -> int:
         counted = ", ".join(f"{reason} {number}" for reason, number in sorted(reasons.items())) or "none counted"
         raise EmptyStage(f"{stage} gave no sample in {len(found)} shards (left out: {counted})")
     return total
+
+
+def _checksum_now(path: Path) -> str:
+    """Give the checksum of an input; a file that many shards read, such as weights, is read once by each process."""
+    try:
+        if path.is_dir():
+            return sha256_path(path)
+        found = path.stat()
+        return _file_checksum(path, (found.st_size, found.st_mtime_ns, found.st_ino))
+    except FileNotFoundError:
+        return "missing"
+
+
+@lru_cache(maxsize=64)
+def _file_checksum(path: Path, stamp: tuple[int, int, int]) -> str:
+    return sha256_path(path)

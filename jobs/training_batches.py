@@ -78,7 +78,7 @@ def open_batches(task: ShardTask, job: TrainJob, vocabulary: Vocabulary, device:
     if config.source_per_step:
         if job.source is None:
             raise ValueError("train.source_per_step > 0 needs a labelled source (data.source); set it to 0 without one")
-        source = Labelled(open_source(job.source, vocabulary), task.samples, embeddings, size)
+        source = Labelled(open_source(job.source, vocabulary), tuple(task.samples), embeddings, size)
     for name, data in (("target_per_step", target), ("source_per_step", source)):
         if data is not None and len(data) == 0:
             raise ValueError(f"train.{name} > 0, but there is not one such image")

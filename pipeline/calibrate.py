@@ -66,7 +66,7 @@ def _draw(run: Run, images: int) -> dict[str, NDArray[np.int32]]:
             "them: stseg-pipeline init DIR --images … --classes … --labels FOLDER"
         )
     source = open_source(run.config.data.target, run.vocabulary)
-    refs = [ref for shard in run.plan.shards for ref in shard.samples]
+    refs = tuple(run.plan.samples)
     found: dict[str, NDArray[np.int32]] = {}
     for place in np.random.default_rng(run.config.seed).permutation(len(refs)).tolist():
         label = source.read_label(refs[place]) if len(found) < images else None

@@ -21,6 +21,7 @@ from pipeline.options import (
     RunOption,
     SetOption,
     SubmitOption,
+    VerifyOption,
     print_json,
     print_table,
     refuse_two_places,
@@ -71,6 +72,7 @@ def run_round(
     address: AddressOption = None,
     submit: SubmitOption = None,
     on_interrupt: InterruptOption = InterruptName.ask,
+    verify: VerifyOption = False,
     as_json: JsonOption = False,
 ) -> None:
     """Do rounds 1 to N: teacher, refine, write, train, evaluate, promote. What is done already is left as it is.
@@ -85,6 +87,7 @@ def run_round(
       stseg-pipeline round --n 3
       stseg-pipeline round --n 3 --run runs/second --set seed=1
       stseg-pipeline round --n 1 --run my-run --set refine.gate.threshold=0.8
+      stseg-pipeline round --n 3 --run my-run --verify           also finds and redoes what was damaged since
       stseg-pipeline round --n 5 --run my-run --set promotion.on_regression=keep --set alarms.stop=true
       stseg-pipeline round --n 3 --run /shared/my-run --address auto
       stseg-pipeline round --n 3 --run /shared/my-run --submit http://127.0.0.1:8265
@@ -93,7 +96,9 @@ def run_round(
     from pipeline.rounds import result_lines, run_rounds
 
     with exit_codes():
-        request = RoundRequest(rounds=n, file=config, sets=tuple(sets or ()), backend=backend.value, address=address)
+        request = RoundRequest(
+            rounds=n, file=config, sets=tuple(sets or ()), backend=backend.value, address=address, verify=verify
+        )
         refuse_two_places(backend, address, submit)
         if submit is None:
             reports = run_rounds(run, request)
@@ -123,6 +128,7 @@ def stage(
     outcome: Annotated[
         Path | None, typer.Option("--outcome", hidden=True, help="Where a job says how it ended.")
     ] = None,
+    verify: VerifyOption = False,
     as_json: JsonOption = False,
 ) -> None:
     """Do one stage of one round alone; refuses where what it reads is not done.
@@ -137,7 +143,7 @@ def stage(
 
     with outcome_written(outcome), exit_codes():
         request = RoundRequest(
-            rounds=number, file=config, sets=tuple(sets or ()), backend=backend.value, address=address
+            rounds=number, file=config, sets=tuple(sets or ()), backend=backend.value, address=address, verify=verify
         )
         refuse_two_places(backend, address, submit)
         if submit is None:
@@ -156,7 +162,7 @@ def plan(
     run: RunOption = DEFAULT_RUN,
     config: ConfigOption = None,
     sets: SetOption = None,
-    fast: Annotated[bool, typer.Option("--fast", help="Do not verify the checksums of outputs.")] = False,
+    verify: VerifyOption = False,
     as_json: JsonOption = False,
 ) -> None:
     """Say what `round --n N` would do, and why; changes nothing.
@@ -177,7 +183,7 @@ def plan(
                 "depends": summary.counts.get("depends", 0),
                 "because": "; ".join(summary.reasons),
             }
-            for summary in plan_rounds(run, n, config, sets or (), verify=not fast)
+            for summary in plan_rounds(run, n, config, sets or (), verify=verify)
         ]
         if as_json:
             print_json(rows)

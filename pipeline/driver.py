@@ -40,6 +40,7 @@ class RoundRequest:
         sets: `key=value` texts.
         backend: "ray" or "inline".
         address: A Ray that runs; None: a private one on this machine.
+        verify: Compare the checksums of all outputs first, and do what is damaged again.
     """
 
     rounds: int
@@ -47,6 +48,7 @@ class RoundRequest:
     sets: tuple[str, ...] = ()
     backend: Backend = "ray"
     address: str | None = None
+    verify: bool = False
 
 
 class Driver:
@@ -129,7 +131,7 @@ class Driver:
 
     def _start(self, number: int) -> None:
         for task, weights in round_tasks.start_tasks(self._run):
-            if why_stale(task) is not None:
+            if self._why_stale(task) is not None:
                 import_start(task, weights)
 
     def label(self, number: int) -> None:
@@ -147,19 +149,19 @@ class Driver:
             self._index(number, stages[-1].tasks)
         if "refine" in names:
             task = round_tasks.pseudo_scores_task(self._run, number)
-            if why_stale(task) is not None:
+            if self._why_stale(task) is not None:
                 measure_pseudo_labels(self._run, task, number)
 
     def _index(self, number: int, tars: Sequence[ShardTask]) -> None:
         task = round_tasks.index_task(self._run, number)
-        if why_stale(task) is not None:
-            prepare(task)
+        if self._why_stale(task) is not None:
+            prepare(task, verify=False)  # the list takes checksums from the records
             write_index(list(tars), self._run.vocabulary)
             finish(task, count=len(tars), stats={})
 
     def _train(self, number: int) -> None:
         task = round_tasks.train_task(self._run, number)
-        reason = why_stale(task)
+        reason = self._why_stale(task)
         if reason is None:
             return
         steps = self._run.config.train.steps
@@ -186,7 +188,7 @@ class Driver:
         self._do(number, [stage for stages in judged for stage in stages])
 
     def _promote(self, number: int) -> None:
-        decision = promote(self._run, number)
+        decision = promote(self._run, number, verify=self._request.verify)
         if decision is not None and number > 0:
             facts = {"outcome": decision.outcome, "best_round": decision.best_round, "reason": decision.reason}
             self._progress.note("promotion", round=number, **facts)
@@ -194,7 +196,7 @@ class Driver:
 
     def _report(self, number: int) -> None:
         task = round_tasks.report_task(self._run, number)
-        if why_stale(task) is not None or not self._run.layout.report_html(number).is_file():
+        if self._why_stale(task) is not None or not self._run.layout.report_html(number).is_file():
             report = write_report(self._run, task, number)
             self._progress.note("report", round=number, **{name: report[name] for name in ("miou", "hiou")})
             self._progress.say(score_line(report))
@@ -204,7 +206,7 @@ class Driver:
 
     def _do(self, number: int, stages: Sequence[StagePlan]) -> None:
         """Do what is to do of stages that follow each other."""
-        states = task_states(task for stage in stages for task in stage.tasks)
+        states = task_states((task for stage in stages for task in stage.tasks), verify=self._request.verify)
         to_do = {(s.task.stage, s.task.shard): s.state for s in states if s.state != "done"}
         if not to_do:
             return
@@ -228,6 +230,9 @@ class Driver:
                 command = retry_command(self._run.layout.root, self._request.rounds, self._request.backend)
                 cure = f"all other shards were tried; when the cause is mended, this does only these: {command}"
                 raise StageFailed(failed.failures, failed.blocked, cure) from None
+
+    def _why_stale(self, task: ShardTask) -> str | None:
+        return why_stale(task, verify=self._request.verify)
 
     def _connect(self) -> None:
         if self._connected or self._request.backend == "inline":

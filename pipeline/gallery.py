@@ -47,17 +47,17 @@ def choose_samples(run: Run, number: int) -> list[Shown]:
         ranked = _ranked(run, number)
         if ranked:
             return [shown for _, shown in _extremes(ranked)]
-    keys = [(shard.name, ref.key) for shard in run.plan.shards for ref in shard.samples]
-    picked = [keys[int(place)] for place in np.linspace(0, len(keys) - 1, min(PICTURES, len(keys)))]
-    return [Shown(shard, key, key) for shard, key in picked]
+    count = run.plan.sample_count
+    picked = run.plan.pick(int(place) for place in np.linspace(0, count - 1, min(PICTURES, count)))
+    return [Shown(shard, ref.key, ref.key) for shard, samples in picked.items() for ref in samples]
 
 
 def draw_samples(run: Run, number: int, samples: Sequence[Shown]) -> list[Picture]:
     """Draw samples as panels with a legend; those that were left out as unreadable are passed over."""
     source = open_source(run.config.data.target, run.vocabulary)
-    refs = {ref.key: ref for shard in run.plan.shards for ref in shard.samples}
     pictures = []
     for shard in dict.fromkeys(shown.shard for shown in samples):
+        refs = {ref.key: ref for ref in run.plan.shard(shard).samples}
         store = read_refined(run.layout.refine(number, shard), names=("label", "teacher"))
         for shown in (shown for shown in samples if shown.shard == shard and shown.key in store.keys):
             row = store.keys.index(shown.key)

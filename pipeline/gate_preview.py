@@ -31,7 +31,7 @@ def preview_gate(run: Run, number: int) -> dict[str, Any]:
             (run.layout.teacher(number, shard.name), run.layout.embedding("target", shard.name))
             for shard in run.plan.shards
         ],
-        [ref for shard in run.plan.shards for ref in shard.samples],
+        run.plan.samples,
         open_source(run.config.data.target, run.vocabulary) if labelled else None,
         run.vocabulary,
         [gate],

@@ -204,11 +204,10 @@ def _run_with_round(root: Path, number: int) -> Run:
 
 
 def _planned(run: Run, key: str) -> tuple[str, SampleRef]:
-    for shard in run.plan.shards:
-        for ref in shard.samples:
-            if ref.key == key:
-                return shard.name, ref
-    example = run.plan.shards[0].samples[0].key
+    found = run.plan.find(key)
+    if found is not None:
+        return found[0].name, found[1]
+    example = run.plan.shards[0].first
     raise DataFault(f"{key!r} is not in the plan of {run.layout.root}; keys look like {example!r}")
 
 

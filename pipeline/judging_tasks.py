@@ -23,6 +23,7 @@ from pipeline.runs import Run
 from pipeline.start import start_weights
 from shards.plan import Plan, make_plan
 from shards.records import Json
+from shards.samples import Samples
 from shards.sources import SampleRef, SourceConfig
 from shards.vocabulary import Vocabulary
 
@@ -91,7 +92,7 @@ def evaluate_stage(
         stage=kind,
         round=number,
         shard=WHOLE_ROUND,
-        samples=_labelled_samples(config.source, config.seed, config.count, run.layout.vocabulary),
+        samples=Samples.of(_labelled_samples(config.source, config.seed, config.count, run.layout.vocabulary)),
         output=output,
         inputs={"weights": weights, **{f"embedding/{path.stem}": path for path in embedded}},
         fingerprint=evaluate_fingerprint(config, run.vocabulary),
@@ -150,12 +151,11 @@ def _target_check_stage(run: Run, number: int) -> StagePlan:
         refine=refine_config(run),
         stability=promotion_measure(run) in ("proxies", "stability"),
     )
-    samples = _target_samples(run.plan, run.config.evaluate.target_images, run.config.seed)
-    keys = {ref.key for ref in samples}
+    picked = _target_samples(run.plan, run.config.evaluate.target_images, run.config.seed)
     inputs = {"weights": student, "teacher": teacher}
     if config.refine.gate.adaptive is not None:
         inputs["thresholds"] = run.layout.thresholds(number)
-    for name in (shard.name for shard in run.plan.shards if any(ref.key in keys for ref in shard.samples)):
+    for name in picked:
         inputs[f"embedding/{name}"] = run.layout.embedding("target", name)
         inputs[f"refine/{name}"] = run.layout.refine(number, name)
         if number > 1:
@@ -164,7 +164,7 @@ def _target_check_stage(run: Run, number: int) -> StagePlan:
         stage="evaluate-target",
         round=number,
         shard=WHOLE_ROUND,
-        samples=samples,
+        samples=Samples(tuple(one for samples in picked.values() for one in samples.lists)),
         output=run.layout.target_check(number),
         inputs=inputs,
         fingerprint=target_check_fingerprint(config, run.vocabulary),
@@ -223,7 +223,6 @@ def _labelled_plan(source: SourceConfig, seed: int, count: int | None, vocabular
     return make_plan(_labelled_samples(source, seed, count, vocabulary), shard_size)
 
 
-def _target_samples(plan: Plan, count: int, seed: int) -> tuple[SampleRef, ...]:
-    refs = [ref for shard in plan.shards for ref in shard.samples]
-    chosen = refs if count >= len(refs) else random.Random(seed).sample(refs, count)
-    return tuple(sorted(chosen, key=lambda ref: ref.key))
+def _target_samples(plan: Plan, count: int, seed: int) -> dict[str, Samples]:
+    places = range(plan.sample_count)
+    return plan.pick(places if count >= len(places) else random.Random(seed).sample(places, count))

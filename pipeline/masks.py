@@ -64,9 +64,9 @@ def refine_masks(root: Path, request: MasksRequest, progress: RunProgress | None
     with RunLock(layout.lock):
         run = _open_or_make(root, request)
         tasks = [task for stage in (*embed_stages(run), *mask_stages(run)) for task in stage.tasks]
-        states = task_states([*tasks, index_task(run, 1)])
+        states = task_states([*tasks, index_task(run, 1)], verify=request.run.verify)
         if all(state.state == "done" for state in states):
-            shown.say(f"{root}: nothing to do, the masks are refined ({len(states)} outputs verified)")
+            shown.say(f"{root}: nothing to do, the masks are refined ({len(states)} outputs)")
         else:
             with Driver(run, request.run, shown).connected() as driver:
                 driver.embed()

@@ -21,6 +21,10 @@ JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON on standard
 AddressOption = Annotated[
     str | None, typer.Option("--address", metavar="HOST:PORT", help="Join the Ray that runs there ('auto': find it).")
 ]
+VerifyOption = Annotated[
+    bool,
+    typer.Option("--verify", help="Read all outputs and compare their checksums; what is damaged is done again."),
+]
 
 SubmitOption = Annotated[
     str | None,

@@ -2,10 +2,11 @@
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Final, Literal
 
-from jobs.stage import ShardTask, why_stale
+from jobs.stage import ReadRecord, ShardTask, why_stale
 from shards import records
 from shards.records import read_record
 
@@ -51,17 +52,18 @@ class StageSummary:
         return set(self.counts) <= {"done"}
 
 
-def task_states(tasks: Iterable[ShardTask], *, verify: bool = True) -> list[TaskState]:
+def task_states(tasks: Iterable[ShardTask], *, verify: bool = False) -> list[TaskState]:
     """Judge tasks in the order in which they would run.
 
     Args:
         tasks: Earlier stages first, so that what depends on a stale one is known.
-        verify: Whether checksums of outputs are compared; False only looks whether they are there.
+        verify: Whether checksums of outputs are compared; False only looks whether they are there, as `why_stale` does.
     """
+    read = cache(read_record)  # a record is that of a shard, and an input of others
     states: list[TaskState] = []
     open_outputs: set[Path] = set()
     for task in tasks:
-        state = _state(task, open_outputs, verify=verify)
+        state = _state(task, open_outputs, read, verify=verify)
         if state.state != "done":
             open_outputs.add(task.output)
         states.append(state)
@@ -85,18 +87,18 @@ def summarise(states: Sequence[TaskState]) -> list[StageSummary]:
     return summaries
 
 
-def _state(task: ShardTask, open_outputs: set[Path], *, verify: bool) -> TaskState:
+def _state(task: ShardTask, open_outputs: set[Path], read: ReadRecord, *, verify: bool) -> TaskState:
     waits_for = [role for role, path in task.inputs.items() if path in open_outputs]
     if not waits_for:
-        reason = why_stale(task, verify=verify)
+        reason = why_stale(task, verify=verify, read=read)
         if reason is None:
             return TaskState(task, "done")
         return TaskState(task, "to do" if reason == NO_RECORD else "stale", reason)
     try:
-        inputs = read_record(task.record).inputs
+        inputs = read(task.record).inputs
     except (FileNotFoundError, ValueError):
         return TaskState(task, "to do", NO_RECORD)
-    reason = records.why_stale(task.record, fingerprint=task.fingerprint, inputs=inputs, verify=verify)
+    reason = records.why_stale(task.record, fingerprint=task.fingerprint, inputs=inputs, verify=verify, read=read)
     if reason is not None:
         return TaskState(task, "stale", reason)
     return TaskState(task, "depends", f"input {waits_for[0]} will be done again")

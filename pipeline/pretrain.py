@@ -183,7 +183,7 @@ def _train_task(
     return ShardTask(
         stage="pretrain",
         shard="000000",
-        samples=tuple(ref for shard in plan.shards for ref in shard.samples),
+        samples=plan.samples,
         output=layout.student(0) / "model.safetensors",
         inputs={f"embedding/{task.output.stem}": task.output for task in stage.tasks} if config.model.dea else {},
         fingerprint={

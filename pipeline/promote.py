@@ -16,8 +16,13 @@ from shards.files import write_bytes_atomic
 _NAMED: Final = 3  # alarms in the message; all of them stand in the report
 
 
-def promote(run: Run, number: int) -> Decision | None:
+def promote(run: Run, number: int, *, verify: bool = False) -> Decision | None:
     """Decide on a round's student and put the best model where the next round finds it.
+
+    Args:
+        run: The run.
+        number: The round.
+        verify: Do it again also where what was done is damaged.
 
     Returns:
         The decision; None if all of it was done before.
@@ -26,14 +31,14 @@ def promote(run: Run, number: int) -> Decision | None:
         ValueError: Nothing could be compared.
     """
     tasks = promotion_tasks(run, number)
-    stale = [task for task in tasks if why_stale(task) is not None]
+    stale = [task for task in tasks if why_stale(task, verify=verify) is not None]
     if not stale:
         return None
     if tasks[0] in stale:
         _write_decision(run, tasks[0], number)
     decision = read_decision(run.layout.promotion(number))
     for task in tasks[1:]:
-        if why_stale(task) is not None:
+        if why_stale(task, verify=verify) is not None:
             _copy_best(run, task, decision)
     return decision
 

@@ -20,12 +20,11 @@ def measure_pseudo_labels(run: Run, task: ShardTask, number: int) -> Record:
     Scores and shares are in per cent. Without labels the scores are None and the shares are summed from records.
     """
     started = time.monotonic()
-    prepare(task)
+    prepare(task, verify=has_target_labels(run))
     refine = refine_tasks(run, number)
     if has_target_labels(run):
         source = open_source(run.config.data.target, run.vocabulary)
-        samples = [ref for shard in run.plan.shards for ref in shard.samples]
-        found = pseudo_label_scores([one.output for one in refine], samples, source, run.vocabulary)
+        found = pseudo_label_scores([one.output for one in refine], run.plan.samples, source, run.vocabulary)
     else:
         found = _shares(stage_records(refine))
     write_bytes_atomic(task.output, (json.dumps(found, indent=1) + "\n").encode())

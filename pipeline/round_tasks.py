@@ -18,6 +18,7 @@ from pipeline.judging_tasks import (
 from pipeline.runs import Run
 from pipeline.start import start_task, start_weights
 from shards.records import Json, fingerprint_digest
+from shards.samples import Samples
 from shards.sources import ScenesSourceConfig
 
 REPORT_VERSION = 4  # goes up when the report of the same results reads otherwise
@@ -95,7 +96,7 @@ def train_task(run: Run, number: int) -> ShardTask:
         stage="train",
         round=number,
         shard=WHOLE_ROUND,
-        samples=() if rehearsed is None else tuple(ref for shard in rehearsed.shards for ref in shard.samples),
+        samples=Samples() if rehearsed is None else rehearsed.samples,
         output=student_weights(run, number),
         inputs=inputs,
         fingerprint=fingerprint,
@@ -106,7 +107,7 @@ def pseudo_scores_task(run: Run, number: int) -> ShardTask:
     """Give the task that measures a round's pseudo-labels, against labels where the target has some."""
     labels: Json = None
     if has_target_labels(run):
-        labels = [ref.label_digest or ref.digest for shard in run.plan.shards for ref in shard.samples]
+        labels = [*run.plan.digests]
     return ShardTask(
         stage="refine-scores",
         round=number,

@@ -31,9 +31,10 @@ def run_rounds(root: Path, request: RoundRequest, progress: RunProgress | None =
     shown = RunProgress(RunLayout(root).events) if progress is None else progress
     with RunLock(RunLayout(root).lock):
         run = open_or_make_run(root, request.file, request.sets)
-        states = task_states(all_tasks(run, request.rounds))
+        states = task_states(all_tasks(run, request.rounds), verify=request.verify)
         if all(state.state == "done" for state in states) and _pages_there(run, request.rounds):
-            shown.say(f"{root}: nothing to do, rounds 0 to {request.rounds} are done ({len(states)} outputs verified)")
+            looked_at = f"{len(states)} outputs {_looked_at(request)}"
+            shown.say(f"{root}: nothing to do, rounds 0 to {request.rounds} are done ({looked_at})")
             for number in range(request.rounds + 1):
                 require_no_regression(run, number, request.rounds)
         else:
@@ -59,13 +60,13 @@ def run_stage(root: Path, name: str, request: RoundRequest, progress: RunProgres
         run = open_or_make_run(root, request.file, request.sets)
         tasks = stage_tasks(run, name, number)
         _refuse_incomplete(run, tasks, number)
-        states = task_states(tasks)
+        states = task_states(tasks, verify=request.verify)
         open_tasks = [state.task for state in states if state.state != "done"]
         if open_tasks:
             with Driver(run, request, shown).connected() as driver:
                 driver.stage(name, number)
         else:
-            shown.say(f"{name} of round {number}: nothing to do, {len(states)} outputs verified")
+            shown.say(f"{name} of round {number}: nothing to do, {len(states)} outputs {_looked_at(request)}")
     return {"stage": name, "round": number, "done": len(tasks), "worked": len(open_tasks)}
 
 
@@ -107,6 +108,10 @@ def _refuse_incomplete(run: Run, tasks: Sequence[ShardTask], number: int) -> Non
             f"{first.stage} of round {first.round} is not done ({left} of {len(same)} shards: {missing[0].reason}); "
             f"run: stseg-pipeline stage {name} --round {first.round} --run {run.layout.root}"
         )
+
+
+def _looked_at(request: RoundRequest) -> str:
+    return "verified" if request.verify else "by their records; --verify compares their bytes, too"
 
 
 def _pages_there(run: Run, rounds: int) -> bool:

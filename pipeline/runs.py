@@ -9,13 +9,14 @@ from pipeline.config import RunConfig, changed_settings, identity_changes, load_
 from pipeline.errors import DataFault, SettingsConflict
 from pipeline.settings import read_settings
 from shards.layout import RunLayout
-from shards.plan import Plan, make_plan
+from shards.plan import Plan, write_plan
 from shards.sources import open_source
 from shards.vocabulary import Vocabulary
 
 logger = logging.getLogger(__name__)
 
-_OWN_BEFORE_CONFIG = {"vocabulary.json", "plan.json", "source_plan.json", "events.jsonl", "run.lock", "run.lock.guard"}
+_OWN_BEFORE_CONFIG = {"vocabulary.json", "plan.json", "source_plan.json", "plan", "source_plan", "events.jsonl"}
+_OWN_BEFORE_CONFIG |= {"run.lock", "run.lock.guard"}
 
 
 @dataclass(frozen=True)
@@ -107,16 +108,13 @@ def make_run(root: Path, config: RunConfig) -> Run:
         raise ValueError(f"{root} holds {foreign[0]} and is no run; name a new folder with --run")
     layout = RunLayout(root.absolute())  # workers have working folders of their own
     vocabulary = build_vocabulary(config)
-    plan = make_plan(open_source(config.data.target, vocabulary).refs(), config.shard_size)
+    target = open_source(config.data.target, vocabulary)
     source = None if config.data.source is None else open_source(config.data.source, vocabulary)
     if source is not None and not source.labelled:
         raise ValueError("data.source has no labels; name their folder in data.source.labels, or set data.source=null")
-    source_plan = None if source is None else make_plan(source.refs(), config.shard_size)
-    root.mkdir(parents=True, exist_ok=True)
+    plan = write_plan(layout.plan, target.refs(), config.shard_size)
+    source_plan = None if source is None else write_plan(layout.source_plan, source.refs(), config.shard_size)
     vocabulary.save(layout.vocabulary)
-    plan.save(layout.plan)
-    if source_plan is not None:
-        source_plan.save(layout.source_plan)
     save_config(layout.config, config)
     return Run(layout, config, vocabulary, plan, source_plan)
 

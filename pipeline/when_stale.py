@@ -20,7 +20,7 @@ class WhenStale:
 
     def run(self, task: ShardTask) -> Record:
         """Give the record that stands, or do the shard."""
-        if why_stale(task) is None:
+        if why_stale(task, verify=True) is None:
             return read_record(task.record)
         if self._worker is None:
             self._worker = self._factory()

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path, PurePosixPath
 from typing import Annotated, Literal
 
@@ -137,7 +137,12 @@ def fingerprint_digest(fingerprint: Mapping[str, Json]) -> str:
 
 
 def why_stale(
-    record_path: Path, *, fingerprint: Mapping[str, Json], inputs: Mapping[str, str], verify: bool = True
+    record_path: Path,
+    *,
+    fingerprint: Mapping[str, Json],
+    inputs: Mapping[str, str],
+    verify: bool = True,
+    read: Callable[[Path], Record] = read_record,
 ) -> str | None:
     """Say why a shard has to be done (again), or None if it is done.
 
@@ -146,13 +151,14 @@ def why_stale(
         fingerprint: The settings that are wanted now.
         inputs: The checksums of the inputs as they are now.
         verify: Read the outputs and compare their checksums; False only looks whether they are there.
+        read: Reads a record.
 
     Returns:
         "no record", "record unreadable: …", "gate.threshold 0.9 -> 0.8", "input teacher changed",
         "output 000003.zarr is missing" or "output 000003.zarr does not match its checksum"; None if all holds.
     """
     try:
-        record = read_record(record_path)
+        record = read(record_path)
     except FileNotFoundError:
         return "no record"
     except (ValueError, OSError) as error:

@@ -8,9 +8,12 @@ import logging
 import os
 import re
 import unicodedata
-from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from heapq import merge
+from itertools import groupby, pairwise
+from operator import itemgetter
 from pathlib import Path
-from typing import Annotated, Literal, Protocol, get_args
+from typing import Annotated, Literal, NamedTuple, Protocol, get_args
 from urllib.parse import quote, unquote_to_bytes
 
 import numpy as np
@@ -21,7 +24,7 @@ from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt
 from shards.files import sha256_file
 from shards.images import IMAGE_SUFFIXES, UnreadableImage
 from shards.labels import decode_label
-from shards.records import Checksum
+from shards.sorting import sorted_rows
 from shards.store_errors import is_transient
 from shards.vocabulary import IGNORE_8_BIT, IGNORE_16_BIT, Vocabulary
 
@@ -38,8 +41,8 @@ _QUOTED = "quoted:"
 Split = Literal["source", "target", "validation", "test"]
 
 
-class SampleRef(BaseModel):
-    """One image and where to get it.
+class SampleRef(NamedTuple):
+    """One image and where to get it. There are millions of them: they are checked where a plan is made or read.
 
     Attributes:
         key: Its name in the run, unique and stable.
@@ -48,12 +51,10 @@ class SampleRef(BaseModel):
         label_digest: SHA-256 of the label's file, where there is one.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    key: Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]+$", max_length=MAX_KEY_LENGTH)]
-    digest: Checksum
+    key: str
+    digest: str
     uri: str
-    label_digest: Checksum | None = None
+    label_digest: str | None = None
 
 
 class ScenesSourceConfig(BaseModel):
@@ -85,8 +86,8 @@ class Source(Protocol):
 
     labelled: bool
 
-    def refs(self) -> list[SampleRef]:
-        """All samples in a fixed order, also those that will turn out unreadable."""
+    def refs(self) -> Iterable[SampleRef]:
+        """All samples in ascending order of their keys, also those that will turn out unreadable."""
         ...
 
     def read_image(self, ref: SampleRef) -> tuple[bytes, str]:
@@ -131,19 +132,15 @@ class ScenesSource:
         self._id_of_class[: len(SCENE_CLASSES)] = [ids.get(name, vocabulary.ignore_index) for name in SCENE_CLASSES]
         self.labelled = config.split != "target"
 
-    def refs(self) -> list[SampleRef]:
-        """All scenes, by index."""
+    def refs(self) -> Iterator[SampleRef]:
+        """All scenes."""
         from shards.scenes import SCENES_VERSION
 
         split, seed = self._config.split, self._config.seed
-        return [
-            SampleRef(
-                key=f"{split}-{index:06d}",
-                digest=hashlib.sha256(json.dumps([SCENES_VERSION, split, seed, index]).encode()).hexdigest(),
-                uri=f"scenes:{split}/{seed}/{index}",
-            )
-            for index in range(self._config.count)
-        ]
+        head, place = json.dumps([SCENES_VERSION, split, seed])[:-1], f"scenes:{split}/{seed}/"
+        for index in _scene_indices(self._config.count):
+            digest = hashlib.sha256(f"{head}, {index}]".encode()).hexdigest()
+            yield SampleRef(f"{split}-{index:06d}", digest, f"{place}{index}")
 
     def read_image(self, ref: SampleRef) -> tuple[bytes, str]:
         """Draw the scene: PNG bytes."""
@@ -172,27 +169,23 @@ class FolderSource:
         self._vocabulary = vocabulary
         self.labelled = self._labels is not None
 
-    def refs(self) -> list[SampleRef]:
-        """All image files by path. An unreadable one has the digest of no bytes; `read_image` says what is wrong.
+    def refs(self) -> Iterator[SampleRef]:
+        """All image files. An unreadable one has the digest of no bytes; `read_image` says what is wrong.
 
         Raises:
             ValueError: The folder holds no image.
         """
-        names = sorted(image_names(self._images))
-        if not names:
-            raise ValueError(f"{self._images} holds no image; expected files named {' '.join(sorted(IMAGE_SUFFIXES))}")
-        refs = []
-        for name, key in zip(names, sample_keys(names), strict=True):
+        key = None
+        for key, name in sorted_rows(_keyed(image_names(self._images))):
             label = self._label_path(name)
-            refs.append(
-                SampleRef(
-                    key=key,
-                    digest=_digest(self._images / name) or _NO_DIGEST,
-                    uri=_to_uri(name),
-                    label_digest=None if label is None else _digest(label),
-                )
+            yield SampleRef(
+                key=key,
+                digest=_digest(self._images / name) or _NO_DIGEST,
+                uri=_to_uri(name),
+                label_digest=None if label is None else _digest(label),
             )
-        return refs
+        if key is None:
+            raise ValueError(f"{self._images} holds no image; expected files named {' '.join(sorted(IMAGE_SUFFIXES))}")
 
     def read_image(self, ref: SampleRef) -> tuple[bytes, str]:
         """The file as it is."""
@@ -235,21 +228,26 @@ class FolderSource:
         return None if self._labels is None else (self._labels / name).with_suffix(".png")
 
 
-def sample_keys(names: list[str]) -> list[str]:
-    """Turn relative paths into keys of `[A-Za-z0-9_-]`.
+def sample_keys(names: Sequence[str]) -> list[str]:
+    """Turn different relative paths into keys of `[A-Za-z0-9_-]`, in the paths' order.
 
     Endings go, other signs become "_". Where two paths give the same key, or a key is too long, each of them ends in
     eight digits of its path's SHA-256.
     """
-    short = [_escaped(name) for name in names]
-    seen = Counter(short)
-    keys = []
-    for name, key in zip(names, short, strict=True):
-        if seen[key] > 1 or len(key) > MAX_KEY_LENGTH:
-            tail = hashlib.sha256(os.fsencode(name)).hexdigest()[:8]
-            key = f"{key[: MAX_KEY_LENGTH - 9]}-{tail}"
-        keys.append(key)
-    return keys
+    key_of = {name: key for key, name in _keyed(names)}
+    return [key_of[name] for name in names]
+
+
+def _keyed(names: Iterable[str]) -> Iterator[tuple[str, str]]:
+    """Give each path behind its key, in no order that counts."""
+    for short, group in groupby(sorted_rows((_escaped(name), name) for name in names), key=itemgetter(0)):
+        first, *others = group
+        for _, name in (first, *others):
+            if others or len(short) > MAX_KEY_LENGTH:
+                tail = hashlib.sha256(os.fsencode(name)).hexdigest()[:8]
+                yield f"{short[: MAX_KEY_LENGTH - 9]}-{tail}", name
+            else:
+                yield short, name
 
 
 def _escaped(name: str) -> str:
@@ -257,15 +255,13 @@ def _escaped(name: str) -> str:
     return re.sub(r"[^A-Za-z0-9_-]", "_", stem)
 
 
-def image_names(folder: Path) -> list[str]:
+def image_names(folder: Path) -> Iterator[str]:
     """Give the paths, relative to a folder, of the image files in it; hidden ones are left out."""
-    names = []
     for directory, folders, files in os.walk(folder, onerror=_log_unreadable):
         folders[:] = [name for name in folders if not name.startswith(".")]
         for name in files:
             if not name.startswith(".") and Path(name).suffix.lower() in IMAGE_SUFFIXES:
-                names.append((Path(directory) / name).relative_to(folder).as_posix())
-    return names
+                yield (Path(directory) / name).relative_to(folder).as_posix()
 
 
 def _log_unreadable(error: OSError) -> None:
@@ -295,6 +291,14 @@ def _from_uri(uri: str) -> str:
     if Path(name).is_absolute() or ".." in Path(name).parts or "\0" in name:
         raise UnreadableImage("missing", f"{uri!r} does not lie in the source's folder")
     return name
+
+
+def _scene_indices(count: int) -> Iterator[int]:
+    """Give 0 .. count - 1 in the order of the keys: as text, 1000000 comes before 999999."""
+    if count <= 10**6:
+        return iter(range(count))
+    ends = [0, *(10**digits for digits in range(6, len(str(count)))), count]
+    return merge(*(range(start, end) for start, end in pairwise(ends)), key="{:06d}".format)
 
 
 def _scene_of(ref: SampleRef) -> tuple[Split, int, int]:

@@ -19,6 +19,7 @@ from models.sam import SamEmbedding
 from models.sam_decoder import MaskPrompts
 from models.sam_frame import size_in_frame
 from shards.images import ORIENTATION_TAG
+from shards.samples import Samples
 from shards.sources import FolderSource, FolderSourceConfig
 from shards.vocabulary import Vocabulary
 
@@ -80,7 +81,7 @@ def make_images(folder: Path) -> FolderSource:
 
 
 def embed_task(root: Path, source: FolderSource) -> ShardTask:
-    samples = tuple(sorted(source.refs(), key=lambda ref: ref.key))
+    samples = Samples.of(source.refs())
     return ShardTask(stage="embed", shard="000000", samples=samples, output=root / "embed" / "000000.zarr")
 
 

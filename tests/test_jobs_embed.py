@@ -11,6 +11,7 @@ from jobs.embedding_store import EmbeddingStore
 from jobs.stage import why_stale
 from models.sam_frame import size_in_frame
 from shards.files import sha256_tree
+from shards.samples import Samples
 from shards.sources import FolderSource
 
 
@@ -54,7 +55,7 @@ def test_batch_size_changes_no_byte(tmp_path: Path, source: FolderSource) -> Non
 
 def test_shard_of_broken_images_alone_is_done_and_empty(tmp_path: Path, source: FolderSource) -> None:
     task = embed_task(tmp_path, source)
-    broken = tuple(ref for ref in task.samples if ref.key in BROKEN)
+    broken = Samples.of(ref for ref in task.samples if ref.key in BROKEN)
     task = task.model_copy(update={"samples": broken})
     record = embed_shard(task, FakeEncoder(), source)
     assert record.count == 0

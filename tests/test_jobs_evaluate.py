@@ -21,6 +21,7 @@ from jobs.stage import ShardTask, why_stale
 from models.metrics import confusion, scores
 from models.sam import SamEmbedding
 from shards.images import decode_image
+from shards.samples import Samples
 from shards.scenes import SCENE_CLASSES
 from shards.sources import FolderSourceConfig, SampleRef, ScenesSourceConfig, Source, open_source
 from shards.vocabulary import Vocabulary
@@ -48,7 +49,7 @@ def evaluated(folder: Path, class_id: int = 0, batch_size: int = 2) -> dict[str,
         model=ModelConfig(), source=TEST_SPLIT, vocabulary=folder / "v.json", count=4, batch_size=batch_size
     )
     samples = evaluation_samples(config, SCENES)
-    task = ShardTask(stage="evaluate", shard="000000", samples=samples, output=folder / "evaluate.json")
+    task = ShardTask(stage="evaluate", shard="000000", samples=Samples.of(samples), output=folder / "evaluate.json")
     record = evaluate_shard(task, Constant(class_id), open_source(TEST_SPLIT, SCENES), SCENES, config)
     assert record.count == 4
     assert why_stale(task) is None
@@ -186,12 +187,14 @@ def test_stored_embeddings_are_read_and_not_made(tmp_path: Path) -> None:
     config = EvaluateConfig(model=ModelConfig(), source=TEST_SPLIT, vocabulary=tmp_path, batch_size=2)
     samples = evaluation_samples(config, SCENES)
     source = open_source(TEST_SPLIT, SCENES)
-    embed = ShardTask(stage="embed-test", shard="000000", samples=samples, output=tmp_path / "embed" / "000000.zarr")
+    embed = ShardTask(
+        stage="embed-test", shard="000000", samples=Samples.of(samples), output=tmp_path / "embed" / "000000.zarr"
+    )
     embed_shard(embed, FakeEncoder(), source)
     task = ShardTask(
         stage="evaluate",
         shard="000000",
-        samples=samples,
+        samples=Samples.of(samples),
         output=tmp_path / "evaluate.json",
         inputs={"embedding/000000": embed.output},
     )
@@ -212,7 +215,7 @@ def test_a_label_of_another_size_is_dropped_by_name_and_the_rest_counts(tmp_path
     task = ShardTask(
         stage="evaluate",
         shard="000000",
-        samples=evaluation_samples(config, SCENES),
+        samples=Samples.of(evaluation_samples(config, SCENES)),
         output=tmp_path / "evaluate.json",
     )
     record = evaluate_shard(task, Constant(0), open_source(folder, SCENES), SCENES, config)
@@ -245,7 +248,7 @@ def test_windows_see_what_one_view_misses(tmp_path: Path) -> None:
         task = ShardTask(
             stage="evaluate",
             shard="000000",
-            samples=evaluation_samples(config, SCENES),
+            samples=Samples.of(evaluation_samples(config, SCENES)),
             output=tmp_path / f"{windows}.json",
             fingerprint=evaluate_fingerprint(config, SCENES),
         )

@@ -17,6 +17,7 @@ from jobs.executor import Backend, StageEvent, StageFailed, run_chain
 from jobs.stage import Resources, ShardTask, StagePlan, finish, prepare
 from shards.files import write_bytes_atomic
 from shards.records import Record
+from shards.samples import Samples
 from shards.sources import SampleRef
 
 BOTH: tuple[Backend, ...] = ("inline", "ray")
@@ -74,7 +75,8 @@ def fakes_on_ray(ray_session: None) -> None:
 
 def chain(folder: Path, shards: int, first: Fake, second: Fake, **resources: float) -> list[StagePlan]:
     names = [f"{number:06d}" for number in range(shards)]
-    samples = {n: (SampleRef(key=f"k{n}", digest=hashlib.sha256(n.encode()).hexdigest(), uri=n),) for n in names}
+    refs = [SampleRef(key=f"k{n}", digest=hashlib.sha256(n.encode()).hexdigest(), uri=n) for n in names]
+    samples = {ref.uri: Samples.of([ref]) for ref in refs}
     ones = [ShardTask(stage="one", shard=n, samples=samples[n], output=folder / "one" / f"{n}.tar") for n in names]
     twos = [
         ShardTask(stage="two", shard=t.shard, samples=t.samples, output=folder / "two" / t.output.name).model_copy(

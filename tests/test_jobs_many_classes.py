@@ -33,6 +33,7 @@ from models.text import prompt_templates
 from pipeline.draw import classes_by_size, overlay
 from shards.labels import decode_label, encode_label
 from shards.records import read_record
+from shards.samples import Samples
 from shards.sources import FolderSource, FolderSourceConfig
 from shards.tar import TarSample, index_tar, read_member, write_tar
 from shards.vocabulary import Vocabulary
@@ -128,7 +129,7 @@ def test_pseudo_labels_are_scored_with_class_255(tmp_path: Path, count: int) -> 
     without = striped([0, IGNORED, 256, count - 1, UNSURE])
     (tmp_path / "labels" / "a.png").write_bytes(encode_label(without, vocabulary_of(count)))
     label = read_refined(refine.output).maps["label"][0]
-    truth = source.read_label(source.refs()[0])
+    truth = source.read_label(next(iter(source.refs())))
     assert truth is not None
     assert np.array_equal(truth, without)
     matrix = confusion(truth, label.astype(np.int32), count, IGNORED)
@@ -142,7 +143,9 @@ def test_evaluation_counts_class_255(tmp_path: Path, count: int, mistaken: bool)
     source = one_image(tmp_path, count, truth)
     ids = [0, 254 if mistaken else 255, 256, count - 1, UNSURE]
     refs = tuple(source.refs())
-    task = ShardTask(stage="evaluate", shard="000000", samples=refs, output=tmp_path / "out" / "evaluate.json")
+    task = ShardTask(
+        stage="evaluate", shard="000000", samples=Samples.of(refs), output=tmp_path / "out" / "evaluate.json"
+    )
     settings = FolderSourceConfig(images=str(tmp_path / "images"), labels=str(tmp_path / "labels"))
     config = EvaluateConfig(model=ModelConfig(), source=settings, vocabulary=tmp_path / "v.json")
     evaluate_shard(task, Stripes(count, ids), source, vocabulary_of(count), config)

@@ -9,6 +9,7 @@ from pydantic import ValidationError
 from jobs.stage import (
     EmptyShard,
     EmptyStage,
+    InputDamaged,
     Resources,
     ShardTask,
     UpstreamMissing,
@@ -19,12 +20,14 @@ from jobs.stage import (
     stage_records,
     why_stale,
 )
+from shards.plan import list_path, write_plan
 from shards.records import Drop
+from shards.samples import Samples
 from shards.sources import SampleRef
 
 
-def refs(*keys: str) -> tuple[SampleRef, ...]:
-    return tuple(SampleRef(key=key, digest=hashlib.sha256(key.encode()).hexdigest(), uri=key) for key in keys)
+def refs(*keys: str) -> Samples:
+    return Samples.of(SampleRef(key=key, digest=hashlib.sha256(key.encode()).hexdigest(), uri=key) for key in keys)
 
 
 def done(task: ShardTask, text: str = "x", count: int = 2, **more: object) -> None:
@@ -70,8 +73,8 @@ def test_changed_settings_and_samples_make_stale(first: ShardTask, update: dict[
 def test_changed_output_makes_stale(first: ShardTask) -> None:
     done(first)
     first.output.write_text("y")
-    assert why_stale(first) == "output 000000.tar does not match its checksum"
-    assert why_stale(first, verify=False) is None
+    assert why_stale(first, verify=True) == "output 000000.tar does not match its checksum"
+    assert why_stale(first) is None
 
 
 def test_redone_input_with_other_bytes_makes_what_follows_stale(first: ShardTask, second: ShardTask) -> None:
@@ -86,6 +89,31 @@ def test_missing_input_is_named(first: ShardTask, second: ShardTask) -> None:
     with pytest.raises(UpstreamMissing, match="a of shard 000000 is not done"):
         input_digests(second)
     assert "not done" in str(why_stale(second))
+
+
+def test_damaged_input_is_found_before_use_and_the_old_record_stays(first: ShardTask, second: ShardTask) -> None:
+    done(first)
+    done(second)
+    first.output.write_text("y")
+    assert why_stale(second) is None
+    with pytest.raises(InputDamaged, match=r"000000\.tar, the a of shard 000000, .*--verify"):
+        prepare(second)
+    assert second.record.exists()
+    prepare(second, verify=False)
+    first.output.unlink()
+    with pytest.raises(InputDamaged):
+        prepare(second)
+
+
+def test_samples_in_a_file_count_as_the_same_in_memory(first: ShardTask, tmp_path: Path) -> None:
+    done(first)
+    plan = write_plan(tmp_path / "plan.json", first.samples, 2)
+    listed = first.model_copy(update={"samples": plan.shards[0].samples})
+    assert why_stale(listed) is None
+    list_path(tmp_path / "plan.json", "000000").unlink()
+    assert why_stale(listed) is None
+    with pytest.raises(ValueError, match="is missing"):
+        list(listed.samples)
 
 
 def test_preparing_removes_the_old_record(first: ShardTask) -> None:

@@ -30,6 +30,7 @@ from models.alarms import AlarmConfig
 from models.sam import SamEmbedding
 from pipeline.round_alarms import RoundFacts, round_alarms
 from shards.records import read_record
+from shards.samples import Samples
 from shards.sources import FolderSource, SampleRef
 
 
@@ -145,7 +146,7 @@ def test_a_sample_without_a_readable_image_is_an_error(tmp_path: Path) -> None:
     task = ShardTask(
         stage="evaluate-target",
         shard="000000",
-        samples=broken,
+        samples=Samples.of(broken),
         output=tmp_path / "target.json",
         inputs={"embedding/000000": refine.inputs["embedding"], "refine/000000": refine.output},
     )

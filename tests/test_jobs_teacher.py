@@ -21,6 +21,7 @@ from jobs.embed import embed_shard
 from jobs.stage import ShardTask, UpstreamMissing, why_stale
 from jobs.teacher import teacher_shard, top_scores
 from shards.arrays import read_arrays
+from shards.samples import Samples
 from shards.sources import FolderSource
 
 
@@ -87,7 +88,7 @@ def test_shard_without_readable_images_is_done_and_empty(
     tmp_path: Path, embedded: tuple[ShardTask, FolderSource]
 ) -> None:
     embed, source = embedded
-    broken = tuple(ref for ref in embed.samples if ref.key in BROKEN)
+    broken = Samples.of(ref for ref in embed.samples if ref.key in BROKEN)
     embed = embed.model_copy(update={"samples": broken})
     embed_shard(embed, FakeEncoder(), source)
     task = next_task(embed, "teacher", embedding=embed)

@@ -15,7 +15,7 @@ from jobs.thresholds import read_thresholds, thresholds_shard
 from models.calibration import Calibration, ClassCalibration
 from models.gate import AdaptiveThreshold, GateConfig
 from shards.arrays import write_arrays
-from shards.files import sha256_file
+from shards.files import sha256_file, sha256_path
 from shards.records import Record, write_record
 from shards.vocabulary import Vocabulary
 
@@ -30,7 +30,9 @@ def stores(folder: Path, confidences: list[list[float]]) -> ShardTask:
         scores = np.array(values, np.float16)[:, None, None, None].repeat(2, axis=3)
         ids = np.broadcast_to(np.array([0, 1], np.uint16), scores.shape)
         write_arrays(path, {"ids": ids, "scores": scores}, {"keys": [f"{shard}-{row}" for row in range(len(values))]})
-        record = Record(stage="teacher", shard=f"{shard:06d}", count=len(values), outputs={path.name: "0" * 64})
+        record = Record(
+            stage="teacher", shard=f"{shard:06d}", count=len(values), outputs={path.name: sha256_path(path)}
+        )
         write_record(path.with_suffix(".json"), record)
         inputs[f"teacher/{shard:06d}"] = path
     return ShardTask(

@@ -26,6 +26,7 @@ from shards.files import sha256_path
 from shards.layout import RunLayout
 from shards.plan import make_plan
 from shards.records import Json, read_record
+from shards.samples import Samples
 from shards.scenes import SCENE_CLASSES
 from shards.sources import ScenesSourceConfig, open_source
 from shards.vocabulary import Vocabulary
@@ -128,7 +129,7 @@ def test_evaluation_makes_its_own_embeddings(tmp_path: Path, model: ModelConfig)
     source = ScenesSourceConfig(split="test", count=2)
     config = EvaluateConfig(model=model, source=source, vocabulary=tmp_path / "vocabulary.json")
     samples = evaluation_samples(config, VOCABULARY)
-    task = ShardTask(stage="evaluate", shard="000000", samples=samples, output=tmp_path / "evaluate.json")
+    task = ShardTask(stage="evaluate", shard="000000", samples=Samples.of(samples), output=tmp_path / "evaluate.json")
     record = EvaluateWorker(config).run(task)
     assert record.count == 2
     assert 0 <= record.stats["miou"] <= 100

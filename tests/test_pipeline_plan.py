@@ -76,10 +76,10 @@ def test_a_deleted_record_concerns_its_shard_and_what_reads_it_alone(done: list[
     assert states(done) == ["to do", "done", "depends", "done"]
 
 
-def test_changed_bytes_are_found_by_their_checksum_unless_the_plan_is_fast(done: list[ShardTask]) -> None:
+def test_changed_bytes_are_found_by_their_checksum_when_asked_to_verify(done: list[ShardTask]) -> None:
     done[1].output.write_text("damaged")
-    assert states(done) == ["done", "stale", "done", "depends"]
-    assert [state.state for state in task_states(done, verify=False)] == ["done"] * 4
+    assert [state.state for state in task_states(done, verify=True)] == ["done", "stale", "done", "depends"]
+    assert states(done) == ["done"] * 4
 
 
 def test_a_new_shard_is_to_do_and_leaves_the_others(done: list[ShardTask], tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from models.text import prompt_templates
 from models.weights_files import write_weights
 from shards.arrays import write_arrays
 from shards.labels import encode_label, encode_weight
+from shards.samples import Samples
 from shards.scenes import SCENE_CLASSES, SEEN
 from shards.sources import SampleRef, ScenesSourceConfig, open_source
 from shards.tar import TarSample, write_tar
@@ -72,7 +73,7 @@ def training_setup(
         stage="train",
         round=1,
         shard="000000",
-        samples=refs,
+        samples=Samples.of(refs),
         output=folder / "student" / "model.safetensors",
         inputs={"pseudo/000000": tar, "embedding/source-000000": embedding},
         fingerprint={"train": train.model_dump(mode="json"), "dea": dea},
@@ -101,4 +102,4 @@ def _write_pseudo(path: Path, refs: tuple[SampleRef, ...], vocabulary: Vocabular
 
 
 def _record(stage: str, output: Path, refs: tuple[SampleRef, ...]) -> None:
-    finish(ShardTask(stage=stage, shard="000000", samples=refs, output=output), count=len(refs), stats={})
+    finish(ShardTask(stage=stage, shard="000000", samples=Samples.of(refs), output=output), count=len(refs), stats={})
