@@ -11,6 +11,8 @@ from typing import Final
 
 import typer
 
+from pipeline import hard_exit
+
 EXIT_USAGE: Final = 2
 EXIT_CONFLICT: Final = 3
 EXIT_DATA: Final = 4
@@ -51,6 +53,7 @@ def exit_codes() -> Iterator[None]:
     with its traceback.
     """
     raise_on_sigterm()
+    hard_exit.watch(EXIT_RESUMABLE)
     try:
         yield
     except KeyboardInterrupt:
@@ -105,6 +108,7 @@ def _message(error: Exception) -> str:
 
 
 def _end(message: str, code: int) -> None:
+    hard_exit.call_off()
     sys.stdout.flush()
     typer.echo(f"stseg-pipeline: {message}", err=True)
     raise typer.Exit(code)

@@ -1,5 +1,6 @@
 """The executor: the same results in this process and on Ray, and what becomes of shards and workers that fail."""
 
+import errno
 import hashlib
 import os
 import signal
@@ -8,11 +9,12 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
 
-from jobs.execution import ExecutionConfig
+from jobs.execution import Clock, ExecutionConfig
 from jobs.executor import Backend, StageEvent, StageFailed, run_chain
 from jobs.stage import Resources, ShardTask, StagePlan, finish, prepare
 from shards.files import write_bytes_atomic
@@ -215,6 +217,86 @@ def test_error_in_the_listener_stops_the_chain(tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
         run_chain(chain(tmp_path, 3, Fake(), Fake()), backend="inline", on_event=stop)
     assert len(list((tmp_path / "one").glob("*.json"))) == 1
+
+
+class FakeClock(Clock):
+    """Time that passes only while one sleeps."""
+
+    def __init__(self) -> None:
+        self.time = 0.0
+
+    def now(self) -> float:
+        return self.time
+
+    def sleep(self, seconds: float) -> None:
+        self.time += seconds
+
+
+@dataclass
+class Store:
+    """Fails a shard with errors of the system, one after the other, then does it; notes when it was tried."""
+
+    clock: FakeClock
+    errors: dict[str, list[OSError]]
+    tried: list[tuple[str, float]]
+    made: int = 0
+
+    def __call__(self) -> "Store":
+        self.made += 1
+        return self
+
+    def run(self, task: ShardTask) -> Record:
+        self.tried.append((task.shard, self.clock.time))
+        if self.errors.get(task.shard):
+            raise self.errors[task.shard].pop(0)
+        return Fake().run(task)
+
+
+def eio() -> OSError:
+    return OSError(errno.EIO, "Input/output error", "/mnt/store/x")
+
+
+def test_errors_of_the_store_are_retried_with_growing_delays_while_other_shards_go_on(tmp_path: Path) -> None:
+    clock = FakeClock()
+    store = Store(clock, {"000000": [eio(), eio(), eio()]}, [])
+    stage = replace(chain(tmp_path, 3, Fake(), Fake())[0], worker=store)
+    events: list[StageEvent] = []
+    run_chain([stage], backend="inline", on_event=events.append, clock=clock)
+    assert [shard for shard, _ in store.tried][:3] == ["000000", "000001", "000002"]
+    at = [time for shard, time in store.tried if shard == "000000"]
+    assert [after - before for before, after in pairwise(at)] == [1.0, 2.0, 4.0]
+    assert len(kinds(events, "shard_done")) == 3
+    assert store.made == 1  # the worker is not to blame, and its models are not loaded again
+
+
+def test_store_that_stays_broken_ends_with_the_shard_named(tmp_path: Path) -> None:
+    clock = FakeClock()
+    store = Store(clock, {"000000": [eio() for _ in range(99)]}, [])
+    stage = replace(chain(tmp_path, 1, Fake(), Fake())[0], worker=store)
+    with pytest.raises(StageFailed, match=r"one 000000 \(6 attempts\): OSError: .*Input/output error"):
+        run_chain([stage], backend="inline", on_event=lambda event: None, clock=clock)
+    assert clock.time == 1 + 2 + 4 + 8 + 16
+
+
+@pytest.mark.parametrize(
+    ("number", "kind", "cure"),
+    [
+        (errno.ENOSPC, OSError, "free some space"),
+        (errno.EACCES, PermissionError, "allow writing"),
+        (errno.EROFS, OSError, "allow writing"),
+    ],
+)
+def test_full_disk_and_read_only_folder_stop_the_chain_at_once(
+    tmp_path: Path, number: int, kind: type[OSError], cure: str
+) -> None:
+    file = str(tmp_path / "one" / "x")
+    store = Store(FakeClock(), {"000000": [OSError(number, "refused", file)]}, [])
+    stage = replace(chain(tmp_path, 3, Fake(), Fake())[0], worker=store)
+    with pytest.raises(kind) as caught:
+        run_chain([stage], backend="inline", on_event=lambda event: None)
+    assert (caught.value.errno, caught.value.filename) == (number, file)
+    assert f"(one 000000); {cure}" in str(caught.value.strerror)
+    assert len(store.tried) == 1
 
 
 def test_unknown_backend_is_refused(tmp_path: Path) -> None:

@@ -23,6 +23,8 @@ from shards.locks import LockHeld
         (OSError(errno.ENOSPC, "No space left"), 75),
         (RuntimeError("a fault of the program"), None),
         (OSError(errno.EIO, "disk"), None),
+        (OSError(errno.EROFS, "Read-only file system"), 2),
+        (PermissionError(errno.EACCES, "Permission denied"), 2),
     ],
 )
 def test_each_error_has_its_exit_code(error: Exception, code: int | None) -> None:

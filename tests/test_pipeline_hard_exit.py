@@ -1,0 +1,33 @@
+"""SIGTERM ends a command within seconds, also one that does not listen."""
+
+import signal
+import subprocess
+import sys
+import time
+
+from jobs.cluster import ROOT
+from pipeline.hard_exit import GRACE_S
+
+BUSY = """
+import sys, time
+from pipeline.errors import exit_codes
+with exit_codes():
+    print("ready", flush=True)
+    try:
+        time.sleep(60)
+    finally:
+        time.sleep(60)  # as a shutdown that hangs
+"""
+
+
+def test_command_that_hangs_in_its_shutdown_ends_in_time() -> None:
+    command = [sys.executable, "-c", BUSY]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        assert process.stdout.readline() == "ready\n"
+        process.send_signal(signal.SIGTERM)
+        sent = time.monotonic()
+        assert process.wait(30) == 75
+        assert GRACE_S - 0.5 < time.monotonic() - sent < 10
+        assert "resume with the same command" in process.stderr.read()
