@@ -1,7 +1,10 @@
 """Training under Ray Train: the same as in this process, alone or in a group."""
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import pytest
 import torch
 from training_setup import QUICK, training_setup
 
@@ -20,11 +23,42 @@ def test_one_ray_worker_gives_the_same_bytes_as_this_process(tmp_path: Path, ray
     assert sha256_file(ray_task.output) == sha256_file(inline_task.output)
 
 
-def test_two_workers_share_a_step_s_images_and_average_their_weights_alike(tmp_path: Path, ray_session: None) -> None:
+def _dies_once_in(step: int, marker: Path) -> Callable[[dict[str, Any]], None]:
+    """Give what a worker does, except that the second one kills itself in a step the first time."""
+
+    def train(config: dict[str, Any]) -> None:  # nested: Ray sends it by value, tests/ is not on the workers' path
+        import os
+        import signal
+
+        from ray import train as ray_train
+
+        from jobs.training_group import _train_worker
+        from jobs.training_step import TrainingStep
+
+        take_step = TrainingStep.__call__
+
+        def step_or_die(self: Any, model: Any, batch: Any, number: int) -> float:
+            if number == step and ray_train.get_context().get_world_rank() == 1 and not marker.exists():
+                marker.touch()
+                os.kill(os.getpid(), signal.SIGKILL)
+            return take_step(self, model, batch, number)
+
+        TrainingStep.__call__ = step_or_die  # type: ignore[method-assign, assignment]
+        try:
+            _train_worker(config)
+        finally:
+            TrainingStep.__call__ = take_step  # type: ignore[method-assign]
+
+    return train
+
+
+def test_two_workers_of_which_one_is_killed_share_each_step_s_images_and_average_their_weights_alike(
+    tmp_path: Path, ray_session: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Both see one image with as many labelled pixels, so that the mean of their gradients is the batch's."""
     config = QUICK.model_copy(
         update={
-            "steps": 2,
+            "steps": 3,
             "target_per_step": 0,
             "source_per_step": 2,
             "sampled_classes": 0,
@@ -35,8 +69,11 @@ def test_two_workers_share_a_step_s_images_and_average_their_weights_alike(tmp_p
     one_task, job = training_setup(tmp_path / "one", config)
     run_training(one_task, job, GroupResources(threads=1), backend="inline", run="test")
     two_task, job = training_setup(tmp_path / "two", config)
+    marker = tmp_path / "killed"
+    monkeypatch.setattr("jobs.training_group._train_worker", _dies_once_in(2, marker))
     record = run_training(two_task, job, GroupResources(threads=1, workers=2), backend="ray", run="test")
-    assert record.stats["workers"] == 2
+    assert marker.exists()
+    assert (record.stats["workers"], record.stats["resizes"]) == (2, 0)
     one, two = read_weights(one_task.output), read_weights(two_task.output)
     difference = torch.cat([(one[name] - two[name]).abs().flatten() for name in one])
     assert difference.mean() < 0.02 * config.learning_rate
