@@ -2,7 +2,7 @@
 
 `python -m benchmarks.efficiency` runs the embedded rounds twice into new folders: on Ray with two workers, and in this
 process, where each call of a model (SAM's encoder and decoder, the network, a training step) is timed. It prints, and
-writes to `benchmarks/efficiency.json`, both times, their ratio and where the difference lies; Ray's start is told apart.
+writes to `benchmarks/efficiency.json`, both times, their ratio and where the rest goes; Ray's start is told apart.
 It needs an idle machine; `--images 40 --steps 20` is for a quick look, where start-up outweighs everything.
 """
 
