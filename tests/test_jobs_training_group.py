@@ -1,5 +1,9 @@
 """Training under Ray Train: the same as in this process, alone or in a group."""
 
+import os
+import signal
+import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,15 +13,59 @@ import torch
 from training_setup import QUICK, training_setup
 
 from jobs.training_group import GroupResources, run_training
+from jobs.training_stop import stop_file
 from models.augmentation import AugmentConfig
 from models.weights_files import read_weights
 from shards.files import sha256_file
 
 
-def test_one_ray_worker_gives_the_same_bytes_as_this_process(tmp_path: Path, ray_session: None) -> None:
+def _waits_to_be_stopped_in(step: int, marker: Path, stop: Path) -> Callable[[dict[str, Any]], None]:
+    """Give what a worker does, except that it waits in a step until its group is asked to stop."""
+
+    def train(config: dict[str, Any]) -> None:  # nested: Ray sends it by value, tests/ is not on the workers' path
+        import time
+
+        from jobs.training_group import _train_worker
+        from jobs.training_step import TrainingStep
+
+        take_step = TrainingStep.__call__
+
+        def step_and_wait(self: Any, model: Any, batch: Any, number: int) -> float:
+            loss = take_step(self, model, batch, number)
+            if number == step:
+                marker.touch()
+                deadline = time.monotonic() + 60
+                while not stop.exists() and time.monotonic() < deadline:
+                    time.sleep(0.02)
+            return loss
+
+        TrainingStep.__call__ = step_and_wait  # type: ignore[method-assign, assignment]
+        _train_worker(config)
+
+    return train
+
+
+def _interrupt_when(marker: Path) -> None:
+    deadline = time.monotonic() + 300
+    while not marker.exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    os.kill(os.getpid(), signal.SIGINT)
+
+
+def test_one_ray_worker_that_was_stopped_gives_the_same_bytes_as_this_process(
+    tmp_path: Path, ray_session: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
     inline_task, job = training_setup(tmp_path / "inline")
     run_training(inline_task, job, GroupResources(threads=1), backend="inline", run="test")
     ray_task, job = training_setup(tmp_path / "ray")
+    marker, before = tmp_path / "waiting", signal.signal(signal.SIGINT, signal.default_int_handler)
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        worker = _waits_to_be_stopped_in(2, marker, stop_file(ray_task.output))
+        patch.setattr("jobs.training_group._train_worker", worker)
+        threading.Thread(target=_interrupt_when, args=(marker,), daemon=True).start()
+        run_training(ray_task, job, GroupResources(threads=1, max_failures=0), backend="ray", run="test")
+    signal.signal(signal.SIGINT, before)
+    assert (ray_task.output.parent / "checkpoints" / "step-00000003.json").is_file()
     record = run_training(ray_task, job, GroupResources(threads=1), backend="ray", run="test")
     assert record.stats["steps"] == QUICK.steps
     assert sha256_file(ray_task.output) == sha256_file(inline_task.output)
