@@ -101,5 +101,5 @@ def require_equal_shares(config: TrainConfig, workers: int) -> None:
         raise ValueError(
             f"{images} images a step (train.target_per_step {config.target_per_step} + train.source_per_step "
             f"{config.source_per_step}) cannot be shared equally by {workers} workers: change these, or set "
-            f"resources.train.workers to one of {shares}"
+            f"resources.train.workers (of stage 1: group.workers) to one of {shares}"
         )

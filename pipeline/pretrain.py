@@ -12,7 +12,7 @@ from jobs.executor import Backend, run_chain
 from jobs.model import ModelConfig, stseg_fingerprint, weights_checksum
 from jobs.stage import CODE_VERSION, Resources, ShardTask, StagePlan, stage_records, why_stale
 from jobs.training_config import TrainConfig, TrainJob
-from jobs.training_group import GroupResources, run_training
+from jobs.training_group import GroupResources, require_group_fits, run_training
 from pipeline.config import ModelSettings, VocabularySettings, asks_for_tiny, laid_over
 from pipeline.progress import RunProgress
 from pipeline.settings import read_settings, validated, with_sets
@@ -140,6 +140,7 @@ def pretrain_config(request: PretrainRequest) -> PretrainConfig:
             f"{where}: train.start = {config.train.start!r} is about the students of rounds; stage 1 starts from the "
             "weights that --init-from names"
         )
+    require_group_fits(config.train, config.group)
     return config.model_copy(update={"model": config.model.with_whole_paths()})
 
 

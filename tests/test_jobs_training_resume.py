@@ -63,7 +63,7 @@ def _in_step(wanted: int, act: Callable[[], None]) -> Callable[..., float]:
     return stepped
 
 
-@pytest.mark.parametrize("killed_in_step", [0, 2, 4, 5])
+@pytest.mark.parametrize("killed_in_step", [0, 2, 5])
 def test_weights_record_and_metrics_of_a_resumed_training_are_those_of_a_whole_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, killed_in_step: int, whole: tuple[str, dict[str, float], bytes]
 ) -> None:
@@ -93,9 +93,8 @@ def _cut(path: Path) -> None:
         lambda newest: _cut(newest),
         lambda newest: _cut(newest.with_suffix(".json")),
         lambda newest: newest.with_suffix(".json").unlink(),
-        lambda newest: newest.unlink(),
     ],
-    ids=["tensors cut", "facts cut", "killed before the facts", "tensors gone"],
+    ids=["tensors cut", "facts cut", "killed before the facts"],
 )
 def test_a_damaged_newest_checkpoint_costs_one_interval(
     tmp_path: Path,

@@ -121,3 +121,14 @@ def test_naming_one_number_of_adaptive_thresholds_turns_them_on() -> None:
     adaptive = resolved("refine.gate.adaptive.share=0.75").refine.gate.adaptive
     assert adaptive is not None
     assert (adaptive.floor, adaptive.cap, adaptive.share) == (0.5, 0.9, 0.75)
+
+
+def test_workers_that_cannot_share_a_step_are_refused_before_anything_starts() -> None:
+    with pytest.raises(ValueError, match=r"by 3 workers.*one of 1, 2, 4$"):
+        resolve_config({}, ("resources.train.workers=3",), where="--set")
+    assert resolve_config({}, ("resources.train.workers=4",), where="--set").resources.train.sizes == range(4, 5)
+
+
+def test_an_elastic_group_s_least_size_is_not_above_its_size() -> None:
+    with pytest.raises(ValueError, match="min_workers 2 is above workers 1"):
+        resolve_config({}, ("resources.train.min_workers=2",), where="--set")

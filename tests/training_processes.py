@@ -37,7 +37,8 @@ class GlooGroup:
 
 def train_in_two_processes(folder: Path, config: TrainConfig, killed_in_step: int | None = None) -> list[int | None]:
     """Train, and give the exit codes; with a step, the second process kills itself in it."""
-    context = multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")  # imports once what six processes need
+    context.set_forkserver_preload(["training_processes"])
     store = folder / f"store-{killed_in_step}"
     folder.mkdir(parents=True, exist_ok=True)
     processes = [context.Process(target=_train, args=(rank, folder, store, config, killed_in_step)) for rank in (0, 1)]
