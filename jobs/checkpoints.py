@@ -63,7 +63,7 @@ def load_checkpoint(folder: Path, state: TrainingState, digest: str) -> int:
     for facts_path in sorted(folder.glob("step-*.json"), reverse=True):
         path = facts_path.with_suffix(".safetensors")
         facts = _read_facts(facts_path)
-        if facts.get("digest") != digest or not path.is_file() or sha256_file(path) != facts.get("sha256"):
+        if facts.get("digest") != digest or checkpoint_fault(facts_path) is not None:
             continue
         tensors = read_weights(path)
         with torch.no_grad():
@@ -80,9 +80,20 @@ def load_checkpoint(folder: Path, state: TrainingState, digest: str) -> int:
     return 0
 
 
+def checkpoint_fault(facts_path: Path) -> str | None:
+    """Say what is wrong with a checkpoint, given its JSON file; None if it is whole."""
+    path, facts = facts_path.with_suffix(".safetensors"), _read_facts(facts_path)
+    step = facts.get("step")
+    if not isinstance(step, int) or _NAME.format(step) != facts_path.stem:
+        return "its facts are damaged"
+    if not path.is_file():
+        return "its tensors are missing"
+    return None if sha256_file(path) == facts.get("sha256") else "its tensors do not match their checksum"
+
+
 def _read_facts(path: Path) -> dict[str, Any]:
     try:
         facts = json.loads(path.read_bytes())
-    except ValueError:
+    except (OSError, ValueError):
         return {}
     return facts if isinstance(facts, dict) else {}
