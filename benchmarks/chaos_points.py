@@ -85,7 +85,8 @@ class KillPoint:
     @property
     def text(self) -> str:
         """The point in words."""
-        count = f" {self.after}/{len(self.step.files)}" if self.moment != "started" else ""
+        total = "" if self.moment == "checkpoint" else f"/{len(self.step.files)}"
+        count = "" if self.moment == "started" else f" {self.after}{total}"
         wait = f" + {self.wait_ms} ms" if self.wait_ms else ""
         return f"{self.place:6} {self.victim:15} {self.step.name}: {self.moment}{count}{wait}"
 

@@ -93,8 +93,9 @@ def load_checkpoint(folder: Path, state: TrainingState, digest: str) -> Training
         facts = _read_facts(facts_path)
         if facts.get("digest") != digest:
             continue
-        if not path.is_file() or sha256_file(path) != facts.get("sha256"):
-            log.warning("%s does not match its checksum: an older checkpoint is resumed from", path)
+        fault = checkpoint_fault(facts_path)
+        if fault is not None:
+            log.warning("checkpoint %s: %s; an older one is resumed from", path, fault)
             continue
         tensors = read_weights(path)
         with torch.no_grad():
@@ -117,9 +118,20 @@ def _digest_of(path: Path) -> object:
     return _read_facts(facts).get("digest") if facts.is_file() else None
 
 
+def checkpoint_fault(facts_path: Path) -> str | None:
+    """Say what is wrong with a checkpoint, given its JSON file; None if it is whole."""
+    path, facts = facts_path.with_suffix(".safetensors"), _read_facts(facts_path)
+    step = facts.get("step")
+    if not isinstance(step, int) or _NAME.format(step) != facts_path.stem:
+        return "its facts are damaged"
+    if not path.is_file():
+        return "its tensors are missing"
+    return None if sha256_file(path) == facts.get("sha256") else "its tensors do not match their checksum"
+
+
 def _read_facts(path: Path) -> dict[str, Any]:
     try:
         facts = json.loads(path.read_bytes())
-    except ValueError:
+    except (OSError, ValueError):
         return {}
     return facts if isinstance(facts, dict) else {}

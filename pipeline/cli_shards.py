@@ -1,14 +1,34 @@
-"""`shards ls`, `show` and `verify`: look into the pseudo-label shards of a round."""
+"""`shards ls` and `show`: look into a round's pseudo-labels; `verify` and `repair`: the outputs of a whole run."""
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from pipeline.errors import EXIT_DATA, exit_codes
-from pipeline.options import DEFAULT_RUN, JsonOption, RoundOption, RunOption, print_json, print_table
+from pipeline.options import (
+    DEFAULT_RUN,
+    AddressOption,
+    BackendName,
+    BackendOption,
+    JsonOption,
+    RoundOption,
+    RunOption,
+    print_json,
+    print_table,
+)
 
-app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Look into the pseudo-label shards of a round.")
+if TYPE_CHECKING:
+    from pipeline.verify import Fault
+
+OneRoundOption = Annotated[
+    int | None, typer.Option("--round", metavar="R", min=0, help="Only this round and the embeddings; none: all.")
+]
+
+app = typer.Typer(
+    no_args_is_help=True, rich_markup_mode=None, help="Look into the shards of a run; verify and repair them."
+)
 
 
 @app.command()
@@ -54,22 +74,65 @@ def show(
 
 
 @app.command()
-def verify(run: RunOption = DEFAULT_RUN, number: RoundOption = 1, as_json: JsonOption = False) -> None:
-    """Hash everything of a round again and name what is damaged (exit code 4).
+def verify(run: RunOption = DEFAULT_RUN, number: OneRoundOption = None, as_json: JsonOption = False) -> None:
+    """Hash the outputs of a run again and name what is damaged or lost (exit code 4).
+
+    That is embeddings, scores, label maps, tars, weights, reports and their records, those of replays among them.
 
     \b
+      stseg-pipeline shards verify --run my-run
       stseg-pipeline shards verify --run my-run --round 3
     """
-    from pipeline.inspection import verify_round
+    from pipeline.verify import verify_run
 
     with exit_codes():
-        checked, faults = verify_round(run, number)
+        verdict = verify_run(run, number)
         if as_json:
-            print_json({"checked": checked, "faults": faults})
+            print_json({"checked": verdict.checked, "undone": verdict.undone, "faults": _faults(verdict.faults)})
         else:
-            for fault in faults:
-                typer.echo(fault)
-            again = f"; make them again: stseg-pipeline round --n {max(number, 1)} --run {run}" if faults else ""
-            typer.echo(f"{checked} outputs verified, {len(faults)} faults{again}")
-        if faults:
+            for fault in verdict.faults:
+                typer.echo(f"{fault.output}: {fault.reason}")
+            undone = f", {verdict.undone} not done yet" if verdict.undone else ""
+            again = f"; make them again: stseg-pipeline shards repair --run {run}" if verdict.faults else ""
+            typer.echo(f"{verdict.checked} outputs verified, {len(verdict.faults)} faults{undone}{again}")
+        if verdict.faults:
             raise typer.Exit(EXIT_DATA)
+
+
+@app.command()
+def repair(
+    run: RunOption = DEFAULT_RUN,
+    number: OneRoundOption = None,
+    backend: BackendOption = BackendName.ray,
+    address: AddressOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Remove what `shards verify` names and do it again, with what depends on it if its bytes come out otherwise.
+
+    The run's settings stay as they are. Of a replay the damaged shards are removed; its own command makes them again.
+
+    \b
+      stseg-pipeline shards repair --run my-run
+    """
+    from pipeline.driver import RoundRequest
+    from pipeline.repair import repair_run
+
+    with exit_codes():
+        done = repair_run(run, number, RoundRequest(rounds=0, backend=backend.value, address=address))
+        if as_json:
+            facts = {"rounds": done.rounds, "replays": [str(folder) for folder in done.replays]}
+            print_json({"removed": _faults(done.faults), **facts, "left": _faults(done.left)})
+        else:
+            for fault in done.faults:
+                typer.echo(f"removed {fault.output}: {fault.reason}")
+            for folder in done.replays:
+                typer.echo(f"{folder} lacks shards: give the replay command again that made it")
+            if done.faults and done.rounds is None:
+                typer.echo(f"no round was finished: stseg-pipeline round --run {run} goes on with the run")
+            typer.echo(f"{len(done.faults)} outputs were damaged, {len(done.left)} are left so")
+        if done.left:
+            raise typer.Exit(EXIT_DATA)
+
+
+def _faults(faults: Sequence["Fault"]) -> list[dict[str, str]]:
+    return [{"output": str(fault.output), "reason": fault.reason} for fault in faults]

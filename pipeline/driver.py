@@ -7,13 +7,13 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
-from jobs.executor import Backend, StageFailed, run_chain
+from jobs.executor import Backend, StageEvent, StageFailed, run_chain
 from jobs.stage import ShardTask, StagePlan, finish, prepare, require_samples, stage_records, why_stale
 from jobs.training_group import run_training
 from jobs.write import write_index
 from pipeline import judging_tasks, round_tasks
 from pipeline.chain import embed_stages, mask_stages, round_stages, unbroken_parts
-from pipeline.errors import raise_on_sigterm
+from pipeline.errors import RunGone, raise_on_sigterm
 from pipeline.plan import TaskState, summarise, task_states
 from pipeline.progress import RunProgress
 from pipeline.promote import promote
@@ -84,6 +84,9 @@ class Driver:
                 yield self
             except KeyboardInterrupt:
                 self._progress.note("stopped")
+                raise
+            except Exception:
+                self._refuse_when_gone()
                 raise
         remove_stale_temporaries_below(self._run.layout.root)
 
@@ -219,13 +222,13 @@ class Driver:
             )
         self._connect()
         with self._progress.stages(number) as on_event:
+
+            def told(event: StageEvent) -> None:
+                self._refuse_when_gone()
+                on_event(event)
+
             try:
-                run_chain(
-                    wanted,
-                    backend=self._request.backend,
-                    on_event=on_event,
-                    execution=self._run.config.execution,
-                )
+                run_chain(wanted, backend=self._request.backend, on_event=told, execution=self._run.config.execution)
             except StageFailed as failed:
                 command = retry_command(self._run.layout.root, self._request.rounds, self._request.backend)
                 cure = f"all other shards were tried; when the cause is mended, this does only these: {command}"
@@ -233,6 +236,16 @@ class Driver:
 
     def _why_stale(self, task: ShardTask) -> str | None:
         return why_stale(task, verify=self._request.verify)
+
+    def _refuse_when_gone(self) -> None:
+        """Stop where the folder vanished: writers make missing folders, and would go on in the mount point.
+
+        Raises:
+            RunGone: It did.
+        """
+        if not self._run.layout.config.is_file():
+            root = self._run.layout.root
+            raise RunGone(f"{root} is gone: it was moved or unmounted. Put it back and resume with the same command")
 
     def _connect(self) -> None:
         if self._connected or self._request.backend == "inline":

@@ -20,6 +20,11 @@ EXIT_GATE: Final = 5
 EXIT_RESUMABLE: Final = 75
 
 
+# Beside what `shards.store_errors` knows: read-only as a whole, gone, or a file too large for it. Once that is mended,
+# the same command goes on.
+_STORE_ENDED: Final = frozenset({errno.EROFS, errno.ENODEV, errno.ENXIO, errno.EFBIG})
+
+
 class SettingsConflict(ValueError):  # noqa: N818 - a state of affairs, named as the exit code is
     """What is asked contradicts what the run folder was made with."""
 
@@ -44,13 +49,18 @@ class JobEnded(RuntimeError):  # noqa: N818 - as above
         self.code = code
 
 
+class RunGone(RuntimeError):  # noqa: N818 - as above
+    """The run folder is no longer where it was, while a command worked in it."""
+
+
 @contextmanager
 def exit_codes() -> Iterator[None]:
     """Turn the errors of a command into one line on standard error and an exit code.
 
-    2: a wrong setting or argument; 3: settings that contradict the run's; 4: data; 5: a round regressed or raised an
-    alarm, where that stops the run; 75: stopped, can be resumed. What is a fault of the program itself passes through
-    with its traceback.
+    2: a wrong setting or argument; 3: settings that contradict the run's; 4: data, or no permission; 5: a round
+    regressed or raised an alarm, where that stops the run; 75: stopped, can be resumed: asked to, or the run is locked,
+    its disk or store is full, read-only, gone or faulty, or Ray died. What is a fault of the program itself passes
+    through with its traceback.
     """
     raise_on_sigterm()
     hard_exit.watch(EXIT_RESUMABLE)
@@ -58,7 +68,7 @@ def exit_codes() -> Iterator[None]:
         yield
     except KeyboardInterrupt:
         _end("stopped: resume with the same command", EXIT_RESUMABLE)
-    except (OSError, RuntimeError, ValueError) as error:
+    except Exception as error:
         code = exit_code_of(error)
         if code is None:
             raise
@@ -71,6 +81,7 @@ def exit_code_of(error: Exception) -> int | None:
     from jobs.stage import EmptyShard, EmptyStage
     from shards.images import UnreadableImage
     from shards.locks import LockHeld
+    from shards.store_errors import DISK_FULL, is_transient
 
     if isinstance(error, JobEnded):
         return error.code
@@ -82,13 +93,22 @@ def exit_code_of(error: Exception) -> int | None:
         return EXIT_GATE
     if isinstance(error, DataFault | StageFailed | EmptyShard | EmptyStage | UnreadableImage):
         return EXIT_DATA
-    if isinstance(error, LockHeld) or (isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)):
+    if isinstance(error, LockHeld | RunGone) or _is_rays(error):
         return EXIT_RESUMABLE
-    if isinstance(error, ValueError | FileNotFoundError | PermissionError | NotADirectoryError | IsADirectoryError):
-        return EXIT_USAGE
-    if isinstance(error, OSError) and error.errno == errno.EROFS:
+    if isinstance(error, BrokenPipeError):  # nobody reads what is printed
+        return None
+    if is_transient(error) or (isinstance(error, OSError) and error.errno in DISK_FULL | _STORE_ENDED):
+        return EXIT_RESUMABLE
+    if isinstance(error, PermissionError):
+        return EXIT_DATA
+    if isinstance(error, ValueError | FileNotFoundError | NotADirectoryError | IsADirectoryError):
         return EXIT_USAGE
     return None
+
+
+def _is_rays(error: Exception) -> bool:
+    """Tell whether Ray gave up: its processes died, or a training did as often as it may."""
+    return type(error).__module__.partition(".")[0] == "ray"
 
 
 def raise_on_sigterm() -> None:
@@ -104,6 +124,9 @@ def _interrupt(number: int, frame: FrameType | None) -> None:
 def _message(error: Exception) -> str:
     if isinstance(error, OSError) and error.filename is not None:
         return f"{error.filename}: {error.strerror}"
+    if _is_rays(error):
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()] or ["(no message)"]
+        return f"Ray stopped: {type(error).__name__}: {lines[-1]}; resume with the same command"
     return str(error)
 
 

@@ -1,6 +1,5 @@
-"""A look into the shards of a round: what they hold, one sample drawn, every checksum verified."""
+"""A look into the shards of a round: what they hold, one sample drawn."""
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,12 +11,11 @@ from jobs.stage import record_path
 from pipeline.draw import overlay, panels, png_bytes, with_legend
 from pipeline.errors import DataFault
 from pipeline.runs import Run, read_run
-from shards import records
 from shards.files import write_bytes_atomic
 from shards.images import decode_image
 from shards.records import Record, read_record
 from shards.sources import SampleRef, open_source
-from shards.tar import index_tar, read_member, read_pseudo_index
+from shards.tar import index_tar, read_member
 
 LABEL_EXTENSIONS = ("label.png", "weight.png", "json")
 
@@ -101,72 +99,6 @@ def sample_image(run: Run, number: int, shard: str, ref: SampleRef) -> NDArray[n
         if extension not in LABEL_EXTENSIONS:
             return decode_image(read_member(tar, *place)).image
     return decode_image(open_source(run.config.data.target, run.vocabulary).read_image(ref)[0]).image
-
-
-def verify_round(root: Path, number: int) -> tuple[int, list[str]]:
-    """Hash every output of a round again, and the embeddings that it is made from.
-
-    Returns:
-        How many outputs were looked at, and a line for each that is missing or damaged.
-
-    Raises:
-        DataFault: There is no run, or no such round.
-    """
-    run = _run_with_round(root, number)
-    outputs = list(_outputs(run, number))
-    faults = [f"{output}: {fault}" for output in outputs for fault in _faults(output)]
-    return len(outputs), faults + list(_index_faults(run, number))
-
-
-def _outputs(run: Run, number: int) -> Iterator[Path]:
-    names = [shard.name for shard in run.plan.shards]
-    yield from (run.layout.embedding("target", name) for name in names)
-    folder = run.layout.embedding("source", "000000").parent
-    yield from sorted(folder.glob("source-*.zarr"))
-    if number > 0:
-        yield from (run.layout.teacher(number, name) for name in names)
-        yield from (run.layout.refine(number, name) for name in names)
-        yield from (run.layout.pseudo(number, name) for name in names)
-        yield run.layout.pseudo_index(number)
-    yield run.layout.student(number) / "model.safetensors"
-    if number > 0:
-        yield run.layout.best(number) / "model.safetensors"
-    yield from (path for path in sorted(run.layout.round(number).glob("*.json")) if _is_output(path))
-
-
-def _is_output(path: Path) -> bool:
-    return not path.name.endswith(".record.json") and record_path(path).is_file()
-
-
-def _faults(output: Path) -> Iterator[str]:
-    try:
-        record = read_record(record_path(output))
-    except FileNotFoundError:
-        yield "has no record: it is not done" if output.exists() else "is missing"
-        return
-    except ValueError as error:
-        yield str(error)
-        return
-    reason = records.why_stale(record_path(output), fingerprint=record.fingerprint, inputs=record.inputs)
-    if reason is not None:
-        yield reason
-
-
-def _index_faults(run: Run, number: int) -> Iterator[str]:
-    """Compare the list of tars with their records: who has only the tars has only this list."""
-    if number == 0 or not run.layout.pseudo_index(number).is_file():
-        return
-    folder = run.layout.pseudo_index(number).parent
-    try:
-        listed = {shard.url: shard.sha256 for shard in read_pseudo_index(folder).shardlist}
-    except ValueError as error:
-        yield str(error)
-        return
-    for shard in run.plan.shards:
-        tar = run.layout.pseudo(number, shard.name)
-        record = _record_or_none(tar)
-        if record is not None and listed.get(tar.name) != record.outputs.get(tar.name):
-            yield f"{folder / 'index.json'}: lists another checksum for {tar.name}"
 
 
 def _row(run: Run, number: int, shard: str) -> ShardRow:

@@ -1,10 +1,12 @@
 """The log of a run: one JSON line for each thing that happened."""
 
+import errno
 import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
 
+from shards.files import retried
 from shards.records import Json
 
 
@@ -21,6 +23,10 @@ def append_event(path: Path, event: Mapping[str, Json]) -> None:
         line = json.dumps(dict(event), ensure_ascii=False, allow_nan=False).encode(errors="backslashreplace") + b"\n"
     except TypeError as error:
         raise ValueError(f"event {event!r:.200} cannot be written as JSON: {error}") from error
+    retried(lambda: _append(path, line))
+
+
+def _append(path: Path, line: bytes) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
     try:
@@ -29,7 +35,7 @@ def append_event(path: Path, event: Mapping[str, Json]) -> None:
             line = b"\n" + line
         written = os.write(descriptor, line)
         if written != len(line):
-            raise OSError(f"{path}: only {written} of {len(line)} bytes could be written; is the disk full?")
+            raise OSError(errno.ENOSPC, f"only {written} of {len(line)} bytes could be written; is it full?", str(path))
     finally:
         os.close(descriptor)
 

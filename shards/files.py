@@ -3,16 +3,25 @@
 import contextlib
 import errno
 import hashlib
+import logging
 import os
 import shutil
 import socket
 import stat
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TypeVar
 
 from shards.locks import process_is_alive, process_start_ticks
+from shards.store_errors import is_transient
+
+logger = logging.getLogger(__name__)
+
+Result = TypeVar("Result")
+
+RETRY_WAITS_S: tuple[float, ...] = (0.1, 0.5, 2.0)
 
 TEMPORARY_PREFIX = ".tmp~"
 FOREIGN_TEMPORARY_AGE_S = 24 * 3600.0  # left by another machine, whose processes cannot be seen from here
@@ -88,11 +97,35 @@ def remove_stale_temporaries_below(root: Path) -> int:
     return removed
 
 
+def retried(action: Callable[[], Result]) -> Result:
+    """Do something on a store again, after growing waits, where it fails for a cause that may pass.
+
+    Args:
+        action: What can be done again from its beginning.
+
+    Raises:
+        OSError: It failed for another cause, or each time.
+    """
+    for wait_s in RETRY_WAITS_S:
+        try:
+            return action()
+        except OSError as error:
+            if not is_transient(error):
+                raise
+            logger.warning("%s; tried again in %g s", error, wait_s)
+        time.sleep(wait_s)
+    return action()
+
+
 def write_bytes_atomic(path: Path, data: bytes) -> None:
     """Write a file so that a reader, or a later run after a crash, sees the old bytes or the new, never a part.
 
-    Missing parent folders are made. On an error (disk full) nothing is left behind.
+    Missing parent folders are made. On an error (disk full) nothing is left behind; one that may pass is waited out.
     """
+    retried(lambda: _write_once(path, data))
+
+
+def _write_once(path: Path, data: bytes) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = temporary_sibling(path)
     try:

@@ -119,8 +119,13 @@ class RunLock:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        """Let go. A lock that someone else took meanwhile (after deleting the file by hand) is left to them."""
+        """Let go. A lock that someone else took meanwhile (after deleting the file by hand) is left to them.
+
+        Where the folder is gone there is nothing to let go of; the error which that led to is the one to tell of.
+        """
         content, self._content = self._content, None
+        if not self._path.exists():
+            return
         with _guard(self._path):
             if content is not None and _read_bytes(self._path) == content:
                 self._path.unlink(missing_ok=True)

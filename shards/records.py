@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path, PurePosixPath
 from typing import Annotated, Literal
@@ -24,6 +25,7 @@ _SHOWN_CHANGES = 4
 _SHOWN_CHARACTERS = 60
 _DETAIL_CHARACTERS = 500
 _ABSENT = "(absent)"
+_SEAL = re.compile(rb'\{\n "checksum": "([0-9a-f]{64})",\n')  # sorted, it stands first in the file
 
 
 def canonical_json(value: object) -> str:
@@ -108,19 +110,32 @@ class Record(BaseModel):
 
 
 def write_record(path: Path, record: Record) -> None:
-    """Write a record, whole or not at all. It is the last thing a stage writes for a shard."""
-    write_bytes_atomic(path, (json.dumps(record.model_dump(mode="json"), indent=1, sort_keys=True) + "\n").encode())
+    """Write a record, whole or not at all. It is the last thing a stage writes for a shard.
+
+    The file begins with a checksum of the rest of it, so that a damaged record is told from a whole one.
+    """
+    body = (json.dumps(record.model_dump(mode="json"), indent=1, sort_keys=True) + "\n").encode()
+    seal = f'{{\n "checksum": "{hashlib.sha256(body).hexdigest()}",\n'.encode()
+    write_bytes_atomic(path, seal + body.removeprefix(b"{\n"))
 
 
 def read_record(path: Path) -> Record:
-    """Read a record back.
+    """Read a record back; one without a checksum of its own (from an earlier version) is taken as it is.
 
     Raises:
         FileNotFoundError: There is none.
         ValueError: It is damaged, or from another version of the program.
     """
+    data = path.read_bytes()
+    seal = _SEAL.match(data)
+    if seal is not None:
+        data = b"{\n" + data[seal.end() :]
+        if hashlib.sha256(data).hexdigest().encode() != seal[1]:
+            raise ValueError(
+                f"{path} is not a record (it does not match its own checksum); delete it to redo the shard"
+            )
     try:
-        return Record.model_validate_json(path.read_bytes())
+        return Record.model_validate_json(data)
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"])) or "JSON"

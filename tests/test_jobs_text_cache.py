@@ -60,9 +60,8 @@ def test_second_start_reads_the_same_bits_and_never_calls_the_tower(
     calls.clear()
     assert torch.equal(embed_vocabulary(model, VOCABULARY, tmp_path / "text"), first)
     assert calls == []
-    assert [path.name for path in (tmp_path / "text").iterdir()] == [
-        f"{embeddings_digest(clip, VOCABULARY)}.safetensors"
-    ]
+    digest = embeddings_digest(clip, VOCABULARY)
+    assert {path.name for path in (tmp_path / "text").iterdir()} == {f"{digest}.safetensors", f"{digest}.json"}
     embed_vocabulary(model, VOCABULARY)
     assert calls
 
@@ -71,7 +70,7 @@ def test_stages_of_a_run_share_the_embeddings(tmp_path: Path, calls: list[int]) 
     task, job = training_setup(tmp_path, QUICK.model_copy(update={"steps": 1}))
     train_model(task, job, SingleProcess())
     assert calls
-    (stored,) = RunLayout(tmp_path).text_embeddings.iterdir()
+    (stored,) = RunLayout(tmp_path).text_embeddings.glob("*.safetensors")
     written = stored.stat().st_mtime_ns
     calls.clear()
     model = ModelConfig(dea=False, clip_weights=job.model.clip_weights)
@@ -111,6 +110,7 @@ def damages(right: Tensor) -> dict[str, dict[str, Tensor] | bytes]:
     nan = right.clone()
     nan[1, 1, 0] = torch.nan
     return {
+        "last bit": {"text_KPD": torch.nextafter(right, torch.zeros(()))},
         "cut": b"\x10\x00",
         "empty": b"",
         "shape": {"text_KPD": right[:1].clone()},
@@ -126,7 +126,7 @@ def test_damaged_file_is_made_again(
     tmp_path: Path, clip: DenseClip, kind: str, calls: list[int], caplog: pytest.LogCaptureFixture
 ) -> None:
     right = cached_text_embeddings(clip, VOCABULARY, tmp_path)
-    (path,) = tmp_path.iterdir()
+    (path,) = tmp_path.glob("*.safetensors")
     whole, damage = path.read_bytes(), damages(right.clone())[kind]
     if isinstance(damage, bytes):
         path.write_bytes(damage)
@@ -161,7 +161,7 @@ def test_two_starts_at_once_leave_one_right_file(
     for thread in threads:
         thread.join()
     assert len(found) == 2
-    assert [path.suffix for path in tmp_path.iterdir()] == [".safetensors"]
+    assert {path.suffix for path in tmp_path.iterdir()} == {".safetensors", ".json"}
     monkeypatch.undo()
     assert all(torch.equal(cached_text_embeddings(clip, VOCABULARY, tmp_path), one) for one in found)
 

@@ -7,7 +7,7 @@ import pytest
 import typer
 
 from jobs.executor import StageFailed
-from pipeline.errors import DataFault, SettingsConflict, exit_code_of, exit_codes
+from pipeline.errors import DataFault, RunGone, SettingsConflict, exit_code_of, exit_codes
 from shards.locks import LockHeld
 
 
@@ -22,9 +22,12 @@ from shards.locks import LockHeld
         (LockHeld(Path("run.lock"), "host:1", "now"), 75),
         (OSError(errno.ENOSPC, "No space left"), 75),
         (RuntimeError("a fault of the program"), None),
-        (OSError(errno.EIO, "disk"), None),
-        (OSError(errno.EROFS, "Read-only file system"), 2),
-        (PermissionError(errno.EACCES, "Permission denied"), 2),
+        (OSError(errno.EIO, "disk"), 75),
+        (OSError(errno.EROFS, "Read-only file system"), 75),
+        (PermissionError(errno.EACCES, "Permission denied", "x"), 4),
+        (OSError(errno.EINVAL, "a fault of the program"), None),
+        (RunGone("x"), 75),
+        (type("RayActorError", (Exception,), {"__module__": "ray.exceptions"})("died"), 75),
     ],
 )
 def test_each_error_has_its_exit_code(error: Exception, code: int | None) -> None:

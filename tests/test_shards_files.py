@@ -1,5 +1,6 @@
 """Files and folders appear whole or not at all."""
 
+import errno
 import os
 import signal
 import subprocess
@@ -148,3 +149,41 @@ def test_replace_folder_killed_between_renames_leaves_nothing_half(
     with pytest.raises(OSError, match="not empty"):
         files.replace_folder(new, path)
     assert (path / "x").read_bytes() == b"old"
+
+
+def test_errors_that_may_pass_are_waited_out_and_others_are_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    waits: list[float] = []
+    monkeypatch.setattr(time, "sleep", waits.append)
+    errors = [OSError(errno.EIO, "Input/output error"), OSError(errno.ESTALE, "Stale file handle")]
+    real = os.fsync
+
+    def fsync(descriptor: int) -> None:
+        if errors:
+            raise errors.pop()
+        real(descriptor)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    files.write_bytes_atomic(tmp_path / "a", b"whole")
+    assert (tmp_path / "a").read_bytes() == b"whole"
+    assert waits == list(files.RETRY_WAITS_S[:2])
+    for error, count in ((errno.ENOSPC, 0), (errno.EIO, len(files.RETRY_WAITS_S))):
+        waits.clear()
+        errors[:] = [OSError(error, "no") for _ in range(9)]
+        with pytest.raises(OSError, match="no"):
+            files.write_bytes_atomic(tmp_path / "a", b"new")
+        assert len(waits) == count
+    assert [path.name for path in tmp_path.iterdir()] == ["a"]
+    assert (tmp_path / "a").read_bytes() == b"whole"
+
+
+def test_left_overs_go_from_all_folders_of_a_run(tmp_path: Path) -> None:
+    old = [tmp_path / "rounds" / "001" / f".tmp~{name}" for name in ("x", "y.zarr")]
+    make_tree(old[1], {"zarr.json": b""})
+    old[0].write_bytes(b"")
+    kept = make_tree(tmp_path / "rounds" / "000001.zarr", {".tmp~inner": b""})
+    for path in (*old, kept / ".tmp~inner"):
+        os.utime(path, (0, 0))
+    assert files.remove_stale_temporaries_below(tmp_path) == 2
+    assert [path.name for path in sorted(tmp_path.rglob("*"))] == ["rounds", "000001.zarr", ".tmp~inner", "001"]

@@ -144,6 +144,7 @@ def test_outputs_outside_the_folder_are_refused(tmp_path: Path, name: str) -> No
         done_shard(tmp_path, outputs={name: A})
     path = done_shard(tmp_path)
     content = json.loads(path.read_text())
+    del content["checksum"]
     path.write_text(json.dumps(content | {"outputs": {name: A}}))
     assert (stale(path) or "").startswith("record unreadable")
 
@@ -173,3 +174,16 @@ def test_details_with_odd_file_names_are_kept_readable_and_short() -> None:
     drop = Drop(key="k", reason="r", detail="caf\udce9.jpg " + "x" * 10_000)
     assert drop.detail.startswith("caf\\udce9.jpg")
     assert len(drop.detail) == 500
+
+
+def test_any_flipped_byte_of_a_record_is_found_and_an_old_one_without_checksum_is_read(tmp_path: Path) -> None:
+    path = done_shard(tmp_path)
+    record, whole = read_record(path), path.read_bytes()
+    for place in range(len(whole) - 1):
+        path.write_bytes(whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :])
+        with pytest.raises(ValueError, match="record"):
+            read_record(path)
+    old = json.loads(whole)
+    del old["checksum"]
+    path.write_text(json.dumps(old))
+    assert read_record(path) == record
