@@ -25,7 +25,8 @@ def connect(address: str | None = None, num_cpus: int | None = None) -> bool:
     packages of this repository: from its path here; on a cluster from a copy that Ray uploads.
 
     Args:
-        address: None: this machine; "auto" or host:port: a Ray that runs.
+        address: None: this machine; host:port: the Ray that runs there; "auto": the one that RAY_ADDRESS names, as in a
+            Ray job, else the newest on this machine.
         num_cpus: CPUs that the private Ray counts with; None: all. Without meaning with an address.
 
     Raises:
@@ -91,6 +92,8 @@ def refuse_foreign_packages(folders: Iterable[Path]) -> None:
 def _join(address: str) -> None:
     import ray
 
+    if address == "auto":  # a job is told its own cluster; Ray would take the newest one of the machine
+        address = os.environ.get("RAY_ADDRESS", address)
     try:
         ray.init(address=address, runtime_env=uploaded_code(), log_to_driver=False, logging_level=logging.WARNING)
     except Exception as error:  # ConnectionError, RuntimeError or one of Ray's own, by what is wrong

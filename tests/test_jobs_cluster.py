@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from jobs.cluster import ROOT, connect, disconnect, refuse_foreign_packages
+from jobs.cluster import PACKAGES, ROOT, connect, disconnect, refuse_foreign_packages, uploaded_code
 
 
 def test_foreign_package_of_the_same_name_is_refused(tmp_path: Path) -> None:
@@ -86,6 +86,44 @@ def test_start_that_fails_is_tried_again(monkeypatch: pytest.MonkeyPatch) -> Non
     good_from = 100
     with pytest.raises(ConnectionError, match="3 attempts: timed out"):
         connect()
+
+
+@pytest.mark.parametrize(("told", "expected"), [("10.0.0.1:6379", "10.0.0.1:6379"), (None, "auto")])
+def test_auto_is_the_cluster_that_a_job_belongs_to(
+    told: str | None, expected: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import ray
+
+    joined: list[object] = []
+    monkeypatch.setenv("RAY_AUTH_MODE", "token")
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(ray, "init", lambda **settings: joined.append(settings["address"]))
+    if told is None:
+        monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    else:
+        monkeypatch.setenv("RAY_ADDRESS", told)
+    assert connect("auto")
+    assert joined == [expected]
+
+
+def test_a_cluster_that_does_not_let_us_in_is_one_clear_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    import ray
+
+    def refuse(**settings: object) -> None:
+        raise RuntimeError("invalid token")
+
+    monkeypatch.setenv("RAY_AUTH_MODE", "token")
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(ray, "shutdown", lambda: None)
+    monkeypatch.setattr(ray, "init", refuse)
+    with pytest.raises(ConnectionError, match="answers at host:1: invalid token"):
+        connect("host:1")
+
+
+def test_only_the_packages_travel_to_a_cluster() -> None:
+    code = uploaded_code()
+    left = {path.name for path in ROOT.iterdir()} - {name.lstrip("/") for name in code["excludes"]}
+    assert left == set(PACKAGES)
 
 
 def test_disconnecting_without_ray_does_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
