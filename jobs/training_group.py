@@ -122,7 +122,7 @@ def _train_here(task: ShardTask, job: TrainJob, resources: GroupResources) -> No
 
 def _fit(task: ShardTask, job: TrainJob, resources: GroupResources, *, name: str) -> None:
     """Run the group; Ray places and restarts the workers, checkpoints and the result are the project's own files."""
-    from ray.train import FailureConfig, RunConfig, ScalingConfig
+    from ray.train import FailureConfig, RunConfig, ScalingConfig, WorkerGroupError
     from ray.train.torch import TorchConfig, TorchTrainer
 
     # Ray's annotation knows nothing of the pair, its checks do.
@@ -146,7 +146,19 @@ def _fit(task: ShardTask, job: TrainJob, resources: GroupResources, *, name: str
                 name=name, storage_path=scratch, failure_config=FailureConfig(max_failures=resources.max_failures)
             ),
         )
-        run_interruptibly(trainer.fit, stop_file(task.output))
+        try:
+            run_interruptibly(trainer.fit, stop_file(task.output))
+        except WorkerGroupError as error:
+            raise _wrong_setting(error) or error from error
+
+
+def _wrong_setting(error: Any) -> ValueError | None:
+    """Give what a worker said about settings or data, as it would have been raised in this process; None if nothing."""
+    for _, failure in sorted(error.worker_failures.items()):
+        raised = getattr(failure, "_base_exc", failure)  # Ray wraps it with the text of its traceback
+        if isinstance(raised, ValueError):
+            return raised
+    return None
 
 
 def _train_worker(config: dict[str, Any]) -> None:

@@ -71,6 +71,29 @@ def test_one_ray_worker_that_was_stopped_gives_the_same_bytes_as_this_process(
     assert sha256_file(ray_task.output) == sha256_file(inline_task.output)
 
 
+def test_a_worker_s_wrong_setting_is_raised_as_in_this_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from ray.train import WorkerGroupError
+    from ray.train.torch import TorchTrainer
+    from ray.train.v2._internal.exceptions import UserExceptionWithTraceback
+
+    wrong, lost = ValueError("lower train.learning_rate"), RuntimeError("a peer closed its connection")
+    failures: dict[int, Exception] = {
+        0: UserExceptionWithTraceback(lost, "…"),
+        1: UserExceptionWithTraceback(wrong, "…"),
+    }
+
+    def fit(self: TorchTrainer) -> None:
+        raise WorkerGroupError("…", failures)
+
+    monkeypatch.setattr(TorchTrainer, "fit", fit)
+    task, job = training_setup(tmp_path)
+    with pytest.raises(ValueError, match=r"lower train\.learning_rate"):
+        run_training(task, job, GroupResources(threads=1), backend="ray", run="test")
+    del failures[1]
+    with pytest.raises(WorkerGroupError):
+        run_training(task, job, GroupResources(threads=1), backend="ray", run="test")
+
+
 def _dies_once_in(step: int, marker: Path) -> Callable[[dict[str, Any]], None]:
     """Give what a worker does, except that the second one kills itself in a step the first time."""
 
