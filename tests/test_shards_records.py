@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from shards.files import sha256_file, sha256_tree
-from shards.records import Drop, Record, fingerprint_digest, read_record, why_stale, write_record
+from shards.records import Drop, Record, fingerprint_digest, read_counts, read_record, why_stale, write_record
 
 A, B = "a" * 64, "b" * 64
 FINGERPRINT: dict[str, Any] = {
@@ -173,3 +173,13 @@ def test_details_with_odd_file_names_are_kept_readable_and_short() -> None:
     drop = Drop(key="k", reason="r", detail="caf\udce9.jpg " + "x" * 10_000)
     assert drop.detail.startswith("caf\\udce9.jpg")
     assert len(drop.detail) == 500
+
+
+def test_counts_of_a_record_are_read_and_those_of_a_damaged_one_are_none(tmp_path: Path) -> None:
+    path = done_shard(tmp_path)
+    assert read_counts(path) == (2, 1, 1.5)
+    for damaged in ("", "[]", "{}", "null", '{"count": 1'):
+        path.write_text(damaged)
+        assert read_counts(path) is None
+    path.unlink()
+    assert read_counts(path) is None
