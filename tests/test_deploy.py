@@ -14,7 +14,6 @@ import pytest
 import typer.main
 import yaml
 
-from jobs.stage import Resources
 from pipeline.cli import app
 from pipeline.config import RunConfig, resolve_config
 from pipeline.settings import read_settings
@@ -122,10 +121,6 @@ def _settings() -> RunConfig:
     return resolve_config(read_settings(DEPLOY / "settings.yaml"), (), where="deploy/settings.yaml")
 
 
-needs_pools = pytest.mark.skipif("resources" not in Resources.model_fields, reason="stages cannot name pools")
-
-
-@needs_pools
 def test_the_settings_fit_the_machines() -> None:
     resources = _settings().resources.model_dump()
     train = resources["train"]
@@ -135,7 +130,6 @@ def test_the_settings_fit_the_machines() -> None:
         assert resources[stage]["resources"] == {"sam": resources[stage]["num_gpus"]}
 
 
-@needs_pools
 def test_teacher_and_refine_fit_onto_one_gpu_beside_each_other() -> None:
     resources = _settings().resources
     assert resources.teacher.num_gpus + resources.refine.num_gpus <= 1

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from shards.files import sha256_file, sha256_tree
-from shards.records import Drop, Record, fingerprint_digest, read_record, why_stale, write_record
+from shards.records import Drop, Record, fingerprint_digest, read_counts, read_record, why_stale, write_record
 
 A, B = "a" * 64, "b" * 64
 FINGERPRINT: dict[str, Any] = {
@@ -187,3 +187,13 @@ def test_any_flipped_byte_of_a_record_is_found_and_an_old_one_without_checksum_i
     del old["checksum"]
     path.write_text(json.dumps(old))
     assert read_record(path) == record
+
+
+def test_counts_of_a_record_are_read_and_those_of_a_damaged_one_are_none(tmp_path: Path) -> None:
+    path = done_shard(tmp_path)
+    assert read_counts(path) == (2, 1, 1.5)
+    for damaged in ("", "[]", "{}", "null", '{"count": 1'):
+        path.write_text(damaged)
+        assert read_counts(path) is None
+    path.unlink()
+    assert read_counts(path) is None
