@@ -76,12 +76,12 @@ def test_each_kind_of_damage_is_named_and_nothing_else(run: Path) -> None:
         ["zarr metadata", "zarr, lost", "record, cut", "weights, a bit", "promotion"],
     ],
 )
-def test_the_same_round_again_mends_all_damage_to_the_same_bytes(run: Path, kinds: list[str]) -> None:
+def test_the_same_round_with_verify_mends_all_damage_to_the_same_bytes(run: Path, kinds: list[str]) -> None:
     wanted = contents(run)
     for kind in kinds:
         output, damage = DAMAGE[kind]
         damage(run / FIRST / output)
-    code, _, err = again(run)
+    code, _, err = again(run, "--verify")
     assert code == 0, err
     assert differences(wanted, contents(run)) == []
     assert verify_run(run).faults == ()
