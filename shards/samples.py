@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import operator
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -117,15 +118,16 @@ def check_refs(refs: Sequence[SampleRef]) -> None:
     Raises:
         ValueError: A key is no plain name, a checksum is none, or keys do not ascend.
     """
-    if not _all_match(_KEYS, [ref.key for ref in refs]):
+    keys = [ref.key for ref in refs]
+    if not _all_match(_KEYS, keys):
         raise ValueError(f"a key is not 1 to {MAX_KEY_LENGTH} of A-Z, a-z, 0-9, '_' and '-'")
     checksums = [ref.digest for ref in refs] + [ref.label_digest for ref in refs if ref.label_digest is not None]
     if not _all_match(_CHECKSUMS, checksums):
         raise ValueError("a checksum is not 64 lower-case hex digits")
-    for before, ref in pairwise(refs):
-        if ref.key <= before.key:
-            how = "stands 2 times; each sample needs its own" if ref.key == before.key else f"comes after {before.key}"
-            raise ValueError(f"key {ref.key!r} {how}")
+    if not all(map(operator.lt, keys, keys[1:])):
+        before, key = next(pair for pair in pairwise(keys) if pair[0] >= pair[1])
+        how = "stands 2 times; each sample needs its own" if key == before else f"comes after {before}"
+        raise ValueError(f"key {key!r} {how}")
 
 
 def _all_match(lines: re.Pattern[str], texts: Sequence[str]) -> bool:

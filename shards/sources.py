@@ -9,8 +9,7 @@ import os
 import re
 import unicodedata
 from collections.abc import Iterable, Iterator, Sequence
-from heapq import merge
-from itertools import groupby, pairwise
+from itertools import groupby
 from operator import itemgetter
 from pathlib import Path
 from typing import Annotated, Literal, NamedTuple, Protocol, get_args
@@ -295,10 +294,18 @@ def _from_uri(uri: str) -> str:
 
 def _scene_indices(count: int) -> Iterator[int]:
     """Give 0 .. count - 1 in the order of the keys: as text, 1000000 comes before 999999."""
-    if count <= 10**6:
-        return iter(range(count))
-    ends = [0, *(10**digits for digits in range(6, len(str(count)))), count]
-    return merge(*(range(start, end) for start, end in pairwise(ends)), key="{:06d}".format)
+    for index in range(min(count, 10**6)):
+        yield index
+        if index >= 10**5 and 10 * index < count:
+            yield from _longer(index, count)
+
+
+def _longer(head: int, count: int) -> Iterator[int]:
+    """Give the numbers that begin with the digits of another and have more of them."""
+    for index in range(10 * head, min(10 * head + 10, count)):
+        yield index
+        if 10 * index < count:
+            yield from _longer(index, count)
 
 
 def _scene_of(ref: SampleRef) -> tuple[Split, int, int]:
