@@ -9,7 +9,7 @@ import signal
 import threading
 from typing import Final
 
-GRACE_S: Final = 7.0  # for an orderly end, out of the ten that a preempted machine has
+GRACE_S: Final = 5.0  # for an orderly end, out of the ten that a preempted machine has
 
 _ended = threading.Event()
 _watched: list[int] = []

@@ -6,6 +6,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -32,15 +33,18 @@ def artifacts(run: Path) -> dict[str, str]:
 def stopped(arguments: Sequence[str], mark: Path) -> tuple[int, float, str]:
     """Run the command line, send SIGTERM when `mark` is there; give exit code, seconds until the end, and its words."""
     plain = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
-    with subprocess.Popen([*COMMAND, *arguments], cwd=ROOT, env=plain, stderr=subprocess.PIPE, text=True) as process:
+    # Not a pipe: Ray's own processes inherit it, and may hold it open for longer than the command runs.
+    with tempfile.TemporaryFile("w+") as words:
+        process = subprocess.Popen([*COMMAND, *arguments], cwd=ROOT, env=plain, stderr=words)
         deadline = time.monotonic() + 300
         while not mark.exists() and process.poll() is None and time.monotonic() < deadline:
             time.sleep(0.01)
         process.send_signal(signal.SIGTERM)
         sent = time.monotonic()
-        assert process.stderr is not None
-        words = process.stderr.read()
-        return process.wait(60), time.monotonic() - sent, words
+        code = process.wait(60)
+        seconds = time.monotonic() - sent
+        words.seek(0)
+        return code, seconds, words.read()
 
 
 def test_round_that_gets_sigterm_ends_as_resumable_and_comes_out_the_same(
