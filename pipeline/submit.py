@@ -167,7 +167,7 @@ class SubmittedRun:
         write_bytes_atomic(self._file(job_id), json.dumps(kept).encode())
         settings = self.run.config.submit
         command = [settings.python, "-m", "pipeline", "stage", place.stage, "--round", str(place.round)]
-        command += ["--run", str(self._root), "--address", "auto", "--outcome", str(self._outcome(job_id))]
+        command += ["--run", str(self._root), "--address", settings.address, "--outcome", str(self._outcome(job_id))]
         self._server.submit(job_id, shlex.join(command), facts, upload=settings.upload)
         self._progress.say(f"{place}: submitted as {job_id}")
         return job_id
