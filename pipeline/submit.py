@@ -161,7 +161,7 @@ class SubmittedRun:
         job_id = f"{_stem(self.run.name, place)}-{attempt}"
         facts = {"run": str(self._root), "round": str(place.round), "stage": place.stage, "attempt": str(attempt)}
         self._progress.note("submitted", round=place.round, stage=place.stage, job=job_id, reason=reason)
-        submitted = datetime.now(UTC).isoformat(timespec="seconds")
+        submitted = datetime.now(UTC).isoformat(timespec="milliseconds")
         kept = {"id": job_id, **facts, "address": self._server.address, "submitted": submitted}
         kept["from"] = socket.gethostname()
         write_bytes_atomic(self._file(job_id), json.dumps(kept).encode())

@@ -17,8 +17,10 @@ from shards.files import sha256_path
 HEAD = """
 import sys
 from ray.cluster_utils import Cluster
-settings = dict(num_cpus=2, include_dashboard=True, dashboard_host="127.0.0.1", dashboard_port=0, temp_dir=sys.argv[1])
-cluster = Cluster(initialize_head=True, head_node_args={**settings, "object_store_memory": 100 * 2**20})
+settings = dict(num_cpus=2, object_store_memory=100 * 2**20, include_dashboard=True, dashboard_host="127.0.0.1")
+# Ray's own port of the agent is one for all heads of a machine.
+settings |= dict(dashboard_port=0, dashboard_agent_listen_port=0, temp_dir=sys.argv[1])
+cluster = Cluster(initialize_head=True, head_node_args=settings)
 print("head:", cluster.head_node.address_info["webui_url"], cluster.address, flush=True)
 sys.stdin.read()
 cluster.shutdown()
