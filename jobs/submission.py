@@ -4,6 +4,7 @@ import asyncio
 import logging
 import os
 import socket
+import time
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -22,6 +23,9 @@ _STATES: Final[Mapping[str, JobState]] = {"SUCCEEDED": "succeeded", "FAILED": "f
 _ADDRESS_VARIABLES: Final = ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS")
 _TALKATIVE: Final = ("ray.dashboard.modules.dashboard_sdk", "ray.dashboard.modules.job.sdk")
 _REACH_TIMEOUT_S: Final = 10.0
+_NOT_READY: Final = "No available agent"  # a head that has just started says so, for a while
+_SUBMIT_ATTEMPTS: Final = 12
+_SUBMIT_AGAIN_S: Final = 5.0
 _LOOK_UP_S: Final = 2.0
 
 T = TypeVar("T")
@@ -35,11 +39,14 @@ class SubmitConfig(BaseModel):
             cluster.
         python: The interpreter of the head's machine that has this project's dependencies: its path, or its name where
             the head was started with it on its PATH.
+        address: The Ray that jobs join, host:port; "auto": the one that Ray tells them of, which is any on the head's
+            machine where several run there.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
     upload: bool = True
     python: str = "python"
+    address: str = "auto"
 
 
 @dataclass(frozen=True)
@@ -130,11 +137,15 @@ class RayJobServer:
         environment: dict[str, Any] = {"env_vars": {"RAY_AUTH_MODE": os.environ["RAY_AUTH_MODE"]}}
         if upload:
             environment |= uploaded_code()
-        self._ask(
-            lambda: self._client.submit_job(
-                entrypoint=entrypoint, submission_id=job_id, metadata=dict(metadata), runtime_env=environment
-            )
-        )
+        asked = {"entrypoint": entrypoint, "submission_id": job_id, "metadata": dict(metadata)}
+        for attempt in range(1, _SUBMIT_ATTEMPTS + 1):
+            try:
+                self._ask(lambda: self._client.submit_job(**asked, runtime_env=environment))
+                return
+            except ConnectionError as error:
+                if _NOT_READY not in str(error) or attempt == _SUBMIT_ATTEMPTS:
+                    raise
+            time.sleep(_SUBMIT_AGAIN_S)
 
     def follow(self, job_id: str) -> Iterator[str]:
         """Give the log in pieces until the job has ended."""

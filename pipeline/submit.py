@@ -161,13 +161,13 @@ class SubmittedRun:
         job_id = f"{_stem(self.run.name, place)}-{attempt}"
         facts = {"run": str(self._root), "round": str(place.round), "stage": place.stage, "attempt": str(attempt)}
         self._progress.note("submitted", round=place.round, stage=place.stage, job=job_id, reason=reason)
-        submitted = datetime.now(UTC).isoformat(timespec="seconds")
+        submitted = datetime.now(UTC).isoformat(timespec="milliseconds")
         kept = {"id": job_id, **facts, "address": self._server.address, "submitted": submitted}
         kept["from"] = socket.gethostname()
         write_bytes_atomic(self._file(job_id), json.dumps(kept).encode())
         settings = self.run.config.submit
         command = [settings.python, "-m", "pipeline", "stage", place.stage, "--round", str(place.round)]
-        command += ["--run", str(self._root), "--address", "auto", "--outcome", str(self._outcome(job_id))]
+        command += ["--run", str(self._root), "--address", settings.address, "--outcome", str(self._outcome(job_id))]
         self._server.submit(job_id, shlex.join(command), facts, upload=settings.upload)
         self._progress.say(f"{place}: submitted as {job_id}")
         return job_id

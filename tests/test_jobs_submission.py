@@ -17,9 +17,11 @@ from shards.files import sha256_path
 HEAD = """
 import sys
 from ray.cluster_utils import Cluster
-settings = dict(num_cpus=2, include_dashboard=True, dashboard_host="127.0.0.1", dashboard_port=0, temp_dir=sys.argv[1])
-cluster = Cluster(initialize_head=True, head_node_args={**settings, "object_store_memory": 100 * 2**20})
-print(cluster.head_node.address_info["webui_url"], flush=True)
+settings = dict(num_cpus=2, object_store_memory=100 * 2**20, include_dashboard=True, dashboard_host="127.0.0.1")
+# Ray's own port of the agent is one for all heads of a machine.
+settings |= dict(dashboard_port=0, dashboard_agent_listen_port=0, temp_dir=sys.argv[1])
+cluster = Cluster(initialize_head=True, head_node_args=settings)
+print("head:", cluster.head_node.address_info["webui_url"], cluster.address, flush=True)
 sys.stdin.read()
 cluster.shutdown()
 """
@@ -36,9 +38,10 @@ def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, dict[s
         folder = tmp_path_factory.mktemp(f"h{attempt}")
         command = [sys.executable, "-c", HEAD, str(folder)]
         with subprocess.Popen(command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as up:
-            address = next((line.strip() for line in up.stdout or () if line.startswith("127.0.0.1:")), None)
-            if address is not None:
-                yield f"http://{address}", environment
+            line = next((line for line in up.stdout or () if line.startswith("head:")), None)
+            if line is not None:
+                _, dashboard, joined = line.split()
+                yield f"http://{dashboard}", {**environment, "JOINED": joined}
                 return  # leaving the block closes the head's standard input, at which it ends
     raise AssertionError("the head did not start in 3 attempts")
 
@@ -52,7 +55,7 @@ def test_a_submitted_stage_gives_the_bytes_of_one_in_this_process(
     head: tuple[str, dict[str, str]], weights: dict[str, str], tmp_path: Path
 ) -> None:
     address, environment = head
-    chosen = sets({**SMALL, **weights, "submit.python": sys.executable})
+    chosen = sets({**SMALL, **weights, "submit.python": sys.executable, "submit.address": environment["JOINED"]})
     here, there = tmp_path / "here", tmp_path / "there"
     assert invoke("stage", "embed", "--round", "0", "--run", str(here), "--backend", "inline", *chosen)[0] == 0
     where = ["--round", "0", "--run", str(there), "--submit", address]
