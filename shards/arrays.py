@@ -11,7 +11,7 @@ import zarr
 from numpy.typing import NDArray
 from zarr.codecs import ZstdCodec
 
-from shards.files import remove_path, replace_folder, temporary_sibling
+from shards.files import remove_for_good, replace_folder, temporary_sibling
 from shards.records import Json
 
 MAX_ARRAY_BYTES = 1 << 36  # a damaged header must not make a reader ask for more memory than any shard has
@@ -53,7 +53,7 @@ def write_arrays(path: Path, arrays: Mapping[str, NDArray[Any]], attrs: Mapping[
             _write_one(group, name, arrays[name])
         replace_folder(temporary, path)
     except BaseException:
-        remove_path(temporary)
+        remove_for_good(temporary)
         raise
 
 

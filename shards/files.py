@@ -26,6 +26,8 @@ RETRY_WAITS_S: tuple[float, ...] = (0.1, 0.5, 2.0)
 TEMPORARY_PREFIX = ".tmp~"
 FOREIGN_TEMPORARY_AGE_S = 24 * 3600.0  # left by another machine, whose processes cannot be seen from here
 _REPLACE_ATTEMPTS = 5
+_REMOVE_ATTEMPTS = 20
+_SETTLE_S = 0.05
 
 
 def sha256_file(path: Path) -> str:
@@ -181,20 +183,38 @@ def remove_path(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
+def remove_for_good(path: Path) -> None:
+    """Delete what others may still be writing into: threads of a library whose first error has come through."""
+    for _ in range(_REMOVE_ATTEMPTS):
+        with contextlib.suppress(OSError):
+            remove_path(path)
+        time.sleep(_SETTLE_S)
+        if not path.exists():
+            return
+
+
 def fsync_tree(folder: Path) -> None:
     """Bring all files of a folder and its listings to the disk."""
     for path in _walk(folder):
         with path.open("rb") as file:
-            os.fsync(file.fileno())
+            fsync(file.fileno())
     for directory, _, _ in os.walk(folder):
         fsync_folder(Path(directory))
+
+
+def fsync(descriptor: int) -> None:
+    """Bring a file to the disk, again where that fails for a cause that may pass.
+
+    A disk may have lost what it failed to take, and say nothing the second time: then the checksum tells.
+    """
+    retried(lambda: os.fsync(descriptor))
 
 
 def fsync_folder(folder: Path) -> None:
     """Bring a folder's listing to the disk, where the file system knows how (some network ones do not)."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
-        os.fsync(descriptor)
+        fsync(descriptor)
     except OSError as error:
         if error.errno not in (errno.EINVAL, errno.ENOTSUP, errno.EBADF):
             raise

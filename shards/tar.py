@@ -1,7 +1,6 @@
 """Tars of samples that stock webdataset reads, with the same bytes for the same samples."""
 
 import json
-import os
 import re
 import tarfile
 from collections.abc import Iterable, Sequence
@@ -13,7 +12,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, NonNegativeInt, ValidationError
 
-from shards.files import fsync_folder, temporary_sibling, write_bytes_atomic
+from shards.files import fsync, fsync_folder, temporary_sibling, write_bytes_atomic
 from shards.records import Checksum
 
 MAX_NAME_BYTES = 100  # ustar's field
@@ -78,7 +77,7 @@ def write_tar(path: Path, samples: Iterable[TarSample]) -> None:
                     last = sample.key
                     _add(tar, sample)
             file.flush()
-            os.fsync(file.fileno())
+            fsync(file.fileno())
         temporary.replace(path)
     except BaseException:
         temporary.unlink(missing_ok=True)
