@@ -19,7 +19,9 @@ from jobs.training_config import TrainJob
 from jobs.training_step import TrainingStep
 from models.weights_files import write_weights
 from shards.files import remove_path
+from shards.mirror import push_checkpoints
 from shards.records import Record, fingerprint_digest
+from shards.storage import place_of
 from shards.vocabulary import Vocabulary
 
 log = logging.getLogger(__name__)
@@ -88,6 +90,7 @@ def train_model(task: ShardTask, job: TrainJob, group: Group) -> Record | None:
         done = step + 1
         if done % config.checkpoint_every == 0 and done < config.steps and group.rank == 0:
             save_checkpoint(folder, done, training_step.state, digest)
+            push_checkpoints(place_of(folder), folder)
     group.barrier()
     if group.rank != 0:
         return None

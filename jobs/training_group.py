@@ -2,15 +2,19 @@
 
 import logging
 import tempfile
+from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, NonNegativeFloat, PositiveInt
 from torch import nn
 
+from jobs.mirrored import training_files
 from jobs.stage import ShardTask, prepare
-from jobs.train import SingleProcess, train_model
+from jobs.train import Group, SingleProcess, train_model
 from jobs.training_config import TrainJob
+from shards.mirror import publish, push_checkpoints, put_files
 from shards.records import Record, fingerprint_digest, read_record
+from shards.storage import Place, Store, place_of
 
 log = logging.getLogger(__name__)
 
@@ -58,7 +62,7 @@ def run_training(
         import torch
 
         torch.set_num_threads(resources.threads)
-        train_model(task, job, SingleProcess())
+        _train(task, job, SingleProcess())
     else:
         _fit(task, job, resources, name=f"{run}-round-{task.round:03d}-{fingerprint_digest(task.fingerprint)[:12]}")
     record = read_record(task.record)
@@ -74,6 +78,7 @@ def _fit(task: ShardTask, job: TrainJob, resources: GroupResources, *, name: str
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
 
+    place = place_of(task.output)
     with tempfile.TemporaryDirectory(prefix="stseg-train-") as scratch:
         trainer = TorchTrainer(
             _train_worker,
@@ -81,6 +86,8 @@ def _fit(task: ShardTask, job: TrainJob, resources: GroupResources, *, name: str
                 "task": task.model_dump(mode="json"),
                 "job": job.model_dump(mode="json"),
                 "threads": resources.threads,
+                "root": str(place.root),
+                "store": None if place.store is None else place.store.url,
             },
             torch_config=TorchConfig(backend="nccl" if resources.num_gpus else "gloo"),
             scaling_config=ScalingConfig(
@@ -96,11 +103,23 @@ def _fit(task: ShardTask, job: TrainJob, resources: GroupResources, *, name: str
         trainer.fit()
 
 
+def _train(task: ShardTask, job: TrainJob, group: Group, place: Place | None = None) -> None:
+    """Train with all that is read here, and publish the result."""
+    run = place_of(task.output) if place is None else place
+    with training_files(run, task, job):
+        if train_model(task, job, group) is not None:
+            publish(run, task.output, task.record)
+            put_files(run, [task.output.parent / "metrics.jsonl"])
+            push_checkpoints(run, task.output.parent / "checkpoints")
+
+
 def _train_worker(config: dict[str, Any]) -> None:
     import torch
 
     torch.set_num_threads(config["threads"])
-    train_model(ShardTask.model_validate(config["task"]), TrainJob.model_validate(config["job"]), RayGroup())
+    task, job = ShardTask.model_validate(config["task"]), TrainJob.model_validate(config["job"])
+    store = None if config["store"] is None else Store(config["store"])
+    _train(task, job, RayGroup(), Place(Path(config["root"]), store))
 
 
 class RayGroup:

@@ -56,14 +56,20 @@ def exit_code_of(error: Exception) -> int | None:
     from jobs.stage import EmptyShard, EmptyStage
     from shards.images import UnreadableImage
     from shards.locks import LockHeld
+    from shards.mirror import NotInStore
+    from shards.store_calls import StoreRefused, StoreUnavailable
 
     if isinstance(error, SettingsConflict):
         return EXIT_CONFLICT
     if isinstance(error, GateFailed):
         return EXIT_GATE
-    if isinstance(error, DataFault | StageFailed | EmptyShard | EmptyStage | UnreadableImage):
+    if isinstance(
+        error, DataFault | StageFailed | EmptyShard | EmptyStage | UnreadableImage | NotInStore | StoreRefused
+    ):
         return EXIT_DATA
-    if isinstance(error, LockHeld) or (isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)):
+    if isinstance(error, LockHeld | StoreUnavailable):
+        return EXIT_RESUMABLE
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         return EXIT_RESUMABLE
     if isinstance(error, ValueError | FileNotFoundError | PermissionError | NotADirectoryError | IsADirectoryError):
         return EXIT_USAGE

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from jobs.mirrored import here
 from jobs.refined_store import read_refined_map
 from jobs.stage import record_path
 from pipeline.draw import overlay, panels, png_bytes, with_legend
@@ -15,8 +16,11 @@ from pipeline.runs import Run, read_run
 from shards import records
 from shards.files import write_bytes_atomic
 from shards.images import decode_image
+from shards.mirror import NotInStore, check
 from shards.records import Record, read_record
 from shards.sources import SampleRef, open_source
+from shards.storage import place_of
+from shards.store_calls import StoreRefused
 from shards.tar import index_tar, read_member, read_pseudo_index
 
 LABEL_EXTENSIONS = ("label.png", "weight.png", "json")
@@ -73,7 +77,8 @@ def show_sample(root: Path, number: int, key: str, out: Path | None = None) -> P
     shard, ref = _planned(run, key)
     path = run.layout.refine(number, shard)
     try:
-        labels = {name: read_refined_map(path, name, key).astype(np.int32) for name in ("teacher", "label")}
+        with here(path):
+            labels = {name: read_refined_map(path, name, key).astype(np.int32) for name in ("teacher", "label")}
     except FileNotFoundError as error:
         raise DataFault(f"shard {shard} of round {number} is not refined; {_how(run, number)}") from error
     except KeyError as error:
@@ -96,10 +101,11 @@ def show_sample(root: Path, number: int, key: str, out: Path | None = None) -> P
 def sample_image(run: Run, number: int, shard: str, ref: SampleRef) -> NDArray[np.uint8]:
     """Read a sample's image, upright: out of the round's tar, or out of the source if it is not in there."""
     tar = run.layout.pseudo(number, shard)
-    places = index_tar(tar).places.get(ref.key, {}) if tar.is_file() else {}
-    for extension, place in places.items():
-        if extension not in LABEL_EXTENSIONS:
-            return decode_image(read_member(tar, *place)).image
+    with here(tar):
+        places = index_tar(tar).places.get(ref.key, {}) if tar.is_file() else {}
+        for extension, place in places.items():
+            if extension not in LABEL_EXTENSIONS:
+                return decode_image(read_member(tar, *place)).image
     return decode_image(open_source(run.config.data.target, run.vocabulary).read_image(ref)[0]).image
 
 
@@ -114,7 +120,8 @@ def verify_round(root: Path, number: int) -> tuple[int, list[str]]:
     """
     run = _run_with_round(root, number)
     outputs = list(_outputs(run, number))
-    faults = [f"{output}: {fault}" for output in outputs for fault in _faults(output)]
+    place = place_of(run.layout.root)
+    faults = [f"{place.shown(output)}: {fault}" for output in outputs for fault in _faults(output)]
     return len(outputs), faults + list(_index_faults(run, number))
 
 
@@ -147,6 +154,11 @@ def _faults(output: Path) -> Iterator[str]:
     except ValueError as error:
         yield str(error)
         return
+    try:
+        check(place_of(output), output, record_path(output))
+    except (NotInStore, StoreRefused) as error:
+        yield str(error)
+        return
     reason = records.why_stale(record_path(output), fingerprint=record.fingerprint, inputs=record.inputs)
     if reason is not None:
         yield reason
@@ -172,9 +184,11 @@ def _index_faults(run: Run, number: int) -> Iterator[str]:
 def _row(run: Run, number: int, shard: str) -> ShardRow:
     tar = run.layout.pseudo(number, shard)
     record, refined = _record_or_none(tar), _record_or_none(run.layout.refine(number, shard))
-    if record is None or not tar.is_file():
-        state = "damaged" if record_path(tar).exists() and tar.is_file() else "missing"
-        return ShardRow(shard, state, None, None, None, None, None, str(tar))
+    place = place_of(run.layout.root)
+    there = tar.is_file() or place.store is not None  # a record is in the mirror only with its output in the store
+    if record is None or not there:
+        state = "damaged" if record_path(tar).exists() and there else "missing"
+        return ShardRow(shard, state, None, None, None, None, None, place.shown(tar))
     pixels = record.stats.get("pixels", 0.0)
     masks = {} if refined is None else {k: int(v) for k, v in refined.stats.items() if k.startswith("masks_")}
     return ShardRow(
@@ -184,8 +198,8 @@ def _row(run: Run, number: int, shard: str) -> ShardRow:
         coverage=100 * record.stats.get("pixels_covered", 0.0) / pixels if pixels else 0.0,
         accepted=masks.get("masks_accepted"),
         rejected=sum(count for name, count in masks.items() if name.startswith("masks_rejected")),
-        bytes=tar.stat().st_size,
-        path=str(tar),
+        bytes=int(record.stats.get("bytes", 0)),
+        path=place.shown(tar),
     )
 
 

@@ -8,8 +8,10 @@ from typing import Any
 from pipeline.errors import DataFault
 from shards.events import read_events
 from shards.layout import RunLayout, record_of
+from shards.mirror import bring
 from shards.plan import Plan
 from shards.records import Record, read_record
+from shards.storage import Place, place_of
 
 SCORES = ("miou", "miou_seen", "miou_unseen", "hiou")
 
@@ -61,6 +63,8 @@ def run_status(root: Path) -> RunStatus:
     Raises:
         DataFault: The folder holds no run.
     """
+    place = place_of(root)
+    bring(place)
     layout = RunLayout(root)
     try:
         shards = [shard.name for shard in Plan.load(layout.plan).shards]
@@ -74,7 +78,7 @@ def run_status(root: Path) -> RunStatus:
         if report is not None:
             rounds[number] = {name: report.get(name) for name in (*SCORES, "pseudo_labels", "promotion", "alarms")}
     events = read_events(layout.events)
-    return RunStatus(tuple(stages), rounds, events[-1] if events else None, read_json(layout.lock))
+    return RunStatus(tuple(stages), rounds, events[-1] if events else None, _holder(place, layout))
 
 
 def read_json(path: Path) -> dict[str, Any] | None:
@@ -82,6 +86,16 @@ def read_json(path: Path) -> dict[str, Any] | None:
     try:
         content = json.loads(path.read_bytes())
     except (OSError, ValueError):
+        return None
+    return content if isinstance(content, dict) else None
+
+
+def _holder(place: Place, layout: RunLayout) -> dict[str, Any] | None:
+    if place.store is None:
+        return read_json(layout.lock)
+    try:
+        content = json.loads(place.store.read(place.name_of(layout.lock)) or b"null")
+    except ValueError:
         return None
     return content if isinstance(content, dict) else None
 
