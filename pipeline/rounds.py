@@ -34,7 +34,8 @@ def run_rounds(root: Path, request: RoundRequest, progress: RunProgress | None =
         run = open_or_make_run(root, request.file, request.sets)
         states = task_states(all_tasks(run, request.rounds))
         if all(state.state == "done" for state in states) and _pages_there(run, request.rounds):
-            shown.say(f"{root}: nothing to do, rounds 0 to {request.rounds} are done ({len(states)} outputs verified)")
+            done = f"rounds 0 to {request.rounds} are done ({len(states)} outputs verified)"
+            shown.say(f"{place_of(root).shown(root)}: nothing to do, {done}")
             for number in range(request.rounds + 1):
                 require_no_regression(run, number, request.rounds)
         else:

@@ -80,7 +80,8 @@ def read_run(root: Path, file: Path | None = None, sets: Sequence[str] = ()) -> 
     bring(place_of(root))
     layout = RunLayout(root.absolute())  # workers have working folders of their own
     if not layout.config.is_file():
-        raise DataFault(f"{root} holds no run (no config.yaml); make one: stseg-pipeline round --run {root}")
+        where = place_of(root).shown(root)
+        raise DataFault(f"{where} holds no run (no config.yaml); make one: stseg-pipeline round --run {where}")
     return load_run(layout, asked_config(root, load_config(layout.config), file, sets))
 
 

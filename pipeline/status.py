@@ -69,7 +69,8 @@ def run_status(root: Path) -> RunStatus:
     try:
         shards = [shard.name for shard in Plan.load(layout.plan).shards]
     except FileNotFoundError as error:
-        raise DataFault(f"{root} holds no run (no plan.json); make one: stseg-pipeline round --run {root}") from error
+        where = place.shown(root)
+        raise DataFault(f"{where} holds no run (no plan.json); make one: stseg-pipeline round --run {where}") from error
     stages = [_stage(0, "embed", [layout.embedding("target", name) for name in shards])]
     rounds = {}
     for number in _round_numbers(layout):

@@ -8,8 +8,16 @@ from pathlib import Path
 import fsspec
 import pytest
 from run_setup import SMALL, invoke, sets
+from torch import nn
+from training_setup import training_setup
 
-from shards.storage import MIRROR_VARIABLE, run_folder
+from jobs.stage import record_path
+from jobs.training_data import TrainingSample
+from jobs.training_group import GroupResources, run_training
+from jobs.training_step import TrainingStep
+from shards.files import sha256_file
+from shards.mirror import fetched, publish, put_files
+from shards.storage import MIRROR_VARIABLE, place_of, run_folder
 
 _numbers = itertools.count()
 
@@ -154,3 +162,55 @@ def test_a_url_that_cannot_be_used_is_refused_with_the_cure() -> None:
         code, _, err = invoke("status", "--run", url)
         assert code == 2
         assert cure in " ".join(err.replace("│", " ").split())
+
+
+class _KilledError(Exception):
+    pass
+
+
+def test_a_training_that_was_killed_goes_on_on_another_machine_with_the_same_bytes(
+    work_on: Callable[[str], None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url = f"memory://stores/training-{next(_numbers)}"
+    whole, job = training_setup(tmp_path / "whole")
+    group = GroupResources()
+    run_training(whole, job, group, backend="inline", run="whole")
+
+    work_on("first")
+    place = place_of(run_folder(url))
+    task, job = training_setup(place.root)
+    put_files(place, [job.vocabulary])
+    for path in task.inputs.values():
+        publish(place, path, record_path(path))
+    take_step = TrainingStep.__call__
+    taken: list[int] = []
+
+    def step_or_die(self: TrainingStep, model: nn.Module, batch: TrainingSample, step: int) -> float:
+        taken.append(step)
+        if len(taken) == 4:
+            raise _KilledError
+        return take_step(self, model, batch, step)
+
+    monkeypatch.setattr(TrainingStep, "__call__", step_or_die)
+    with pytest.raises(_KilledError):
+        run_training(task, job, group, backend="inline", run="first")
+    assert not task.record.exists()
+
+    work_on("second")
+    other = place_of(run_folder(url))
+    moved = task.model_copy(
+        update={
+            "output": other.root / place.name_of(task.output),
+            "inputs": {role: other.root / place.name_of(path) for role, path in task.inputs.items()},
+        }
+    )
+    with fetched(other, [(path, record_path(path)) for path in moved.inputs.values()]):
+        pass  # as the driver has brought their records
+    moved_job = job.model_copy(update={"vocabulary": other.root / "vocabulary.json"})
+    run_training(moved, moved_job, group, backend="inline", run="second")
+    assert taken == [0, 1, 2, 3, 2, 3, 4, 5]
+    assert sha256_file(moved.output) == sha256_file(whole.output)
+    made = objects_of(url)
+    assert made["student/model.safetensors"] == whole.output.read_bytes()
+    assert "student/model.json" in made
+    assert not [name for name in made if "checkpoints" in name]
