@@ -9,13 +9,15 @@ from typing import Final, TypeVar
 
 logger = logging.getLogger(__name__)
 
-ATTEMPTS: Final = 7
+ATTEMPTS: Final = 9
 FIRST_PAUSE_S: Final = 0.1
 LONGEST_PAUSE_S: Final = 15.0
 
-_FINAL_ERRNOS: Final = frozenset({errno.EINVAL, errno.EACCES, errno.EPERM, errno.ENOSPC, errno.EDQUOT, errno.EROFS})
+_FINAL_ERRNOS: Final = frozenset({errno.EINVAL, errno.EACCES, errno.EPERM})
+_OF_THIS_DISK: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS})
 _FINAL: Final = (FileNotFoundError, FileExistsError, PermissionError, IsADirectoryError, NotADirectoryError)
 _NETWORK_PACKAGES: Final = ("botocore", "aiobotocore", "aiohttp", "gcsfs", "google", "requests", "urllib3")
+_NO_BUCKET: Final = "specified bucket does not exist"  # S3 answers so; an object that is missing is another matter
 _FINAL_NAMES: Final = ("NoCredentialsError", "PartialCredentialsError", "ParamValidationError", "InvalidRegionError")
 
 Result = TypeVar("Result")
@@ -44,9 +46,13 @@ def persistently(url: str, call: Callable[[], Result], pause: Callable[[float], 
     for attempt in range(ATTEMPTS):
         try:
             return call()
-        except (FileNotFoundError, FileExistsError):
+        except (FileNotFoundError, FileExistsError) as error:
+            if _NO_BUCKET in str(error):
+                raise StoreRefused(f"{url}: {_brief(error)}; make it, or see its name") from error
             raise
         except Exception as error:
+            if isinstance(error, OSError) and error.errno in _OF_THIS_DISK:
+                raise  # of the disk to which an object is brought: it speaks for itself
             if not may_pass(error):
                 if _is_refusal(error):
                     raise StoreRefused(f"{url}: {_brief(error)}; see its name, rights and credentials") from error

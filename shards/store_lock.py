@@ -16,7 +16,7 @@ from pydantic import ValidationError
 
 from shards.locks import LockHeld, LockHolder, process_is_alive, process_start_ticks
 from shards.storage import Store
-from shards.store_calls import StoreUnavailable
+from shards.store_calls import StoreRefused, StoreUnavailable
 
 logger = logging.getLogger(__name__)
 
@@ -114,7 +114,7 @@ class StoreLock:
                     _thread.interrupt_main()
                     return
                 self._store.write(LOCK_NAME, self._content)
-            except StoreUnavailable as error:
+            except (StoreUnavailable, StoreRefused) as error:
                 logger.warning("the run lock could not be renewed: %s", error)
 
 

@@ -157,6 +157,15 @@ def test_one_sample_is_drawn_out_of_a_store(one_round: Path, work_on: Callable[[
     assert (code, out.strip()) == (0, str(tmp_path / "x.png")), err
 
 
+def test_a_bucket_that_is_not_there_is_named(s3: str, work_on: Callable[[str], None]) -> None:
+    work_on("first")
+    url = s3.replace("stseg-bucket", "no-such-bucket") + "/run"
+    for command in (("status",), ("round", "--backend", "inline")):
+        code, _, err = invoke(*command, "--run", url)
+        assert code == 4
+        assert url in err and "bucket does not exist" in err
+
+
 def test_a_url_that_cannot_be_used_is_refused_with_the_cure() -> None:
     for url, cure in (("s3://", "names no run"), ("nosuch://bucket/run", "no kind of store")):
         code, _, err = invoke("status", "--run", url)
