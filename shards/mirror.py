@@ -43,7 +43,7 @@ def bring(place: Place) -> None:
     """
     if place.store is None:
         return
-    listing = place.store.find()
+    listing = place.store.outline()
     small = {name: version for name, version in listing.items() if _is_small(name)}
     _remove_unlisted(place, small)
     seen = _read_seen(place)
@@ -56,9 +56,8 @@ def bring(place: Place) -> None:
             _put_here(place, place.root / name, data)
 
     in_parallel(one, changed)
-    folders = {parent.as_posix() for name in listing for parent in PurePosixPath(name).parents} | set(listing)
     for name in small:
-        if not all(output in folders for output in _outputs(place.root / name, PurePosixPath(name).parent)):
+        if not all(output in listing for output in _outputs(place.root / name, PurePosixPath(name).parent)):
             (place.root / name).unlink(missing_ok=True)
             small[name] = ""
     write_bytes_atomic(place.root.parent / _SEEN, json.dumps(small).encode())

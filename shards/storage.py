@@ -17,6 +17,7 @@ from shards.store_calls import persistently
 MIRROR_VARIABLE: Final = "STSEG_MIRROR"
 DEFAULT_MIRROR: Final = "/tmp/stseg-pipeline"  # the same on every machine; on a local disk, never a shared home
 _EXTRAS: Final = {"s3": "s3", "s3a": "s3", "gs": "gcs", "gcs": "gcs"}
+ARRAYS: Final = ".zarr"
 _MARKER: Final = "mirror.json"
 _AT_ONCE: Final = 8
 
@@ -33,6 +34,30 @@ class Store:
     """
 
     url: str
+
+    def outline(self, name: str = "") -> dict[str, str]:
+        """List what is there, name -> version, without looking into folders of arrays: those count as one name.
+
+        An array has an object for each of its chunks, thousands of times as many as there are outputs.
+        """
+        try:
+            found: list[Mapping[str, Any]] = self._ask(name, lambda fs, path: fs.ls(path, detail=True))
+        except FileNotFoundError:
+            return {}
+        top, prefix = self._path(name), self._path("") + "/"
+        objects: dict[str, str] = {}
+        for info in found:
+            inner = str(info["name"]).rstrip("/")
+            if inner == top or not inner.startswith(prefix):  # a folder's own marker
+                continue
+            key = inner.removeprefix(prefix)
+            if info["type"] != "directory":
+                objects[key] = _version(info)
+            elif key.endswith(ARRAYS):
+                objects[key] = ""
+            else:
+                objects |= self.outline(key)
+        return objects
 
     def find(self, name: str = "") -> dict[str, str]:
         """List all objects under a name, or the one of that name: name -> version, which another write changes."""

@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 import fsspec
 from fsspec.implementations.memory import MemoryFileSystem
 
-_CALLS = ("find", "cat_file", "pipe_file", "get_file", "put_file", "rm_file")
+_CALLS = ("ls", "find", "cat_file", "pipe_file", "get_file", "put_file", "rm_file")
 
 
 class FlakyFileSystem(MemoryFileSystem):  # type: ignore[misc]
