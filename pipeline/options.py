@@ -8,11 +8,11 @@ from typing import Annotated, Any
 
 import typer
 
-from shards.storage import run_folder
-
 
 def run_location(text: str | Path) -> Path:
     """Give the folder of a run that is named by a path or by the URL of an object store."""
+    from shards.storage import run_folder
+
     try:
         return run_folder(text)
     except ValueError as error:
