@@ -16,7 +16,9 @@ from jobs.training_metrics import TrainingMetrics
 from jobs.training_step import TrainingStep
 from models.weights_files import write_weights
 from shards.files import remove_path
+from shards.mirror import push_checkpoints
 from shards.records import Record, fingerprint_digest
+from shards.storage import place_of
 from shards.vocabulary import Vocabulary
 
 
@@ -108,6 +110,7 @@ def train_model(task: ShardTask, job: TrainJob, group: Group) -> Record | None:
         stop = group.rank == 0 and group.stop_asked()
         if group.rank == 0 and done < config.steps and (stop or done % config.checkpoint_every == 0):
             save_checkpoint(folder, TrainingProgress(done, metrics.losses, sizes), training_step.state, digest)
+            push_checkpoints(place_of(folder), folder)
         if stop and done < config.steps:
             raise TrainingStopped(f"stopped after step {done} of {config.steps}; the state is saved in {folder}")
     group.barrier()

@@ -9,11 +9,14 @@ from pydantic import BaseModel, ConfigDict, NonNegativeFloat, PositiveInt, model
 from torch import nn
 
 from jobs.memory import memory_told
+from jobs.mirrored import training_files
 from jobs.stage import CustomResources, ShardTask, prepare
-from jobs.train import SingleProcess, TrainingStopped, train_model
+from jobs.train import Group, SingleProcess, TrainingStopped, train_model
 from jobs.training_config import TrainConfig, TrainJob, require_equal_shares
 from jobs.training_stop import run_interruptibly, signals_ask, stop_file
+from shards.mirror import publish, push_checkpoints, put_files
 from shards.records import Record, fingerprint_digest, read_record
+from shards.storage import Place, Store, place_of
 
 log = logging.getLogger(__name__)
 
@@ -115,7 +118,7 @@ def _train_here(task: ShardTask, job: TrainJob, resources: GroupResources) -> No
     alone = SingleProcess()
     with signals_ask(alone.ask_to_stop):
         try:
-            train_model(task, job, alone)
+            _train(task, job, alone)
         except TrainingStopped as stopped:
             raise KeyboardInterrupt(str(stopped)) from stopped
 
@@ -127,6 +130,7 @@ def _fit(task: ShardTask, job: TrainJob, resources: GroupResources, *, name: str
 
     # Ray's annotation knows nothing of the pair, its checks do.
     sizes: Any = resources.workers if resources.min_workers is None else (resources.min_workers, resources.workers)
+    place = place_of(task.output)
     with tempfile.TemporaryDirectory(prefix="stseg-train-") as scratch:
         trainer = TorchTrainer(
             _train_worker,
@@ -134,6 +138,8 @@ def _fit(task: ShardTask, job: TrainJob, resources: GroupResources, *, name: str
                 "task": task.model_dump(mode="json"),
                 "job": job.model_dump(mode="json"),
                 "threads": resources.threads,
+                "root": str(place.root),
+                "store": None if place.store is None else place.store.url,
             },
             torch_config=TorchConfig(backend="nccl" if resources.num_gpus else "gloo"),
             scaling_config=ScalingConfig(
@@ -161,14 +167,25 @@ def _wrong_setting(error: Any) -> ValueError | None:
     return None
 
 
+def _train(task: ShardTask, job: TrainJob, group: Group, place: Place | None = None) -> None:
+    """Train with all that is read here, and publish the result."""
+    run = place_of(task.output) if place is None else place
+    with training_files(run, task, job):
+        if train_model(task, job, group) is not None:
+            publish(run, task.output, task.record)
+            put_files(run, [task.output.parent / "metrics.jsonl"])
+            push_checkpoints(run, task.output.parent / "checkpoints")
+
+
 def _train_worker(config: dict[str, Any]) -> None:
     import torch
 
     torch.set_num_threads(config["threads"])
-    task = ShardTask.model_validate(config["task"])
+    task, job = ShardTask.model_validate(config["task"]), TrainJob.model_validate(config["job"])
+    store = None if config["store"] is None else Store(config["store"])
     group = RayGroup(stop_file(task.output))
     try:
-        train_model(task, TrainJob.model_validate(config["job"]), group)
+        _train(task, job, group, Place(Path(config["root"]), store))
     except TrainingStopped:
         group.confirm_stop()
         raise

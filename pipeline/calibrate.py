@@ -6,6 +6,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
+from jobs.mirrored import here
 from jobs.teacher_store import stored_scores
 from models.calibration import Calibration
 from models.calibration_fit import LabelledCells, calibration_error, fit_calibration, joined, labelled_cells
@@ -80,10 +81,11 @@ def _cells(run: Run, number: int, labels: dict[str, NDArray[np.int32]]) -> Label
     for shard in run.plan.shards:
         if labels.keys().isdisjoint(ref.key for ref in shard.samples):
             continue
-        for image in stored_scores(run.layout.teacher(number, shard.name)):
-            if image.key in labels:
-                truth = labels[image.key]
-                parts.append(labelled_cells(image.ids, image.scores, truth, run.vocabulary.ignore_index, len(parts)))
+        with here(run.layout.teacher(number, shard.name)):
+            for image in stored_scores(run.layout.teacher(number, shard.name)):
+                if image.key in labels:
+                    truth, ignored = labels[image.key], run.vocabulary.ignore_index
+                    parts.append(labelled_cells(image.ids, image.scores, truth, ignored, len(parts)))
     cells = joined(parts)
     if not len(cells.score):
         raise ValueError("no image with scores has a labelled pixel; are the labels those of these images?")

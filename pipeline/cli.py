@@ -25,6 +25,7 @@ from pipeline.options import (
     print_json,
     print_table,
     refuse_two_places,
+    run_location,
 )
 
 app = typer.Typer(
@@ -236,7 +237,9 @@ def status(run: RunOption = DEFAULT_RUN, as_json: JsonOption = False) -> None:
 
 @app.command()
 def init(
-    folder: Annotated[Path, typer.Argument(metavar="DIR", help="The run folder to make.")],
+    folder: Annotated[
+        Path, typer.Argument(metavar="DIR", parser=run_location, help="The run to make: a folder or URL.")
+    ],
     images: Annotated[Path, typer.Option("--images", metavar="FOLDER", help="Images, searched with sub-folders.")],
     classes: Annotated[
         Path, typer.Option("--classes", metavar="FILE", help="Class names: .txt, one a line, or .json.")

@@ -6,10 +6,13 @@ from typing import Annotated
 import typer
 
 from pipeline.errors import exit_codes
-from pipeline.options import ConfigOption, JsonOption, SetOption, print_json
+from pipeline.options import ConfigOption, JsonOption, SetOption, print_json, run_location
 
 RunChoice = Annotated[
-    Path | None, typer.Option("--run", metavar="DIR", help="Use the newest student of this run, and its classes.")
+    Path | None,
+    typer.Option(
+        "--run", metavar="DIR", parser=run_location, help="Use the newest student of this run, and its classes."
+    ),
 ]
 ClassesOption = Annotated[
     str | None, typer.Option("--classes", metavar="NAMES", help="Class names, separated by commas; or the run's.")

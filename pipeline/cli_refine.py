@@ -14,6 +14,7 @@ from pipeline.options import (
     JsonOption,
     SetOption,
     print_json,
+    run_location,
 )
 
 
@@ -22,7 +23,10 @@ def refine(
         Path, typer.Option("--masks", metavar="DIR", help="Index PNGs, named as their images; 255 (65535) is ignored.")
     ],
     images: Annotated[Path, typer.Option("--images", metavar="DIR", help="Images, searched with sub-folders.")],
-    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="The run folder to make, or to go on with.")],
+    out: Annotated[
+        Path,
+        typer.Option("--out", metavar="DIR", parser=run_location, help="The run folder to make, or to go on with."),
+    ],
     classes: Annotated[
         Path | None, typer.Option("--classes", metavar="FILE", help="Class names in the order of the ids; or numbers.")
     ] = None,

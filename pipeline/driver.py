@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path
 
 from jobs.executor import Backend, StageEvent, StageFailed, run_chain
+from jobs.mirrored import mirrored, published
 from jobs.stage import ShardTask, StagePlan, finish, prepare, require_samples, stage_records, why_stale
 from jobs.training_group import run_training
 from jobs.write import write_index
@@ -26,6 +27,8 @@ from pipeline.status import retry_command
 from pipeline.training_progress import followed
 from pipeline.when_stale import WhenStale
 from shards.files import remove_stale_temporaries_below
+from shards.mirror import bring
+from shards.storage import place_of
 
 logger = logging.getLogger(__name__)
 
@@ -135,7 +138,8 @@ class Driver:
     def _start(self, number: int) -> None:
         for task, weights in round_tasks.start_tasks(self._run):
             if self._why_stale(task) is not None:
-                import_start(task, weights)
+                with published(task):
+                    import_start(task, weights)
 
     def label(self, number: int) -> None:
         """Make pseudo-labels from the teacher's scores that are stored: refine, write, list and measure them."""
@@ -153,14 +157,16 @@ class Driver:
         if "refine" in names:
             task = round_tasks.pseudo_scores_task(self._run, number)
             if self._why_stale(task) is not None:
-                measure_pseudo_labels(self._run, task, number)
+                with published(task, fetch=True):
+                    measure_pseudo_labels(self._run, task, number)
 
     def _index(self, number: int, tars: Sequence[ShardTask]) -> None:
         task = round_tasks.index_task(self._run, number)
         if self._why_stale(task) is not None:
-            prepare(task, verify=False)  # the list takes checksums from the records
-            write_index(list(tars), self._run.vocabulary)
-            finish(task, count=len(tars), stats={})
+            with published(task):
+                prepare(task, verify=False)  # the list takes checksums from the records
+                write_index(list(tars), self._run.vocabulary)
+                finish(task, count=len(tars), stats={})
 
     def _train(self, number: int) -> None:
         task = round_tasks.train_task(self._run, number)
@@ -183,6 +189,7 @@ class Driver:
                 backend=self._request.backend,
                 run=self._run.name,
             )
+        bring(place_of(task.output))
         self._progress.note("finished", round=number, stage="train", seconds=round(record.seconds, 2))
         self._progress.say(f"round {number} train: done in {record.seconds:.0f} s, loss {record.stats['loss']:.3f}")
 
@@ -200,7 +207,8 @@ class Driver:
     def _report(self, number: int) -> None:
         task = round_tasks.report_task(self._run, number)
         if self._why_stale(task) is not None or not self._run.layout.report_html(number).is_file():
-            report = write_report(self._run, task, number)
+            with published(task):
+                report = write_report(self._run, task, number)
             self._progress.note("report", round=number, **{name: report[name] for name in ("miou", "hiou")})
             self._progress.say(score_line(report))
             for alarm, line in zip(report.get("alarms", []), alarm_lines(report), strict=True):
@@ -217,9 +225,8 @@ class Driver:
         for stage in stages:
             tasks = [task for task in stage.tasks if (task.stage, task.shard) in to_do]
             depends = any(to_do[(task.stage, task.shard)] == "depends" for task in tasks)
-            wanted.append(
-                replace(stage, tasks=tasks, worker=partial(WhenStale, stage.worker) if depends else stage.worker)
-            )
+            worker = partial(WhenStale, stage.worker) if depends else stage.worker
+            wanted.append(mirrored(replace(stage, tasks=tasks, worker=worker)))
         self._connect()
         with self._progress.stages(number) as on_event:
 
@@ -233,6 +240,7 @@ class Driver:
                 command = retry_command(self._run.layout.root, self._request.rounds, self._request.backend)
                 cure = f"all other shards were tried; when the cause is mended, this does only these: {command}"
                 raise StageFailed(failed.failures, failed.blocked, cure) from None
+        bring(place_of(self._run.layout.root))  # what workers on other machines recorded
 
     def _why_stale(self, task: ShardTask) -> str | None:
         return why_stale(task, verify=self._request.verify)

@@ -81,6 +81,8 @@ def exit_code_of(error: Exception) -> int | None:
     from jobs.stage import EmptyShard, EmptyStage
     from shards.images import UnreadableImage
     from shards.locks import LockHeld
+    from shards.mirror import NotInStore
+    from shards.store_calls import StoreRefused, StoreUnavailable
     from shards.store_errors import DISK_FULL, is_transient
 
     if isinstance(error, JobEnded):
@@ -91,9 +93,11 @@ def exit_code_of(error: Exception) -> int | None:
         return EXIT_CONFLICT
     if isinstance(error, GateFailed):
         return EXIT_GATE
-    if isinstance(error, DataFault | StageFailed | EmptyShard | EmptyStage | UnreadableImage):
+    if isinstance(
+        error, DataFault | StageFailed | EmptyShard | EmptyStage | UnreadableImage | NotInStore | StoreRefused
+    ):
         return EXIT_DATA
-    if isinstance(error, LockHeld | RunGone) or _is_rays(error):
+    if isinstance(error, LockHeld | RunGone | StoreUnavailable) or _is_rays(error):
         return EXIT_RESUMABLE
     if isinstance(error, BrokenPipeError):  # nobody reads what is printed
         return None

@@ -7,6 +7,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
+from jobs.mirrored import here
 from jobs.refined_store import read_refined
 from pipeline.draw import MAX_NAMED, classes_by_size, overlay, panels, png_bytes
 from pipeline.inspection import sample_image
@@ -58,7 +59,8 @@ def draw_samples(run: Run, number: int, samples: Sequence[Shown]) -> list[Pictur
     pictures = []
     for shard in dict.fromkeys(shown.shard for shown in samples):
         refs = {ref.key: ref for ref in run.plan.shard(shard).samples}
-        store = read_refined(run.layout.refine(number, shard), names=("label", "teacher"))
+        with here(run.layout.refine(number, shard)):
+            store = read_refined(run.layout.refine(number, shard), names=("label", "teacher"))
         for shown in (shown for shown in samples if shown.shard == shard and shown.key in store.keys):
             row = store.keys.index(shown.key)
             labels = [store.maps[name][row].astype(np.int32) for name in ("teacher", "label")]
@@ -86,7 +88,8 @@ def _ranked(run: Run, number: int) -> list[tuple[float, Shown]]:
     ranked = []
     for shard in run.plan.shards:
         refs = {ref.key: ref for ref in shard.samples}
-        store = read_refined(run.layout.refine(number, shard.name), names=("label", "teacher"))
+        with here(run.layout.refine(number, shard.name)):
+            store = read_refined(run.layout.refine(number, shard.name), names=("label", "teacher"))
         for row, key in enumerate(store.keys):
             truth = _truth(run, source, refs[key])
             label = store.maps["label"][row]

@@ -5,6 +5,7 @@ from typing import Any
 import numpy as np
 
 from jobs.gate_pairs import GatePairs, Kept, confidences_by_class, gather_pairs, keep
+from jobs.mirrored import here
 from models.gate import adaptive_thresholds
 from pipeline.round_tasks import has_target_labels
 from pipeline.runs import Run
@@ -26,16 +27,16 @@ def preview_gate(run: Run, number: int) -> dict[str, Any]:
     """
     gate = run.config.refine.gate
     labelled = has_target_labels(run)
-    pairs = gather_pairs(
-        [
-            (run.layout.teacher(number, shard.name), run.layout.embedding("target", shard.name))
-            for shard in run.plan.shards
-        ],
-        run.plan.samples,
-        open_source(run.config.data.target, run.vocabulary) if labelled else None,
-        run.vocabulary,
-        [gate],
-    )
+    layout, names = run.layout, [shard.name for shard in run.plan.shards]
+    stores = [(layout.teacher(number, name), layout.embedding("target", name)) for name in names]
+    with here(*(path for pair in stores for path in pair)):
+        pairs = gather_pairs(
+            stores,
+            run.plan.samples,
+            open_source(run.config.data.target, run.vocabulary) if labelled else None,
+            run.vocabulary,
+            [gate],
+        )
     threshold_K = np.full(len(run.vocabulary), gate.threshold)
     if gate.adaptive is not None:
         threshold_K = adaptive_thresholds(confidences_by_class(pairs, 0, len(run.vocabulary)), gate.adaptive)

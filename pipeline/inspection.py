@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from jobs.mirrored import here
 from jobs.refined_store import read_refined_map
 from jobs.stage import record_path
 from pipeline.draw import overlay, panels, png_bytes, with_legend
@@ -15,6 +16,7 @@ from shards.files import write_bytes_atomic
 from shards.images import decode_image
 from shards.records import Record, read_record
 from shards.sources import SampleRef, open_source
+from shards.storage import place_of
 from shards.tar import index_tar, read_member
 
 LABEL_EXTENSIONS = ("label.png", "weight.png", "json")
@@ -71,7 +73,8 @@ def show_sample(root: Path, number: int, key: str, out: Path | None = None) -> P
     shard, ref = _planned(run, key)
     path = run.layout.refine(number, shard)
     try:
-        labels = {name: read_refined_map(path, name, key).astype(np.int32) for name in ("teacher", "label")}
+        with here(path):
+            labels = {name: read_refined_map(path, name, key).astype(np.int32) for name in ("teacher", "label")}
     except FileNotFoundError as error:
         raise DataFault(f"shard {shard} of round {number} is not refined; {_how(run, number)}") from error
     except KeyError as error:
@@ -94,19 +97,22 @@ def show_sample(root: Path, number: int, key: str, out: Path | None = None) -> P
 def sample_image(run: Run, number: int, shard: str, ref: SampleRef) -> NDArray[np.uint8]:
     """Read a sample's image, upright: out of the round's tar, or out of the source if it is not in there."""
     tar = run.layout.pseudo(number, shard)
-    places = index_tar(tar).places.get(ref.key, {}) if tar.is_file() else {}
-    for extension, place in places.items():
-        if extension not in LABEL_EXTENSIONS:
-            return decode_image(read_member(tar, *place)).image
+    with here(tar):
+        places = index_tar(tar).places.get(ref.key, {}) if tar.is_file() else {}
+        for extension, place in places.items():
+            if extension not in LABEL_EXTENSIONS:
+                return decode_image(read_member(tar, *place)).image
     return decode_image(open_source(run.config.data.target, run.vocabulary).read_image(ref)[0]).image
 
 
 def _row(run: Run, number: int, shard: str) -> ShardRow:
     tar = run.layout.pseudo(number, shard)
     record, refined = _record_or_none(tar), _record_or_none(run.layout.refine(number, shard))
-    if record is None or not tar.is_file():
-        state = "damaged" if record_path(tar).exists() and tar.is_file() else "missing"
-        return ShardRow(shard, state, None, None, None, None, None, str(tar))
+    place = place_of(run.layout.root)
+    there = tar.is_file() or place.store is not None  # a record is in the mirror only with its output in the store
+    if record is None or not there:
+        state = "damaged" if record_path(tar).exists() and there else "missing"
+        return ShardRow(shard, state, None, None, None, None, None, place.shown(tar))
     pixels = record.stats.get("pixels", 0.0)
     masks = {} if refined is None else {k: int(v) for k, v in refined.stats.items() if k.startswith("masks_")}
     return ShardRow(
@@ -116,8 +122,8 @@ def _row(run: Run, number: int, shard: str) -> ShardRow:
         coverage=100 * record.stats.get("pixels_covered", 0.0) / pixels if pixels else 0.0,
         accepted=masks.get("masks_accepted"),
         rejected=sum(count for name, count in masks.items() if name.startswith("masks_rejected")),
-        bytes=tar.stat().st_size,
-        path=str(tar),
+        bytes=int(record.stats.get("bytes", 0)),
+        path=place.shown(tar),
     )
 
 

@@ -15,12 +15,14 @@ from pipeline.errors import SettingsConflict
 from pipeline.plan import task_states
 from pipeline.progress import RunProgress
 from pipeline.round_tasks import index_task
+from pipeline.run_lock import holding
 from pipeline.runs import Run, load_run, make_run
 from pipeline.settings import read_settings
 from shards.labels import decode_label
 from shards.layout import RunLayout
-from shards.locks import RunLock
+from shards.mirror import put_files
 from shards.records import Record
+from shards.storage import place_of
 from shards.vocabulary import IGNORE_8_BIT, IGNORE_16_BIT
 
 
@@ -61,7 +63,7 @@ def refine_masks(root: Path, request: MasksRequest, progress: RunProgress | None
     """
     layout = RunLayout(root)
     shown = RunProgress(layout.events) if progress is None else progress
-    with RunLock(layout.lock):
+    with holding(root):
         run = _open_or_make(root, request)
         tasks = [task for stage in (*embed_stages(run), *mask_stages(run)) for task in stage.tasks]
         states = task_states([*tasks, index_task(run, 1)], verify=request.run.verify)
@@ -92,6 +94,7 @@ def _open_or_make(root: Path, request: MasksRequest) -> Run:
         )
     if config != saved:
         save_config(layout.config, config)
+        put_files(place_of(root), [layout.config])
     return load_run(layout, config)
 
 
@@ -132,8 +135,9 @@ def _summary(run: Run) -> dict[str, Any]:
     for record in refine:
         total.update({name: value for name, value in record.stats.items() if name != "coverage"})
     masks = {name.removeprefix("masks_"): int(n) for name, n in sorted(total.items()) if name.startswith("masks_")}
+    place = place_of(run.layout.root)
     return {
-        "run": str(run.layout.root),
+        "run": place.shown(run.layout.root),
         "images": run.plan.sample_count,
         "refined": sum(record.count for record in write),
         "shards": len(run.plan.shards),
@@ -141,7 +145,7 @@ def _summary(run: Run) -> dict[str, Any]:
         "masks": masks,
         "without_mask": [drop["key"] for drop in _drops(refine)],
         "quarantined": _drops(embed) + _drops(write),
-        "index": str(run.layout.pseudo_index(1)),
+        "index": place.shown(run.layout.pseudo_index(1)),
     }
 
 

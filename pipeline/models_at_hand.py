@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 from jobs.executor import run_chain
+from jobs.mirrored import mirrored
 from jobs.model import ModelConfig
 from jobs.stage import why_stale
 from models.sliding import Probabilities
@@ -44,7 +45,7 @@ def evaluate_round(root: Path, number: int, split: str) -> dict[str, Any]:
     embedded = [one for one in embed_stages_of_judges(run) if one.tasks[0].output in task.inputs.values()]
     for one in (*embedded, stage):
         stale = [asked for asked in one.tasks if why_stale(asked) is not None]
-        run_chain([replace(one, tasks=stale)], backend="inline", on_event=partial(logger.debug, "%s"))
+        run_chain([mirrored(replace(one, tasks=stale))], backend="inline", on_event=partial(logger.debug, "%s"))
     result = read_json(task.output)
     assert result is not None
     return {"round": number, **result}

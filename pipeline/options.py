@@ -8,7 +8,20 @@ from typing import Annotated, Any
 
 import typer
 
-RunOption = Annotated[Path, typer.Option("--run", metavar="DIR", help="The run folder.")]
+
+def run_location(text: str | Path) -> Path:
+    """Give the folder of a run that is named by a path or by the URL of an object store."""
+    from shards.storage import run_folder
+
+    try:
+        return run_folder(text)
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from error
+
+
+RunOption = Annotated[
+    Path, typer.Option("--run", metavar="DIR", parser=run_location, help="The run: a folder, or s3://bucket/name.")
+]
 RoundOption = Annotated[int, typer.Option("--round", metavar="R", min=0, help="Number of the round; 0 is the start.")]
 ConfigOption = Annotated[
     Path | None, typer.Option("--config", metavar="FILE", help="YAML file of settings, laid over the run's own.")

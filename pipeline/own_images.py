@@ -6,10 +6,10 @@ from typing import Any
 
 from pipeline.config import laid_over, resolve_config
 from pipeline.errors import SettingsConflict
+from pipeline.run_lock import holding
 from pipeline.runs import Run, make_run
 from pipeline.settings import read_settings
 from shards.layout import RunLayout
-from shards.locks import RunLock
 
 
 def make_own_run(
@@ -52,5 +52,5 @@ def make_own_run(
     if preset is not None:
         own["model"] = {"preset": preset}
     asked = laid_over(own, read_settings(config) if config is not None else {})
-    with RunLock(RunLayout(folder).lock):
+    with holding(folder):
         return make_run(folder, resolve_config(asked, sets, where=f"{config or 'the options'} and --set"))

@@ -4,6 +4,7 @@ import time
 from collections.abc import Sequence
 from typing import Final
 
+from jobs.mirrored import published
 from jobs.stage import ShardTask, finish, prepare, why_stale
 from pipeline.chain import best_weights, student_weights
 from pipeline.errors import GateFailed
@@ -35,11 +36,13 @@ def promote(run: Run, number: int, *, verify: bool = False) -> Decision | None:
     if not stale:
         return None
     if tasks[0] in stale:
-        _write_decision(run, tasks[0], number)
+        with published(tasks[0]):
+            _write_decision(run, tasks[0], number)
     decision = read_decision(run.layout.promotion(number))
     for task in tasks[1:]:
         if why_stale(task, verify=verify) is not None:
-            _copy_best(run, task, decision)
+            with published(task):
+                _copy_best(run, task, decision)
     return decision
 
 

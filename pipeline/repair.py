@@ -6,11 +6,13 @@ from pathlib import Path
 from jobs.stage import record_path
 from pipeline.driver import RoundRequest
 from pipeline.rounds import run_rounds
+from pipeline.run_lock import holding
 from pipeline.runs import read_run
 from pipeline.verify import Fault, begun_rounds, is_finished, verify_run
 from shards.files import remove_path
 from shards.layout import RunLayout
-from shards.locks import RunLock
+from shards.mirror import discard
+from shards.storage import place_of
 
 
 @dataclass(frozen=True)
@@ -45,7 +47,7 @@ def repair_run(root: Path, number: int | None, request: RoundRequest) -> Repair:
         LockHeld: Another command works on the run.
     """
     run = read_run(root)
-    with RunLock(run.layout.lock):
+    with holding(root):
         faults = verify_run(root, number).faults
         finished = [each for each in begun_rounds(run) if is_finished(run, each)]
         for fault in faults:
@@ -65,8 +67,7 @@ def _take_out(output: Path) -> None:
         remove_path(output.with_suffix(".safetensors"))
         remove_path(output)
         return
-    remove_path(record_path(output))
-    remove_path(output)
+    discard(place_of(output), output, record_path(output))
 
 
 def _replays(layout: RunLayout, output: Path) -> list[Path]:

@@ -13,10 +13,10 @@ from pipeline.driver import Driver, RoundRequest
 from pipeline.errors import DataFault, SettingsConflict
 from pipeline.gate_preview import preview_gate
 from pipeline.progress import RunProgress
+from pipeline.run_lock import holding
 from pipeline.runs import Run, read_run
 from pipeline.status import read_json
 from shards.layout import RunLayout
-from shards.locks import RunLock
 from shards.records import fingerprint_digest, read_record
 
 SHOWN = ("coverage", "coverage_before", "miou_before", "miou_after", "miou_after_all", "images")
@@ -55,7 +55,7 @@ def replay_round(root: Path, request: ReplayRequest, progress: RunProgress | Non
         LockHeld: Another command works on the run.
     """
     shown = RunProgress(RunLayout(root).events) if progress is None else progress
-    with RunLock(_checked_layout(root).lock):
+    with holding(_checked_layout(root).root):
         own = read_run(root)
         run = _with_sets(own, request.sets)
         run = _named(own, run, request)

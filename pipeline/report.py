@@ -20,7 +20,9 @@ from pipeline.round_tasks import pseudo_scores_task, train_task
 from pipeline.runs import Run
 from pipeline.status import SCORES, read_json
 from shards.files import write_bytes_atomic
+from shards.mirror import put_files
 from shards.records import Record, read_record
+from shards.storage import place_of
 
 _GATE_STATISTICS: Final = {
     "max": "the highest",
@@ -45,6 +47,7 @@ def write_report(run: Run, task: ShardTask, number: int) -> dict[str, Any]:
     pictures = draw_samples(run, number, choose_samples(run, number)) if number else []
     page = render_page(report, history, pictures, PICTURES_NOTE)
     write_bytes_atomic(run.layout.report_html(number), page.encode())
+    put_files(place_of(run.layout.root), [run.layout.report_html(number)])
     write_bytes_atomic(task.output, (json.dumps(report, indent=1, ensure_ascii=False) + "\n").encode())
     finish(task, count=1, stats={}, seconds=time.monotonic() - started)
     return report

@@ -12,10 +12,11 @@ from pipeline.progress import RunProgress
 from pipeline.promote import require_no_regression
 from pipeline.report import alarm_lines, score_line
 from pipeline.round_tasks import all_tasks
+from pipeline.run_lock import holding
 from pipeline.runs import Run, open_or_make_run, read_run
 from pipeline.status import read_json
 from shards.layout import RunLayout
-from shards.locks import RunLock
+from shards.storage import place_of
 
 
 def run_rounds(root: Path, request: RoundRequest, progress: RunProgress | None = None) -> list[dict[str, Any]]:
@@ -29,12 +30,12 @@ def run_rounds(root: Path, request: RoundRequest, progress: RunProgress | None =
         GateFailed: A round regressed or raised an alarm, and the settings say that the run stops then.
     """
     shown = RunProgress(RunLayout(root).events) if progress is None else progress
-    with RunLock(RunLayout(root).lock):
+    with holding(root):
         run = open_or_make_run(root, request.file, request.sets)
         states = task_states(all_tasks(run, request.rounds), verify=request.verify)
         if all(state.state == "done" for state in states) and _pages_there(run, request.rounds):
-            looked_at = f"{len(states)} outputs {_looked_at(request)}"
-            shown.say(f"{root}: nothing to do, rounds 0 to {request.rounds} are done ({looked_at})")
+            done = f"rounds 0 to {request.rounds} are done ({len(states)} outputs {_looked_at(request)})"
+            shown.say(f"{place_of(root).shown(root)}: nothing to do, {done}")
             for number in range(request.rounds + 1):
                 require_no_regression(run, number, request.rounds)
         else:
@@ -56,7 +57,7 @@ def run_stage(root: Path, name: str, request: RoundRequest, progress: RunProgres
     """
     shown = RunProgress(RunLayout(root).events) if progress is None else progress
     number = request.rounds
-    with RunLock(RunLayout(root).lock):
+    with holding(root):
         run = open_or_make_run(root, request.file, request.sets)
         tasks = stage_tasks(run, name, number)
         _refuse_incomplete(run, tasks, number)
@@ -125,7 +126,8 @@ def result_lines(root: Path, reports: Sequence[Mapping[str, Any]]) -> list[str]:
     lines = [line for report in reports for line in (score_line(report), *alarm_lines(report))]
     for drop in reports[0].get("quarantined", []):
         lines.append(f"quarantined: {drop['key']}: {drop['reason']} ({drop['detail']})")
-    lines.append(f"report: {layout.report_html(last)}")
+    place = place_of(root)
+    lines.append(f"report: {place.shown(layout.report_html(last))}")
     if last:
-        lines.append(f"shards: {layout.pseudo_index(last).parent}")
+        lines.append(f"shards: {place.shown(layout.pseudo_index(last).parent)}")
     return lines

@@ -9,8 +9,10 @@ from pipeline.config import RunConfig, changed_settings, identity_changes, load_
 from pipeline.errors import DataFault, SettingsConflict
 from pipeline.settings import read_settings
 from shards.layout import RunLayout
+from shards.mirror import bring, put_files
 from shards.plan import Plan, write_plan
 from shards.sources import open_source
+from shards.storage import place_of
 from shards.vocabulary import Vocabulary
 
 logger = logging.getLogger(__name__)
@@ -63,6 +65,7 @@ def open_or_make_run(root: Path, file: Path | None = None, sets: Sequence[str] =
         if config != saved:
             logger.info("settings changed: %s", "; ".join(changed_settings(saved, config)))
             save_config(layout.config, config)
+            put_files(place_of(root), [layout.config])
         return load_run(layout, config)
     return make_run(root, _resolved(file, sets, None))
 
@@ -75,9 +78,11 @@ def read_run(root: Path, file: Path | None = None, sets: Sequence[str] = ()) -> 
         DataFault: There is no run, or it is damaged.
         ValueError: A setting is wrong.
     """
+    bring(place_of(root))
     layout = RunLayout(root.absolute())  # workers have working folders of their own
     if not layout.config.is_file():
-        raise DataFault(f"{root} holds no run (no config.yaml); make one: stseg-pipeline round --run {root}")
+        where = place_of(root).shown(root)
+        raise DataFault(f"{where} holds no run (no config.yaml); make one: stseg-pipeline round --run {where}")
     return load_run(layout, asked_config(root, load_config(layout.config), file, sets))
 
 
@@ -116,6 +121,8 @@ def make_run(root: Path, config: RunConfig) -> Run:
     source_plan = None if source is None else write_plan(layout.source_plan, source.refs(), config.shard_size)
     vocabulary.save(layout.vocabulary)
     save_config(layout.config, config)
+    lists = [*plan.samples.paths, *(() if source_plan is None else source_plan.samples.paths)]
+    put_files(place_of(root), [*lists, layout.vocabulary, layout.plan, layout.source_plan, layout.config])
     return Run(layout, config, vocabulary, plan, source_plan)
 
 

@@ -10,8 +10,10 @@ from typing import Any
 from pipeline.errors import DataFault
 from shards.events import read_events
 from shards.layout import RunLayout, record_of
+from shards.mirror import bring
 from shards.plan import Plan
 from shards.records import read_counts
+from shards.storage import Place, place_of
 
 SCORES = ("miou", "miou_seen", "miou_unseen", "hiou")
 
@@ -84,11 +86,14 @@ def run_status(root: Path) -> RunStatus:
     Raises:
         DataFault: The folder holds no run.
     """
+    place = place_of(root)
+    bring(place)
     layout = RunLayout(root)
     try:
         shards = [shard.name for shard in Plan.load(layout.plan).shards]
     except FileNotFoundError as error:
-        raise DataFault(f"{root} holds no run (no plan.json); make one: stseg-pipeline round --run {root}") from error
+        where = place.shown(root)
+        raise DataFault(f"{where} holds no run (no plan.json); make one: stseg-pipeline round --run {where}") from error
     stages = [_stage(0, "embed", [layout.embedding("target", name) for name in shards])]
     rounds = {}
     for number in _round_numbers(layout):
@@ -100,7 +105,7 @@ def run_status(root: Path) -> RunStatus:
     quarantined = quarantined_shards(events)
     asked = [int(str(event["rounds"])) for event in events if event.get("kind") == "run_started" and "rounds" in event]
     retry = retry_command(root, asked[-1] if asked else max(one.round for one in quarantined)) if quarantined else None
-    return RunStatus(tuple(stages), rounds, events[-1] if events else None, read_json(layout.lock), quarantined, retry)
+    return RunStatus(tuple(stages), rounds, events[-1] if events else None, _holder(place, layout), quarantined, retry)
 
 
 def quarantined_shards(events: Iterable[Mapping[str, Any]]) -> tuple[QuarantinedShard, ...]:
@@ -126,6 +131,16 @@ def read_json(path: Path) -> dict[str, Any] | None:
     try:
         content = json.loads(path.read_bytes())
     except (OSError, ValueError):
+        return None
+    return content if isinstance(content, dict) else None
+
+
+def _holder(place: Place, layout: RunLayout) -> dict[str, Any] | None:
+    if place.store is None:
+        return read_json(layout.lock)
+    try:
+        content = json.loads(place.store.read(place.name_of(layout.lock)) or b"null")
+    except ValueError:
         return None
     return content if isinstance(content, dict) else None
 

@@ -10,7 +10,10 @@ from jobs.stage import record_path
 from pipeline.errors import DataFault
 from pipeline.runs import Run, read_run
 from shards import records
+from shards.mirror import NotInStore, check
 from shards.records import Record, read_record
+from shards.storage import place_of
+from shards.store_calls import StoreRefused
 from shards.tar import read_pseudo_index
 
 _KINDS = (".zarr", ".tar", ".safetensors")
@@ -139,6 +142,10 @@ def _fault(output: Path) -> str | None:
         return str(error)
     if output.name not in record.outputs:
         return f"{record_path(output)} is the record of another output"
+    try:
+        check(place_of(output), output, record_path(output))
+    except (NotInStore, StoreRefused) as error:
+        return str(error)
     return records.why_stale(record_path(output), fingerprint=record.fingerprint, inputs=record.inputs)
 
 

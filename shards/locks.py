@@ -39,7 +39,7 @@ class LockHeld(RuntimeError):  # noqa: N818 - a state, not a fault
         since: When the holder took the lock (ISO 8601, UTC), or "unknown".
     """
 
-    def __init__(self, path: Path, who: str, since: str) -> None:
+    def __init__(self, path: Path | str, who: str, since: str) -> None:
         super().__init__(
             f"{path} is held by {who} since {since}: another command works on this run. "
             f"Wait for it or stop it; if it is certainly gone (another machine that died), delete {path}."

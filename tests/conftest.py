@@ -16,6 +16,25 @@ def ray_session() -> Iterator[None]:
 
 
 @pytest.fixture(scope="session")
+def s3() -> Iterator[str]:
+    """The URL of a bucket of an S3 that listens on loopback; it starts when the first test asks for it."""
+    pytest.importorskip("s3fs", reason="pip install -e '.[dev]' brings it")
+    server_module = pytest.importorskip("moto.server", reason="pip install -e '.[dev]' brings it")
+    server = server_module.ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    with pytest.MonkeyPatch.context() as patch:
+        keys = {"AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test", "AWS_DEFAULT_REGION": "us-east-1"}
+        for name, value in {**keys, "AWS_ENDPOINT_URL": f"http://{host}:{port}"}.items():
+            patch.setenv(name, value)
+        import fsspec
+
+        fsspec.filesystem("s3").mkdir("stseg-bucket")
+        yield "s3://stseg-bucket"
+    server.stop()
+
+
+@pytest.fixture(scope="session")
 def weights(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     """Settings that name random weights for every part of the tiny preset."""
     from run_setup import random_weights

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from jobs.checkpoints import TrainingState, checkpoint_fault, load_checkpoint, save_checkpoint
+from jobs.checkpoints import TrainingProgress, TrainingState, checkpoint_fault, load_checkpoint, save_checkpoint
 from jobs.training_average import WeightAverage
 
 
@@ -41,22 +41,22 @@ DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
 
 @pytest.mark.parametrize("kind", sorted(DAMAGE))
 def test_damage_is_named_and_the_training_begins_again(tmp_path: Path, kind: str) -> None:
-    save_checkpoint(tmp_path, 2, trained(1.0), "digest")
+    save_checkpoint(tmp_path, TrainingProgress(2), trained(1.0), "digest")
     facts = tmp_path / "step-00000002.json"
     assert checkpoint_fault(facts) is None
     state = trained(5.0)
-    assert load_checkpoint(tmp_path, state, "another") == 0
+    assert load_checkpoint(tmp_path, state, "another").step == 0
     damage, reason = DAMAGE[kind]
     damage(facts)
     assert reason in (checkpoint_fault(facts) or "")
     before = state.parameters["w"].clone()
-    assert load_checkpoint(tmp_path, state, "digest") == 0
+    assert load_checkpoint(tmp_path, state, "digest").step == 0
     assert torch.equal(state.parameters["w"], before)
 
 
 def test_a_whole_checkpoint_gives_its_step_and_state(tmp_path: Path) -> None:
     saved = trained(1.0)
-    save_checkpoint(tmp_path, 2, saved, "digest")
+    save_checkpoint(tmp_path, TrainingProgress(2), saved, "digest")
     state = trained(5.0)
-    assert load_checkpoint(tmp_path, state, "digest") == 2
+    assert load_checkpoint(tmp_path, state, "digest").step == 2
     assert torch.equal(state.parameters["w"], saved.parameters["w"])

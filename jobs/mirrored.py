@@ -1,0 +1,93 @@
+"""Stages of a run in an object store: what they read is brought here, what they make is published."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+from jobs.model import text_cache_folder
+from jobs.stage import ShardTask, StagePlan, Worker, record_path
+from jobs.training_config import TrainJob
+from shards import mirror
+from shards.layout import RunLayout
+from shards.records import Record
+from shards.storage import Place, place_of
+
+
+def mirrored(stage: StagePlan) -> StagePlan:
+    """Give a stage whose workers, on whatever machine, work on the mirror of its run; in a plain folder, as it is."""
+    place = place_of(stage.tasks[0].output) if stage.tasks else None
+    if place is None or place.store is None:
+        return stage
+    return replace(stage, worker=partial(MirroredWorker, place, stage.worker))
+
+
+class MirroredWorker:
+    """Wraps a worker: brings what a shard is made from, and publishes what it is made into, the record last.
+
+    The worker is made for the first shard, as its vocabulary and weights have to be here before.
+    """
+
+    def __init__(self, place: Place, factory: Callable[[], Worker]) -> None:
+        place.mark()
+        self._place = place
+        self._factory = factory
+        self._worker: Worker | None = None
+
+    def run(self, task: ShardTask) -> Record:
+        """Do a shard."""
+        layout = RunLayout(self._place.root)
+        first = [layout.vocabulary] if self._worker is None else []
+        mirror.bring_files(self._place, [*first, *_sample_files(task), task.record])
+        with mirror.fetched(self._place, [(path, record_path(path)) for path in task.inputs.values()]):
+            if self._worker is None:
+                with _text_embeddings(self._place):
+                    self._worker = self._factory()
+            record = self._worker.run(task)
+            mirror.publish(self._place, task.output, task.record)
+        return record
+
+
+@contextmanager
+def published(task: ShardTask, *, fetch: bool = False) -> Iterator[None]:
+    """Publish what is made of a task in the block, at its end; with `fetch` its inputs are brought before."""
+    place = place_of(task.output)
+    with mirror.fetched(place, [(path, record_path(path)) for path in task.inputs.values()] if fetch else []):
+        yield
+        mirror.publish(place, task.output, task.record)
+
+
+@contextmanager
+def here(*outputs: Path) -> Iterator[None]:
+    """Have outputs here for the length of the block; those that are not done are passed over."""
+    done = [(output, record_path(output)) for output in outputs if record_path(output).is_file()]
+    with mirror.fetched(place_of(outputs[0]) if outputs else Place(Path()), done):
+        yield
+
+
+@contextmanager
+def training_files(place: Place, task: ShardTask, job: TrainJob) -> Iterator[None]:
+    """Have all that a training reads here for the length of the block, its newest checkpoints among them."""
+    if place.store is None:
+        yield
+        return
+    place.mark()
+    mirror.bring_files(place, [job.vocabulary, *_sample_files(task)])
+    with mirror.fetched(place, [(path, record_path(path)) for path in task.inputs.values()]):
+        mirror.pull_checkpoints(place, task.output.parent / "checkpoints")
+        mirror.pull_cache(place, text_cache_folder(job.vocabulary))
+        yield
+
+
+@contextmanager
+def _text_embeddings(place: Place) -> Iterator[None]:
+    folder = RunLayout(place.root).text_embeddings
+    mirror.pull_cache(place, folder)
+    yield
+    mirror.push_cache(place, folder)
+
+
+def _sample_files(task: ShardTask) -> list[Path]:
+    """Give the files of the run folder that hold a task's samples, where they are not in the task itself."""
+    return list(getattr(task.samples, "paths", ()))
