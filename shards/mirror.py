@@ -6,6 +6,7 @@ Whole outputs alone are brought and accepted: the record in the store says what 
 import fcntl
 import hashlib
 import json
+import resource
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path, PurePosixPath
@@ -98,8 +99,10 @@ def fetched(place: Place, artifacts: Iterable[Artifact]) -> Iterator[None]:
         NotInStore: One is not done.
         StoreRefused: One has other bytes than its record says.
     """
+    wanted = list(artifacts) if place.store is not None else []
+    _allow_open_files(len(wanted))
     with ExitStack() as stack:
-        for output, record in artifacts if place.store is not None else ():
+        for output, record in wanted:
             stack.enter_context(_held(place, output, record))
         yield
 
@@ -203,6 +206,15 @@ def _held(place: Place, output: Path, record: Path) -> Iterator[None]:
             yield
         finally:
             _drop(file, output)
+
+
+def _allow_open_files(held: int) -> None:
+    """Raise this process's limit of open files where a training holds more outputs than it allows."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = held + 1024
+    if soft < wanted:
+        most = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
 
 
 def _drop(file: IO[bytes], output: Path) -> None:
