@@ -1,7 +1,7 @@
 """Checkpoints of a training: tensors in safetensors, the rest in JSON beside it, written last."""
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ from models.weights_files import read_weights, write_weights
 from shards.files import remove_path, sha256_file, write_bytes_atomic
 
 _NAME = "step-{:08d}"
+_LOSSES = "losses"
 
 
 @dataclass(frozen=True)
@@ -23,11 +24,13 @@ class TrainingState:
         parameters: What is trained, by name.
         optimizer: AdamW over just these.
         average: Their average over the steps.
+        losses: Those of the last steps, oldest first; the record tells their mean.
     """
 
     parameters: dict[str, nn.Parameter]
     optimizer: torch.optim.Optimizer
     average: WeightAverage
+    losses: list[float] = field(default_factory=list)
 
 
 def save_checkpoint(folder: Path, step: int, state: TrainingState, digest: str) -> None:
@@ -43,8 +46,9 @@ def save_checkpoint(folder: Path, step: int, state: TrainingState, digest: str) 
     tensors: dict[str, Tensor] = {f"parameter/{name}": p.detach() for name, p in state.parameters.items()}
     tensors |= {f"average/{name}": value for name, value in state.average.values.items()}
     for name, parameter in state.parameters.items():
-        for field, value in state.optimizer.state[parameter].items():
-            tensors[f"optimizer/{field}/{name}"] = torch.as_tensor(value)
+        for kind, value in state.optimizer.state[parameter].items():
+            tensors[f"optimizer/{kind}/{name}"] = torch.as_tensor(value)
+    tensors[_LOSSES] = torch.tensor(state.losses, dtype=torch.float64)
     path = folder / f"{_NAME.format(step)}.safetensors"
     write_weights(tensors, path)
     facts = {"step": step, "digest": digest, "sha256": sha256_file(path)}
@@ -66,6 +70,9 @@ def load_checkpoint(folder: Path, state: TrainingState, digest: str) -> int:
         if facts.get("digest") != digest or checkpoint_fault(facts_path) is not None:
             continue
         tensors = read_weights(path)
+        if _LOSSES not in tensors:  # of an earlier version
+            continue
+        state.losses[:] = tensors[_LOSSES].tolist()
         with torch.no_grad():
             for name, value in state.average.values.items():
                 value.copy_(tensors[f"average/{name}"])

@@ -78,7 +78,7 @@ def train_model(task: ShardTask, job: TrainJob, group: Group) -> Record | None:
     folder = task.output.parent / "checkpoints"
     first = load_checkpoint(folder, training_step.state, digest)
     batches = open_batches(task, job, vocabulary, device)
-    losses = _Metrics(task.output.parent / "metrics.jsonl", enabled=group.rank == 0)
+    losses = _Metrics(task.output.parent / "metrics.jsonl", training_step.state.losses, enabled=group.rank == 0)
     wrapped = group.wrap(model)
     model.train()
     model.clip.train(config.clip_lr_scale > 0)
@@ -102,13 +102,13 @@ def train_model(task: ShardTask, job: TrainJob, group: Group) -> Record | None:
 class _Metrics:
     """The loss over the last steps, and a line in `metrics.jsonl` every twenty."""
 
-    def __init__(self, path: Path, *, enabled: bool) -> None:
+    def __init__(self, path: Path, recent: list[float], *, enabled: bool) -> None:
         self._path = path if enabled else None
-        self._recent: list[float] = []
+        self._recent = recent
 
     def add(self, step: int, loss: float) -> None:
         """Take in one step's loss."""
-        self._recent = [*self._recent[-49:], loss]
+        self._recent[:] = [*self._recent[-49:], loss]
         if self._path is not None and (step + 1) % 20 == 0:
             self._path.parent.mkdir(parents=True, exist_ok=True)
             with self._path.open("a") as lines:

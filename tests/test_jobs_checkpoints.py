@@ -56,7 +56,9 @@ def test_damage_is_named_and_the_training_begins_again(tmp_path: Path, kind: str
 
 def test_a_whole_checkpoint_gives_its_step_and_state(tmp_path: Path) -> None:
     saved = trained(1.0)
+    saved.losses.extend([0.1, 1 / 3])
     save_checkpoint(tmp_path, 2, saved, "digest")
     state = trained(5.0)
     assert load_checkpoint(tmp_path, state, "digest") == 2
     assert torch.equal(state.parameters["w"], saved.parameters["w"])
+    assert state.losses == saved.losses
