@@ -52,5 +52,8 @@ def _write(path: Path | None, outcome: JobOutcome) -> None:
     if path is None:
         return
     from shards.files import write_bytes_atomic
+    from shards.mirror import put_files
+    from shards.storage import place_of
 
     write_bytes_atomic(path, json.dumps(asdict(outcome), ensure_ascii=False).encode(errors="backslashreplace"))
+    put_files(place_of(path), [path])

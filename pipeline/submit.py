@@ -24,11 +24,13 @@ from pipeline.job_outcome import read_outcome
 from pipeline.progress import RunProgress
 from pipeline.promote import require_no_regression
 from pipeline.rounds import stage_tasks
+from pipeline.run_lock import holding
 from pipeline.runs import Run, open_or_make_run, read_run
 from pipeline.status import read_json
 from shards.files import write_bytes_atomic
 from shards.layout import RunLayout
-from shards.locks import RunLock
+from shards.mirror import bring, put_files
+from shards.storage import place_of
 
 OnInterrupt = Literal["ask", "leave", "stop"]
 
@@ -140,7 +142,7 @@ class SubmittedRun:
                 changes = "; ".join(changed_settings(saved, run.config))
                 raise SettingsConflict(f"a job still works on {self._root} with other settings ({changes}); stop it")
             return run
-        with RunLock(RunLayout(self._root).lock):
+        with holding(self._root):
             return open_or_make_run(self._root, request.file, request.sets)
 
     def _jobs(self) -> list[Job]:
@@ -165,9 +167,18 @@ class SubmittedRun:
         kept = {"id": job_id, **facts, "address": self._server.address, "submitted": submitted}
         kept["from"] = socket.gethostname()
         write_bytes_atomic(self._file(job_id), json.dumps(kept).encode())
+        run = place_of(self._root)
+        put_files(run, [self._file(job_id)])
         settings = self.run.config.submit
         command = [settings.python, "-m", "pipeline", "stage", place.stage, "--round", str(place.round)]
-        command += ["--run", str(self._root), "--address", settings.address, "--outcome", str(self._outcome(job_id))]
+        command += [
+            "--run",
+            run.shown(self._root),
+            "--address",
+            settings.address,
+            "--outcome",
+            str(self._outcome(job_id)),
+        ]
         self._server.submit(job_id, shlex.join(command), facts, upload=settings.upload)
         self._progress.say(f"{place}: submitted as {job_id}")
         return job_id
@@ -236,6 +247,7 @@ class SubmittedRun:
         self._progress.say(f"{job_id} was asked to stop and has not yet")
 
     def _judge(self, place: Place, job_id: str, job: Job | None, lines: Sequence[str]) -> None:
+        bring(place_of(self._root))
         outcome = read_outcome(self._outcome(job_id))
         state = "vanished" if job is None else job.state
         code = EXIT_RESUMABLE if outcome is None else outcome.exit_code
