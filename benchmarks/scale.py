@@ -134,7 +134,10 @@ class SimulatedRunner:
         heappush(self._running, (self.now + self._shard_s, self._started, stage, task))
         self._left_at = time.perf_counter()
 
-    def wait(self) -> list[Outcome]:
+    def trim(self, stage: str, left: int) -> None:
+        """Workers serve all stages; none goes."""
+
+    def wait(self, patience_s: float | None) -> list[Outcome]:
         """Go on to the time at which the next shard is done, and give all that are done by then."""
         self._arrive()
         outcomes = []
@@ -173,7 +176,7 @@ def drive(root: Path, shards: int) -> dict[str, float]:
         before = name
     runner = SimulatedRunner(WORKERS, SHARD_S)
     with (
-        patch.object(executor, "_make_runner", lambda backend, stages: runner),
+        patch.object(executor, "_make_runner", lambda backend, stages, execution: runner),
         RunProgress(root / "events.jsonl").stages(1) as on_event,
     ):
         executor.run_chain(stages, backend="inline", on_event=on_event)

@@ -95,7 +95,7 @@ def run_training(
         KeyboardInterrupt: It was asked to stop (Ctrl-C, SIGTERM), and has saved its state if it could within seconds.
     """
     require_group_fits(job.train, resources)
-    prepare(task)
+    prepare(task, verify=place_of(task.output).store is None)  # else they are compared where they are brought
     with memory_told("the training", _LESS_MEMORY):
         if backend == "inline":
             _train_here(task, job, resources)
@@ -171,6 +171,8 @@ def _train(task: ShardTask, job: TrainJob, group: Group, place: Place | None = N
     """Train with all that is read here, and publish the result."""
     run = place_of(task.output) if place is None else place
     with training_files(run, task, job):
+        if run.store is not None and group.rank == 0:
+            prepare(task)
         if train_model(task, job, group) is not None:
             publish(run, task.output, task.record)
             put_files(run, [task.output.parent / "metrics.jsonl"])

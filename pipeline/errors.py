@@ -73,6 +73,8 @@ def exit_codes() -> Iterator[None]:
         if code is None:
             raise
         _end(_message(error), code)
+    finally:
+        hard_exit.call_off()
 
 
 def exit_code_of(error: Exception) -> int | None:
@@ -135,7 +137,6 @@ def _message(error: Exception) -> str:
 
 
 def _end(message: str, code: int) -> None:
-    hard_exit.call_off()
     sys.stdout.flush()
     typer.echo(f"stseg-pipeline: {message}", err=True)
     raise typer.Exit(code)

@@ -13,7 +13,7 @@ from pathlib import Path, PurePosixPath
 from typing import IO, Final
 
 from shards.files import remove_path, replace_folder, sha256_path, temporary_sibling, write_bytes_atomic
-from shards.records import Record
+from shards.records import parse_record
 from shards.storage import Place, Store, in_parallel
 from shards.store_calls import StoreRefused
 
@@ -253,7 +253,7 @@ def _download(place: Place, store: Store, output: Path, record: Path) -> tuple[P
         temporary = temporary_sibling(output)
         try:
             store.download({one: temporary / one[len(name) + 1 :] if one != name else temporary for one in objects})
-            if sha256_path(temporary) == Record.model_validate_json(content).outputs.get(output.name):
+            if sha256_path(temporary) == _checksum_of(content, output.name):
                 return temporary, content
         except FileNotFoundError:  # it is being written again
             pass
@@ -262,9 +262,16 @@ def _download(place: Place, store: Store, output: Path, record: Path) -> tuple[P
             raise
         remove_path(temporary)
     raise StoreRefused(
-        f"{place.shown(output)} does not match its checksum; delete {place.shown(record)}, and the same command makes "
-        "it again"
+        f"{place.shown(output)} does not match its checksum; this makes it again: "
+        f"stseg-pipeline shards repair --run {place.shown(place.root)}"
     )
+
+
+def _checksum_of(record: bytes, output: str) -> str | None:
+    try:
+        return parse_record(record, output).outputs.get(output)
+    except ValueError:  # damaged: then nothing matches it
+        return None
 
 
 def _download_file(store: Store, name: str, path: Path) -> None:

@@ -127,20 +127,32 @@ def read_record(path: Path) -> Record:
         FileNotFoundError: There is none.
         ValueError: It is damaged, or from another version of the program.
     """
-    data = path.read_bytes()
+    return parse_record(path.read_bytes(), str(path))
+
+
+def parse_record(data: bytes, name: str) -> Record:
+    """Give a record out of its bytes.
+
+    Args:
+        data: A record's file or object.
+        name: What it is called in an error.
+
+    Raises:
+        ValueError: It is damaged, or from another version of the program.
+    """
     seal = _SEAL.match(data)
     if seal is not None:
         data = b"{\n" + data[seal.end() :]
         if hashlib.sha256(data).hexdigest().encode() != seal[1]:
             raise ValueError(
-                f"{path} is not a record (it does not match its own checksum); delete it to redo the shard"
+                f"{name} is not a record (it does not match its own checksum); delete it to redo the shard"
             )
     try:
         return Record.model_validate_json(data)
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"])) or "JSON"
-        raise ValueError(f"{path} is not a record ({where}: {first['msg']}); delete it to redo the shard") from error
+        raise ValueError(f"{name} is not a record ({where}: {first['msg']}); delete it to redo the shard") from error
 
 
 class RecordCounts(NamedTuple):

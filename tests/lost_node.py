@@ -17,6 +17,7 @@ from jobs.executor import StageEvent, run_chain
 from jobs.stage import Resources, ShardTask, StagePlan, finish, prepare
 from shards.files import sha256_path, write_bytes_atomic
 from shards.records import Record
+from shards.samples import Samples
 from shards.sources import SampleRef
 
 
@@ -39,10 +40,17 @@ class Slow:
 def stages(folder: Path, count: int, **resources: Any) -> list[StagePlan]:
     names = [f"{number:06d}" for number in range(count)]
     samples = {n: (SampleRef(key=f"k{n}", digest=hashlib.sha256(n.encode()).hexdigest(), uri=n),) for n in names}
-    ones = [ShardTask(stage="one", shard=n, samples=samples[n], output=folder / "one" / f"{n}.tar") for n in names]
+    ones = [
+        ShardTask(stage="one", shard=n, samples=Samples.of(samples[n]), output=folder / "one" / f"{n}.tar")
+        for n in names
+    ]
     twos = [
         ShardTask(
-            stage="two", shard=n, samples=samples[n], output=folder / "two" / f"{n}.tar", inputs={"one": one.output}
+            stage="two",
+            shard=n,
+            samples=Samples.of(samples[n]),
+            output=folder / "two" / f"{n}.tar",
+            inputs={"one": one.output},
         )
         for n, one in zip(names, ones, strict=True)
     ]

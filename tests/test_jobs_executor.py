@@ -18,7 +18,7 @@ from jobs.execution import Clock, ExecutionConfig
 from jobs.executor import Backend, StageEvent, StageFailed, run_chain
 from jobs.stage import Resources, ShardTask, StagePlan, finish, prepare
 from shards.files import write_bytes_atomic
-from shards.records import Record
+from shards.records import Record, read_record
 from shards.samples import Samples
 from shards.sources import SampleRef
 
@@ -106,7 +106,7 @@ def contents(folder: Path) -> dict[str, bytes]:
         if path.suffix == ".tar":
             found[str(path.relative_to(folder))] = path.read_bytes()
         elif path.suffix == ".json":
-            record = Record.model_validate_json(path.read_bytes()).model_copy(update={"seconds": 0})
+            record = read_record(path).model_copy(update={"seconds": 0})
             found[str(path.relative_to(folder))] = record.model_dump_json().encode()
     return found
 

@@ -12,8 +12,8 @@ BUSY = """
 import sys, time
 from pipeline.errors import exit_codes
 with exit_codes():
-    print("ready", flush=True)
     try:
+        print("ready", flush=True)
         time.sleep(60)
     finally:
         time.sleep(60)  # as a shutdown that hangs
@@ -31,3 +31,24 @@ def test_command_that_hangs_in_its_shutdown_ends_in_time() -> None:
         assert process.wait(30) == 75
         assert GRACE_S - 0.5 < time.monotonic() - sent < 10
         assert "resume with the same command" in process.stderr.read()
+
+
+AFTER = """
+import os, signal, time
+from pipeline import hard_exit
+from pipeline.errors import exit_codes
+hard_exit.GRACE_S = 0.1
+with exit_codes():
+    pass
+signal.signal(signal.SIGTERM, lambda number, frame: print("heard", flush=True))
+os.kill(os.getpid(), signal.SIGTERM)
+time.sleep(1)
+print("alive")
+"""
+
+
+def test_a_command_that_has_ended_ends_no_process_later() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", AFTER], cwd=ROOT, capture_output=True, text=True, timeout=120, check=False
+    )
+    assert (done.returncode, done.stdout.split()) == (0, ["heard", "alive"]), done.stderr
