@@ -8,6 +8,7 @@ from typing import Final, Literal
 
 from jobs.stage import ReadRecord, ShardTask, why_stale
 from shards import records
+from shards.collector import collector_paused
 from shards.records import read_record
 
 NO_RECORD: Final = "no record"
@@ -52,6 +53,7 @@ class StageSummary:
         return set(self.counts) <= {"done"}
 
 
+@collector_paused()
 def task_states(tasks: Iterable[ShardTask], *, verify: bool = False) -> list[TaskState]:
     """Judge tasks in the order in which they would run.
 

@@ -17,6 +17,7 @@ from pipeline.judging_tasks import (
 )
 from pipeline.runs import Run
 from pipeline.start import start_task, start_weights
+from shards.collector import collector_paused
 from shards.records import Json, fingerprint_digest
 from shards.samples import Samples
 from shards.sources import ScenesSourceConfig
@@ -157,6 +158,7 @@ def report_task(run: Run, number: int) -> ShardTask:
     )
 
 
+@collector_paused()
 def all_tasks(run: Run, rounds: int) -> list[ShardTask]:
     """Give every task of a run up to a round, each after those that it reads from.
 

@@ -15,6 +15,7 @@ from typing import Annotated, Final, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError, model_validator
 
+from shards.collector import collector_paused
 from shards.files import remove_path, write_bytes_atomic
 from shards.records import Checksum
 from shards.samples import SampleList, Samples, check_refs, list_digest, write_list
@@ -288,7 +289,7 @@ def _written(path: Path, refs: Iterable[SampleRef], size: int, first: int) -> tu
         under_way.append(writers.submit(write_list, place, samples))
         return SampleList(len(samples), list_digest(samples), place)
 
-    with ThreadPoolExecutor(_WRITERS) as writers:
+    with ThreadPoolExecutor(_WRITERS) as writers, collector_paused():
         shards = tuple(_cut(refs, size, first, keep))
         for written in under_way:
             written.result()
