@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from shards.events import read_events
+from shards.files import TEMPORARY_PREFIX
 from shards.records import Record, read_record
 
 _NOT_COMPARED = ("events.jsonl", "metrics.jsonl", "run.lock", "run.lock.guard")
@@ -36,10 +37,10 @@ def differences(reference: dict[str, str], found: dict[str, str]) -> list[str]:
 
 
 def records_by_time(root: Path) -> dict[str, int]:
-    """Give the records of a run with the time in ns at which each was written."""
+    """Give the records of a run with the time in ns at which each was written; one still being written is none."""
     found = {}
     for path in root.rglob("*.json"):
-        if _record(path) is not None:
+        if not path.name.startswith(TEMPORARY_PREFIX) and _record(path) is not None:
             found[str(path.relative_to(root))] = path.stat().st_mtime_ns
     return found
 
