@@ -56,7 +56,7 @@ def test_second_start_reads_the_same_bits_and_never_calls_the_tower(
     model: Any = SimpleNamespace(clip=clip)
     first = embed_vocabulary(model, VOCABULARY, tmp_path / "text")
     assert calls
-    assert torch.equal(first, text_embeddings(clip, VOCABULARY))
+    torch.testing.assert_close(first, text_embeddings(clip, VOCABULARY))  # with more threads sums differ in a last bit
     calls.clear()
     assert torch.equal(embed_vocabulary(model, VOCABULARY, tmp_path / "text"), first)
     assert calls == []
@@ -64,6 +64,16 @@ def test_second_start_reads_the_same_bits_and_never_calls_the_tower(
     assert {path.name for path in (tmp_path / "text").iterdir()} == {f"{digest}.safetensors", f"{digest}.json"}
     embed_vocabulary(model, VOCABULARY)
     assert calls
+
+
+def test_bits_do_not_depend_on_the_threads_of_the_stage(tmp_path: Path, clip: DenseClip) -> None:
+    before, found = torch.get_num_threads(), []
+    for threads in (1, 2):
+        torch.set_num_threads(threads)
+        found.append(cached_text_embeddings(clip, VOCABULARY, tmp_path / str(threads)))
+        assert torch.get_num_threads() == threads
+    torch.set_num_threads(before)
+    assert torch.equal(*found)
 
 
 def test_stages_of_a_run_share_the_embeddings(tmp_path: Path, calls: list[int]) -> None:
@@ -172,7 +182,7 @@ def test_folder_that_cannot_be_written_costs_a_warning(
     (tmp_path / "text").write_text("in the way")
     with caplog.at_level(logging.WARNING):
         found = cached_text_embeddings(clip, VOCABULARY, tmp_path / "text")
-    assert torch.equal(found, text_embeddings(clip, VOCABULARY))
+    torch.testing.assert_close(found, text_embeddings(clip, VOCABULARY))
     assert "not kept" in caplog.text
 
 
