@@ -8,7 +8,7 @@ from typing import Any
 
 from shards.events import read_events
 from shards.files import TEMPORARY_PREFIX
-from shards.records import Record, read_record
+from shards.records import record_or_none
 
 _NOT_COMPARED = ("events.jsonl", "metrics.jsonl", "run.lock", "run.lock.guard")
 
@@ -40,7 +40,7 @@ def records_by_time(root: Path) -> dict[str, int]:
     """Give the records of a run with the time in ns at which each was written; one still being written is none."""
     found = {}
     for path in root.rglob("*.json"):
-        if not path.name.startswith(TEMPORARY_PREFIX) and _record(path) is not None:
+        if not path.name.startswith(TEMPORARY_PREFIX) and record_or_none(path) is not None:
             found[str(path.relative_to(root))] = path.stat().st_mtime_ns
     return found
 
@@ -66,17 +66,10 @@ def _digest(path: Path) -> str:
         return "a page"
     data = path.read_bytes()
     content: Any = None
-    record = _record(path) if path.suffix == ".json" else None
+    record = record_or_none(path) if path.suffix == ".json" else None
     if record is not None:
         left_out = {"seconds", "outputs"} if record.stage == "report" else {"seconds"}
         content = record.model_dump(mode="json", exclude=left_out)
     elif path.name == "report.json":
         content = {name: value for name, value in json.loads(data).items() if name != "timings"}
     return hashlib.sha256(data if content is None else json.dumps(content, sort_keys=True).encode()).hexdigest()
-
-
-def _record(path: Path) -> Record | None:
-    try:
-        return read_record(path)
-    except (ValueError, OSError):
-        return None

@@ -33,7 +33,7 @@ VARIANTS: Final[dict[str, dict[str, str]]] = {
     "area_mean > 0.9": {"gate.statistic": "area_mean"},
     "without SAM": {"refinement.accept.min_iou": "1"},  # no mask of SAM's equals the teacher's to the pixel
 }
-POISONED: Final = {"promotion, round 1": 1, "promotion, round 2": 2, "no promotion, round 2": 2}
+POISONED: Final = ("promotion, round 1", "promotion, round 2", "no promotion, round 2")
 
 
 def main() -> None:

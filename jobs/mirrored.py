@@ -39,7 +39,7 @@ class MirroredWorker:
         """Do a shard."""
         layout = RunLayout(self._place.root)
         first = [layout.vocabulary] if self._worker is None else []
-        mirror.bring_files(self._place, [*first, *_sample_files(task), task.record])
+        mirror.bring_files(self._place, [*first, *task.samples.paths, task.record])
         with mirror.fetched(self._place, [(path, record_path(path)) for path in task.inputs.values()]):
             if self._worker is None:
                 with _text_embeddings(self._place):
@@ -73,7 +73,7 @@ def training_files(place: Place, task: ShardTask, job: TrainJob) -> Iterator[Non
         yield
         return
     place.mark()
-    mirror.bring_files(place, [job.vocabulary, *_sample_files(task)])
+    mirror.bring_files(place, [job.vocabulary, *task.samples.paths])
     with mirror.fetched(place, [(path, record_path(path)) for path in task.inputs.values()]):
         mirror.pull_checkpoints(place, task.output.parent / "checkpoints")
         mirror.pull_cache(place, text_cache_folder(job.vocabulary))
@@ -86,8 +86,3 @@ def _text_embeddings(place: Place) -> Iterator[None]:
     mirror.pull_cache(place, folder)
     yield
     mirror.push_cache(place, folder)
-
-
-def _sample_files(task: ShardTask) -> list[Path]:
-    """Give the files of the run folder that hold a task's samples, where they are not in the task itself."""
-    return list(getattr(task.samples, "paths", ()))

@@ -12,7 +12,7 @@ from typing import Final
 
 log = logging.getLogger(__name__)
 
-STOP_WAIT_S: Final = 8.0  # preemption leaves little time: after it the training is as good as killed
+STOP_WAIT_S: Final = 8.0  # after Ctrl-C; a command that got SIGTERM is ended before
 _POLL_S: Final = 0.05
 
 

@@ -14,7 +14,7 @@ from pipeline.errors import DataFault
 from pipeline.runs import Run, read_run
 from shards.files import write_bytes_atomic
 from shards.images import decode_image
-from shards.records import Record, read_record
+from shards.records import record_or_none
 from shards.sources import SampleRef, open_source
 from shards.storage import place_of
 from shards.tar import index_tar, read_member
@@ -107,7 +107,7 @@ def sample_image(run: Run, number: int, shard: str, ref: SampleRef) -> NDArray[n
 
 def _row(run: Run, number: int, shard: str) -> ShardRow:
     tar = run.layout.pseudo(number, shard)
-    record, refined = _record_or_none(tar), _record_or_none(run.layout.refine(number, shard))
+    record, refined = record_or_none(record_path(tar)), record_or_none(record_path(run.layout.refine(number, shard)))
     place = place_of(run.layout.root)
     there = tar.is_file() or place.store is not None  # a record is in the mirror only with its output in the store
     if record is None or not there:
@@ -125,13 +125,6 @@ def _row(run: Run, number: int, shard: str) -> ShardRow:
         bytes=int(record.stats.get("bytes", 0)),
         path=place.shown(tar),
     )
-
-
-def _record_or_none(output: Path) -> Record | None:
-    try:
-        return read_record(record_path(output))
-    except (FileNotFoundError, ValueError):
-        return None
 
 
 def _run_with_round(root: Path, number: int) -> Run:

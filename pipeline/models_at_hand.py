@@ -18,7 +18,7 @@ from pipeline.judging_tasks import Split, embed_stages_of_judges, evaluate_stage
 from pipeline.runs import Run, read_run
 from pipeline.settings import read_settings
 from pipeline.start import start_weights
-from pipeline.status import read_json
+from pipeline.status import begun_rounds, read_json
 from shards.vocabulary import Vocabulary, load_class_names
 
 logger = logging.getLogger(__name__)
@@ -138,9 +138,7 @@ def _vocabulary(run: Run | None, preset: str, request: ModelRequest) -> Vocabula
 
 
 def _newest_round(run: Run) -> int:
-    folder = run.layout.round(0).parent
-    numbers = sorted(int(path.name) for path in folder.glob("[0-9]*") if path.name.isdigit())
-    decided = [number for number in numbers if best_weights(run, number).is_file()]
+    decided = [number for number in begun_rounds(run.layout) if best_weights(run, number).is_file()]
     if not decided:
         raise DataFault(f"{run.layout.root} has no model yet; run: stseg-pipeline round --run {run.layout.root}")
     return decided[-1]

@@ -8,7 +8,8 @@ from pipeline.driver import RoundRequest
 from pipeline.rounds import run_rounds
 from pipeline.run_lock import holding
 from pipeline.runs import read_run
-from pipeline.verify import Fault, begun_rounds, is_finished, verify_run
+from pipeline.status import begun_rounds
+from pipeline.verify import Fault, is_finished, verify_run
 from shards.files import remove_path
 from shards.layout import RunLayout
 from shards.mirror import discard
@@ -49,7 +50,7 @@ def repair_run(root: Path, number: int | None, request: RoundRequest) -> Repair:
     run = read_run(root)
     with holding(root):
         faults = verify_run(root, number).faults
-        finished = [each for each in begun_rounds(run) if is_finished(run, each)]
+        finished = [each for each in begun_rounds(run.layout) if is_finished(run, each)]
         for fault in faults:
             _take_out(fault.output)
     if not faults:

@@ -9,7 +9,7 @@ from pipeline.config import RunConfig, changed_settings, identity_changes, load_
 from pipeline.errors import DataFault, SettingsConflict
 from pipeline.settings import read_settings
 from shards.layout import RunLayout
-from shards.mirror import bring, put_files
+from shards.mirror import bring, put_files, upload
 from shards.plan import Plan, write_plan
 from shards.sources import open_source
 from shards.storage import place_of
@@ -122,7 +122,8 @@ def make_run(root: Path, config: RunConfig) -> Run:
     vocabulary.save(layout.vocabulary)
     save_config(layout.config, config)
     lists = [*plan.samples.paths, *(() if source_plan is None else source_plan.samples.paths)]
-    put_files(place_of(root), [*lists, layout.vocabulary, layout.plan, layout.source_plan, layout.config])
+    upload(place_of(root), lists)
+    put_files(place_of(root), [layout.vocabulary, layout.plan, layout.source_plan, layout.config])
     return Run(layout, config, vocabulary, plan, source_plan)
 
 

@@ -96,7 +96,7 @@ def run_status(root: Path) -> RunStatus:
         raise DataFault(f"{where} holds no run (no plan.json); make one: stseg-pipeline round --run {where}") from error
     stages = [_stage(0, "embed", [layout.embedding("target", name) for name in shards])]
     rounds = {}
-    for number in _round_numbers(layout):
+    for number in begun_rounds(layout):
         stages += _round_stages(layout, number, shards)
         report = read_json(layout.report_json(number))
         if report is not None:
@@ -106,6 +106,12 @@ def run_status(root: Path) -> RunStatus:
     asked = [int(str(event["rounds"])) for event in events if event.get("kind") == "run_started" and "rounds" in event]
     retry = retry_command(root, asked[-1] if asked else max(one.round for one in quarantined)) if quarantined else None
     return RunStatus(tuple(stages), rounds, events[-1] if events else None, _holder(place, layout), quarantined, retry)
+
+
+def begun_rounds(layout: RunLayout) -> list[int]:
+    """Give the rounds that have a folder, in order."""
+    folders = layout.round(0).parent.glob("[0-9]*")
+    return sorted(int(folder.name) for folder in folders if folder.name.isdigit() and folder.is_dir())
 
 
 def quarantined_shards(events: Iterable[Mapping[str, Any]]) -> tuple[QuarantinedShard, ...]:
@@ -129,8 +135,15 @@ def retry_command(root: Path, rounds: int, backend: str = "ray") -> str:
 def read_json(path: Path) -> dict[str, Any] | None:
     """Read a JSON object; None if there is none or it is damaged."""
     try:
-        content = json.loads(path.read_bytes())
-    except (OSError, ValueError):
+        return _object(path.read_bytes())
+    except OSError:
+        return None
+
+
+def _object(data: bytes) -> dict[str, Any] | None:
+    try:
+        content = json.loads(data)
+    except ValueError:
         return None
     return content if isinstance(content, dict) else None
 
@@ -138,16 +151,7 @@ def read_json(path: Path) -> dict[str, Any] | None:
 def _holder(place: Place, layout: RunLayout) -> dict[str, Any] | None:
     if place.store is None:
         return read_json(layout.lock)
-    try:
-        content = json.loads(place.store.read(place.name_of(layout.lock)) or b"null")
-    except ValueError:
-        return None
-    return content if isinstance(content, dict) else None
-
-
-def _round_numbers(layout: RunLayout) -> list[int]:
-    folder = layout.round(0).parent
-    return sorted(int(path.name) for path in folder.glob("[0-9]*") if path.is_dir()) if folder.is_dir() else []
+    return _object(place.store.read(place.name_of(layout.lock)) or b"")
 
 
 def _round_stages(layout: RunLayout, number: int, shards: list[str]) -> list[StageStatus]:

@@ -9,9 +9,10 @@ from jobs.checkpoints import checkpoint_fault
 from jobs.stage import record_path
 from pipeline.errors import DataFault
 from pipeline.runs import Run, read_run
+from pipeline.status import begun_rounds
 from shards import records
 from shards.mirror import NotInStore, check
-from shards.records import Record, read_record
+from shards.records import read_record, record_or_none
 from shards.storage import place_of
 from shards.store_calls import StoreRefused
 from shards.tar import read_pseudo_index
@@ -62,7 +63,7 @@ def verify_run(root: Path, number: int | None = None) -> Verdict:
         raise DataFault(
             f"{root} has no round {number} yet; run: stseg-pipeline round --n {max(number, 1)} --run {run.layout.root}"
         )
-    rounds = begun_rounds(run) if number is None else [number]
+    rounds = begun_rounds(run.layout) if number is None else [number]
     folders = [run.layout.root / "embeddings", *(run.layout.round(each) for each in rounds)]
     found = {output for folder in folders for output in _outputs_below(folder)}
     planned = {output: each for each in rounds for output in _planned(run, each)}
@@ -80,12 +81,6 @@ def verify_run(root: Path, number: int | None = None) -> Verdict:
     for index in sorted(path for path in found if path.name == "index.json" and path not in damaged):
         faults += [Fault(index, reason) for reason in _index_faults(index, damaged)]
     return Verdict(len(found | planned.keys()) - undone, undone, tuple(faults))
-
-
-def begun_rounds(run: Run) -> list[int]:
-    """Give the rounds that have a folder."""
-    folders = run.layout.round(0).parent.glob("[0-9]*")
-    return sorted(int(folder.name) for folder in folders if folder.is_dir())
 
 
 def is_finished(run: Run, number: int) -> bool:
@@ -127,7 +122,7 @@ def _outputs_below(folder: Path) -> Iterator[Path]:
 
 def _recorded_beside(path: Path) -> Iterator[str]:
     """Give what a record names; it may be lost."""
-    record = _record_or_none(path)
+    record = record_or_none(path)
     yield from (name for name in (record.outputs if record else {}) if record_path(path.with_name(name)) == path)
 
 
@@ -157,13 +152,6 @@ def _index_faults(index: Path, damaged: set[Path]) -> Iterator[str]:
         yield str(error)
         return
     for tar in sorted(index.parent / name for name in listed):
-        record = _record_or_none(record_path(tar))
+        record = record_or_none(record_path(tar))
         if tar not in damaged and record is not None and listed[tar.name] != record.outputs.get(tar.name):
             yield f"lists another checksum for {tar.name}"
-
-
-def _record_or_none(path: Path) -> Record | None:
-    try:
-        return read_record(path)
-    except (OSError, ValueError):
-        return None

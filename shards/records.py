@@ -158,6 +158,14 @@ def parse_record(data: bytes, name: str) -> Record:
         raise ValueError(f"{name} is not a record ({where}: {first['msg']}); delete it to redo the shard") from error
 
 
+def record_or_none(path: Path) -> Record | None:
+    """Read a record; None if there is none or it cannot be read."""
+    try:
+        return read_record(path)
+    except (OSError, ValueError):
+        return None
+
+
 class RecordCounts(NamedTuple):
     """What a record counts: samples in the output, what was left out of it, and the working time."""
 

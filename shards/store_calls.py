@@ -7,6 +7,8 @@ import time
 from collections.abc import Callable
 from typing import Final, TypeVar
 
+from shards.store_errors import DISK_FULL
+
 logger = logging.getLogger(__name__)
 
 ATTEMPTS: Final = 9
@@ -14,7 +16,7 @@ FIRST_PAUSE_S: Final = 0.1
 LONGEST_PAUSE_S: Final = 15.0
 
 _FINAL_ERRNOS: Final = frozenset({errno.EINVAL, errno.EACCES, errno.EPERM})
-_OF_THIS_DISK: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS})
+_OF_THIS_DISK: Final = DISK_FULL | {errno.EROFS}
 _FINAL: Final = (FileNotFoundError, FileExistsError, PermissionError, IsADirectoryError, NotADirectoryError)
 _NETWORK_PACKAGES: Final = ("botocore", "aiobotocore", "aiohttp", "gcsfs", "google", "requests", "urllib3")
 _NO_BUCKET: Final = "specified bucket does not exist"  # S3 answers so; an object that is missing is another matter

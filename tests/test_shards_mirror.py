@@ -53,6 +53,12 @@ def make(place: Place, *, folder: bool, text: bytes = b"some bytes") -> tuple[Pa
     return output, record
 
 
+def moved(place: Place, first: Place, artifact: tuple[Path, Path]) -> tuple[Path, Path]:
+    """Give where an output and its record are on another machine."""
+    output, record = artifact
+    return place.root / first.name_of(output), place.root / first.name_of(record)
+
+
 @pytest.mark.parametrize("folder", [True, False])
 def test_what_one_machine_published_another_has_whole_for_as_long_as_it_uses_it(
     machine: Callable[[str, str], Place], url: str, folder: bool
@@ -66,7 +72,7 @@ def test_what_one_machine_published_another_has_whole_for_as_long_as_it_uses_it(
     digest = sha256_path(output)
     second = machine("second", url)
     mirror.bring(second)
-    output, record = second.root / first.name_of(output), second.root / first.name_of(record)
+    output, record = moved(second, first, (output, record))
     assert record.is_file() and not output.exists()
     assert why_stale(record, fingerprint={}, inputs={}) is None  # done, though its bytes are not here
     with mirror.fetched(second, [(output, record)]):
@@ -93,7 +99,7 @@ def test_a_new_output_replaces_the_old_one_with_nothing_left_of_it(
     mirror.publish(first, output, record)
     second = machine("second", url)
     mirror.bring(second)
-    there = second.root / first.name_of(output), second.root / first.name_of(record)
+    there = moved(second, first, (output, record))
     first = machine("first", url)
     (output / "a" / "c" / "1").unlink()
     output, record = make(first, folder=True, text=b"other")
@@ -116,7 +122,7 @@ def test_an_output_without_a_record_and_a_record_without_an_output_are_not_done(
     assert content is not None
     second = machine("second", url)
     mirror.bring(second)
-    there = second.root / first.name_of(output), second.root / first.name_of(record)
+    there = moved(second, first, (output, record))
     first.store.remove([first.name_of(record)])
     with pytest.raises(NotInStore, match="not done"), mirror.fetched(second, [there]):
         pass
@@ -144,7 +150,7 @@ def test_a_truncated_object_is_refused_by_name_and_never_visible(
     assert first.store is not None
     first.store.write(first.name_of(output), b"some")
     second = machine("second", url)
-    there = second.root / first.name_of(output), second.root / first.name_of(record)
+    there = moved(second, first, (output, record))
     with (
         pytest.raises(StoreRefused, match=r"pseudo-000000.tar does not match.*shards repair --run .*://"),
         mirror.fetched(second, [there]),
@@ -161,7 +167,7 @@ def test_what_another_process_uses_is_not_dropped(machine: Callable[[str, str], 
     output, record = make(first, folder=True)
     mirror.publish(first, output, record)
     second = machine("second", url)
-    there = second.root / first.name_of(output), second.root / first.name_of(record)
+    there = moved(second, first, (output, record))
     with mirror.fetched(second, [there]):
         with mirror.fetched(second, [there]):
             pass
