@@ -157,7 +157,7 @@ class Board:
             if self._store_errors[place] < self._config.store_attempts:
                 self._delayed.append((self._now() + self._config.delay_s(self._store_errors[place]), task))
                 return "retry"
-        elif self._attempts[place] - self._store_errors[place] < self._config.max_attempts:
+        elif fault.kind != "hopeless" and self._attempts[place] - self._store_errors[place] < self._config.max_attempts:
             self._waiting[task.stage].append(task)
             return "retry"
         self._give_up(task, _cause(task.stage, fault.kind, fault.message))

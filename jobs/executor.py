@@ -1,13 +1,14 @@
 """Runs a chain of stages over shards: one scheduling loop, in this process or on Ray."""
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 from jobs.board import Board, ShardFailure, StageFailed
 from jobs.execution import Clock, ExecutionConfig
 from jobs.faults import Fault, stopping_error
+from jobs.following import FollowingRunner
 from jobs.runner import InlineRunner, Outcome, Runner
 from jobs.stage import StagePlan
 from shards.files import remove_stale_temporaries
@@ -74,8 +75,8 @@ def run_chain(
     config, clock = execution or ExecutionConfig(), clock or Clock()
     board = Board(stages, config, clock.now)
     _remove_left_overs(stages)
-    runner = _make_runner(backend, stages, config)
-    told = _Teller(board, on_event)
+    runner = _make_runner(backend, stages, config, clock)
+    told = _Teller(board, on_event, {plan.name for plan in stages if plan.elsewhere is not None})
     try:
         while not board.finished:
             for plan in stages:
@@ -99,11 +100,12 @@ def run_chain(
 
 
 class _Teller:
-    """Enters outcomes on the board and tells of them."""
+    """Enters outcomes on the board and tells of them, but for stages that other jobs do, which tell themselves."""
 
-    def __init__(self, board: Board, on_event: Callable[[StageEvent], None]) -> None:
+    def __init__(self, board: Board, on_event: Callable[[StageEvent], None], elsewhere: Collection[str]) -> None:
         self._board = board
         self._on_event = on_event
+        self._elsewhere = elsewhere
         self._started: set[str] = set()
         self._finished: set[str] = set()
 
@@ -139,20 +141,27 @@ class _Teller:
     def _tell(
         self, kind: EventKind, stage: str, shard: str = "", error: str | None = None, record: Record | None = None
     ) -> None:
+        if stage in self._elsewhere:
+            return
         done, total = self._board.done[stage], self._board.total[stage]
         self._on_event(StageEvent(kind, stage, done, total, shard=shard, record=record, error=error))
 
 
-def _make_runner(backend: Backend, stages: Sequence[StagePlan], config: ExecutionConfig) -> Runner:
+def _make_runner(backend: Backend, stages: Sequence[StagePlan], config: ExecutionConfig, clock: Clock) -> Runner:
+    here = [plan for plan in stages if plan.elsewhere is None]
+    others = [plan for plan in stages if plan.elsewhere is not None]
+    runner: Runner
     if backend == "inline":
-        return InlineRunner(stages)
-    if backend == "ray":
+        runner = InlineRunner(here)
+    elif backend == "ray":
         from jobs.ray_pool import RayRunner
 
-        return RayRunner(stages, config)
-    raise ValueError(f"backend is {backend!r}; expected ray or inline")
+        runner = RayRunner(here, config)
+    else:
+        raise ValueError(f"backend is {backend!r}; expected ray or inline")
+    return FollowingRunner(runner, others, clock) if others else runner
 
 
 def _remove_left_overs(stages: Sequence[StagePlan]) -> None:
-    for folder in {task.output.parent for plan in stages for task in plan.tasks}:
+    for folder in {task.output.parent for plan in stages if plan.elsewhere is None for task in plan.tasks}:
         remove_stale_temporaries(folder)

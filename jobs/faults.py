@@ -24,7 +24,8 @@ class Fault:
     Attributes:
         kind: "error" (whatever a stage raised, or a worker that died) and "memory" are tried again with a fresh worker,
             a limited number of times; "transient" (an error of the store that passes) after a pause, with the same
-            worker; "hopeless" (no machine can hold the worker) not at all; "disk_full" and "read_only" stop everything.
+            worker; "hopeless" (no machine can hold the worker, or the job that had the shard is over) not at all;
+            "disk_full" and "read_only" stop everything.
         message: One line.
         errno: Number of the system's error; 0 if there is none.
         filename: The file that it is about, or "".

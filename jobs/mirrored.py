@@ -40,7 +40,8 @@ class MirroredWorker:
         layout = RunLayout(self._place.root)
         first = [layout.vocabulary] if self._worker is None else []
         mirror.bring_files(self._place, [*first, *task.samples.paths, task.record])
-        with mirror.fetched(self._place, [(path, record_path(path)) for path in task.inputs.values()]):
+        inputs = [(path, record_path(path)) for path in task.inputs.values()]
+        with mirror.making(self._place, task.output), mirror.fetched(self._place, inputs):
             if self._worker is None:
                 with _text_embeddings(self._place):
                     self._worker = self._factory()
@@ -53,7 +54,8 @@ class MirroredWorker:
 def published(task: ShardTask, *, fetch: bool = False) -> Iterator[None]:
     """Publish what is made of a task in the block, at its end; with `fetch` its inputs are brought before."""
     place = place_of(task.output)
-    with mirror.fetched(place, [(path, record_path(path)) for path in task.inputs.values()] if fetch else []):
+    inputs = [(path, record_path(path)) for path in task.inputs.values()] if fetch else []
+    with mirror.making(place, task.output), mirror.fetched(place, inputs):
         yield
         mirror.publish(place, task.output, task.record)
 

@@ -33,6 +33,18 @@ _RESERVED: Final = ("CPU", "GPU", "memory", "object_store_memory")
 ReadRecord = Callable[[Path], Record]
 
 
+class OtherJob(Protocol):
+    """A job beside this one that does a stage of the same chain."""
+
+    def over(self) -> bool:
+        """Tell whether it has ended, or never came: what it has not done by now it will not do."""
+        ...
+
+    def bring(self, folder: Path) -> None:
+        """Bring the records here that lie in a folder of the run, where they do not come by themselves."""
+        ...
+
+
 class EmptyShard(ValueError):  # noqa: N818 - named for what was found, as in the reports
     """Samples arrived at a stage, none was dropped for a reason, and still nothing came out."""
 
@@ -142,6 +154,7 @@ class StagePlan:
         tasks: The shards to do, each once; in the order in which they are started.
         resources: What a worker needs.
         after: An earlier stage of the chain: a shard starts when the same shard is done there (or not planned there).
+        elsewhere: The job that does this stage; its shards are only waited for here. None: they are done here.
     """
 
     name: str
@@ -149,6 +162,7 @@ class StagePlan:
     tasks: Sequence[ShardTask]
     resources: Resources = field(default_factory=Resources)
     after: str | None = None
+    elsewhere: OtherJob | None = None
 
 
 def record_path(output: Path) -> Path:

@@ -129,6 +129,9 @@ def stage(
     outcome: Annotated[
         Path | None, typer.Option("--outcome", hidden=True, help="Where a job says how it ended.")
     ] = None,
+    together: Annotated[
+        bool, typer.Option("--together", hidden=True, help="Jobs beside this one do the chain's other stages.")
+    ] = False,
     verify: VerifyOption = False,
     as_json: JsonOption = False,
 ) -> None:
@@ -144,7 +147,13 @@ def stage(
 
     with outcome_written(outcome), exit_codes():
         request = RoundRequest(
-            rounds=number, file=config, sets=tuple(sets or ()), backend=backend.value, address=address, verify=verify
+            rounds=number,
+            file=config,
+            sets=tuple(sets or ()),
+            backend=backend.value,
+            address=address,
+            verify=verify,
+            together=together,
         )
         refuse_two_places(backend, address, submit)
         if submit is None:
@@ -285,7 +294,7 @@ def _submitted_jobs(run: Path) -> list[dict[str, Any]]:
 
     if not RunLayout(run).jobs.is_dir():
         return []
-    from pipeline.submit import job_rows
+    from pipeline.job_list import job_rows
 
     return job_rows(run)
 

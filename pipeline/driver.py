@@ -14,7 +14,7 @@ from jobs.training_group import run_training
 from jobs.write import write_index
 from pipeline import judging_tasks, round_tasks
 from pipeline.chain import embed_stages, mask_stages, round_stages, unbroken_parts
-from pipeline.errors import RunGone, raise_on_sigterm
+from pipeline.errors import EXIT_RESUMABLE, JobEnded, RunGone, raise_on_sigterm
 from pipeline.plan import TaskState, summarise, task_states
 from pipeline.progress import RunProgress
 from pipeline.promote import promote
@@ -24,6 +24,7 @@ from pipeline.report import alarm_lines, score_line, write_report
 from pipeline.runs import Run
 from pipeline.start import import_start
 from pipeline.status import retry_command
+from pipeline.together import CHAIN, beside_others, stage_of
 from pipeline.training_progress import followed
 from pipeline.when_stale import WhenStale
 from shards.files import remove_stale_temporaries_below
@@ -44,6 +45,7 @@ class RoundRequest:
         backend: "ray" or "inline".
         address: A Ray that runs; None: a private one on this machine.
         verify: Compare the checksums of all outputs first, and do what is damaged again.
+        together: For a single stage of a round's chain: the others are done by jobs beside this one.
     """
 
     rounds: int
@@ -52,6 +54,7 @@ class RoundRequest:
     backend: Backend = "ray"
     address: str | None = None
     verify: bool = False
+    together: bool = False
 
 
 class Driver:
@@ -145,13 +148,18 @@ class Driver:
         """Make pseudo-labels from the teacher's scores that are stored: refine, write, list and measure them."""
         self._chain(number, names=("refine", "write"))
 
-    def _chain(self, number: int, names: Sequence[str] = ("teacher", "refine", "write")) -> None:
-        chosen = [stage for stage in round_stages(self._run, number) if stage.name.split("-")[0] in names]
-        stages = [stage if stage.after in names else replace(stage, after=None) for stage in chosen]
+    def _chain(self, number: int, names: Sequence[str] = CHAIN) -> None:
+        stages = round_stages(self._run, number)
+        if self._request.together:
+            stages = beside_others(self._run, number, names[0], stages)
+        else:
+            chosen = [stage for stage in stages if stage_of(stage.name) in names]
+            stages = [stage if stage.after in names else replace(stage, after=None) for stage in chosen]
         for part in unbroken_parts(stages):
             self._do(number, part)
             for stage in part:
-                require_samples(f"{stage.name} of round {number}", stage_records(stage.tasks))
+                if stage.elsewhere is None:
+                    require_samples(f"{stage.name} of round {number}", stage_records(stage.tasks))
         if "write" in names:
             self._index(number, stages[-1].tasks)
         if "refine" in names:
@@ -237,10 +245,24 @@ class Driver:
             try:
                 run_chain(wanted, backend=self._request.backend, on_event=told, execution=self._run.config.execution)
             except StageFailed as failed:
+                self._refuse_unfinished(number, stages, failed)
                 command = retry_command(self._run.layout.root, self._request.rounds, self._request.backend)
                 cure = f"all other shards were tried; when the cause is mended, this does only these: {command}"
                 raise StageFailed(failed.failures, failed.blocked, cure) from None
         bring(place_of(self._run.layout.root))  # what workers on other machines recorded
+
+    def _refuse_unfinished(self, number: int, stages: Sequence[StagePlan], failed: StageFailed) -> None:
+        """End resumably where all that failed here is what the job of a stage before has left undone.
+
+        Raises:
+            JobEnded: So it is.
+        """
+        others = {stage.name for stage in stages if stage.elsewhere is not None}
+        if others.issuperset(failure.stage for failure in failed.failures):
+            shards = sorted({failure.shard for failure in failed.failures})
+            stage = failed.failures[0].stage
+            text = f"the job that did {stage} of round {number} is over, {len(shards)} shards are not done"
+            raise JobEnded(f"{text} ({', '.join(shards[:5])}); its own log says why", EXIT_RESUMABLE) from None
 
     def _why_stale(self, task: ShardTask) -> str | None:
         return why_stale(task, verify=self._request.verify)

@@ -12,9 +12,10 @@ from pipeline.progress import RunProgress
 from pipeline.promote import require_no_regression
 from pipeline.report import alarm_lines, score_line
 from pipeline.round_tasks import all_tasks
-from pipeline.run_lock import holding
+from pipeline.run_lock import holding, holding_stage
 from pipeline.runs import Run, open_or_make_run, read_run
 from pipeline.status import read_json
+from pipeline.together import CHAIN
 from shards.layout import RunLayout
 from shards.storage import place_of
 
@@ -51,17 +52,23 @@ def run_rounds(root: Path, request: RoundRequest, progress: RunProgress | None =
 def run_stage(root: Path, name: str, request: RoundRequest, progress: RunProgress | None = None) -> dict[str, Any]:
     """Do one stage of one round.
 
+    With `request.together` it may work beside the jobs of the other stages of its round's chain, and what those have
+    still to do is waited for.
+
     Raises:
         DataFault: What it reads is not done; the message names the command that does it.
-        ValueError: There is no such stage in that round.
+        ValueError: There is no such stage in that round, or it has no others beside it.
     """
     shown = RunProgress(RunLayout(root).events) if progress is None else progress
     number = request.rounds
-    with holding(root):
-        run = open_or_make_run(root, request.file, request.sets)
+    if request.together and name not in CHAIN:
+        raise ValueError(f"{name} works alone; stages that work together are {', '.join(CHAIN)}")
+    with holding_stage(root, number, name) if request.together else holding(root):
+        run = read_run(root) if request.together else open_or_make_run(root, request.file, request.sets)
         tasks = stage_tasks(run, name, number)
-        _refuse_incomplete(run, tasks, number)
-        states = task_states(tasks, verify=request.verify)
+        before = chain_before(run, name, number) if request.together else []
+        _refuse_incomplete(run, [*before, *tasks], number)
+        states = task_states([*before, *tasks], verify=request.verify)[len(before) :]
         open_tasks = [state.task for state in states if state.state != "done"]
         if open_tasks:
             with Driver(run, request, shown).connected() as driver:
@@ -94,6 +101,11 @@ def stage_tasks(run: Run, name: str, number: int, *, required: bool = True) -> l
         stages = dict.fromkeys(task.stage for task in tasks if "-" not in task.stage)
         raise ValueError(f"round {number} has no stage {name!r}; it has {', '.join(stages)}")
     return found
+
+
+def chain_before(run: Run, name: str, number: int) -> list[ShardTask]:
+    """Give the tasks of the stages of a round's chain that come before one of them, in their order."""
+    return [task for stage in CHAIN[: CHAIN.index(name)] for task in stage_tasks(run, stage, number)]
 
 
 def _refuse_incomplete(run: Run, tasks: Sequence[ShardTask], number: int) -> None:

@@ -1,4 +1,4 @@
-"""The stages of a run as Ray jobs, one after the other: under which ids, and what a person sees of them."""
+"""The stages of a run as Ray jobs: under which ids, which of them beside each other, and what a person sees of them."""
 
 import json
 import re
@@ -6,8 +6,7 @@ import shlex
 import socket
 import sys
 import time
-from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -15,18 +14,20 @@ from typing import Any, Final, Literal
 
 import typer
 
-from jobs.stage import why_stale
-from jobs.submission import Job, JobServer, RayJobServer
+from jobs.submission import Job, JobServer
 from pipeline.config import changed_settings, load_config
 from pipeline.driver import RoundRequest
 from pipeline.errors import EXIT_RESUMABLE, DataFault, JobEnded, SettingsConflict
+from pipeline.job_logs import LOOK_AGAIN_S, JobLogs
 from pipeline.job_outcome import read_outcome
+from pipeline.plan import task_states
 from pipeline.progress import RunProgress
 from pipeline.promote import require_no_regression
 from pipeline.rounds import stage_tasks
 from pipeline.run_lock import holding
 from pipeline.runs import Run, open_or_make_run, read_run
 from pipeline.status import read_json
+from pipeline.together import CHAIN
 from shards.files import write_bytes_atomic
 from shards.layout import RunLayout
 from shards.mirror import bring, put_files
@@ -34,11 +35,8 @@ from shards.storage import place_of
 
 OnInterrupt = Literal["ask", "leave", "stop"]
 
-_ROUND_0: Final = ("embed", "start", "evaluate", "promote", "report")
-_LATER_ROUND: Final = ("teacher", "refine", "write", "train", "evaluate", "promote", "report")
-_SHOWN_LINES: Final = 10
-_LOST_AFTER: Final = 12  # looks in a row without an answer
-_LOOK_AGAIN_S: Final = 5.0
+_ROUND_0: Final = (("embed",), ("start",), ("evaluate",), ("promote",), ("report",))
+_LATER_ROUND: Final = (CHAIN, ("train",), ("evaluate",), ("promote",), ("report",))
 _STOP_WITHIN: Final = 6  # looks
 
 
@@ -58,19 +56,20 @@ def submit_rounds(
 ) -> list[dict[str, Any]]:
     """Do rounds up to `request.rounds`, each stage as a job, and give their reports. What is done stays as it is.
 
-    This process only submits and looks on: it may be stopped, and started again on any machine that sees the run folder
-    at the same path and has the same weights at hand.
+    Teacher, refine and write of a round work beside each other, shard by shard. This process only submits and looks on:
+    it may be stopped, and started again on any machine that sees the run folder at the same path and has the same
+    weights at hand.
 
     Raises:
-        JobEnded: A job did not end well; nothing was submitted after it.
+        JobEnded: A job did not end well; nothing was submitted after it and those beside it.
         SettingsConflict: The run is for other data, or its job still works with other settings.
         GateFailed: A round regressed or raised an alarm, and the settings say that the run stops then.
         ConnectionError: The server no longer answers; its jobs may still run.
     """
     jobs = SubmittedRun(root, request, server, on_interrupt)
     for number in range(request.rounds + 1):
-        for stage in _LATER_ROUND if number else _ROUND_0:
-            jobs.do(Place(number, stage))
+        for stages in _LATER_ROUND if number else _ROUND_0:
+            jobs.do([Place(number, stage) for stage in stages])
         require_no_regression(jobs.run, number, request.rounds)
     return [read_json(jobs.run.layout.report_json(number)) or {} for number in range(request.rounds + 1)]
 
@@ -86,8 +85,8 @@ def submit_stage(
     """
     jobs = SubmittedRun(root, request, server, on_interrupt)
     count = len(stage_tasks(jobs.run, name, request.rounds))
-    job_id = jobs.do(Place(request.rounds, name))
-    return {"stage": name, "round": request.rounds, "done": count, "job": job_id}
+    place = Place(request.rounds, name)
+    return {"stage": name, "round": request.rounds, "done": count, "job": jobs.do([place]).get(place)}
 
 
 class SubmittedRun:
@@ -100,38 +99,55 @@ class SubmittedRun:
 
     def __init__(self, root: Path, request: RoundRequest, server: JobServer, on_interrupt: OnInterrupt) -> None:
         self._server = server
+        self._verify = request.verify
         self._on_interrupt = on_interrupt
         self._root = root.absolute()
         self._progress = RunProgress(RunLayout(root).events)
         self.run = self._open(request)
 
-    def do(self, place: Place) -> str | None:
-        """Have a stage done, and give the job's id; None: it was done.
+    def do(self, places: Sequence[Place]) -> dict[Place, str]:
+        """Have stages done beside each other, and give the jobs' ids; of those that were done, none.
 
         Raises:
-            JobEnded: The job did not end well.
-            DataFault: It did, and what it was to make is not to be seen here.
+            JobEnded: A job did not end well; those beside it have ended, too.
+            DataFault: All did, and what one was to make is not to be seen here.
         """
-        working = [job for job in self._jobs() if not job.over]
-        found = next((job for job in working if _place(job) == place), None)
-        if found is not None:
-            job_id = found.id
-            self._progress.say(f"{place}: {job_id} still works; its log from the beginning:")
-        else:
-            reason = self._why_open(place, verify=True)
-            if reason is None:
-                return None
-            if working:
-                raise JobEnded(f"{working[0].id} still works on this run; wait for it, or stop it", EXIT_RESUMABLE)
-            job_id = self._submit(place, reason)
-        lines: deque[str] = deque(maxlen=_SHOWN_LINES)
+        ids = self._started(places)
+        logs = JobLogs(self._server, self._progress, {job_id: place for place, job_id in ids.items()})
         try:
-            job = self._tail(job_id, lines)
+            ended = [(place, job_id, *logs.follow(job_id)) for place, job_id in ids.items()]
         except KeyboardInterrupt:
-            self._interrupted(job_id)
+            self._interrupted(list(ids.values()))
             raise
-        self._judge(place, job_id, job, lines)
-        return job_id
+        bring(place_of(self._root))
+        for entry in ended:
+            self._judge(*entry)
+        left = self._why_open(list(ids), verify=False)
+        if left:
+            place, reason = next(iter(left.items()))
+            raise DataFault(
+                f"{ids[place]} ended well, and from here {place} is not done ({reason}); do the cluster and this "
+                f"machine see the same folder at {self._root}?"
+            )
+        return ids
+
+    def _started(self, places: Sequence[Place]) -> dict[Place, str]:
+        """Give the ids of the jobs that do these stages: those that work already, and new ones for what is open."""
+        working = [job for job in self._jobs() if not job.over]
+        known = {_place(job): job.id for job in working if _place(job) in places}
+        reasons = self._why_open(places, verify=self._verify)
+        wanted = [place for place in places if place in known or place in reasons]
+        others = [job.id for job in working if job.id not in known.values()]
+        if others and any(place not in known for place in wanted):
+            raise JobEnded(f"{others[0]} still works on this run; wait for it, or stop it", EXIT_RESUMABLE)
+        ids = {}
+        for place in wanted:
+            if place in known:
+                ids[place] = known[place]
+                self._progress.say(f"{place}: {known[place]} still works; its log from the beginning:")
+            else:
+                ids[place] = self._submit(place, reasons[place], together=len(wanted) > 1)
+        return ids
 
     def _open(self, request: RoundRequest) -> Run:
         """Open the run. Its settings are written once, here, and the jobs read them; not while one of them works."""
@@ -148,17 +164,20 @@ class SubmittedRun:
     def _jobs(self) -> list[Job]:
         return [job for job in self._server.jobs() if job.metadata.get("run") == str(self._root)]
 
-    def _why_open(self, place: Place, *, verify: bool) -> str | None:
-        """Say why a stage is not done; None: it is, or the run has no such stage."""
-        for task in stage_tasks(self.run, place.stage, place.round, required=False):
-            reason = why_stale(task, verify=verify)
-            if reason is not None:
-                return f"{task.stage} {task.shard}: {reason}"
-        if place.stage == "report" and not self.run.layout.report_html(place.round).is_file():
-            return "its page is not there"
-        return None
+    def _why_open(self, places: Sequence[Place], *, verify: bool) -> dict[Place, str]:
+        """Say why stages that follow each other are not done; those that are, or that the run has not, are left out."""
+        tasks = {place: stage_tasks(self.run, place.stage, place.round, required=False) for place in places}
+        states = iter(task_states([task for group in tasks.values() for task in group], verify=verify))
+        reasons: dict[Place, str] = {}
+        for place, group in tasks.items():
+            for state in [next(states) for _ in group]:
+                if state.state != "done":
+                    reasons.setdefault(place, f"{state.task.stage} {state.task.shard}: {state.reason}")
+            if place.stage == "report" and not self.run.layout.report_html(place.round).is_file():
+                reasons.setdefault(place, "its page is not there")
+        return reasons
 
-    def _submit(self, place: Place, reason: str) -> str:
+    def _submit(self, place: Place, reason: str, *, together: bool) -> str:
         attempt = self._next_attempt(place)
         job_id = f"{_stem(self.run.name, place)}-{attempt}"
         facts = {"run": str(self._root), "round": str(place.round), "stage": place.stage, "attempt": str(attempt)}
@@ -178,6 +197,8 @@ class SubmittedRun:
             settings.address,
             "--outcome",
             str(self._outcome(job_id)),
+            *(["--together"] if together else []),
+            *(["--verify"] if self._verify else []),
         ]
         self._server.submit(job_id, shlex.join(command), facts, upload=settings.upload)
         self._progress.say(f"{place}: submitted as {job_id}")
@@ -190,64 +211,34 @@ class SubmittedRun:
         used = [int(found[1]) for name in known if (found := re.fullmatch(rf"{stem}-(\d+)", name))]
         return max(used, default=0) + 1
 
-    def _tail(self, job_id: str, lines: deque[str]) -> Job | None:
-        """Show a job's log to its end, also over a connection that breaks at times; None: the server forgot the job."""
-        shown, silent = 0, 0
-        while True:
-            try:
-                shown = self._show(job_id, shown, lines)
-                job = self._server.find(job_id)
-                silent = 0
-            except ConnectionError as error:
-                silent += 1
-                if silent >= _LOST_AFTER:
-                    raise ConnectionError(
-                        f"{error}; {job_id} may still work. Where it does, the same command goes on with it"
-                    ) from error
-            else:
-                if job is None or job.over:
-                    return job
-            time.sleep(_LOOK_AGAIN_S)
-
-    def _show(self, job_id: str, shown: int, lines: deque[str]) -> int:
-        """Show a log from a character on, and give where it is now."""
-        at, rest = 0, ""
-        for piece in self._server.follow(job_id):
-            new = piece[max(0, shown - at) :]
-            at += len(piece)
-            *whole, rest = (rest + new).split("\n")
-            for line in whole:
-                lines.append(line)
-                self._progress.say(f"  {line}")
-        if rest:
-            lines.append(rest)
-            self._progress.say(f"  {rest}")
-        return max(at, shown)
-
-    def _interrupted(self, job_id: str) -> None:
+    def _interrupted(self, job_ids: Sequence[str]) -> None:
         stop = self._on_interrupt == "stop"
+        working = [job.id for job in self._jobs() if job.id in job_ids and not job.over]
+        if not working:
+            return
+        named = ", ".join(working)
         if self._on_interrupt == "ask" and sys.stdin.isatty():
             try:
-                stop = typer.confirm(f"\nstop {job_id}, too?", default=False, err=True)
+                stop = typer.confirm(f"\nstop {named}, too?", default=False, err=True)
             except (typer.Abort, KeyboardInterrupt):
                 stop = False
         if not stop:
             self._progress.say(
-                f"{job_id} works on at {self._server.address}; the same command goes on with it, "
+                f"{named}: at work still at {self._server.address}; the same command goes on with it, "
                 "and with --on-interrupt stop and Ctrl-C stops it"
             )
             return
-        self._server.stop(job_id)
+        for job_id in working:
+            self._server.stop(job_id)
         for _ in range(_STOP_WITHIN):
-            job = self._server.find(job_id)
-            if job is None or job.over:
-                self._progress.say(f"{job_id} is stopped")
+            working = [job.id for job in self._jobs() if job.id in job_ids and not job.over]
+            if not working:
+                self._progress.say(f"stopped: {named}")
                 return
-            time.sleep(_LOOK_AGAIN_S)
-        self._progress.say(f"{job_id} was asked to stop and has not yet")
+            time.sleep(LOOK_AGAIN_S)
+        self._progress.say(f"asked to stop, and not stopped yet: {', '.join(working)}")
 
     def _judge(self, place: Place, job_id: str, job: Job | None, lines: Sequence[str]) -> None:
-        bring(place_of(self._root))
         outcome = read_outcome(self._outcome(job_id))
         state = "vanished" if job is None else job.state
         code = EXIT_RESUMABLE if outcome is None else outcome.exit_code
@@ -256,52 +247,12 @@ class SubmittedRun:
             said = outcome.message if outcome is not None else "" if job is None else job.message.partition("\n")[0]
             tail = "".join(f"\n  {line}" for line in lines)
             raise JobEnded(f"{job_id} ({place}) {state}: {said or 'it was cut short'}; its log ended with{tail}", code)
-        reason = self._why_open(place, verify=False)
-        if reason is not None:
-            raise DataFault(
-                f"{job_id} ended well, and from here {place} is not done ({reason}); do the cluster and this machine "
-                f"see the same folder at {self._root}?"
-            )
 
     def _file(self, job_id: str) -> Path:
         return self.run.layout.jobs / f"{job_id}.json"
 
     def _outcome(self, job_id: str) -> Path:
         return self.run.layout.jobs / f"{job_id}.outcome.json"
-
-
-def job_rows(root: Path, connect: Callable[[str], JobServer] = RayJobServer) -> list[dict[str, Any]]:
-    """List the jobs that were submitted for a run, oldest first: from its folder, and those without an outcome from the
-    server that they were sent to.
-
-    Returns:
-        id, round, stage, attempt, address, submitted, state ("unknown" where no server tells) and exit_code.
-    """
-    folder = RunLayout(root).jobs
-    names = ("id", "round", "stage", "attempt", "address", "submitted")
-    kept = [read_json(path) for path in sorted(folder.glob("*.json")) if not path.name.endswith(".outcome.json")]
-    rows = [{name: content.get(name) for name in names} for content in kept if content is not None]
-    rows.sort(key=lambda row: (str(row["submitted"]), str(row["id"])))
-    told: dict[str, dict[str, Job] | None] = {}
-    for row in rows:
-        outcome = read_outcome(folder / f"{row['id']}.outcome.json")
-        row["exit_code"] = None if outcome is None else outcome.exit_code
-        row["state"] = "ended" if outcome is not None else _state(str(row["id"]), str(row["address"]), told, connect)
-    return rows
-
-
-def _state(
-    job_id: str, address: str, told: dict[str, dict[str, Job] | None], connect: Callable[[str], JobServer]
-) -> str:
-    if address not in told:
-        try:
-            told[address] = {job.id: job for job in connect(address).jobs()}
-        except (ConnectionError, ValueError):
-            told[address] = None
-    jobs = told[address]
-    if jobs is None:
-        return "unknown"
-    return jobs[job_id].state if job_id in jobs else "vanished"
 
 
 def _place(job: Job) -> Place:

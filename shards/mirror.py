@@ -27,6 +27,7 @@ _LOGS: Final = ".jsonl"
 _CHECKPOINTS: Final = "checkpoints"
 _ATTEMPTS: Final = 3  # at bytes that do not match their record: it may have been written meanwhile
 _SEEN: Final = "seen.json"
+_BRINGING: Final = "bring.lock"
 
 
 class NotInStore(FileNotFoundError):  # noqa: N818 - named for what was found
@@ -36,37 +37,31 @@ class NotInStore(FileNotFoundError):  # noqa: N818 - named for what was found
 def bring(place: Place) -> None:
     """Bring settings, plans, records, results and models here, as the store has them now; nothing for a plain folder.
 
-    After it a record stands in the mirror if and only if it stands in the store and its output is listed there. What
-    lies here without a record in the store (a killed command did not get to it) counts as not done.
+    After it a record stands in the mirror if and only if it stands in the store and its output is listed there, or is
+    being made here just now. What else lies here without a record in the store (a killed command did not get to it)
+    counts as not done.
 
     Raises:
         StoreRefused: A model has other bytes than its record says, or the store refuses.
     """
     if place.store is None:
         return
-    listing = place.store.outline()
-    small = {name: version for name, version in listing.items() if _is_small(name)}
-    _remove_unlisted(place, small)
-    seen = _read_seen(place)
-    changed = [name for name in small if seen.get(name) != small[name] or not (place.root / name).is_file()]
-    store = place.store
-
-    def one(name: str) -> None:
-        data = store.read(name)
-        if data is not None:
-            _put_here(place, place.root / name, data)
-
-    in_parallel(one, changed)
-    for name in small:
-        if not all(output in listing for output in _outputs(place.root / name, PurePosixPath(name).parent)):
-            (place.root / name).unlink(missing_ok=True)
-            small[name] = ""
-    write_bytes_atomic(place.root.parent / _SEEN, json.dumps(small).encode())
+    with _bringing(place):
+        listing = place.store.outline()
+        _remove_unlisted(place, [name for name in listing if _is_small(name)])
+        _bring_small(place, place.store, listing, {})
     for name in listing:
         record = (place.root / name).with_suffix(".json")
         if PurePosixPath(name).name == _WEIGHTS and record.is_file():
             with fetched(place, [(place.root / name, record)]):
                 pass
+
+
+def bring_folder(place: Place, folder: Path) -> None:
+    """Bring the records and other small files of one folder here; nothing for a plain folder."""
+    if place.store is not None:
+        with _bringing(place):
+            _bring_small(place, place.store, place.store.outline(place.name_of(folder)), _read_seen(place))
 
 
 def bring_files(place: Place, paths: Iterable[Path]) -> None:
@@ -110,6 +105,17 @@ def fetched(place: Place, artifacts: Iterable[Artifact]) -> Iterator[None]:
     with ExitStack() as stack:
         for output, record in wanted:
             stack.enter_context(_held(place, output, record))
+        yield
+
+
+@contextmanager
+def making(place: Place, output: Path) -> Iterator[None]:
+    """Let other processes of this machine leave an output and its record alone until the end of the block."""
+    if place.store is None:
+        yield
+        return
+    with _hold_file(place, output) as file:
+        fcntl.flock(file, fcntl.LOCK_SH)
         yield
 
 
@@ -188,6 +194,35 @@ def push_cache(place: Place, folder: Path) -> None:
         there = place.store.find(place.name_of(folder))
         files = {place.name_of(path): path for path in folder.glob("[!.]*")}
         place.store.upload({name: path for name, path in files.items() if name not in there})
+
+
+@contextmanager
+def _bringing(place: Place) -> Iterator[None]:
+    """Let one process of this machine at a time bring small files, so that what is here is as it is noted to be."""
+    place.root.parent.mkdir(parents=True, exist_ok=True)
+    with (place.root.parent / _BRINGING).open("ab") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def _bring_small(place: Place, store: Store, listing: dict[str, str], kept: dict[str, str]) -> None:
+    """Bring the small files of a listing that have changed, and note them beside those that were noted and stay so."""
+    small = {name: version for name, version in listing.items() if _is_small(name)}
+    seen = _read_seen(place)
+    changed = [name for name in small if seen.get(name) != small[name] or not (place.root / name).is_file()]
+
+    def one(name: str) -> None:
+        data = store.read(name)
+        if data is not None:
+            _put_here(place, place.root / name, data)
+
+    in_parallel(one, changed)
+    for name in small:
+        if not all(output in listing for output in _outputs(place.root / name, PurePosixPath(name).parent)):
+            (place.root / name).unlink(missing_ok=True)
+            small[name] = ""
+    if changed or not kept:
+        write_bytes_atomic(place.root.parent / _SEEN, json.dumps(kept | small).encode())
 
 
 @contextmanager
@@ -324,8 +359,20 @@ def _remove_unlisted(place: Place, small: Iterable[str]) -> None:
     found = [path for pattern in ("*.json", "*.yaml", "*.html") for path in place.root.rglob(pattern)]
     for path in found:
         name = place.name_of(path)
-        if _is_small(name) and name not in kept:
+        if not _is_small(name) or name in kept:
+            continue
+        outputs = _outputs(path, PurePosixPath(name).parent)
+        if not any(_is_in_use(place, place.root / output) for output in outputs):
             path.unlink(missing_ok=True)
+
+
+def _is_in_use(place: Place, output: Path) -> bool:
+    with _hold_file(place, output) as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+    return False
 
 
 def _is_small(name: str) -> bool:

@@ -14,7 +14,8 @@ from jobs.submission import Job, JobState
 from pipeline import submit
 from pipeline.driver import RoundRequest
 from pipeline.errors import EXIT_RESUMABLE, JobEnded, SettingsConflict, exit_code_of
-from pipeline.submit import job_rows, submit_rounds, submit_stage
+from pipeline.job_list import job_rows
+from pipeline.submit import submit_rounds, submit_stage
 from shards.files import sha256_file
 
 ROUND_1 = RoundRequest(rounds=1)
