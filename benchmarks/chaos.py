@@ -146,7 +146,7 @@ def prepare(reference: Path, steps: Sequence[Step], step: Step, root: Path) -> N
     root.parent.mkdir(parents=True, exist_ok=True)
     if step.stage == MAKE:
         return
-    shutil.copytree(reference, root, ignore=shutil.ignore_patterns("events.jsonl", "run.lock*"))
+    shutil.copytree(reference, root, ignore=shutil.ignore_patterns("events.jsonl", "run.lock*", "locks"))
     for later in steps[steps.index(step) :]:
         for output, record in later.files:
             remove_path(root / output)

@@ -10,7 +10,7 @@ from shards.events import read_events
 from shards.files import TEMPORARY_PREFIX
 from shards.records import record_or_none
 
-_NOT_COMPARED = ("events.jsonl", "metrics.jsonl", "run.lock", "run.lock.guard")
+_NOT_COMPARED = ("events.jsonl", "metrics.jsonl", "run.lock", "run.lock.guard", "locks")
 
 
 def contents(root: Path) -> dict[str, str]:
@@ -19,8 +19,8 @@ def contents(root: Path) -> dict[str, str]:
     Records count without their seconds, reports without their working times (and the record of a report without the
     report's checksum); of the page only that it is there.
     """
-    files = (path for path in sorted(root.rglob("*")) if path.is_file() and path.name not in _NOT_COMPARED)
-    return {str(path.relative_to(root)): _digest(path) for path in files}
+    files = {path.relative_to(root): path for path in sorted(root.rglob("*")) if path.is_file()}
+    return {str(name): _digest(path) for name, path in files.items() if not {*_NOT_COMPARED} & {*name.parts}}
 
 
 def differences(reference: dict[str, str], found: dict[str, str]) -> list[str]:

@@ -81,7 +81,7 @@ def poison(run: Path, work: Path) -> dict[str, dict[str, float]]:
     first = self_train(folder, 1, guarded)
     unguarded = work / "poison_without"
     if not unguarded.is_dir():
-        shutil.copytree(folder, unguarded, ignore=shutil.ignore_patterns("run.lock*", ".tmp~*"))
+        shutil.copytree(folder, unguarded, ignore=shutil.ignore_patterns("run.lock*", "locks", ".tmp~*"))
     with_promotion = self_train(folder, 2, guarded)
     without = self_train(unguarded, 2, ["promotion.measure=none"])
     return dict(zip(POISONED, map(figures, (first, with_promotion, without)), strict=True))

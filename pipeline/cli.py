@@ -241,7 +241,10 @@ def status(run: RunOption = DEFAULT_RUN, as_json: JsonOption = False) -> None:
             print_table(["id", "state", "exit_code", "submitted", "address"], jobs)
         if found.holder:
             holder = found.holder
-            typer.echo(f"\nprocess {holder.get('pid')} on {holder.get('host')} holds it since {holder.get('started')}")
+            typer.echo(f"\nprocess {holder['pid']} on {holder['host']} holds it since {holder['started']}")
+        for worker in found.stage_holders:
+            where = f"{worker.stage} of round {worker.round}"
+            typer.echo(f"\nprocess {worker.pid} on {worker.host} works on {where} since {worker.started}")
 
 
 @app.command()

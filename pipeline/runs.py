@@ -18,7 +18,7 @@ from shards.vocabulary import Vocabulary
 logger = logging.getLogger(__name__)
 
 _OWN_BEFORE_CONFIG = {"vocabulary.json", "plan.json", "source_plan.json", "plan", "source_plan", "events.jsonl"}
-_OWN_BEFORE_CONFIG |= {"run.lock", "run.lock.guard"}
+_OWN_BEFORE_CONFIG |= {"run.lock", "run.lock.guard", "locks"}
 
 
 @dataclass(frozen=True)

@@ -8,12 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.errors import DataFault
+from pipeline.run_lock import run_holder, stage_holders
 from shards.events import read_events
 from shards.layout import RunLayout, record_of
 from shards.mirror import bring
 from shards.plan import Plan
 from shards.records import read_counts
-from shards.storage import Place, place_of
+from shards.storage import place_of
 
 SCORES = ("miou", "miou_seen", "miou_unseen", "hiou")
 
@@ -59,6 +60,25 @@ class QuarantinedShard:
 
 
 @dataclass(frozen=True)
+class StageHolder:
+    """Who works on one stage of a round now.
+
+    Attributes:
+        round: Number of the round.
+        stage: Its name.
+        host: The machine.
+        pid: Number of the process there.
+        started: Since when (ISO 8601, UTC).
+    """
+
+    round: int
+    stage: str
+    host: str
+    pid: int
+    started: str
+
+
+@dataclass(frozen=True)
 class RunStatus:
     """How far a run is.
 
@@ -67,9 +87,10 @@ class RunStatus:
         rounds: What each finished round's report says, by number: miou, miou_seen, miou_unseen, hiou, and its
             pseudo_labels, promotion and alarms.
         last_event: The last line of the run's log.
-        holder: Who works on the run now, as the run lock has it; None: nobody.
+        holder: Who works on the whole run now, as the run lock has it; None: nobody who lives.
         quarantined: Shards that were given up.
         retry: The command that tries them again; None where there are none.
+        stage_holders: Who works on single stages now.
     """
 
     stages: tuple[StageStatus, ...]
@@ -78,6 +99,7 @@ class RunStatus:
     holder: dict[str, Any] | None
     quarantined: tuple[QuarantinedShard, ...] = ()
     retry: str | None = None
+    stage_holders: tuple[StageHolder, ...] = ()
 
 
 def run_status(root: Path) -> RunStatus:
@@ -105,7 +127,18 @@ def run_status(root: Path) -> RunStatus:
     quarantined = quarantined_shards(events)
     asked = [int(str(event["rounds"])) for event in events if event.get("kind") == "run_started" and "rounds" in event]
     retry = retry_command(root, asked[-1] if asked else max(one.round for one in quarantined)) if quarantined else None
-    return RunStatus(tuple(stages), rounds, events[-1] if events else None, _holder(place, layout), quarantined, retry)
+    return RunStatus(
+        stages=tuple(stages),
+        rounds=rounds,
+        last_event=events[-1] if events else None,
+        holder=holder.model_dump() if (holder := run_holder(root)) else None,
+        quarantined=quarantined,
+        retry=retry,
+        stage_holders=tuple(
+            StageHolder(number, stage, one.host, one.pid, one.started)
+            for (number, stage), one in stage_holders(root).items()
+        ),
+    )
 
 
 def begun_rounds(layout: RunLayout) -> list[int]:
@@ -135,23 +168,10 @@ def retry_command(root: Path, rounds: int, backend: str = "ray") -> str:
 def read_json(path: Path) -> dict[str, Any] | None:
     """Read a JSON object; None if there is none or it is damaged."""
     try:
-        return _object(path.read_bytes())
-    except OSError:
-        return None
-
-
-def _object(data: bytes) -> dict[str, Any] | None:
-    try:
-        content = json.loads(data)
-    except ValueError:
+        content = json.loads(path.read_bytes())
+    except (OSError, ValueError):
         return None
     return content if isinstance(content, dict) else None
-
-
-def _holder(place: Place, layout: RunLayout) -> dict[str, Any] | None:
-    if place.store is None:
-        return read_json(layout.lock)
-    return _object(place.store.read(place.name_of(layout.lock)) or b"")
 
 
 def _round_stages(layout: RunLayout, number: int, shards: list[str]) -> list[StageStatus]:

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TypeVar
 
-from shards.locks import process_is_alive, process_start_ticks
+from shards.processes import process_is_alive, process_start_ticks
 from shards.store_errors import is_transient
 
 logger = logging.getLogger(__name__)

@@ -8,6 +8,7 @@ from typing import Literal
 Dataset = Literal["target", "source", "test", "validation"]
 
 _REPLAY_NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9_.-]{0,79}")
+_STAGE_NAME = re.compile(r"[a-z][a-z0-9_-]*")
 _SHARD_NAME = re.compile(r"[0-9]{6,}")
 
 
@@ -57,8 +58,13 @@ class RunLayout:
 
     @property
     def lock(self) -> Path:
-        """The run lock."""
+        """The run lock: of a command that works on all of the run."""
         return self.root / "run.lock"
+
+    @property
+    def locks(self) -> Path:
+        """The folder of the stages' locks."""
+        return self.root / "locks"
 
     @property
     def jobs(self) -> Path:
@@ -79,6 +85,16 @@ class RunLayout:
         if number < 0:
             raise ValueError(f"round {number} does not exist; rounds count from 0")
         return self.root / "rounds" / f"{number:03d}"
+
+    def stage_lock(self, round: int, stage: str) -> Path:
+        """The lock of a command that works on one stage of a round.
+
+        Raises:
+            ValueError: The number is negative, or the name is no stage's.
+        """
+        if not _STAGE_NAME.fullmatch(stage):
+            raise ValueError(f"{stage!r} is not the name of a stage; expected one such as teacher")
+        return self.locks / f"{self.round(round).name}-{stage}.lock"
 
     def labels(self, number: int) -> Path:
         """The folder in which a round's pseudo-labels come about, from thresholds to tars; a replay has its own."""

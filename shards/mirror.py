@@ -6,6 +6,7 @@ Whole outputs alone are brought and accepted: the record in the store says what 
 import fcntl
 import hashlib
 import json
+import re
 import resource
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -22,7 +23,7 @@ Artifact = tuple[Path, Path]  # an output and its record
 _BULK: Final = (".zarr", ".tar", ".safetensors")  # brought when it is used
 _DROPPED: Final = (".zarr", ".tar")  # and these are deleted again after use
 _WEIGHTS: Final = "model.safetensors"  # except models, which few stages can be planned without
-_OWN: Final = ("run.lock", "run.lock.guard")
+_OWN: Final = re.compile(r"run\.lock(\..+)?|locks")  # beside a lock stands what tells its age, or who takes it over
 _LOGS: Final = ".jsonl"
 _CHECKPOINTS: Final = "checkpoints"
 _ATTEMPTS: Final = 3  # at bytes that do not match their record: it may have been written meanwhile
@@ -377,7 +378,7 @@ def _is_in_use(place: Place, output: Path) -> bool:
 
 def _is_small(name: str) -> bool:
     parts = PurePosixPath(name).parts
-    if parts[-1] in _OWN or parts[-1].startswith(".tmp~") or _CHECKPOINTS in parts:
+    if _OWN.fullmatch(parts[0]) or parts[-1].startswith(".tmp~") or _CHECKPOINTS in parts:
         return False
     return not any(PurePosixPath(part).suffix in _BULK for part in parts)
 

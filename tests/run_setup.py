@@ -44,7 +44,9 @@ def report(run: Path, number: int) -> dict[str, Any]:
 def snapshot(run: Path) -> dict[str, int]:
     """Give the time of the last change of every file of a run."""
     return {
-        str(path): path.stat().st_mtime_ns for path in run.rglob("*") if path.is_file() and "run.lock" not in path.name
+        str(path): path.stat().st_mtime_ns
+        for path in run.rglob("*")
+        if path.is_file() and "run.lock" not in path.name and path.parent.name != "locks"
     }
 
 

@@ -20,7 +20,7 @@ from shards.records import read_record
 @pytest.fixture
 def copied(one_round: Path, tmp_path: Path) -> Path:
     """A copy of the run with one round done, to spoil."""
-    shutil.copytree(one_round, tmp_path / "copy", ignore=shutil.ignore_patterns("run.lock*", "002"))
+    shutil.copytree(one_round, tmp_path / "copy", ignore=shutil.ignore_patterns("run.lock*", "locks", "002"))
     return tmp_path / "copy"
 
 

@@ -34,7 +34,7 @@ def replay(run: Path, *settings: str, more: tuple[str, ...] = ()) -> tuple[int, 
 
 def snapshot(run: Path) -> dict[str, int]:
     """Give when each file of the run, but for its log and its replays, was last written."""
-    skipped = ("run.lock", "events.jsonl", "replays")
+    skipped = ("run.lock", "/locks/", "events.jsonl", "replays")
     return {
         str(path): path.stat().st_mtime_ns
         for path in run.rglob("*")

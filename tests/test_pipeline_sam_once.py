@@ -33,7 +33,7 @@ def test_the_start_encodes_every_image_once(weights: dict[str, str], tmp_path: P
 
 def test_rounds_after_that_do_not_call_the_encoder(one_round: Path, tmp_path: Path, encoded: list[int]) -> None:
     run = tmp_path / "run"
-    shutil.copytree(one_round, run, ignore=shutil.ignore_patterns("run.lock*"))
+    shutil.copytree(one_round, run, ignore=shutil.ignore_patterns("run.lock*", "locks"))
     code, _, err = invoke(
         *("round", "--n", "2", "--run", str(run), "--backend", "inline", "--set", "promotion.on_regression=keep")
     )
@@ -44,7 +44,7 @@ def test_rounds_after_that_do_not_call_the_encoder(one_round: Path, tmp_path: Pa
 
 def test_windows_are_new_images_to_sam(one_round: Path, tmp_path: Path, encoded: list[int]) -> None:
     run = tmp_path / "run"
-    shutil.copytree(one_round, run, ignore=shutil.ignore_patterns("run.lock*"))
+    shutil.copytree(one_round, run, ignore=shutil.ignore_patterns("run.lock*", "locks"))
     windows = sets({"evaluate.windows": "2", "promotion.measure": "none"})
     assert invoke("stage", "evaluate", "--round", "1", "--run", str(run), "--backend", "inline", *windows)[0] == 0
     assert sum(encoded) == int(SMALL["data.test.count"]) * (2 * 2 + 1)

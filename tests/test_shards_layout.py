@@ -17,6 +17,9 @@ def test_paths_are_those_of_the_design() -> None:
         RUN.source_plan: "source_plan.json",
         RUN.events: "events.jsonl",
         RUN.lock: "run.lock",
+        RUN.locks: "locks",
+        RUN.stage_lock(1, "teacher"): "locks/001-teacher.lock",
+        RUN.stage_lock(0, "refine-thresholds"): "locks/000-refine-thresholds.lock",
         RUN.embedding("target", "000001"): "embeddings/sam/000001.zarr",
         RUN.embedding("source", "000001"): "embeddings/sam/source-000001.zarr",
         RUN.embedding("test", "000001"): "embeddings/sam/test-000001.zarr",
@@ -47,6 +50,14 @@ def test_odd_shard_names_are_refused(name: str) -> None:
             make(1, name)
     with pytest.raises(ValueError, match="shard name"):
         RUN.embedding("target", name)
+
+
+@pytest.mark.parametrize("name", ["", "..", "a/b", "../run", "teacher.lock", "Teacher", "1", "a\n"])
+def test_odd_stage_names_are_refused(name: str) -> None:
+    with pytest.raises(ValueError, match="name of a stage"):
+        RUN.stage_lock(1, name)
+    with pytest.raises(ValueError, match="round -1"):
+        RUN.stage_lock(-1, "teacher")
 
 
 def test_negative_rounds_are_refused_and_many_rounds_are_not() -> None:
