@@ -18,8 +18,9 @@ class ExecutionConfig(BaseModel):
             errors, stale handles, time-outs, broken connections.
         retry_delay_s: Seconds before a shard that met such an error is tried again; doubled with each of them, up to a
             minute.
-        start_timeout_s: Seconds that a stage without any worker waits for one: for a machine that has what it asks
-            for, the process, and the models.
+        start_timeout_s: Seconds that a stage without any worker waits for a machine that could hold one, and again,
+            once its process is up, for its models. While others have such a machine's place it waits as long as it
+            takes, and this is how often that is told.
         idle_s: Seconds after which a free worker above `min_workers` is given back, where another stage or job could
             use its place. It is kept for at least four times as long as it took to start.
     """

@@ -17,12 +17,14 @@ class Member:
     Attributes:
         actor: Ray's handle.
         since: When it came into its present state.
-        start_s: How long it took to start.
+        placing: While it waits for its place: the reference that is ready once its process is up.
+        start_s: How long it took to start, the wait for its place not counted.
         task: The shard that it works on.
     """
 
     actor: Any
     since: float
+    placing: Any = None
     start_s: float = 0.0
     task: ShardTask | None = None
 
@@ -58,6 +60,8 @@ class Pool:
         wants_more: Whether a shard waits that there is no room for.
         released: Whether the stage is over.
         start_failed_at: When a failed start was last counted.
+        possible_at: When a machine that could hold an actor was last seen while one waited for its place.
+        told_at: When it was last told that the stage waits for a place.
     """
 
     def __init__(self, plan: StagePlan) -> None:
@@ -69,6 +73,8 @@ class Pool:
         self.wants_more = False
         self.released = False
         self.start_failed_at = float("-inf")
+        self.possible_at = float("-inf")
+        self.told_at = float("-inf")
 
     @property
     def size(self) -> int:
@@ -78,24 +84,53 @@ class Pool:
     @property
     def references(self) -> list[Any]:
         """What to wait for."""
-        return [*self.busy, *self.starting, *(one.asked for one in self.silent if one.asked is not None)]
+        placing = [member.placing for member in self.queued]
+        return [*self.busy, *placing, *self.starting, *(one.asked for one in self.silent if one.asked is not None)]
+
+    @property
+    def queued(self) -> list[Member]:
+        """Those of the starting actors that have no place yet."""
+        return [member for member in self.starting.values() if member.placing is not None]
+
+    @property
+    def works(self) -> bool:
+        """Whether an actor does a shard, or is on its way to."""
+        return bool(self.busy or self.silent or len(self.queued) < len(self.starting))
+
+    @property
+    def starved_since(self) -> float | None:
+        """Since when a stage waits that has actors, but none with a place."""
+        queued = self.queued
+        return min(member.since for member in queued) if queued and len(queued) == self.size else None
 
     def surplus(self, left: int) -> list[Member]:
-        """Take out actors for which no shard can be left, free ones first, and give them."""
-        gone: list[Member] = []
+        """Take out actors for which no shard can be left, and give them: without a place, then free, then starting."""
+        gone = self._unqueued(self.size - left)
         while self.size > left and self.idle:
             gone.append(self.idle.pop(0))
         while self.size > left and self.starting:
             gone.append(self.starting.pop(next(reversed(self.starting))))
         return gone
 
-    def rested(self, now: float, idle_s: float) -> list[Member]:
-        """Take out the actors above the minimum that were free for long, and give them.
+    def long_free(self, now: float, idle_s: float) -> list[Member]:
+        """Give the actors that were free for that long, and for so long that loading their models again costs little.
 
         The last one that became free is the first one to work again, so that those not needed stay free.
         """
-        least = self.plan.resources.min_workers
-        long = [m for m in self.idle if now - m.since > max(idle_s, RELOAD_FACTOR * m.start_s)]
-        gone = long[: max(self.size - least, 0)]
-        self.idle = [member for member in self.idle if member not in gone]
-        return gone
+        return [m for m in self.idle if now - m.since > max(idle_s, RELOAD_FACTOR * m.start_s)]
+
+    def rested(self, now: float, idle_s: float) -> list[Member]:
+        """Take out actors above the minimum that are not needed: free for long, or without a place beside such."""
+        above = max(self.size - self.plan.resources.min_workers, 0)
+        gone = self._unqueued(above) if any(now - m.since > idle_s for m in self.idle) else []
+        return gone + self.dismiss(self.long_free(now, idle_s)[: above - len(gone)])
+
+    def dismiss(self, members: list[Member]) -> list[Member]:
+        """Take out free actors, and give them."""
+        self.idle = [member for member in self.idle if member not in members]
+        return members
+
+    def _unqueued(self, most: int) -> list[Member]:
+        """Take out actors without a place, the newest first, and give them."""
+        queued = [ref for ref, member in self.starting.items() if member.placing is not None]
+        return [self.starting.pop(ref) for ref in queued[::-1][: max(most, 0)]]

@@ -5,19 +5,18 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from jobs.cluster import PRIVATE_NAMESPACE
 from jobs.execution import ExecutionConfig
-from jobs.faults import Fault, FaultKind
+from jobs.faults import Fault
+from jobs.ray_machines import Machines
 from jobs.ray_members import Member, Pool, Silent
-from jobs.ray_room import fit, holds, shown, shown_machines, wanted
+from jobs.ray_room import shown, wanted
+from jobs.ray_sharing import Sharing
 from jobs.runner import Outcome, WorkerSlot
-from jobs.stage import ShardTask, StagePlan
+from jobs.stage import Resources, ShardTask, StagePlan
 
 logger = logging.getLogger(__name__)
 
 _POLL_S = 5.0
-_SEEN_S = 1.0
-_STALLED_S = 60.0
 _SILENT_S = 180.0  # Ray takes well under a minute to tell that a machine is dead
 _THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 
@@ -25,15 +24,26 @@ _THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS
 class RayRunner:
     """Pools of Ray actors. Making one raises ValueError for workers that a Ray on this machine can never hold.
 
-    A pool starts when its stage has work. It takes its minimum at once (Ray queues what does not fit yet) and grows
-    only into resources that neither an actor nor another open stage's minimum needs. It shrinks when there are fewer
-    shards left than actors, and when actors above the minimum have been free for long and another stage, or another
-    job of the cluster, could use their place. An actor holds one shard, so that one that dies costs one shard; it is
-    never restarted by Ray, the next one is made here.
+    A pool starts when its stage has work. It takes its minimum at once (Ray queues what does not fit yet, for as long
+    as it takes) and grows only into resources that neither an actor nor another open stage's minimum needs. It shrinks
+    when there are fewer shards left than actors, and when actors above the minimum have been free for long and another
+    stage, or another job of the cluster, could use their place. An actor holds one shard, so that one that dies costs
+    one shard; it is never restarted by Ray, the next one is made here.
+
+    Args:
+        stages: What to do.
+        config: How long starts may take, and when free actors are given back.
+        now: Gives seconds that only grow.
+        reserved: What stages that another job does need: room for the minimum of each is left.
     """
 
     def __init__(
-        self, stages: Sequence[StagePlan], config: ExecutionConfig, now: Callable[[], float] = time.monotonic
+        self,
+        stages: Sequence[StagePlan],
+        config: ExecutionConfig,
+        now: Callable[[], float] = time.monotonic,
+        *,
+        reserved: Sequence[Resources] = (),
     ) -> None:
         import ray
 
@@ -42,13 +52,11 @@ class RayRunner:
         self._ray: Any = ray
         self._config = config
         self._now = now
-        self._moved = now()
-        self._seen: list[dict[str, float]] = []
-        self._seen_at = float("-inf")
         self._pools = {plan.name: Pool(plan) for plan in stages}
-        self._private = ray.get_runtime_context().namespace == PRIVATE_NAMESPACE
+        self._machines = Machines(ray, now)
+        self._sharing = Sharing(self._pools, self._machines, reserved)
         for plan in stages:
-            self._tell_impossible(plan)
+            self._machines.tell_impossible(plan, config.start_timeout_s)
 
     def staff(self, stage: str, waiting: int) -> int:
         """Start actors for the waiting shards as far as there is room, and give the number of free ones."""
@@ -56,7 +64,7 @@ class RayRunner:
         resources = pool.plan.resources
         pool.wants_more = False
         while waiting > len(pool.idle) + len(pool.starting) and pool.size < resources.max_workers:
-            if pool.size >= resources.min_workers and not self._has_room(pool):
+            if pool.size >= resources.min_workers and not self._sharing.may_grow(pool, self._now()):
                 pool.wants_more = True
                 break
             self._start_actor(pool)
@@ -84,21 +92,24 @@ class RayRunner:
             time.sleep(patience)
         outcomes = []
         for pool in self._pools.values():
+            self._note_places(pool, ready)
             outcomes += [o for ref in ready if ref in pool.busy for o in self._shard_ended(pool, ref)]
             outcomes += [o for ref in ready if ref in pool.starting for o in self._actor_started(pool, ref)]
             outcomes += [o for one in list(pool.silent) if one.asked in ready for o in self._answered(pool, one)]
-            outcomes += self._late_starts(pool)
-        if ready:
-            self._moved = self._now()
-        elif not any(pool.busy or pool.silent for pool in self._pools.values()):
-            self._make_room()
+            outcomes += self._late_starts(pool) + self._late_places(pool)
+        works = bool(ready) or any(pool.works for pool in self._pools.values())
+        gone = self._sharing.give_way(self._now(), works=works)
+        self._stop(*gone)
+        if gone:
+            logger.info("%d free workers gave way to a stage that waits for room", len(gone))
         return outcomes
 
     def trim(self, stage: str, left: int) -> None:
         """Stop free actors that a stage with so many shards left cannot use, or has not used for long."""
         pool = self._pools[stage]
-        others = not self._private or any(other.wants_more for other in self._pools.values() if other is not pool)
-        gone = pool.surplus(left) + (pool.rested(self._now(), self._config.idle_s) if others else [])
+        gone = pool.surplus(left)
+        if not self._machines.private or any(o.wants_more for o in self._pools.values() if o is not pool):
+            gone += pool.rested(self._now(), self._config.idle_s)
         self._stop(*gone)
         if gone:
             logger.info("%s gave %d workers back, %d are left", stage, len(gone), pool.size)
@@ -123,33 +134,6 @@ class RayRunner:
         for member in members:
             self._ray.kill(member.actor)
 
-    def _machines(self) -> list[dict[str, float]]:
-        """Give what each living machine has in all, as it was a second ago at most."""
-        if self._now() - self._seen_at > _SEEN_S:
-            self._seen = [node["Resources"] for node in self._ray.nodes() if node["Alive"]]
-            self._seen_at = self._now()
-        return self._seen
-
-    def _tell_impossible(self, plan: StagePlan) -> None:
-        """Refuse a worker that the Ray of this machine can never hold; warn of one that a cluster cannot hold now."""
-        machines, asked = self._machines(), wanted(plan.resources)
-        if not plan.tasks or any(holds(machine, asked) for machine in machines):
-            return
-        text = f"a worker of {plan.name} asks for {shown(asked)}"
-        if self._private:
-            raise ValueError(
-                f"{text}, Ray counts {shown({name: machines[0].get(name, 0.0) for name in asked})} on this machine; "
-                f"lower resources.{plan.name}, or join a cluster that has it"
-            )
-        logger.warning(
-            "%s; the cluster has %s. It is waited for, at most %.0f s: add such a machine, or stop and change "
-            "resources.%s",
-            text,
-            shown_machines(machines, asked),
-            self._config.start_timeout_s,
-            plan.name,
-        )
-
     def _start_actor(self, pool: Pool) -> None:
         resources = pool.plan.resources
         threads = {name: str(resources.threads) for name in _THREAD_VARIABLES}
@@ -165,7 +149,18 @@ class RayRunner:
             )
             .remote(pool.plan.worker, resources.threads)
         )
-        pool.starting[actor.start.remote()] = Member(actor, self._now())
+        placing = actor.placed.remote()  # an actor answers in the order of the questions
+        pool.starting[actor.start.remote()] = Member(actor, self._now(), placing)
+
+    def _note_places(self, pool: Pool, ready: list[Any]) -> None:
+        """Note which actors have their place by now; of one that died on the way, its start will tell."""
+        for member in [member for member in pool.queued if member.placing in ready]:
+            try:
+                self._ray.get(member.placing)
+                member.since = self._now()
+            except self._ray.exceptions.RayError:
+                pass
+            member.placing = None
 
     def _actor_started(self, pool: Pool, ref: Any) -> list[Outcome]:
         member = pool.starting.pop(ref)
@@ -175,7 +170,7 @@ class RayRunner:
         except self._ray.exceptions.RayError as died:
             fault = self._fault_of(died)
         if fault is None:
-            self._rest(pool, member, start_s=self._now() - began)
+            self._rest(pool, member, start_s=self._now() - began if member.placing is None else 0.0)
             return []
         self._stop(member)
         if began <= pool.start_failed_at:
@@ -202,7 +197,7 @@ class RayRunner:
 
     def _rest(self, pool: Pool, member: Member, start_s: float | None = None) -> None:
         member.start_s = member.start_s if start_s is None else start_s
-        member.since, member.task = self._now(), None
+        member.since, member.placing, member.task = self._now(), None, None
         pool.idle.append(member)
 
     def _ask_silent(self, pool: Pool) -> None:
@@ -239,41 +234,38 @@ class RayRunner:
         return Fault("memory" if memory else "error", f"the worker was lost: {_brief(died)}")
 
     def _late_starts(self, pool: Pool) -> list[Outcome]:
+        """Stop actors of a stage without any other that have their place, and did not start for long."""
         now, timeout = self._now(), self._config.start_timeout_s
-        late = [ref for ref, member in pool.starting.items() if now - member.since > timeout]
+        late = [ref for ref, m in pool.starting.items() if m.placing is None and now - m.since > timeout]
         if not late or pool.busy or pool.idle:
             return []
         self._stop(*(pool.starting.pop(ref) for ref in late))
-        machines, asked = self._machines(), wanted(pool.plan.resources)
-        kind: FaultKind = "error" if any(holds(machine, asked) for machine in machines) else "hopeless"
-        text = f"no worker was up within {timeout:.0f} s: it needs {shown(asked)} on one machine, the cluster has "
+        text = (
+            f"no worker was ready {timeout:.0f} s after its process was up: its start hangs, or it loads slowly; then "
+        )
+        cure = "wait longer (execution.start_timeout_s)"
+        return [Outcome(pool.plan.name, None, fault=Fault("error", f"{text}{cure}"))]
+
+    def _late_places(self, pool: Pool) -> list[Outcome]:
+        """Tell of a stage that waits for its first place, and give it up where no machine has one for long."""
+        if not pool.queued:
+            return []
+        now, timeout, resources = self._now(), self._config.start_timeout_s, pool.plan.resources
+        possible, since = self._machines.could_hold(resources), pool.starved_since
+        pool.possible_at = now if possible else pool.possible_at
+        if since is None or now - max(since, pool.told_at if possible else pool.possible_at) <= timeout:
+            return []
+        asked, there = shown(wanted(resources)), self._machines.shown(resources)
+        if possible:
+            pool.told_at = now
+            text = "a worker of %s has waited %.0f s for %s; the cluster, %s, is busy or starts no process"
+            logger.warning(text, pool.plan.name, now - since, asked, there)
+            return []
+        self._stop(*pool.starting.values())
+        pool.starting.clear()
+        text = f"no worker was up within {timeout:.0f} s: it needs {asked} on one machine, the cluster has {there}; "
         cure = f"change resources.{pool.plan.name}, add such a machine, or wait longer (execution.start_timeout_s)"
-        return [Outcome(pool.plan.name, None, fault=Fault(kind, f"{text}{shown_machines(machines, asked)}; {cure}"))]
-
-    def _has_room(self, pool: Pool) -> bool:
-        """Say whether another actor fits beside all actors that there are and the other open stages' minimum.
-
-        Of a stage whose workers no machine can hold, nothing is waited with.
-        """
-        sizes = {pool.plan.name: pool.size + 1}
-        for name, other in self._pools.items():
-            possible = any(holds(machine, wanted(other.plan.resources)) for machine in self._machines())
-            least = other.plan.resources.min_workers if possible and not other.released else 0
-            sizes.setdefault(name, max(other.size, least) if possible else 0)
-        return self._fit(sizes)
-
-    def _make_room(self) -> None:
-        """Stop free actors when nothing runs and they may hold what an actor that is still to start waits for."""
-        stalled = self._now() - self._moved > _STALLED_S
-        if stalled or not self._fit({name: pool.size for name, pool in self._pools.items()}):
-            for pool in self._pools.values():
-                self._stop(*pool.idle)
-                pool.idle.clear()
-
-    def _fit(self, sizes: dict[str, int]) -> bool:
-        """Say whether so many actors of each stage fit on the machines of the cluster."""
-        workers = [(wanted(self._pools[stage].plan.resources), size) for stage, size in sizes.items()]
-        return fit(workers, self._machines())
+        return [Outcome(pool.plan.name, None, fault=Fault("hopeless", f"{text}{cure}"))]
 
 
 def _brief(error: Exception) -> str:

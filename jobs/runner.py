@@ -58,6 +58,9 @@ class WorkerSlot:
         self._worker: Worker | None = None
         self._last: tuple[ShardTask, Record] | None = None
 
+    def placed(self) -> None:
+        """Answer, which it does as soon as its process is up."""
+
     def start(self) -> Fault | None:
         """Make the worker if there is none; give the fault if that fails."""
         if self._worker is not None:

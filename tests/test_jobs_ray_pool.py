@@ -1,150 +1,12 @@
 """The pools on Ray, against a hand-made Ray: silent and dead actors, memory, failed starts, growing and shrinking."""
 
-import sys
-from collections.abc import Sequence
-from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
-
 import pytest
+from fake_ray import ActorDiedError, ActorUnavailableError, FakeRay, OutOfMemoryError, at_work, made, plan, task, waited
 
 from jobs.cluster import PRIVATE_NAMESPACE
-from jobs.execution import ExecutionConfig
-from jobs.ray_pool import RayRunner
 from jobs.runner import Outcome
-from jobs.stage import Resources, ShardTask, StagePlan, Worker
+from jobs.stage import Resources
 from shards.records import Record
-
-
-class RayError(Exception):
-    pass
-
-
-class ActorUnavailableError(RayError):
-    pass
-
-
-class ActorDiedError(RayError):
-    pass
-
-
-class OutOfMemoryError(RayError):
-    pass
-
-
-class Call:
-    """A call of an actor; the test says what comes of it."""
-
-    def __init__(self, name: str, task: ShardTask | None) -> None:
-        self.name = name
-        self.task = task
-        self.answer: list[Any] = []
-
-
-class Actor:
-    def __init__(self, ray: "FakeRay", asked: dict[str, Any]) -> None:
-        self._ray = ray
-        self.asked = asked
-
-    def __getattr__(self, name: str) -> Any:
-        def remote(task: ShardTask | None = None) -> Call:
-            call = Call(name, task)
-            if name == "start" and self._ray.starts_at_once:
-                call.answer.append(None)
-            self._ray.calls.append(call)
-            return call
-
-        return SimpleNamespace(remote=remote)
-
-
-class FakeRay:
-    """As much of Ray as the pools use."""
-
-    exceptions = SimpleNamespace(
-        RayError=RayError, ActorUnavailableError=ActorUnavailableError, OutOfMemoryError=OutOfMemoryError
-    )
-
-    def __init__(self, machines: Sequence[dict[str, float]], namespace: str = "shared") -> None:
-        self.machines = machines
-        self.namespace = namespace
-        self.calls: list[Call] = []
-        self.actors: list[Actor] = []
-        self.killed: list[Actor] = []
-        self.starts_at_once = True
-
-    def is_initialized(self) -> bool:
-        return True
-
-    def get_runtime_context(self) -> Any:
-        return SimpleNamespace(namespace=self.namespace)
-
-    def nodes(self) -> list[dict[str, Any]]:
-        return [{"Resources": machine, "Alive": True} for machine in self.machines]
-
-    def remote(self, kind: type) -> Any:
-        def make(asked: dict[str, Any]) -> Actor:
-            self.actors.append(Actor(self, asked))
-            return self.actors[-1]
-
-        return SimpleNamespace(options=lambda **asked: SimpleNamespace(remote=lambda *arguments: make(asked)))
-
-    def wait(self, references: list[Call], num_returns: int, timeout: float) -> tuple[list[Call], list[Call]]:
-        ready = [call for call in references if call.answer][:num_returns]
-        return ready, [call for call in references if call not in ready]
-
-    def get(self, call: Call) -> Any:
-        (answer,) = call.answer
-        if isinstance(answer, Exception):
-            raise answer
-        return answer
-
-    def kill(self, actor: Actor) -> None:
-        self.killed.append(actor)
-
-    def answer(self, name: str, answer: Any) -> None:
-        """Answer the oldest open call of that name."""
-        next(call for call in self.calls if call.name == name and not call.answer).answer.append(answer)
-
-
-class Time:
-    def __init__(self) -> None:
-        self.now = 0.0
-
-    def __call__(self) -> float:
-        return self.now
-
-
-def no_worker() -> Worker:
-    raise AssertionError("nobody works here")
-
-
-def task(number: int = 0, stage: str = "a") -> ShardTask:
-    return ShardTask(stage=stage, shard=f"{number:06d}", output=Path(f"/{stage}/{number:06d}.tar"))
-
-
-def plan(stage: str = "a", **resources: Any) -> StagePlan:
-    return StagePlan(stage, no_worker, [task(n, stage) for n in range(9)], Resources(**resources))
-
-
-def made(
-    monkeypatch: pytest.MonkeyPatch, ray: FakeRay, *plans: StagePlan, config: ExecutionConfig | None = None
-) -> tuple[RayRunner, Time]:
-    monkeypatch.setitem(sys.modules, "ray", ray)
-    now = Time()
-    return RayRunner(plans, config or ExecutionConfig(), now), now
-
-
-def waited(runner: RayRunner) -> list[Outcome]:
-    return runner.wait(0.0)
-
-
-def at_work(runner: RayRunner, stage: str = "a", number: int = 0) -> None:
-    """Have one actor started and give it a shard."""
-    runner.staff(stage, 1)
-    waited(runner)
-    assert runner.staff(stage, 1) == 1
-    runner.start(stage, task(number, stage))
-
 
 DONE = Record(stage="a", shard="000000", count=1)
 
@@ -240,6 +102,21 @@ def test_starts_that_fail_together_count_once(monkeypatch: pytest.MonkeyPatch, r
     assert len(waited(runner)) == 1
 
 
+def test_starts_that_die_before_they_have_a_place_count_once_though_they_are_told_of_one_by_one(
+    monkeypatch: pytest.MonkeyPatch, ray: FakeRay
+) -> None:
+    ray.starts_at_once = False
+    runner, now = made(monkeypatch, ray, plan(min_workers=3, max_workers=3))
+    runner.staff("a", 3)
+    outcomes: list[Outcome] = []
+    for _ in range(3):
+        now.now += 1.0
+        for name in ("placed", "start"):
+            ray.answer(name, ActorDiedError("its node died"))
+        outcomes += waited(runner)
+    assert len(outcomes) == 1
+
+
 def test_pool_grows_into_free_room_and_leaves_the_minimum_of_others(
     monkeypatch: pytest.MonkeyPatch, ray: FakeRay
 ) -> None:
@@ -309,3 +186,20 @@ def test_own_ray_gives_free_workers_to_a_stage_that_waits_for_room(monkeypatch: 
     assert len(ray.killed) == 2
     runner.staff("b", 3)
     assert len(ray.actors) == 6
+
+
+def test_pool_grows_only_into_room_that_leaves_the_minimum_of_stages_that_another_job_does(
+    monkeypatch: pytest.MonkeyPatch, ray: FakeRay
+) -> None:
+    elsewhere = [Resources(min_workers=2), Resources(resources={"moon": 1})]
+    runner, _ = made(monkeypatch, ray, plan(max_workers=9), reserved=elsewhere)
+    runner.staff("a", 9)
+    assert len(ray.actors) == 2  # the moon, which there is not, is not waited with
+
+
+def test_minimum_is_taken_whatever_another_job_needs(monkeypatch: pytest.MonkeyPatch, ray: FakeRay) -> None:
+    runner, _ = made(
+        monkeypatch, ray, plan(min_workers=2, max_workers=9), reserved=[Resources(min_workers=4, max_workers=4)]
+    )
+    runner.staff("a", 9)
+    assert len(ray.actors) == 2
