@@ -156,7 +156,7 @@ def _make_runner(backend: Backend, stages: Sequence[StagePlan], config: Executio
     elif backend == "ray":
         from jobs.ray_pool import RayRunner
 
-        runner = RayRunner(here, config)
+        runner = RayRunner(here, config, reserved=[plan.resources for plan in others])
     else:
         raise ValueError(f"backend is {backend!r}; expected ray or inline")
     return FollowingRunner(runner, others, clock) if others else runner

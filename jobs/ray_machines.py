@@ -27,6 +27,15 @@ class Machines:
         self._seen_at = float("-inf")
         self.private = ray.get_runtime_context().namespace == PRIVATE_NAMESPACE
 
+    def require_living(self) -> None:
+        """See to it that the Ray of this machine lives; a cluster without machines may get new ones.
+
+        Raises:
+            ConnectionError: Its raylet died: workers that were asked for would never come.
+        """
+        if self.private and not self._alive():
+            raise ConnectionError("the Ray of this machine died; resume with the same command")
+
     def could_hold(self, resources: Resources) -> bool:
         """Tell whether one of them has room for a worker when nothing else is on it."""
         asked = wanted(resources)
@@ -49,9 +58,11 @@ class Machines:
 
         Raises:
             ValueError: The Ray of this machine can never hold them.
+            ConnectionError: It died.
         """
         if not plan.tasks or self.could_hold(plan.resources):
             return
+        self.require_living()
         text = f"a worker of {plan.name} asks for {shown(wanted(plan.resources))}"
         if self.private:
             counted = {name: self._alive()[0].get(name, 0.0) for name in wanted(plan.resources)}

@@ -78,7 +78,12 @@ class RayRunner:
         pool.busy[member.actor.run.remote(task)] = member
 
     def wait(self, patience_s: float | None) -> list[Outcome]:
-        """Wait for actors that started, shards that ended and actors that died."""
+        """Wait for actors that started, shards that ended and actors that died.
+
+        Raises:
+            ConnectionError: The Ray of this machine died.
+        """
+        self._machines.require_living()
         for pool in self._pools.values():
             self._ask_silent(pool)
         references = [ref for pool in self._pools.values() for ref in pool.references]

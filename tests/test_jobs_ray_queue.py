@@ -33,6 +33,22 @@ def waits(runner: RayRunner, ray: FakeRay, stage: str) -> None:
     runner.staff(stage, 1)
 
 
+@pytest.mark.parametrize("namespace", [PRIVATE_NAMESPACE, "shared"])
+def test_a_ray_of_this_machine_without_a_raylet_ends_the_chain_and_a_cluster_may_grow_again(
+    namespace: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ray = FakeRay([{"CPU": 2.0}], namespace)
+    runner, now = made(monkeypatch, ray, plan())
+    at_work(runner)
+    ray.machines = []
+    now.now += 2
+    if namespace == PRIVATE_NAMESPACE:
+        with pytest.raises(ConnectionError, match="resume with the same command"):
+            waited(runner)
+    else:
+        assert waited(runner) == []
+
+
 def test_worker_whose_gpu_is_taken_waits_as_long_as_it_takes_and_says_so(
     monkeypatch: pytest.MonkeyPatch, one_gpu: FakeRay, caplog: pytest.LogCaptureFixture
 ) -> None:

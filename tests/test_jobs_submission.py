@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -12,7 +13,8 @@ from run_setup import SMALL, invoke, sets
 
 from jobs.cluster import ROOT, choose_authentication
 from jobs.submission import RayJobServer
-from shards.files import sha256_path
+from shards.events import read_events
+from shards.files import remove_path, sha256_path
 
 HEAD = """
 import sys
@@ -70,6 +72,26 @@ def test_a_submitted_stage_gives_the_bytes_of_one_in_this_process(
     assert [(job["id"], job["exit_code"]) for job in json.loads(status.stdout)["jobs"]] == [("there-000-embed-1", 0)]
     wrong = command({**environment, "RAY_AUTH_TOKEN": "cd" * 32}, "stage", "start", *where)
     assert (wrong.returncode, len(wrong.stderr.strip().splitlines())) == (75, 1), wrong.stderr
+
+
+def test_a_chain_is_three_jobs_beside_each_other(
+    head: tuple[str, dict[str, str]], one_round: Path, tmp_path: Path
+) -> None:
+    address, environment = head
+    root = Path(shutil.copytree(one_round, tmp_path / "run"))
+    for stage in ("teacher", "refine", "pseudo"):
+        for path in (root / "rounds" / "001" / stage).iterdir():
+            remove_path(path)
+    settings = sets({"submit.python": sys.executable, "submit.address": environment["JOINED"]})
+    done = command(environment, "round", "--n", "1", "--run", str(root), "--submit", address, *settings)
+    assert done.returncode == 0, done.stderr
+    for tar in (one_round / "rounds" / "001" / "pseudo").glob("*.tar"):
+        assert sha256_path(root / tar.relative_to(one_round)) == sha256_path(tar)
+    events = [(event["kind"], event.get("stage")) for event in read_events(root / "events.jsonl")]
+    submitted = [place for place in events if place[0] == "submitted"]
+    assert submitted == [("submitted", stage) for stage in ("teacher", "refine", "write")]
+    new = events[events.index(submitted[0]) :]
+    assert new.index(submitted[-1]) < new.index(("started", "teacher"))
 
 
 def test_addresses_that_are_none_and_servers_that_are_not_there_are_told_apart(monkeypatch: pytest.MonkeyPatch) -> None:

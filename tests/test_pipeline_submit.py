@@ -15,6 +15,7 @@ from pipeline import submit
 from pipeline.driver import RoundRequest
 from pipeline.errors import EXIT_RESUMABLE, JobEnded, SettingsConflict, exit_code_of
 from pipeline.job_list import job_rows
+from pipeline.job_outcome import read_outcome
 from pipeline.submit import submit_rounds, submit_stage
 from shards.files import sha256_file
 
@@ -34,6 +35,8 @@ class FakeServer:
         self.cut_short: set[str] = set()
         self.interrupted = False
         self.drops = 0
+        self.followed: list[str] = []
+        self.running_at_first_log = 0
 
     def jobs(self) -> list[Job]:
         return list(self.entries.values())
@@ -53,6 +56,9 @@ class FakeServer:
         self.entries[job_id] = Job(job_id, state, kept, "the driver was killed" if state == "failed" else "")
 
     def follow(self, job_id: str) -> Iterator[str]:
+        self.followed.append(job_id)
+        if len(self.followed) == 1:
+            self.running_at_first_log = sum(not job.over for job in self.entries.values())
         yield "loading\n"
         if self.drops > 0:
             self.drops -= 1
@@ -107,6 +113,68 @@ def test_each_open_stage_is_a_job_and_gives_the_same_bytes(run: Path, one_round:
     assert not (run / "run.lock").exists()
 
 
+@pytest.fixture
+def open_chain(one_round: Path, tmp_path: Path) -> Path:
+    """A round whose teacher has one shard to do again, and with it refine and write."""
+    root = Path(shutil.copytree(one_round, tmp_path / "my run"))
+    for stage, name in (("teacher", "000001"), ("refine", "000001"), ("pseudo", "pseudo-000001")):
+        (root / "rounds" / "001" / stage / f"{name}.json").unlink()
+    return root
+
+
+def test_the_stages_of_a_chain_are_submitted_together(open_chain: Path, one_round: Path, server: FakeServer) -> None:
+    submit_rounds(open_chain, ROUND_1, server)
+    chain = [f"my_run-001-{stage}-1" for stage in ("teacher", "refine", "write")]
+    assert list(server.entries)[:3] == chain
+    assert all("--together" in server.commands[job_id] for job_id in chain)
+    assert server.followed[:3] == chain
+    assert server.running_at_first_log == 3
+    for tar in (one_round / "rounds" / "001" / "pseudo").glob("*.tar"):
+        assert sha256_file(open_chain / tar.relative_to(one_round)) == sha256_file(tar)
+    assert not list((open_chain / "locks").glob("*.lock"))
+
+
+def test_of_a_chain_only_what_does_not_work_is_submitted_again(open_chain: Path, server: FakeServer) -> None:
+    server.interrupted = True
+    with pytest.raises(KeyboardInterrupt):
+        submit_rounds(open_chain, ROUND_1, server, "leave")
+    assert len(server.entries) == 3
+    server.interrupted = False
+    server.set_state("my_run-001-refine-1", "stopped")
+    submit_rounds(open_chain, ROUND_1, server)
+    assert list(server.entries)[3] == "my_run-001-refine-2"
+    assert "my_run-001-teacher-2" not in server.entries
+
+
+def test_jobs_beside_one_that_was_cut_short_end_resumably(open_chain: Path, server: FakeServer) -> None:
+    config = open_chain / "config.yaml"
+    config.write_text(config.read_text().replace("start_timeout_s: 600.0", "start_timeout_s: 0.1"))
+    server.cut_short.add("my_run-001-teacher-1")
+    with pytest.raises(JobEnded, match=r"teacher-1 \(round 1 teacher\) failed") as caught:
+        submit_rounds(open_chain, ROUND_1, server)
+    assert exit_code_of(caught.value) == EXIT_RESUMABLE
+    outcomes = [
+        read_outcome(open_chain / "jobs" / f"my_run-001-{stage}-1.outcome.json") for stage in ("refine", "write")
+    ]
+    assert [outcome and outcome.exit_code for outcome in outcomes] == [EXIT_RESUMABLE, EXIT_RESUMABLE]
+    assert outcomes[0] is not None
+    assert "teacher of round 1 is over, 1 shards are not done (000001)" in outcomes[0].message
+    submit_rounds(open_chain, ROUND_1, server)
+    assert "my_run-001-refine-2" in server.entries
+
+
+def test_what_damage_is_found_is_done_again(one_round: Path, tmp_path: Path, server: FakeServer) -> None:
+    root = Path(shutil.copytree(one_round, tmp_path / "my run"))
+    tar = root / "rounds" / "001" / "pseudo" / "pseudo-000001.tar"
+    whole = tar.read_bytes()
+    tar.write_bytes(whole[:-1] + b"x")
+    submit_rounds(root, ROUND_1, server)
+    assert server.entries == {}
+    submit_rounds(root, RoundRequest(rounds=1, verify=True), server)
+    assert list(server.entries) == ["my_run-001-write-1"]
+    assert tar.read_bytes() == whole
+
+
 def test_a_finished_run_submits_nothing(one_round: Path, server: FakeServer, tmp_path: Path) -> None:
     root = Path(shutil.copytree(one_round, tmp_path / "run"))
     submit_rounds(root, ROUND_1, server)
@@ -131,7 +199,7 @@ def test_interrupt_stops_the_job_when_asked_to(
     with pytest.raises(KeyboardInterrupt):
         submit_stage(run, "write", ROUND_1, server, "stop")
     assert server.stopped == ["my_run-001-write-1"]
-    assert "my_run-001-write-1 is stopped" in capfd.readouterr().err
+    assert "stopped: my_run-001-write-1" in capfd.readouterr().err
 
 
 @pytest.mark.parametrize("state", ["failed", "stopped", "vanished"])
