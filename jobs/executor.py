@@ -9,6 +9,7 @@ from jobs.board import Board, ShardFailure, StageFailed
 from jobs.execution import Clock, ExecutionConfig
 from jobs.faults import Fault, stopping_error
 from jobs.following import FollowingRunner
+from jobs.ray_spares import Spares
 from jobs.runner import InlineRunner, Outcome, Runner
 from jobs.stage import StagePlan
 from shards.files import remove_stale_temporaries
@@ -53,6 +54,7 @@ def run_chain(
     on_event: Callable[[StageEvent], None],
     execution: ExecutionConfig | None = None,
     clock: Clock | None = None,
+    spares: Spares | None = None,
 ) -> None:
     """Do all shards of all stages; a shard moves on to the next stage as soon as it is done in the one before.
 
@@ -66,6 +68,7 @@ def run_chain(
         on_event: Called in this thread for everything that happens. What it raises stops the chain.
         execution: How often and when a shard is tried again; None: the defaults.
         clock: Time.
+        spares: Where workers are kept for the next chain, see `jobs.ray_pool.RayRunner`; None: they end with this one.
 
     Raises:
         StageFailed: Shards were given up; each is named with its cause.
@@ -75,7 +78,7 @@ def run_chain(
     config, clock = execution or ExecutionConfig(), clock or Clock()
     board = Board(stages, config, clock.now)
     _remove_left_overs(stages)
-    runner = _make_runner(backend, stages, config, clock)
+    runner = _make_runner(backend, stages, config, clock, spares)
     told = _Teller(board, on_event, {plan.name for plan in stages if plan.elsewhere is not None})
     try:
         while not board.finished:
@@ -147,7 +150,9 @@ class _Teller:
         self._on_event(StageEvent(kind, stage, done, total, shard=shard, record=record, error=error))
 
 
-def _make_runner(backend: Backend, stages: Sequence[StagePlan], config: ExecutionConfig, clock: Clock) -> Runner:
+def _make_runner(
+    backend: Backend, stages: Sequence[StagePlan], config: ExecutionConfig, clock: Clock, spares: Spares | None
+) -> Runner:
     here = [plan for plan in stages if plan.elsewhere is None]
     others = [plan for plan in stages if plan.elsewhere is not None]
     runner: Runner
@@ -156,7 +161,7 @@ def _make_runner(backend: Backend, stages: Sequence[StagePlan], config: Executio
     elif backend == "ray":
         from jobs.ray_pool import RayRunner
 
-        runner = RayRunner(here, config, reserved=[plan.resources for plan in others])
+        runner = RayRunner(here, config, reserved=[plan.resources for plan in others], spares=spares)
     else:
         raise ValueError(f"backend is {backend!r}; expected ray or inline")
     return FollowingRunner(runner, others, clock) if others else runner

@@ -20,6 +20,7 @@ class Member:
         placing: While it waits for its place: the reference that is ready once its process is up.
         start_s: How long it took to start, the wait for its place not counted.
         task: The shard that it works on.
+        free: Whether it is up, well and without a shard.
     """
 
     actor: Any
@@ -27,6 +28,7 @@ class Member:
     placing: Any = None
     start_s: float = 0.0
     task: ShardTask | None = None
+    free: bool = False
 
 
 @dataclass
@@ -105,7 +107,7 @@ class Pool:
 
     def surplus(self, left: int) -> list[Member]:
         """Take out actors for which no shard can be left, and give them: without a place, then free, then starting."""
-        gone = self._unqueued(self.size - left)
+        gone = self.unqueued(self.size - left)
         while self.size > left and self.idle:
             gone.append(self.idle.pop(0))
         while self.size > left and self.starting:
@@ -122,7 +124,7 @@ class Pool:
     def rested(self, now: float, idle_s: float) -> list[Member]:
         """Take out actors above the minimum that are not needed: free for long, or without a place beside such."""
         above = max(self.size - self.plan.resources.min_workers, 0)
-        gone = self._unqueued(above) if any(now - m.since > idle_s for m in self.idle) else []
+        gone = self.unqueued(above) if any(now - m.since > idle_s for m in self.idle) else []
         return gone + self.dismiss(self.long_free(now, idle_s)[: above - len(gone)])
 
     def dismiss(self, members: list[Member]) -> list[Member]:
@@ -130,7 +132,7 @@ class Pool:
         self.idle = [member for member in self.idle if member not in members]
         return members
 
-    def _unqueued(self, most: int) -> list[Member]:
+    def unqueued(self, most: int) -> list[Member]:
         """Take out actors without a place, the newest first, and give them."""
         queued = [ref for ref, member in self.starting.items() if member.placing is not None]
         return [self.starting.pop(ref) for ref in queued[::-1][: max(most, 0)]]

@@ -11,6 +11,7 @@ from jobs.ray_machines import Machines
 from jobs.ray_members import Member, Pool, Silent
 from jobs.ray_room import shown, wanted
 from jobs.ray_sharing import Sharing
+from jobs.ray_spares import Spares, kind_of
 from jobs.runner import Outcome, WorkerSlot
 from jobs.stage import Resources, ShardTask, StagePlan
 
@@ -35,6 +36,8 @@ class RayRunner:
         config: How long starts may take, and when free actors are given back.
         now: Gives seconds that only grow.
         reserved: What stages that another job does need: room for the minimum of each is left.
+        spares: Free actors to begin with. On a Ray of this machine those that are free at the end are left there for
+            the next chain; on a cluster, where others wait for their place, they are stopped.
     """
 
     def __init__(
@@ -44,6 +47,7 @@ class RayRunner:
         now: Callable[[], float] = time.monotonic,
         *,
         reserved: Sequence[Resources] = (),
+        spares: Spares | None = None,
     ) -> None:
         import ray
 
@@ -54,6 +58,8 @@ class RayRunner:
         self._now = now
         self._pools = {plan.name: Pool(plan) for plan in stages}
         self._machines = Machines(ray, now)
+        self._spares = Spares() if spares is None else spares
+        self._keeps = spares is not None and self._machines.private
         self._sharing = Sharing(self._pools, self._machines, reserved)
         for plan in stages:
             self._machines.tell_impossible(plan, config.start_timeout_s)
@@ -74,7 +80,7 @@ class RayRunner:
         """Send a shard to a free actor."""
         pool = self._pools[stage]
         member = pool.idle.pop()
-        member.task = task
+        member.task, member.free = task, False
         pool.busy[member.actor.run.remote(task)] = member
 
     def wait(self, patience_s: float | None) -> list[Outcome]:
@@ -104,9 +110,9 @@ class RayRunner:
             outcomes += self._late_starts(pool) + self._late_places(pool)
         works = bool(ready) or any(pool.works for pool in self._pools.values())
         gone = self._sharing.give_way(self._now(), works=works)
-        self._stop(*gone)
-        if gone:
-            logger.info("%d free workers gave way to a stage that waits for room", len(gone))
+        for pool, members in gone:
+            self._part_with(pool, members)
+            logger.info("%d free workers of %s gave way to a stage that waits for room", len(members), pool.plan.name)
         return outcomes
 
     def trim(self, stage: str, left: int) -> None:
@@ -115,32 +121,61 @@ class RayRunner:
         gone = pool.surplus(left)
         if not self._machines.private or any(o.wants_more for o in self._pools.values() if o is not pool):
             gone += pool.rested(self._now(), self._config.idle_s)
-        self._stop(*gone)
+        self._part_with(pool, gone)
         if gone:
             logger.info("%s gave %d workers back, %d are left", stage, len(gone), pool.size)
 
     def release(self, stage: str) -> None:
-        """Stop a stage's free and starting actors."""
+        """Take a stage's free and starting actors away."""
         pool = self._pools[stage]
         pool.released = True
-        self._stop(*pool.idle, *pool.starting.values())
-        pool.idle.clear()
-        pool.starting.clear()
+        gone = [*pool.idle, *pool.starting.values()]
+        pool.idle, pool.starting = [], {}
+        self._part_with(pool, gone)
 
     def close(self) -> None:
-        """Stop all actors, also those that work."""
-        for name, pool in self._pools.items():
-            self._stop(*pool.busy.values(), *(one.member for one in pool.silent))
-            pool.busy.clear()
-            pool.silent.clear()
+        """Stop all actors that work, or start, and those that are free where they are not kept."""
+        for pool in self._pools.values():
+            self._stop(*pool.busy.values(), *pool.starting.values(), *(one.member for one in pool.silent))
+            pool.busy, pool.starting, pool.silent = {}, {}, []
+        for name in self._pools:
             self.release(name)
+        if not self._keeps:
+            self._spares.let_go()
 
     def _stop(self, *members: Member) -> None:
         for member in members:
             self._ray.kill(member.actor)
 
+    def _part_with(self, pool: Pool, members: Sequence[Member]) -> None:
+        """Stop actors that a stage does not need, or let another stage have them: their processes are up already.
+
+        A free one takes the place of one that waits in Ray's queue. While others wait none is kept.
+        """
+        for member in members:
+            queues = [other for other in self._pools.values() if other.queued]
+            kind = kind_of(pool.plan.resources)
+            heir = next((other for other in queues if kind_of(other.plan.resources) == kind), None)
+            if not member.free:
+                self._stop(member)
+            elif heir is not None:
+                self._stop(*heir.unqueued(1))
+                self._turn(heir, member.actor)
+            elif self._keeps and not queues:
+                self._spares.keep(pool.plan.resources, member.actor)
+            else:
+                self._stop(member)
+
+    def _turn(self, pool: Pool, actor: Any) -> None:
+        """Let an actor that is up work for a stage."""
+        pool.starting[actor.become.remote(pool.plan.worker)] = Member(actor, self._now())
+
     def _start_actor(self, pool: Pool) -> None:
         resources = pool.plan.resources
+        spare = self._spares.take(resources)
+        if spare is not None:
+            self._turn(pool, spare)
+            return
         threads = {name: str(resources.threads) for name in _THREAD_VARIABLES}
         actor = (
             self._ray.remote(WorkerSlot)
@@ -202,7 +237,7 @@ class RayRunner:
 
     def _rest(self, pool: Pool, member: Member, start_s: float | None = None) -> None:
         member.start_s = member.start_s if start_s is None else start_s
-        member.since, member.placing, member.task = self._now(), None, None
+        member.since, member.placing, member.task, member.free = self._now(), None, None, True
         pool.idle.append(member)
 
     def _ask_silent(self, pool: Pool) -> None:

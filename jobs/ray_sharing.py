@@ -36,7 +36,7 @@ class Sharing:
         waits = any(now - member.since > _STALLED_S for member in pool.queued)
         return not waits and self._machines.fit([(pool.plan.resources, pool.size + 1), *possible])
 
-    def give_way(self, now: float, *, works: bool) -> list[Member]:
+    def give_way(self, now: float, *, works: bool) -> list[tuple[Pool, list[Member]]]:
         """Take out free actors that may hold what a stage waits for that has no actor with a place, and give them.
 
         At once if nothing works and not all actors fit, as nothing would move. Otherwise after a while, as those in
@@ -48,7 +48,7 @@ class Sharing:
             works: Whether an actor works or starts, or one has just become free.
         """
         pools = self._pools.values()
-        gone: list[Member] = []
+        gone: list[tuple[Pool, list[Member]]] = []
         for needy in pools:
             if (since := needy.starved_since) is None:
                 continue
@@ -57,8 +57,8 @@ class Sharing:
             if (long or (full and not works)) and self._would_fit(needy):
                 for pool in pools:
                     if self._machines.compete(pool.plan.resources, needy.plan.resources):
-                        gone += pool.dismiss(pool.long_free(now, _STALLED_S) if works else pool.idle)
-        return gone
+                        gone.append((pool, pool.dismiss(pool.long_free(now, _STALLED_S) if works else pool.idle)))
+        return [entry for entry in gone if entry[1]]
 
     def _would_fit(self, needy: Pool) -> bool:
         """Say whether an actor fits beside those that have a place and are not free."""

@@ -1,5 +1,6 @@
 """Who does the shards: the interface that the executor drives, and the runner that works in this process."""
 
+import gc
 import sys
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -72,6 +73,14 @@ class WorkerSlot:
         if "torch" in sys.modules:
             sys.modules["torch"].set_num_threads(self._threads)
         return None
+
+    def become(self, factory: Callable[[], Worker]) -> Fault | None:
+        """Make another stage's worker in the place of this one, whose models go first; give the fault if that fails."""
+        self._factory, self._worker, self._last = factory, None, None
+        gc.collect()
+        if "torch" in sys.modules and sys.modules["torch"].cuda.is_initialized():
+            sys.modules["torch"].cuda.empty_cache()
+        return self.start()
 
     def run(self, task: ShardTask) -> tuple[Record | None, Fault | None]:
         """Do a shard: its record, or the fault."""

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from jobs.executor import Backend, StageEvent, StageFailed, run_chain
 from jobs.mirrored import mirrored, published
+from jobs.ray_spares import Spares
 from jobs.stage import ShardTask, StagePlan, finish, prepare, require_samples, stage_records, why_stale
 from jobs.training_group import run_training
 from jobs.write import write_index
@@ -66,6 +67,7 @@ class Driver:
         self._progress = progress
         self._stack = ExitStack()
         self._connected = False
+        self._spares = Spares()
         self._stages: dict[str, Callable[[int], None]] = {
             "embed": lambda number: self.embed(),
             "start": self._start,
@@ -185,6 +187,7 @@ class Driver:
         self._progress.note("started", round=number, stage="train", steps=steps, reason=reason)
         self._progress.say(f"round {number} train: {steps} steps …")
         self._connect()
+        self._spares.let_go()  # the group needs their place
 
         def tell(step: int, loss: float) -> None:
             self._progress.say(f"round {number} train: step {step}/{steps}, loss {loss:.3f}")
@@ -243,7 +246,13 @@ class Driver:
                 on_event(event)
 
             try:
-                run_chain(wanted, backend=self._request.backend, on_event=told, execution=self._run.config.execution)
+                run_chain(
+                    wanted,
+                    backend=self._request.backend,
+                    on_event=told,
+                    execution=self._run.config.execution,
+                    spares=self._spares,
+                )
             except StageFailed as failed:
                 self._refuse_unfinished(number, stages, failed)
                 command = retry_command(self._run.layout.root, self._request.rounds, self._request.backend)
@@ -283,5 +292,6 @@ class Driver:
         from jobs.cluster import connection
 
         self._stack.enter_context(connection(self._request.address))
+        self._stack.callback(self._spares.let_go)
         self._connected = True
         raise_on_sigterm()

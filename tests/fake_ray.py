@@ -10,6 +10,7 @@ import pytest
 
 from jobs.execution import ExecutionConfig
 from jobs.ray_pool import RayRunner
+from jobs.ray_spares import Spares
 from jobs.runner import Outcome
 from jobs.stage import Resources, ShardTask, StagePlan, Worker
 
@@ -47,7 +48,7 @@ class Actor:
     def __getattr__(self, name: str) -> Any:
         def remote(task: ShardTask | None = None) -> Call:
             call = Call(name, task)
-            if name in ("placed", "start") and self._ray.starts_at_once:
+            if name in ("placed", "start", "become") and self._ray.starts_at_once:
                 call.answer.append(None)
             self._ray.calls.append(call)
             return call
@@ -125,11 +126,15 @@ def plan(stage: str = "a", **resources: Any) -> StagePlan:
 
 
 def made(
-    monkeypatch: pytest.MonkeyPatch, ray: FakeRay, *plans: StagePlan, reserved: Sequence[Resources] = ()
+    monkeypatch: pytest.MonkeyPatch,
+    ray: FakeRay,
+    *plans: StagePlan,
+    reserved: Sequence[Resources] = (),
+    spares: Spares | None = None,
 ) -> tuple[RayRunner, Time]:
     monkeypatch.setitem(sys.modules, "ray", ray)
     now = Time()
-    return RayRunner(plans, ExecutionConfig(), now, reserved=reserved), now
+    return RayRunner(plans, ExecutionConfig(), now, reserved=reserved, spares=spares), now
 
 
 def waited(runner: RayRunner) -> list[Outcome]:
