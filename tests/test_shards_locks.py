@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from shards.files import remove_stale_temporaries
 from shards.lock_beat import STALE_S
 from shards.locks import UNKNOWN, LockHeld, RunLock, clear_stale, live_holder, now_s
 from shards.processes import process_is_alive, process_start_ticks
@@ -225,6 +226,49 @@ def test_torn_lock_is_held_while_fresh_and_stale_when_old(tmp_path: Path, conten
     os.utime(path, (0, 0))
     with RunLock(path):
         pass
+
+
+KILLED_AT_A_LINE = """
+import os, pathlib, sys
+from shards import locks
+path, left = pathlib.Path(sys.argv[1]), [0]
+def trace(frame, event, argument):
+    if frame.f_code.co_filename != locks.__file__:
+        return None
+    if event == "line":
+        left[0] -= 1
+        if left[0] < 0:
+            os.kill(os.getpid(), 9)
+    return trace
+def take():
+    with locks.RunLock(path):
+        pass
+for number in range(10_000):
+    path.write_text(sys.argv[2])
+    os.utime(path, (0, 0))
+    child = os.fork()
+    if child == 0:
+        left[0] = number
+        sys.settrace(trace)
+        take()
+        os._exit(0)
+    done = os.waitpid(child, 0)[1] == 0
+    if path.exists() and locks.parse_holder(path.read_bytes()) is None:
+        os.utime(path, (0, 0))  # torn: stale after a while
+    take()
+    assert not path.exists()
+    if done:
+        break
+print(number)
+"""
+
+
+def test_whoever_is_killed_at_any_line_keeps_nobody_out(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", KILLED_AT_A_LINE, str(tmp_path / "run.lock"), json.dumps(ELSEWHERE)]
+    result = subprocess.run(command, cwd=ROOT, check=True, timeout=300, capture_output=True, text=True)
+    assert int(result.stdout) > 50  # lines at which one was killed
+    remove_stale_temporaries(tmp_path)
+    assert [file.name for file in tmp_path.iterdir()] == ["run.lock.guard"]
 
 
 def test_of_many_takers_of_a_stale_lock_one_wins(tmp_path: Path) -> None:
