@@ -11,7 +11,7 @@ from jobs.faults import Fault, stopping_error
 from jobs.following import FollowingRunner
 from jobs.ray_spares import Spares
 from jobs.runner import InlineRunner, Outcome, Runner
-from jobs.stage import StagePlan
+from jobs.stage import Resources, StagePlan
 from shards.files import remove_stale_temporaries
 from shards.records import Record
 
@@ -78,7 +78,7 @@ def run_chain(
     config, clock = execution or ExecutionConfig(), clock or Clock()
     board = Board(stages, config, clock.now)
     _remove_left_overs(stages)
-    runner = _make_runner(backend, stages, config, clock, spares)
+    runner = _make_runner(backend, stages, board, config, clock, spares)
     told = _Teller(board, on_event, {plan.name for plan in stages if plan.elsewhere is not None})
     try:
         while not board.finished:
@@ -151,17 +151,27 @@ class _Teller:
 
 
 def _make_runner(
-    backend: Backend, stages: Sequence[StagePlan], config: ExecutionConfig, clock: Clock, spares: Spares | None
+    backend: Backend,
+    stages: Sequence[StagePlan],
+    board: Board,
+    config: ExecutionConfig,
+    clock: Clock,
+    spares: Spares | None,
 ) -> Runner:
     here = [plan for plan in stages if plan.elsewhere is None]
     others = [plan for plan in stages if plan.elsewhere is not None]
+
+    def reserved() -> list[Resources]:
+        # Of a stage after the ones here it is not known when it ends: nothing waits for its shards.
+        return [plan.resources for plan in others if board.open(plan.name) or not plan.tasks]
+
     runner: Runner
     if backend == "inline":
         runner = InlineRunner(here)
     elif backend == "ray":
         from jobs.ray_pool import RayRunner
 
-        runner = RayRunner(here, config, reserved=[plan.resources for plan in others], spares=spares)
+        runner = RayRunner(here, config, reserved=reserved, spares=spares)
     else:
         raise ValueError(f"backend is {backend!r}; expected ray or inline")
     return FollowingRunner(runner, others, clock) if others else runner

@@ -10,10 +10,12 @@ from jobs.faults import Fault
 from jobs.ray_machines import Machines
 from jobs.ray_members import Member, Pool, Silent
 from jobs.ray_room import shown, wanted
-from jobs.ray_sharing import Sharing
+from jobs.ray_sharing import Reserved, Sharing
 from jobs.ray_spares import Spares, kind_of
 from jobs.runner import Outcome, WorkerSlot
-from jobs.stage import Resources, ShardTask, StagePlan
+from jobs.stage import ShardTask, StagePlan, why_stale
+from shards.records import read_record
+from shards.storage import place_of
 
 logger = logging.getLogger(__name__)
 
@@ -35,7 +37,7 @@ class RayRunner:
         stages: What to do.
         config: How long starts may take, and when free actors are given back.
         now: Gives seconds that only grow.
-        reserved: What stages that another job does need: room for the minimum of each is left.
+        reserved: Gives what the stages need that other jobs do now: room for the minimum of each is left.
         spares: Free actors to begin with. On a Ray of this machine those that are free at the end are left there for
             the next chain; on a cluster, where others wait for their place, they are stopped.
     """
@@ -46,7 +48,7 @@ class RayRunner:
         config: ExecutionConfig,
         now: Callable[[], float] = time.monotonic,
         *,
-        reserved: Sequence[Resources] = (),
+        reserved: Reserved = tuple,
         spares: Spares | None = None,
     ) -> None:
         import ray
@@ -227,13 +229,12 @@ class RayRunner:
             pool.silent.append(Silent(member))
             return []
         except self._ray.exceptions.RayError as died:
-            record, fault = None, self._fault_of(died)
-        task = member.task
+            return [self._lost(pool, member, self._fault_of(died))]
         if fault is None or fault.kind == "transient":
             self._rest(pool, member)
         else:
             self._stop(member)  # what failed once may be left in a bad state, and would draw shard after shard
-        return [Outcome(pool.plan.name, task, record, fault)]
+        return [Outcome(pool.plan.name, member.task, record, fault)]
 
     def _rest(self, pool: Pool, member: Member, start_s: float | None = None) -> None:
         member.start_s = member.start_s if start_s is None else start_s
@@ -257,17 +258,26 @@ class RayRunner:
             one.put_off(self._now())
             if self._now() - one.member.since < _SILENT_S:
                 return []
-            record, fault = None, Fault("error", f"the worker was lost: no answer in {_SILENT_S:.0f} s, {silence}")
+            fault = Fault("error", f"the worker was lost: no answer in {_SILENT_S:.0f} s, {silence}")
         except self._ray.exceptions.RayError as died:
-            record, fault = None, self._fault_of(died)
-        else:
-            fault = None if record else Fault("transient", "the worker could not be reached for a while")
+            fault = self._fault_of(died)
         pool.silent.remove(one)
-        if fault is None or fault.kind == "transient":
-            self._rest(pool, one.member)
-        else:
-            self._stop(one.member)
-        return [Outcome(pool.plan.name, task, record, fault)]
+        if fault is not None:
+            return [self._lost(pool, one.member, fault)]
+        self._rest(pool, one.member)
+        unreached = Fault("transient", "the worker could not be reached for a while")
+        return [Outcome(pool.plan.name, task, record, None if record else unreached)]
+
+    def _lost(self, pool: Pool, member: Member, fault: Fault) -> Outcome:
+        """Give what became of the shard of an actor that is lost: it may have died between its record and its answer."""
+        self._stop(member)
+        task = member.task
+        in_folder = (
+            task is not None and place_of(task.output).store is None
+        )  # of a mirror, the store would have to tell
+        if task is not None and in_folder and why_stale(task, verify=True) is None:
+            return Outcome(pool.plan.name, task, read_record(task.record))
+        return Outcome(pool.plan.name, task, None, fault)
 
     def _fault_of(self, died: Exception) -> Fault:
         memory = isinstance(died, self._ray.exceptions.OutOfMemoryError)

@@ -1,11 +1,13 @@
 """Who gets room: when a stage's pool may grow, and when free actors give way to a stage that has no place."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Final
 
 from jobs.ray_machines import Machines
 from jobs.ray_members import Member, Pool
 from jobs.stage import Resources
+
+Reserved = Callable[[], Sequence[Resources]]
 
 _STALLED_S: Final = 60.0  # a process that has its place is up by then
 
@@ -16,13 +18,13 @@ class Sharing:
     Args:
         pools: By name of the stage.
         machines: Where their actors are.
-        reserved: What stages that another job does need: room for the minimum of each is left.
+        reserved: Gives what the stages need that other jobs do now: room for the minimum of each is left.
     """
 
-    def __init__(self, pools: Mapping[str, Pool], machines: Machines, reserved: Sequence[Resources] = ()) -> None:
+    def __init__(self, pools: Mapping[str, Pool], machines: Machines, reserved: Reserved) -> None:
         self._pools = pools
         self._machines = machines
-        self._reserved = [(resources, resources.min_workers) for resources in reserved]
+        self._reserved = reserved
 
     def may_grow(self, pool: Pool, now: float) -> bool:
         """Say whether another actor fits beside all that there are and the minimum of all stages that are not over.
@@ -32,7 +34,8 @@ class Sharing:
         """
         others = [other for other in self._pools.values() if other is not pool]
         sizes = [(p.plan.resources, max(p.size, 0 if p.released else p.plan.resources.min_workers)) for p in others]
-        possible = [entry for entry in (*sizes, *self._reserved) if self._machines.could_hold(entry[0])]
+        sizes += [(resources, resources.min_workers) for resources in self._reserved()]
+        possible = [entry for entry in sizes if self._machines.could_hold(entry[0])]
         waits = any(now - member.since > _STALLED_S for member in pool.queued)
         return not waits and self._machines.fit([(pool.plan.resources, pool.size + 1), *possible])
 

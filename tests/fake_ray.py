@@ -134,7 +134,7 @@ def made(
 ) -> tuple[RayRunner, Time]:
     monkeypatch.setitem(sys.modules, "ray", ray)
     now = Time()
-    return RayRunner(plans, ExecutionConfig(), now, reserved=reserved, spares=spares), now
+    return RayRunner(plans, ExecutionConfig(), now, reserved=lambda: reserved, spares=spares), now
 
 
 def waited(runner: RayRunner) -> list[Outcome]:

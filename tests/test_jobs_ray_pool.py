@@ -1,11 +1,15 @@
 """The pools on Ray, against a hand-made Ray: silent and dead actors, memory, failed starts, growing and shrinking."""
 
+from dataclasses import replace
+from pathlib import Path
+
 import pytest
 from fake_ray import ActorDiedError, ActorUnavailableError, FakeRay, OutOfMemoryError, at_work, made, plan, task, waited
 
 from jobs.cluster import PRIVATE_NAMESPACE
 from jobs.runner import Outcome
-from jobs.stage import Resources
+from jobs.stage import Resources, ShardTask, finish, prepare
+from shards.files import write_bytes_atomic
 from shards.records import Record
 
 DONE = Record(stage="a", shard="000000", count=1)
@@ -203,3 +207,19 @@ def test_minimum_is_taken_whatever_another_job_needs(monkeypatch: pytest.MonkeyP
     )
     runner.staff("a", 9)
     assert len(ray.actors) == 2
+
+
+def test_shard_of_a_lost_actor_that_was_done_is_not_done_again(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    ray = FakeRay([{"CPU": 1.0}])
+    done = ShardTask(stage="a", shard="000000", output=tmp_path / "000000.tar")
+    runner, _ = made(monkeypatch, ray, replace(plan(), tasks=[done]))
+    runner.staff("a", 1)
+    waited(runner)
+    runner.staff("a", 1)
+    runner.start("a", done)
+    prepare(done)
+    write_bytes_atomic(done.output, b"bytes")
+    record = finish(done, count=0, stats={})
+    ray.answer("run", ActorDiedError("killed before it answered"))
+    assert waited(runner) == [Outcome("a", done, record)]
+    assert ray.killed == ray.actors
