@@ -7,7 +7,8 @@ from pathlib import Path
 
 import fsspec
 import pytest
-from run_setup import SMALL, invoke, sets
+from run_setup import SMALL, again, invoke, sets
+from store_setup import files_of, results_of
 from torch import nn
 from training_setup import training_setup
 
@@ -20,26 +21,6 @@ from shards.mirror import fetched, publish, put_files
 from shards.storage import MIRROR_VARIABLE, place_of, run_folder
 
 _numbers = itertools.count()
-
-
-def results_of(files: dict[str, bytes]) -> dict[str, object]:
-    """Give what a run is to make the same everywhere: all but logs and pages, and records without their times."""
-    results: dict[str, object] = {}
-    for name, data in files.items():
-        if name.endswith((".jsonl", "report.json", ".html")) or "run.lock" in name:
-            continue
-        results[name] = data
-        if name.endswith(".json") and ".zarr/" not in name:
-            content = json.loads(data)
-            if isinstance(content, dict):  # not a list of samples
-                results[name] = {k: value for k, value in content.items() if k not in ("seconds", "checksum")}
-    for name in [name for name in results if name.endswith("report.record.json")]:
-        del results[name]  # names the checksum of a report, which holds times
-    return results
-
-
-def files_of(root: Path) -> dict[str, bytes]:
-    return {path.relative_to(root).as_posix(): path.read_bytes() for path in root.rglob("*") if path.is_file()}
 
 
 def objects_of(url: str) -> dict[str, bytes]:
@@ -61,10 +42,6 @@ def store_of(run: Path) -> str:
 def work_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
     """Go to another machine; machines share nothing but the store."""
     return lambda machine: monkeypatch.setenv(MIRROR_VARIABLE, str(tmp_path / machine))
-
-
-def again(url: str, *more: str) -> tuple[int, str, str]:
-    return invoke("round", "--n", "1", "--run", url, "--backend", "inline", *more)
 
 
 def test_a_run_on_s3_has_the_bytes_of_a_run_in_a_folder(
