@@ -71,7 +71,7 @@ def refine_masks(root: Path, request: MasksRequest, progress: RunProgress | None
             shown.say(f"{root}: nothing to do, the masks are refined ({len(states)} outputs)")
         else:
             with Driver(run, request.run, shown).connected() as driver:
-                driver.embed()
+                driver.embed(then=lambda: mask_stages(run))
                 driver.masks()
         return _summary(run)
 

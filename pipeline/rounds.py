@@ -41,7 +41,7 @@ def run_rounds(root: Path, request: RoundRequest, progress: RunProgress | None =
         else:
             with Driver(run, request, shown).connected() as driver:
                 driver.note_start(states)
-                driver.embed()
+                driver.embed(then=driver.first_chain)
                 for number in range(request.rounds + 1):
                     driver.round(number)
                     require_no_regression(run, number, request.rounds)
