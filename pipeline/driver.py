@@ -28,7 +28,7 @@ from pipeline.training_progress import followed
 from pipeline.when_stale import WhenStale
 from shards.files import remove_stale_temporaries_below
 from shards.mirror import bring
-from shards.storage import place_of
+from shards.storage import as_shown, place_of
 
 logger = logging.getLogger(__name__)
 
@@ -282,7 +282,7 @@ class Driver:
             RunGone: It did.
         """
         if not self._run.layout.config.is_file():
-            root = self._run.layout.root
+            root = as_shown(self._run.layout.root)
             raise RunGone(f"{root} is gone: it was moved or unmounted. Put it back and resume with the same command")
 
     def _connect(self) -> None:

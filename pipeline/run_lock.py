@@ -24,9 +24,8 @@ def holding(root: Path) -> Iterator[None]:
         StoreUnavailable: The store does not answer.
         StoreRefused: It refuses, or holds other bytes than its records say.
     """
-    layout = RunLayout(root)
-    with RunLock(layout.lock):
-        place = place_of(root)
+    layout, place = RunLayout(root), place_of(root)
+    with RunLock(layout.lock, place.shown(layout.lock)):
         if place.store is None:
             yield
             return

@@ -39,9 +39,9 @@ class LockHeld(RuntimeError):  # noqa: N818 - a state, not a fault
         since: When the holder took the lock (ISO 8601, UTC), or "unknown".
     """
 
-    def __init__(self, path: Path | str, who: str, since: str) -> None:
+    def __init__(self, path: Path | str, who: str, since: str, called: str = "") -> None:
         super().__init__(
-            f"{path} is held by {who} since {since}: another command works on this run. "
+            f"{called or path} is held by {who} since {since}: another command works on this run. "
             f"Wait for it or stop it; if it is certainly gone (another machine that died), delete {path}."
         )
         self.who = who
@@ -83,10 +83,15 @@ class RunLock:
     The lock is a small JSON file, made with O_EXCL, so that it also works on storage shared by several machines.
     A lock whose process is dead on this host is taken over; one from another host never is, as its process cannot be
     seen from here. Takers of a stale lock line up behind `<path>.guard`, so that two of them cannot both win.
+
+    Args:
+        path: The file.
+        called: What a person calls it; empty: the path.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, called: str = "") -> None:
         self._path = path
+        self._called = called
         self._content: bytes | None = None
 
     def __enter__(self) -> Self:
@@ -112,6 +117,7 @@ class RunLock:
                         self._path,
                         f"{found.host}:{found.pid}" if found else "unknown",
                         found.started if found else "unknown",
+                        self._called,
                     )
         self._content = content
         return self

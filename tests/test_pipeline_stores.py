@@ -16,8 +16,11 @@ from jobs.stage import record_path
 from jobs.training_data import TrainingSample
 from jobs.training_group import GroupResources, run_training
 from jobs.training_step import TrainingStep
+from shards.events import append_event
 from shards.files import sha256_file
+from shards.locks import RunLock
 from shards.mirror import fetched, publish, put_files
+from shards.records import Json
 from shards.storage import MIRROR_VARIABLE, place_of, run_folder
 
 _numbers = itertools.count()
@@ -146,6 +149,22 @@ def test_one_sample_is_drawn_out_of_a_store(one_round: Path, work_on: Callable[[
     key = json.loads(objects_of(url)["plan.json"])["shards"][0]["first"]
     code, out, err = invoke("shards", "show", key, "--run", url, "--out", str(tmp_path / "x.png"))
     assert (code, out.strip()) == (0, str(tmp_path / "x.png")), err
+
+
+def test_messages_name_the_run_by_its_url(one_round: Path, work_on: Callable[[str], None]) -> None:
+    url = store_of(one_round)
+    work_on("second")
+    code, _, err = again(url, "--set", "seed=7")
+    assert (code, f"{url} was made with other settings" in err) == (3, True), err
+    code, _, err = invoke("stage", "refine", "--round", "2", "--run", url, "--backend", "inline")
+    assert (code, f"stseg-pipeline stage teacher --round 2 --run {url}\n" in err) == (4, True), err
+    lost: dict[str, Json] = {"kind": "shard_failed", "round": 1, "stage": "teacher", "shard": "000000"}
+    append_event(run_folder(url) / "events.jsonl", lost)
+    _, out, _ = invoke("status", "--run", url, "--json")
+    assert json.loads(out)["retry"] == f"stseg-pipeline round --n 1 --run {url}"
+    with RunLock(run_folder(url) / "run.lock"):
+        code, _, err = again(url)
+    assert (code, f"{url}/run.lock is held by" in err) == (75, True), err
 
 
 def test_a_bucket_that_is_not_there_is_named(s3: str, work_on: Callable[[str], None]) -> None:
