@@ -9,8 +9,6 @@ import signal
 import threading
 import time
 
-from jobs.training_stop import STOP_WITHIN_S
-
 _BEGUN, _ENDED = b"\xff", b"\0"  # beside the numbers of signals
 
 _ended = threading.Event()
@@ -23,12 +21,15 @@ def watch(code: int) -> None:
     Python's own handler has to wait until the main thread is out of a long computation; this does not. It needs a
     Python handler of SIGTERM to be installed. Anywhere but in the main thread nothing happens.
     """
+    from jobs.training_stop import STOP_WITHIN_S
+
     if not _writers and threading.current_thread() is threading.main_thread():
         reader, writer = os.pipe()
         os.set_blocking(writer, False)
         signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
         _writers.append(writer)
-        threading.Thread(target=_wait_for_sigterm, args=(reader, code), name="hard-exit", daemon=True).start()
+        facts = (reader, code, STOP_WITHIN_S)
+        threading.Thread(target=_wait_for_sigterm, args=facts, name="hard-exit", daemon=True).start()
     _ended.clear()
     _tell(_BEGUN)
 
@@ -48,13 +49,13 @@ def _tell(what: bytes) -> None:
         os.write(writer, what)
 
 
-def _wait_for_sigterm(reader: int, code: int) -> None:
+def _wait_for_sigterm(reader: int, code: int, within_s: float) -> None:
     works = False
     while True:
         came = os.read(reader, 1)
         works = came == _BEGUN or (works and came != _ENDED)
         if works and signal.SIGTERM in came:
-            time.sleep(STOP_WITHIN_S)
+            time.sleep(within_s)
             if not _ended.is_set():
                 os.write(2, b"stseg-pipeline: stopped: resume with the same command\n")
             os._exit(code)

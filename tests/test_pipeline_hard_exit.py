@@ -42,9 +42,9 @@ def test_command_that_hangs_in_its_shutdown_ends_in_time(shutdown: str) -> None:
 
 AFTER = """
 import os, signal, time
-from pipeline import hard_exit
+from jobs import training_stop
 from pipeline.errors import exit_codes
-hard_exit.STOP_WITHIN_S = 0.1
+training_stop.STOP_WITHIN_S = 0.1
 with exit_codes():
     pass
 signal.signal(signal.SIGTERM, lambda number, frame: print("heard", flush=True))
