@@ -183,6 +183,28 @@ def test_a_url_that_cannot_be_used_is_refused_with_the_cure() -> None:
         assert cure in " ".join(err.replace("│", " ").split())
 
 
+@pytest.mark.parametrize(
+    "command",
+    [
+        ("pretrain", "--out", "s3://bucket/weights.safetensors"),
+        ("pretrain", "--out", "weights.safetensors", "--work", "s3://bucket/work"),
+        ("predict", "photos", "--out", "s3://bucket/predictions"),
+        ("calibrate", "--out", "s3://bucket/calibration.json"),
+        ("export", "model", "--out", "s3://bucket/model.onnx"),
+        ("import", "sed", "sed.pth", "--out", "s3://bucket/sed"),
+        ("shards", "show", "key", "--out", "s3://bucket/x.png"),
+    ],
+)
+def test_a_url_where_a_file_of_this_machine_is_written_is_refused(
+    command: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    code, _, err = invoke(*command)
+    assert code == 2
+    assert "s3://bucket/" in err and "is a URL" in err
+    assert not list(tmp_path.iterdir())
+
+
 class _KilledError(Exception):
     pass
 
