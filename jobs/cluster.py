@@ -3,7 +3,9 @@
 import logging
 import os
 import secrets
+import signal
 import sys
+import threading
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -32,6 +34,7 @@ def connect(address: str | None = None, num_cpus: int | None = None) -> bool:
     Raises:
         ValueError: Another package of the same name would be imported in our packages' place, or there is no token.
         ConnectionError: No Ray answers at the address, or none starts here.
+        KeyboardInterrupt: SIGTERM came meanwhile.
     """
     refuse_foreign_packages([Path.cwd(), Path(sys.path[0] or ".")])
     if "ray" in sys.modules and sys.modules["ray"].is_initialized():
@@ -39,10 +42,11 @@ def connect(address: str | None = None, num_cpus: int | None = None) -> bool:
     choose_authentication(local=address is None)
     import ray
 
-    if address is None:
-        _start_private(num_cpus)
-    else:
-        _join(address)
+    with _sigterm_as_before():
+        if address is None:
+            _start_private(num_cpus)
+        else:
+            _join(address)
     logger.info("Ray %s: %s", ray.__version__, address or "this machine")
     return True
 
@@ -87,6 +91,21 @@ def refuse_foreign_packages(folders: Iterable[Path]) -> None:
                     raise ValueError(
                         f"{found} would be imported in place of this project's own {package}; run from another folder"
                     )
+
+
+@contextmanager
+def _sigterm_as_before() -> Iterator[None]:
+    """Keep the handler of SIGTERM: Ray puts its own there, which end the process with exit codes of their own."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        yield
+    except SystemExit as ended:  # one of Ray's handlers
+        raise KeyboardInterrupt from ended
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _join(address: str) -> None:

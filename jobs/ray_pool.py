@@ -230,11 +230,12 @@ class RayRunner:
             return []
         except self._ray.exceptions.RayError as died:
             return [self._lost(pool, member, self._fault_of(died))]
+        task = member.task
         if fault is None or fault.kind == "transient":
             self._rest(pool, member)
         else:
             self._stop(member)  # what failed once may be left in a bad state, and would draw shard after shard
-        return [Outcome(pool.plan.name, member.task, record, fault)]
+        return [Outcome(pool.plan.name, task, record, fault)]
 
     def _rest(self, pool: Pool, member: Member, start_s: float | None = None) -> None:
         member.start_s = member.start_s if start_s is None else start_s
@@ -269,15 +270,12 @@ class RayRunner:
         return [Outcome(pool.plan.name, task, record, None if record else unreached)]
 
     def _lost(self, pool: Pool, member: Member, fault: Fault) -> Outcome:
-        """Give what became of the shard of an actor that is lost: it may have died between its record and its answer."""
+        """Give what became of the shard of a lost actor, which may have died between its record and its answer."""
         self._stop(member)
         task = member.task
-        in_folder = (
-            task is not None and place_of(task.output).store is None
-        )  # of a mirror, the store would have to tell
-        if task is not None and in_folder and why_stale(task, verify=True) is None:
-            return Outcome(pool.plan.name, task, read_record(task.record))
-        return Outcome(pool.plan.name, task, None, fault)
+        if task is None or place_of(task.output).store is not None or why_stale(task, verify=True) is not None:
+            return Outcome(pool.plan.name, task, None, fault)  # of a mirror's record it is not known here if it counts
+        return Outcome(pool.plan.name, task, read_record(task.record))
 
     def _fault_of(self, died: Exception) -> Fault:
         memory = isinstance(died, self._ray.exceptions.OutOfMemoryError)

@@ -23,6 +23,7 @@ from shards.files import sha256_path
 from shards.layout import record_of
 from shards.records import Drop, Json, Record, read_record, write_record
 from shards.samples import Samples
+from shards.storage import as_shown
 
 CODE_VERSION: Final = 3  # goes up when the code of any stage gives other results for the same settings
 SAMPLES_ROLE: Final = "samples"
@@ -230,8 +231,8 @@ def prepare(task: ShardTask, *, verify: bool = True) -> None:
     for role, path in task.inputs.items() if verify else ():
         if _checksum_now(path) != digests[role]:
             raise InputDamaged(
-                f"{path}, the {role} of shard {task.shard}, does not match its checksum; the same command with "
-                "--verify finds all that is damaged and does it again"
+                f"{as_shown(path)}, the {role} of shard {task.shard}, does not match its checksum; the same command "
+                "with --verify finds all that is damaged and does it again"
             )
     task.record.unlink(missing_ok=True)
     task.output.parent.mkdir(parents=True, exist_ok=True)

@@ -12,7 +12,9 @@ from typing import Final
 
 log = logging.getLogger(__name__)
 
-STOP_WAIT_S: Final = 8.0  # after Ctrl-C; a command that got SIGTERM is ended before
+# Out of the ten that a preempted machine has: a training's workers may take so long to save their state, and a command
+# that got SIGTERM is ended then, whatever it does.
+STOP_WITHIN_S: Final = 8.0
 _POLL_S: Final = 0.05
 
 
@@ -44,7 +46,7 @@ def signals_ask(stop: Callable[[], None]) -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def run_interruptibly(work: Callable[[], object], stop: Path, wait_s: float = STOP_WAIT_S) -> None:
+def run_interruptibly(work: Callable[[], object], stop: Path, wait_s: float = STOP_WITHIN_S) -> None:
     """Run something in a thread, so that Ctrl-C and SIGTERM reach this one; then the workers are asked to stop.
 
     Ray Train's `fit` replaces the handler of Ctrl-C where it runs in the main thread, and ends the process with exit

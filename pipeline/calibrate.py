@@ -14,6 +14,7 @@ from pipeline.replay import refuse_without_scores
 from pipeline.round_tasks import has_target_labels
 from pipeline.runs import Run, read_run
 from shards.sources import open_source
+from shards.storage import as_shown
 
 MIN_CELLS: Final = 200  # fewer, often of one object, say too little of a class
 
@@ -63,8 +64,8 @@ def _draw(run: Run, images: int) -> dict[str, NDArray[np.int32]]:
     """Give the labels of some images, by key."""
     if not has_target_labels(run):
         raise ValueError(
-            f"the images of {run.layout.root} have no labels to calibrate with; make the run with labels of some of "
-            "them: stseg-pipeline init DIR --images … --classes … --labels FOLDER"
+            f"the images of {as_shown(run.layout.root)} have no labels to calibrate with; make the run with labels of "
+            "some of them: stseg-pipeline init DIR --images … --classes … --labels FOLDER"
         )
     source = open_source(run.config.data.target, run.vocabulary)
     refs = tuple(run.plan.samples)

@@ -7,7 +7,7 @@ import typer
 
 from pipeline.cli_predict import ClassesFileOption, ClassesOption, RunChoice, WeightsOption
 from pipeline.errors import EXIT_DATA, exit_codes
-from pipeline.options import ConfigOption, JsonOption, SetOption, print_json, print_table
+from pipeline.options import ConfigOption, JsonOption, SetOption, local_path, print_json, print_table
 
 import_app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Convert published weights.")
 export_app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Write models for use elsewhere.")
@@ -33,7 +33,7 @@ def _export() -> None:
 @import_app.command("sed")
 def import_sed(
     checkpoint: Annotated[Path, typer.Argument(metavar="CHECKPOINT", help="SED's .pth, as its authors publish it.")],
-    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Where CLIP, head and card go.")],
+    out: Annotated[Path, typer.Option("--out", metavar="DIR", parser=local_path, help="Where CLIP, head and card go.")],
     preset: Annotated[str | None, typer.Option("--preset", help="base or large; found by the shapes.")] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace weights that are there.")] = False,
     as_json: JsonOption = False,
@@ -66,7 +66,9 @@ def import_sed(
 
 @export_app.command("model")
 def export_model(
-    out: Annotated[Path, typer.Option("--out", metavar="FILE", help="The file to write: .pt2 or .onnx.")],
+    out: Annotated[
+        Path, typer.Option("--out", metavar="FILE", parser=local_path, help="The file to write: .pt2 or .onnx.")
+    ],
     run: RunChoice = None,
     weights: WeightsOption = None,
     classes: ClassesOption = None,

@@ -14,6 +14,7 @@ from pipeline.options import (
     BackendOption,
     JsonOption,
     RunOption,
+    local_path,
     print_json,
     print_table,
 )
@@ -80,7 +81,9 @@ def replay(
 
 
 def calibrate(
-    out: Annotated[Path, typer.Option("--out", metavar="FILE", help="The calibration file to write (.json).")],
+    out: Annotated[
+        Path, typer.Option("--out", metavar="FILE", parser=local_path, help="The calibration file to write (.json).")
+    ],
     run: RunOption = DEFAULT_RUN,
     number: FromRoundOption = 1,
     images: Annotated[int, typer.Option("--images", metavar="N", min=1, help="Labelled images to fit on.")] = 20,

@@ -17,6 +17,7 @@ from pipeline.options import (
     RoundOption,
     RunOption,
     SetOption,
+    local_path,
     print_json,
     print_table,
 )
@@ -51,7 +52,9 @@ def evaluate(
 
 
 def pretrain(
-    out: Annotated[Path, typer.Option("--out", metavar="FILE", help="The weights to write (.safetensors).")],
+    out: Annotated[
+        Path, typer.Option("--out", metavar="FILE", parser=local_path, help="The weights to write (.safetensors).")
+    ],
     images: Annotated[Path | None, typer.Option("--images", metavar="FOLDER", help="Labelled images.")] = None,
     labels: Annotated[Path | None, typer.Option("--labels", metavar="FOLDER", help="Their index PNGs.")] = None,
     classes: Annotated[Path | None, typer.Option("--classes", metavar="FILE", help="Class names, by id.")] = None,
@@ -60,7 +63,8 @@ def pretrain(
         typer.Option("--init-from", metavar="FILE", help="Start from this head; one without DEA gets DEA added."),
     ] = None,
     work: Annotated[
-        Path | None, typer.Option("--work", metavar="DIR", help="Embeddings and checkpoints, to resume from.")
+        Path | None,
+        typer.Option("--work", metavar="DIR", parser=local_path, help="Embeddings and checkpoints, to resume from."),
     ] = None,
     config: ConfigOption = None,
     sets: SetOption = None,

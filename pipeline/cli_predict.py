@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from pipeline.errors import exit_codes
-from pipeline.options import ConfigOption, JsonOption, SetOption, print_json, run_location
+from pipeline.options import ConfigOption, JsonOption, SetOption, local_path, print_json, run_location
 
 RunChoice = Annotated[
     Path | None,
@@ -34,7 +34,9 @@ def predict(
     classes_file: ClassesFileOption = None,
     run: RunChoice = None,
     weights: WeightsOption = None,
-    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Where the results go.")] = Path("predictions"),
+    out: Annotated[Path, typer.Option("--out", metavar="DIR", parser=local_path, help="Where the results go.")] = Path(
+        "predictions"
+    ),
     windows: Annotated[
         int,
         typer.Option(

@@ -15,6 +15,7 @@ from pipeline.options import (
     JsonOption,
     RoundOption,
     RunOption,
+    local_path,
     print_json,
     print_table,
 )
@@ -55,7 +56,9 @@ def show(
     key: Annotated[str, typer.Argument(metavar="KEY", help="The sample's key, as in the tar.")],
     run: RunOption = DEFAULT_RUN,
     number: RoundOption = 1,
-    out: Annotated[Path | None, typer.Option("--out", metavar="FILE", help="Where to put the PNG.")] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", metavar="FILE", parser=local_path, help="Where to put the PNG.")
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Draw one sample: image, teacher's label, refined label, with a legend; prints the PNG's path.

@@ -15,7 +15,7 @@ from jobs.training_group import run_training
 from jobs.write import write_index
 from pipeline import judging_tasks, round_tasks
 from pipeline.chain import embed_stages, mask_stages, round_stages, unbroken_parts
-from pipeline.errors import EXIT_RESUMABLE, JobEnded, RunGone, raise_on_sigterm
+from pipeline.errors import EXIT_RESUMABLE, JobEnded, RunGone
 from pipeline.plan import TaskState, summarise, task_states
 from pipeline.progress import RunProgress
 from pipeline.promote import promote
@@ -30,7 +30,7 @@ from pipeline.training_progress import followed
 from pipeline.when_stale import WhenStale
 from shards.files import remove_stale_temporaries_below
 from shards.mirror import bring
-from shards.storage import place_of
+from shards.storage import as_shown, place_of
 
 logger = logging.getLogger(__name__)
 
@@ -106,16 +106,46 @@ class Driver:
         for line in stale:
             self._progress.say(f"stale, will be done again: {line}")
 
-    def embed(self) -> None:
-        """Embed all images with SAM, once for all rounds, and hold the unreadable ones against the budget."""
+    def embed(self, then: Callable[[], Sequence[StagePlan]] = list) -> None:
+        """Embed all images with SAM, once for all rounds, and hold the unreadable ones against the budget.
+
+        Args:
+            then: Gives what follows in round 1, shard by shard. Where shards are given up, it is done of all others.
+
+        Raises:
+            StageFailed: Shards were given up.
+            DataFault: More images than allowed cannot be read.
+        """
         stages = [*embed_stages(self._run), *judging_tasks.embed_stages_of_judges(self._run)]
-        self._do(0, stages)
+        try:
+            self._do(0, stages)
+        except StageFailed as lost:
+            raise self._without(lost, then()) from None
         for stage in stages:
             records = stage_records(stage.tasks)
             total = sum(len(task.samples) for task in stage.tasks)
             dataset = stage.name.partition("-")[2] or "target"
             check_quarantine(records, total, self._run.config.quarantine, dataset)
             require_samples(stage.name, records)
+
+    def first_chain(self) -> list[StagePlan]:
+        """Give what round 1 can do of a shard once it is embedded; the start, which that needs, is done."""
+        if self._request.rounds == 0:
+            return []
+        self._start(0)
+        return unbroken_parts(round_stages(self._run, 1))[0]
+
+    def _without(self, lost: StageFailed, stages: Sequence[StagePlan]) -> StageFailed:
+        """Do stages of round 1 without the shards that have no embedding, and give all that failed."""
+        gone = {failure.shard for failure in lost.failures if failure.stage == "embed"}
+        failures, blocked = [*lost.failures], [*lost.blocked]
+        blocked += [(task.stage, task.shard) for stage in stages for task in stage.tasks if task.shard in gone]
+        try:
+            self._do(1, [replace(s, tasks=[task for task in s.tasks if task.shard not in gone]) for s in stages])
+        except StageFailed as more:
+            failures += more.failures
+            blocked += more.blocked
+        return StageFailed(failures, blocked, lost.cure)
 
     def round(self, number: int) -> None:
         """Do a round: the chain, training, evaluation, promotion and report; of round 0, the start and the baseline."""
@@ -283,7 +313,7 @@ class Driver:
             RunGone: It did.
         """
         if not self._run.layout.config.is_file():
-            root = self._run.layout.root
+            root = as_shown(self._run.layout.root)
             raise RunGone(f"{root} is gone: it was moved or unmounted. Put it back and resume with the same command")
 
     def _connect(self) -> None:
@@ -294,4 +324,3 @@ class Driver:
         self._stack.enter_context(connection(self._request.address))
         self._stack.callback(self._spares.let_go)
         self._connected = True
-        raise_on_sigterm()

@@ -62,7 +62,7 @@ def exit_codes() -> Iterator[None]:
     its disk or store is full, read-only, gone or faulty, or Ray died. What is a fault of the program itself passes
     through with its traceback.
     """
-    raise_on_sigterm()
+    _raise_on_sigterm()
     hard_exit.watch(EXIT_RESUMABLE)
     try:
         yield
@@ -117,8 +117,8 @@ def _is_rays(error: Exception) -> bool:
     return type(error).__module__.partition(".")[0] == "ray"
 
 
-def raise_on_sigterm() -> None:
-    """Let SIGTERM end a command as Ctrl-C does; Ray puts a handler of its own there when it starts."""
+def _raise_on_sigterm() -> None:
+    """Let SIGTERM end a command as Ctrl-C does."""
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, _interrupt)
 

@@ -16,7 +16,7 @@ from shards.files import write_bytes_atomic
 from shards.images import decode_image
 from shards.records import record_or_none
 from shards.sources import SampleRef, open_source
-from shards.storage import place_of
+from shards.storage import as_shown, place_of
 from shards.tar import index_tar, read_member
 
 LABEL_EXTENSIONS = ("label.png", "weight.png", "json")
@@ -130,7 +130,7 @@ def _row(run: Run, number: int, shard: str) -> ShardRow:
 def _run_with_round(root: Path, number: int) -> Run:
     run = read_run(root)
     if not run.layout.round(number).is_dir():
-        raise DataFault(f"{root} has no round {number} yet; {_how(run, number)}")
+        raise DataFault(f"{as_shown(root)} has no round {number} yet; {_how(run, number)}")
     return run
 
 
@@ -139,8 +139,8 @@ def _planned(run: Run, key: str) -> tuple[str, SampleRef]:
     if found is not None:
         return found[0].name, found[1]
     example = run.plan.shards[0].first
-    raise DataFault(f"{key!r} is not in the plan of {run.layout.root}; keys look like {example!r}")
+    raise DataFault(f"{key!r} is not in the plan of {as_shown(run.layout.root)}; keys look like {example!r}")
 
 
 def _how(run: Run, number: int) -> str:
-    return f"run: stseg-pipeline round --n {max(number, 1)} --run {run.layout.root}"
+    return f"run: stseg-pipeline round --n {max(number, 1)} --run {as_shown(run.layout.root)}"

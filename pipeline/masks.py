@@ -22,7 +22,7 @@ from shards.labels import decode_label
 from shards.layout import RunLayout
 from shards.mirror import put_files
 from shards.records import Record
-from shards.storage import place_of
+from shards.storage import as_shown, place_of
 from shards.vocabulary import IGNORE_8_BIT, IGNORE_16_BIT
 
 
@@ -68,10 +68,10 @@ def refine_masks(root: Path, request: MasksRequest, progress: RunProgress | None
         tasks = [task for stage in (*embed_stages(run), *mask_stages(run)) for task in stage.tasks]
         states = task_states([*tasks, index_task(run, 1)], verify=request.run.verify)
         if all(state.state == "done" for state in states):
-            shown.say(f"{root}: nothing to do, the masks are refined ({len(states)} outputs)")
+            shown.say(f"{as_shown(root)}: nothing to do, the masks are refined ({len(states)} outputs)")
         else:
             with Driver(run, request.run, shown).connected() as driver:
-                driver.embed()
+                driver.embed(then=lambda: mask_stages(run))
                 driver.masks()
         return _summary(run)
 
@@ -90,7 +90,7 @@ def _open_or_make(root: Path, request: MasksRequest) -> Run:
     changes = identity_changes(saved, config)
     if changes:
         raise SettingsConflict(
-            f"{root} was made for other things: {'; '.join(changes)}. Name another folder with --out"
+            f"{as_shown(root)} was made for other things: {'; '.join(changes)}. Name another folder with --out"
         )
     if config != saved:
         save_config(layout.config, config)

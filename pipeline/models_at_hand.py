@@ -19,6 +19,7 @@ from pipeline.runs import Run, read_run
 from pipeline.settings import read_settings
 from pipeline.start import start_weights
 from pipeline.status import begun_rounds, read_json
+from shards.storage import as_shown
 from shards.vocabulary import Vocabulary, load_class_names
 
 logger = logging.getLogger(__name__)
@@ -140,15 +141,16 @@ def _vocabulary(run: Run | None, preset: str, request: ModelRequest) -> Vocabula
 def _newest_round(run: Run) -> int:
     decided = [number for number in begun_rounds(run.layout) if best_weights(run, number).is_file()]
     if not decided:
-        raise DataFault(f"{run.layout.root} has no model yet; run: stseg-pipeline round --run {run.layout.root}")
+        root = as_shown(run.layout.root)
+        raise DataFault(f"{root} has no model yet; run: stseg-pipeline round --run {root}")
     return decided[-1]
 
 
 def _trained_weights(run: Run, number: int) -> Path:
     weights = student_weights(run, number)
     if not weights.is_file():
+        root = as_shown(run.layout.root)
         raise DataFault(
-            f"{run.layout.root} has no model of round {number} yet; run: stseg-pipeline round --n {number} "
-            f"--run {run.layout.root}"
+            f"{root} has no model of round {number} yet; run: stseg-pipeline round --n {number} --run {root}"
         )
     return weights

@@ -19,6 +19,17 @@ def run_location(text: str | Path) -> Path:
         raise typer.BadParameter(str(error)) from error
 
 
+def local_path(text: str | Path) -> Path:
+    """Give the path of a file or folder of this machine; the URL of a store is refused, not taken for a strange name.
+
+    Raises:
+        BadParameter: It is a URL.
+    """
+    if "://" in str(text):
+        raise typer.BadParameter(f"{text} is a URL; only runs lie in stores: name a path here, and copy it there")
+    return Path(text)
+
+
 RunOption = Annotated[
     Path, typer.Option("--run", metavar="DIR", parser=run_location, help="The run: a folder, or s3://bucket/name.")
 ]

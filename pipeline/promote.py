@@ -13,6 +13,7 @@ from pipeline.promotion import Decision, comparisons, decide, read_decision, sta
 from pipeline.runs import Run
 from pipeline.status import read_json
 from shards.files import write_bytes_atomic
+from shards.storage import as_shown
 
 _NAMED: Final = 3  # alarms in the message; all of them stand in the report
 
@@ -58,12 +59,12 @@ def require_no_regression(run: Run, number: int, rounds: int) -> None:
         GateFailed: What happened, by how much, and how to go on.
     """
     decision = read_decision(run.layout.promotion(number))
-    again = f"stseg-pipeline round --n {rounds} --run {run.layout.root} --set"
-    page = run.layout.report_html(number)
+    again = f"stseg-pipeline round --n {rounds} --run {as_shown(run.layout.root)} --set"
+    page = as_shown(run.layout.report_html(number))
     if decision.outcome == "regressed" and run.config.promotion.on_regression == "stop":
         raise GateFailed(
-            f"{decision.reason}. See {page}; the best model is {best_weights(run, number)}. To go on with it: "
-            f"{again} promotion.on_regression=keep"
+            f"{decision.reason}. See {page}; the best model is {as_shown(best_weights(run, number))}. "
+            f"To go on with it: {again} promotion.on_regression=keep"
         )
     alarms: Sequence[dict[str, str]] = (read_json(run.layout.report_json(number)) or {}).get("alarms", [])
     if alarms and run.config.alarms.stop:

@@ -18,6 +18,7 @@ from pipeline.runs import Run, read_run
 from pipeline.status import read_json
 from shards.layout import RunLayout
 from shards.records import fingerprint_digest, read_record
+from shards.storage import as_shown
 
 SHOWN = ("coverage", "coverage_before", "miou_before", "miou_after", "miou_after_all", "images")
 
@@ -128,7 +129,7 @@ def refuse_without_scores(run: Run, number: int) -> None:
     if missing:
         raise DataFault(
             f"round {number} has no teacher scores of {len(missing)} of {len(tasks)} shards; run: stseg-pipeline round "
-            f"--n {number} --run {run.layout.root}"
+            f"--n {number} --run {as_shown(run.layout.root)}"
         )
 
 

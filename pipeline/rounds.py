@@ -17,7 +17,7 @@ from pipeline.runs import Run, open_or_make_run, read_run
 from pipeline.status import read_json
 from pipeline.together import CHAIN
 from shards.layout import RunLayout
-from shards.storage import place_of
+from shards.storage import as_shown, place_of
 
 
 def run_rounds(root: Path, request: RoundRequest, progress: RunProgress | None = None) -> list[dict[str, Any]]:
@@ -36,13 +36,13 @@ def run_rounds(root: Path, request: RoundRequest, progress: RunProgress | None =
         states = task_states(all_tasks(run, request.rounds), verify=request.verify)
         if all(state.state == "done" for state in states) and _pages_there(run, request.rounds):
             done = f"rounds 0 to {request.rounds} are done ({len(states)} outputs {_looked_at(request)})"
-            shown.say(f"{place_of(root).shown(root)}: nothing to do, {done}")
+            shown.say(f"{as_shown(root)}: nothing to do, {done}")
             for number in range(request.rounds + 1):
                 require_no_regression(run, number, request.rounds)
         else:
             with Driver(run, request, shown).connected() as driver:
                 driver.note_start(states)
-                driver.embed()
+                driver.embed(then=driver.first_chain)
                 for number in range(request.rounds + 1):
                     driver.round(number)
                     require_no_regression(run, number, request.rounds)
@@ -119,7 +119,7 @@ def _refuse_incomplete(run: Run, tasks: Sequence[ShardTask], number: int) -> Non
         name = first.stage.split("-")[0]
         raise DataFault(
             f"{first.stage} of round {first.round} is not done ({left} of {len(same)} shards: {missing[0].reason}); "
-            f"run: stseg-pipeline stage {name} --round {first.round} --run {run.layout.root}"
+            f"run: stseg-pipeline stage {name} --round {first.round} --run {as_shown(run.layout.root)}"
         )
 
 

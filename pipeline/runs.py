@@ -12,7 +12,7 @@ from shards.layout import RunLayout
 from shards.mirror import bring, put_files, upload
 from shards.plan import Plan, write_plan
 from shards.sources import open_source
-from shards.storage import place_of
+from shards.storage import as_shown, place_of
 from shards.vocabulary import Vocabulary
 
 logger = logging.getLogger(__name__)
@@ -81,7 +81,7 @@ def read_run(root: Path, file: Path | None = None, sets: Sequence[str] = ()) -> 
     bring(place_of(root))
     layout = RunLayout(root.absolute())  # workers have working folders of their own
     if not layout.config.is_file():
-        where = place_of(root).shown(root)
+        where = as_shown(root)
         raise DataFault(f"{where} holds no run (no config.yaml); make one: stseg-pipeline round --run {where}")
     return load_run(layout, asked_config(root, load_config(layout.config), file, sets))
 
@@ -96,8 +96,8 @@ def asked_config(root: Path, saved: RunConfig, file: Path | None, sets: Sequence
     changes = identity_changes(saved, config)
     if changes:
         raise SettingsConflict(
-            f"{root} was made with other settings: {'; '.join(changes)}. Name another folder with --run, or leave "
-            "the setting as it is"
+            f"{as_shown(root)} was made with other settings: {'; '.join(changes)}. Name another folder with --run, or "
+            "leave the setting as it is"
         )
     return config
 
@@ -110,7 +110,7 @@ def make_run(root: Path, config: RunConfig) -> Run:
     """
     foreign = sorted(path.name for path in root.iterdir() if not _is_own(path)) if root.is_dir() else []
     if foreign:
-        raise ValueError(f"{root} holds {foreign[0]} and is no run; name a new folder with --run")
+        raise ValueError(f"{as_shown(root)} holds {foreign[0]} and is no run; name a new folder with --run")
     layout = RunLayout(root.absolute())  # workers have working folders of their own
     vocabulary = build_vocabulary(config)
     target = open_source(config.data.target, vocabulary)

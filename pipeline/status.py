@@ -14,7 +14,7 @@ from shards.layout import RunLayout, record_of
 from shards.mirror import bring
 from shards.plan import Plan
 from shards.records import read_counts
-from shards.storage import place_of
+from shards.storage import as_shown, place_of
 
 SCORES = ("miou", "miou_seen", "miou_unseen", "hiou")
 
@@ -162,7 +162,8 @@ def quarantined_shards(events: Iterable[Mapping[str, Any]]) -> tuple[Quarantined
 
 def retry_command(root: Path, rounds: int, backend: str = "ray") -> str:
     """Give the command that does what is left of a run."""
-    return f"stseg-pipeline round --n {rounds} --run {root}" + (" --backend inline" if backend == "inline" else "")
+    inline = " --backend inline" if backend == "inline" else ""
+    return f"stseg-pipeline round --n {rounds} --run {as_shown(root)}{inline}"
 
 
 def read_json(path: Path) -> dict[str, Any] | None:

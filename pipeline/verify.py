@@ -13,7 +13,7 @@ from pipeline.status import begun_rounds
 from shards import records
 from shards.mirror import NotInStore, check
 from shards.records import read_record, record_or_none
-from shards.storage import place_of
+from shards.storage import as_shown, place_of
 from shards.store_calls import StoreRefused
 from shards.tar import read_pseudo_index
 
@@ -60,8 +60,9 @@ def verify_run(root: Path, number: int | None = None) -> Verdict:
     """
     run = read_run(root)
     if number is not None and not run.layout.round(number).is_dir():
+        where = as_shown(root)
         raise DataFault(
-            f"{root} has no round {number} yet; run: stseg-pipeline round --n {max(number, 1)} --run {run.layout.root}"
+            f"{where} has no round {number} yet; run: stseg-pipeline round --n {max(number, 1)} --run {where}"
         )
     rounds = begun_rounds(run.layout) if number is None else [number]
     folders = [run.layout.root / "embeddings", *(run.layout.round(each) for each in rounds)]

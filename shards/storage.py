@@ -209,6 +209,11 @@ def place_of(path: Path) -> Place:
     return Place(absolute)
 
 
+def as_shown(path: Path) -> str:
+    """Give what a person calls a path: of a run in a store its URL, of any other the path itself."""
+    return place_of(path).shown(path)
+
+
 def in_parallel(call: Callable[[Item], None], items: Iterable[Item]) -> None:
     """Call something for each item, a few at once; the first error is raised when all that had begun have ended."""
     with ThreadPoolExecutor(_AT_ONCE) as pool:

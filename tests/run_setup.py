@@ -30,8 +30,8 @@ def sets(settings: dict[str, str]) -> list[str]:
     return [part for name, value in settings.items() for part in ("--set", f"{name}={value}")]
 
 
-def again(run: Path, *more: str) -> tuple[int, str, str]:
-    """Do round 1 of a run again."""
+def again(run: str | Path, *more: str) -> tuple[int, str, str]:
+    """Do round 1 of a run (again)."""
     return invoke("round", "--n", "1", "--run", str(run), "--backend", "inline", *more)
 
 

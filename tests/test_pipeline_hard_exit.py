@@ -5,23 +5,30 @@ import subprocess
 import sys
 import time
 
+import pytest
+
 from jobs.cluster import ROOT
-from pipeline.hard_exit import GRACE_S
+from jobs.training_stop import STOP_WITHIN_S
 
 BUSY = """
-import sys, time
+import atexit, time
+from pipeline.cli import app
 from pipeline.errors import exit_codes
-with exit_codes():
-    try:
-        print("ready", flush=True)
-        time.sleep(60)
-    finally:
-        time.sleep(60)  # as a shutdown that hangs
+@app.command()
+def wait():
+    with exit_codes():
+        try:
+            print("ready", flush=True)
+            time.sleep(60)
+        finally:
+            SHUTDOWN(time.sleep, 60)
+app(["wait"])
 """
 
 
-def test_command_that_hangs_in_its_shutdown_ends_in_time() -> None:
-    command = [sys.executable, "-c", BUSY]
+@pytest.mark.parametrize("shutdown", ["(lambda sleep, seconds: sleep(seconds))", "atexit.register"])
+def test_command_that_hangs_in_its_shutdown_ends_in_time(shutdown: str) -> None:
+    command = [sys.executable, "-c", BUSY.replace("SHUTDOWN", shutdown)]
     with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         assert process.stderr is not None
@@ -29,15 +36,15 @@ def test_command_that_hangs_in_its_shutdown_ends_in_time() -> None:
         process.send_signal(signal.SIGTERM)
         sent = time.monotonic()
         assert process.wait(30) == 75
-        assert GRACE_S - 0.5 < time.monotonic() - sent < 10
+        assert STOP_WITHIN_S - 0.5 < time.monotonic() - sent < 10
         assert "resume with the same command" in process.stderr.read()
 
 
 AFTER = """
 import os, signal, time
-from pipeline import hard_exit
+from jobs import training_stop
 from pipeline.errors import exit_codes
-hard_exit.GRACE_S = 0.1
+training_stop.STOP_WITHIN_S = 0.1
 with exit_codes():
     pass
 signal.signal(signal.SIGTERM, lambda number, frame: print("heard", flush=True))

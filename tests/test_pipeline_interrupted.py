@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from run_setup import SMALL, again, invoke, sets
 
-from jobs import teacher
+from jobs import embed, teacher
 from jobs.cluster import ROOT
 from jobs.stage import ShardTask
 from shards.files import sha256_path
@@ -103,3 +103,38 @@ def test_shard_that_always_fails_is_quarantined_and_named_and_the_rest_of_the_ch
     assert artifacts(run) == artifacts(one_round)
     _, out, _ = invoke("status", "--run", str(run), "--json")
     assert (json.loads(out)["quarantined"], json.loads(out)["retry"]) == ([], None)
+
+
+def test_shard_that_cannot_be_embedded_is_quarantined_and_the_chain_of_all_others_is_done(
+    one_round: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = Path(shutil.copytree(one_round, tmp_path / "run"))
+    shutil.rmtree(run / "rounds")
+    shutil.rmtree(run / "embeddings")
+    whole = embed.embed_shard
+
+    def poisoned(task: ShardTask, *rest: object) -> Record:
+        if (task.stage, task.shard) == ("embed", "000000"):
+            raise RuntimeError("poison")
+        return whole(task, *rest)  # type: ignore[arg-type]
+
+    with monkeypatch.context() as patch:
+        patch.setattr(embed, "embed_shard", poisoned)
+        code, _, err = again(run)
+    assert code == 4
+    assert "1 shards failed" in err
+    assert "embed 000000 (3 attempts): RuntimeError: poison" in err
+    assert "not tried because of these: teacher 1, refine 1, write 1" in err
+    assert f"stseg-pipeline round --n 1 --run {run}" in err
+    assert [path.name for path in (run / "rounds" / "001" / "pseudo").glob("*.tar")] == ["pseudo-000001.tar"]
+    assert not list((run / "rounds" / "001").glob("student/*.safetensors"))
+
+    _, out, _ = invoke("status", "--run", str(run), "--json")
+    status = json.loads(out)
+    done = {(row["round"], row["stage"]): (row["done"], row["total"]) for row in status["stages"]}
+    assert done[(0, "embed")] == done[(1, "teacher")] == done[(1, "refine")] == done[(1, "write")] == (1, 2)
+    assert [(q["round"], q["stage"], q["shard"]) for q in status["quarantined"]] == [(0, "embed", "000000")]
+
+    code, _, err = again(run)
+    assert code == 0, err
+    assert artifacts(run) == artifacts(one_round)

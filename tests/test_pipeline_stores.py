@@ -7,7 +7,8 @@ from pathlib import Path
 
 import fsspec
 import pytest
-from run_setup import SMALL, invoke, sets
+from run_setup import SMALL, again, invoke, sets
+from store_setup import files_of, results_of
 from torch import nn
 from training_setup import training_setup
 
@@ -15,31 +16,14 @@ from jobs.stage import record_path
 from jobs.training_data import TrainingSample
 from jobs.training_group import GroupResources, run_training
 from jobs.training_step import TrainingStep
+from shards.events import append_event
 from shards.files import sha256_file
+from shards.locks import RunLock
 from shards.mirror import fetched, publish, put_files
+from shards.records import Json
 from shards.storage import MIRROR_VARIABLE, place_of, run_folder
 
 _numbers = itertools.count()
-
-
-def results_of(files: dict[str, bytes]) -> dict[str, object]:
-    """Give what a run is to make the same everywhere: all but logs and pages, and records without their times."""
-    results: dict[str, object] = {}
-    for name, data in files.items():
-        if name.endswith((".jsonl", "report.json", ".html")) or name.startswith(("run.lock", "locks/")):
-            continue
-        results[name] = data
-        if name.endswith(".json") and ".zarr/" not in name:
-            content = json.loads(data)
-            if isinstance(content, dict):  # not a list of samples
-                results[name] = {k: value for k, value in content.items() if k not in ("seconds", "checksum")}
-    for name in [name for name in results if name.endswith("report.record.json")]:
-        del results[name]  # names the checksum of a report, which holds times
-    return results
-
-
-def files_of(root: Path) -> dict[str, bytes]:
-    return {path.relative_to(root).as_posix(): path.read_bytes() for path in root.rglob("*") if path.is_file()}
 
 
 def objects_of(url: str) -> dict[str, bytes]:
@@ -61,10 +45,6 @@ def store_of(run: Path) -> str:
 def work_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
     """Go to another machine; machines share nothing but the store."""
     return lambda machine: monkeypatch.setenv(MIRROR_VARIABLE, str(tmp_path / machine))
-
-
-def again(url: str, *more: str) -> tuple[int, str, str]:
-    return invoke("round", "--n", "1", "--run", url, "--backend", "inline", *more)
 
 
 def test_a_run_on_s3_has_the_bytes_of_a_run_in_a_folder(
@@ -171,6 +151,22 @@ def test_one_sample_is_drawn_out_of_a_store(one_round: Path, work_on: Callable[[
     assert (code, out.strip()) == (0, str(tmp_path / "x.png")), err
 
 
+def test_messages_name_the_run_by_its_url(one_round: Path, work_on: Callable[[str], None]) -> None:
+    url = store_of(one_round)
+    work_on("second")
+    code, _, err = again(url, "--set", "seed=7")
+    assert (code, f"{url} was made with other settings" in err) == (3, True), err
+    code, _, err = invoke("stage", "refine", "--round", "2", "--run", url, "--backend", "inline")
+    assert (code, f"stseg-pipeline stage teacher --round 2 --run {url}\n" in err) == (4, True), err
+    lost: dict[str, Json] = {"kind": "shard_failed", "round": 1, "stage": "teacher", "shard": "000000"}
+    append_event(run_folder(url) / "events.jsonl", lost)
+    _, out, _ = invoke("status", "--run", url, "--json")
+    assert json.loads(out)["retry"] == f"stseg-pipeline round --n 1 --run {url}"
+    with RunLock(run_folder(url) / "run.lock"):
+        code, _, err = again(url)
+    assert (code, f"{url}/run.lock is held by" in err) == (75, True), err
+
+
 def test_a_bucket_that_is_not_there_is_named(s3: str, work_on: Callable[[str], None]) -> None:
     work_on("first")
     url = s3.replace("stseg-bucket", "no-such-bucket") + "/run"
@@ -185,6 +181,28 @@ def test_a_url_that_cannot_be_used_is_refused_with_the_cure() -> None:
         code, _, err = invoke("status", "--run", url)
         assert code == 2
         assert cure in " ".join(err.replace("│", " ").split())
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ("pretrain", "--out", "s3://bucket/weights.safetensors"),
+        ("pretrain", "--out", "weights.safetensors", "--work", "s3://bucket/work"),
+        ("predict", "photos", "--out", "s3://bucket/predictions"),
+        ("calibrate", "--out", "s3://bucket/calibration.json"),
+        ("export", "model", "--out", "s3://bucket/model.onnx"),
+        ("import", "sed", "sed.pth", "--out", "s3://bucket/sed"),
+        ("shards", "show", "key", "--out", "s3://bucket/x.png"),
+    ],
+)
+def test_a_url_where_a_file_of_this_machine_is_written_is_refused(
+    command: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    code, _, err = invoke(*command)
+    assert code == 2
+    assert "s3://bucket/" in err and "is a URL" in err
+    assert not list(tmp_path.iterdir())
 
 
 class _KilledError(Exception):
