@@ -73,7 +73,7 @@ def stage_holders(root: Path) -> dict[tuple[int, str], LockHolder]:
 @contextmanager
 def _holding(place: Place, lock: Path, *, against: ListLocks) -> Iterator[None]:
     """Take a lock, and only then look at those that exclude it: two who do so may both refuse, and never both work."""
-    with RunLock(lock):
+    with RunLock(lock, shown=place.shown(lock)):
         _refuse(place, None, against)
         if place.store is None:
             yield
@@ -97,7 +97,7 @@ def _refuse(place: Place, store: Store | None, against: ListLocks) -> None:
     for path in against(place, store):
         holder = clear_stale(path) if store is None else clear_stale_object(store, place.name_of(path))
         if holder is not None:
-            raise held_by(path if store is None else place.shown(path), holder)
+            raise held_by(place.shown(path), holder)
 
 
 def _run_lock(place: Place, store: Store | None) -> list[Path]:

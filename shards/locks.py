@@ -75,8 +75,10 @@ class RunLock:
     after a long pause, is interrupted as by Ctrl-C.
     """
 
-    def __init__(self, path: Path, *, beat_s: float = BEAT_S) -> None:
+    def __init__(self, path: Path, *, shown: str = "", beat_s: float = BEAT_S) -> None:
+        """Say where it is; `shown` is what messages call it, none: its path."""
         self._path = path
+        self._shown = shown or str(path)
         self._content = lock_content()
         self._beat = Beat(str(path), self._renew, beat_s)
 
@@ -91,7 +93,7 @@ class RunLock:
             with _guard(self._path):
                 _remove_if_stale(self._path)
                 if not _create(self._path, self._content):
-                    raise held_by(self._path, parse_holder(_read_bytes(self._path)))
+                    raise held_by(self._shown, parse_holder(_read_bytes(self._path)))
         self._beat.start()
         return self
 
