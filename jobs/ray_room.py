@@ -34,7 +34,7 @@ def fit(workers: Iterable[tuple[Amounts, int]], machines: Sequence[Amounts]) -> 
             if place is None:
                 return False
             for name, amount in amounts.items():
-                place[name] -= amount
+                place[name] = place.get(name, 0.0) - amount
     return True
 
 

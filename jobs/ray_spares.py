@@ -3,6 +3,7 @@
 from collections import defaultdict
 from typing import Any
 
+from jobs.ray_room import Amounts, fit
 from jobs.stage import Resources
 
 Kind = tuple[float, float, tuple[tuple[str, float], ...], int]
@@ -31,12 +32,31 @@ class Spares:
         self.let_go()
         return None
 
+    def make_room(self, needed: Amounts, count: int) -> None:
+        """Stop as many as it takes for `count` others, which need so much each, to fit beside those that stay."""
+        if not any(self._kept.values()):
+            return
+        ray = _ray()
+        machines = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+        for actors in self._kept.values():
+            while actors and not fit([(needed, count), *self._amounts()], machines):
+                ray.kill(actors.pop())
+
     def let_go(self) -> None:
         """Stop all."""
         kept = [actor for actors in self._kept.values() for actor in actors]
         self._kept.clear()
-        if kept:
-            import ray
+        for actor in kept:
+            _ray().kill(actor)
 
-            for actor in kept:
-                ray.kill(actor)
+    def _amounts(self) -> list[tuple[Amounts, int]]:
+        return [
+            ({"CPU": num_cpus, "GPU": num_gpus, **dict(custom)}, len(actors))
+            for (num_cpus, num_gpus, custom, _), actors in self._kept.items()
+        ]
+
+
+def _ray() -> Any:
+    import ray
+
+    return ray

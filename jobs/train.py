@@ -10,6 +10,7 @@ from jobs.checkpoints import TrainingProgress, load_checkpoint, save_checkpoint
 from jobs.model import embed_vocabulary, load_stseg, text_cache_folder
 from jobs.segmenter import worker_device
 from jobs.stage import ShardTask, finish, input_digests
+from jobs.training_ahead import batches_ahead
 from jobs.training_batches import open_batches
 from jobs.training_config import TrainJob
 from jobs.training_metrics import TrainingMetrics
@@ -103,8 +104,7 @@ def train_model(task: ShardTask, job: TrainJob, group: Group) -> Record | None:
     model.train()
     model.clip.train(config.clip_lr_scale > 0)
     done = progress.step
-    while done < config.steps:
-        batch = batches.of_step(done, group.rank, group.size)
+    for batch in batches_ahead(lambda step: batches.of_step(step, group.rank, group.size), done, config.steps):
         metrics.add(done, training_step(wrapped, batch.to(device), done))
         done += 1
         stop = group.rank == 0 and group.stop_asked()

@@ -1,6 +1,7 @@
 """Where a training runs: in this process, or in a group of workers under Ray Train."""
 
 import logging
+import os
 import tempfile
 from pathlib import Path
 from typing import Any, Final, Literal
@@ -20,6 +21,8 @@ from shards.storage import Place, Store, place_of
 
 log = logging.getLogger(__name__)
 
+_LOOKS: Final = "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S"
+_LOOK_EVERY_S: Final = "0.5"  # Ray's own 2 s are waited for at the start and at the end of each training
 _LESS_MEMORY: Final = (
     "lower train.target_per_step and train.source_per_step, or raise resources.train.workers, which share a step's "
     "images"
@@ -55,6 +58,11 @@ class GroupResources(BaseModel):
         if self.min_workers is not None and self.min_workers > self.workers:
             raise ValueError(f"min_workers {self.min_workers} is above workers {self.workers}; raise workers")
         return self
+
+    @property
+    def amounts(self) -> dict[str, float]:
+        """What a worker takes, by Ray's names."""
+        return {"CPU": self.num_cpus, "GPU": self.num_gpus, **self.resources}
 
     @property
     def sizes(self) -> range:
@@ -125,6 +133,7 @@ def _train_here(task: ShardTask, job: TrainJob, resources: GroupResources) -> No
 
 def _fit(task: ShardTask, job: TrainJob, resources: GroupResources, *, name: str) -> None:
     """Run the group; Ray places and restarts the workers, checkpoints and the result are the project's own files."""
+    os.environ.setdefault(_LOOKS, _LOOK_EVERY_S)  # read by the controller, to which Ray Train passes it on
     from ray.train import FailureConfig, RunConfig, ScalingConfig, WorkerGroupError
     from ray.train.torch import TorchConfig, TorchTrainer
 
@@ -145,7 +154,7 @@ def _fit(task: ShardTask, job: TrainJob, resources: GroupResources, *, name: str
             scaling_config=ScalingConfig(
                 num_workers=sizes,
                 use_gpu=resources.num_gpus > 0,
-                resources_per_worker={"CPU": resources.num_cpus, "GPU": resources.num_gpus, **resources.resources},
+                resources_per_worker=resources.amounts,
             ),
             # Ray resumes by name, and trains nothing under a name that has succeeded: the folder is new each time.
             run_config=RunConfig(

@@ -217,7 +217,8 @@ class Driver:
         self._progress.note("started", round=number, stage="train", steps=steps, reason=reason)
         self._progress.say(f"round {number} train: {steps} steps …")
         self._connect()
-        self._spares.let_go()  # the group needs their place
+        group = self._run.config.resources.train
+        self._spares.make_room(group.amounts, group.workers)
 
         def tell(step: int, loss: float) -> None:
             self._progress.say(f"round {number} train: step {step}/{steps}, loss {loss:.3f}")
@@ -226,7 +227,7 @@ class Driver:
             record = run_training(
                 task,
                 round_tasks.train_job(self._run, number),
-                self._run.config.resources.train,
+                group,
                 backend=self._request.backend,
                 run=self._run.name,
             )

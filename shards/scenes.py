@@ -82,7 +82,7 @@ RECIPES: Final[dict[Split, SceneRecipe]] = {
 }
 
 
-@lru_cache(maxsize=64)  # image and label are asked for one after the other
+@lru_cache(maxsize=2048)  # each stage asks for the same ones, its image and its label; 45 kB each
 def render_scene(split: Split, seed: int, index: int) -> Scene:
     """Draw scene number `index` of a split; its arrays are read-only.
 

@@ -81,6 +81,23 @@ def test_an_actor_of_another_kind_makes_room(monkeypatch: pytest.MonkeyPatch, ra
     assert names(ray) == ["start", "run", "start"]
 
 
+def test_as_many_stay_beside_a_training_as_have_room(monkeypatch: pytest.MonkeyPatch) -> None:
+    ray = FakeRay([{"CPU": 3.0}], PRIVATE_NAMESPACE)
+    spares = Spares()
+    runner, _ = made(monkeypatch, ray, plan("a"), plan("b"), spares=spares)
+    for stage in ("a", "b"):
+        at_work(runner, stage)
+        ended(ray)
+        waited(runner)
+    runner.close()
+    spares.make_room({"CPU": 1.0, "GPU": 0.0}, 1)
+    assert ray.killed == []
+    spares.make_room({"CPU": 1.0, "GPU": 0.0}, 2)
+    assert len(ray.killed) == 1
+    spares.make_room({"CPU": 1.0, "GPU": 1.0}, 1)
+    assert len(ray.killed) == 2
+
+
 def test_an_actor_that_works_at_the_end_is_not_kept(monkeypatch: pytest.MonkeyPatch, ray: FakeRay) -> None:
     runner, _ = made(monkeypatch, ray, plan(), spares=Spares())
     at_work(runner)
