@@ -45,7 +45,7 @@ SETTINGS: Final = {
     "resources.train.threads": 1,
 }
 _LIMIT_S: Final = 900.0  # for a command; Ray takes a minute to start where the machine is busy
-_PATIENCE_S: Final = 60.0  # until all that was started has ended
+_PATIENCE_S: Final = 90.0  # until all that was started has ended: agents of a killed raylet take a minute
 _FAMILY_EVERY_S: Final = 0.25
 _ATTEMPTS: Final = 3
 

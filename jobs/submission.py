@@ -8,12 +8,14 @@ import time
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from math import ceil
 from typing import Any, Final, Literal, Protocol, TypeVar
 from urllib.parse import urlsplit
 
 from pydantic import BaseModel, ConfigDict
 
 from jobs.cluster import choose_authentication, uploaded_code
+from jobs.training_stop import STOP_WITHIN_S
 
 logger = logging.getLogger(__name__)
 
@@ -27,6 +29,8 @@ _NOT_READY: Final = "No available agent"  # a head that has just started says so
 _SUBMIT_ATTEMPTS: Final = 12
 _SUBMIT_AGAIN_S: Final = 5.0
 _LOOK_UP_S: Final = 2.0
+_STOP_WAIT: Final = "RAY_JOB_STOP_WAIT_TIME_S"  # from SIGTERM to SIGKILL; Ray's own 3 s are too few to save a training
+_STOP_WAIT_S: Final = ceil(STOP_WITHIN_S) + 2
 
 T = TypeVar("T")
 
@@ -134,7 +138,8 @@ class RayJobServer:
 
     def submit(self, job_id: str, entrypoint: str, metadata: Mapping[str, str], *, upload: bool) -> None:
         """Start a command as a job of its own, with this project's packages in its working folder if `upload`."""
-        environment: dict[str, Any] = {"env_vars": {"RAY_AUTH_MODE": os.environ["RAY_AUTH_MODE"]}}
+        variables = {"RAY_AUTH_MODE": os.environ["RAY_AUTH_MODE"], _STOP_WAIT: str(_STOP_WAIT_S)}
+        environment: dict[str, Any] = {"env_vars": variables}
         if upload:
             environment |= uploaded_code()
         asked = {"entrypoint": entrypoint, "submission_id": job_id, "metadata": dict(metadata)}
@@ -173,7 +178,7 @@ class RayJobServer:
             loop.close()
 
     def stop(self, job_id: str) -> None:
-        """Ask a job to stop: SIGTERM, and SIGKILL a few seconds later."""
+        """Ask a job to stop: SIGTERM, and SIGKILL if it has not ended 10 s later."""
         self._ask(lambda: self._client.stop_job(job_id))
 
     def _reach(self, host: str, port: int) -> None:
