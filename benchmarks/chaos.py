@@ -16,13 +16,14 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Final
+from typing import Final, get_args
 
 from benchmarks.chaos_cluster import cluster
 from benchmarks.chaos_compare import contents, differences, done_twice, records_by_time
+from benchmarks.chaos_network import Network, network_apart
 from benchmarks.chaos_points import MAKE, MIX, KillPoint, Place, Step, draw_points, steps_of
 from benchmarks.chaos_processes import Family, choose, kill
 from pipeline.round_tasks import all_tasks
@@ -92,7 +93,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--points", type=int, default=50)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--only", type=int, nargs="+", default=[], metavar="NUMBER", help="of the drawn points these")
-    parser.add_argument("--places", nargs="+", default=list(MIX), choices=sorted(set(MIX)), help="take turns")
+    parser.add_argument(
+        "--places", nargs="+", default=list(MIX), choices=get_args(Place), help="take turns; link needs root"
+    )
     parser.add_argument("--folder", type=Path, help="where the runs go, and stay; none: a temporary one")
     parser.add_argument("--json", type=Path, help="write the outcomes there")
     options = parser.parse_args(arguments)
@@ -199,26 +202,40 @@ class _Command:
             )
 
 
+@dataclass(frozen=True)
+class _Scene:
+    """The command of a point, the raylets of nodes that may go, the processes before it, and the link to cut."""
+
+    command: _Command
+    nodes: tuple[int, ...] = ()
+    parents: tuple[int, ...] = ()
+    network: Network | None = None
+
+
 @contextmanager
-def _scene(point: KillPoint, root: Path) -> Iterator[tuple[_Command, list[int], list[int]]]:
-    """Give the command, the nodes that may go and the processes that are there before it."""
-    if point.place != "node":
-        yield _Command(root, point.place), [], []
+def _scene(point: KillPoint, root: Path) -> Iterator[_Scene]:
+    """Give the command, and what is there before it."""
+    if point.place not in ("node", "link"):
+        yield _Scene(_Command(root, point.place))
         return
-    with cluster() as (address, nodes, parent, environment):
-        yield _Command(root, "ray", address, tuple(environment.items())), nodes, [parent]
+    with ExitStack() as stack:
+        network = stack.enter_context(network_apart()) if point.place == "link" else None
+        address, nodes, parent, environment = stack.enter_context(cluster(network))
+        command = _Command(root, "ray", address, tuple(environment.items()))
+        yield _Scene(command, tuple(nodes), (parent,), network)
 
 
 def _run_point(point: KillPoint, reference: Path, steps: Sequence[Step], wanted: dict[str, str], root: Path) -> Outcome:
     began = time.monotonic()
     prepare(reference, steps, point.step, root)
     family = Family([])
-    with _scene(point, root) as (command, nodes, parents):
-        for pid in parents:
+    with _scene(point, root) as scene:
+        for pid in scene.parents:
             family.add(pid)
+        command = scene.command
         child = command.start()
         family.add(child.pid)
-        hit = _strike(point, root, child, family, nodes)
+        hit = _strike(point, root, child, family, scene)
         standing = records_by_time(root)
         codes = [_end(child, family)]
         while len(codes) <= _ATTEMPTS and (len(codes) == 1 or codes[-1] != 0):
@@ -234,9 +251,7 @@ def _run_point(point: KillPoint, reference: Path, steps: Sequence[Step], wanted:
     return Outcome(point.text, hit, tuple(codes), len(standing), tuple(faults), time.monotonic() - began)
 
 
-def _strike(
-    point: KillPoint, root: Path, child: "subprocess.Popen[bytes]", family: Family, nodes: Sequence[int]
-) -> str:
+def _strike(point: KillPoint, root: Path, child: "subprocess.Popen[bytes]", family: Family, scene: _Scene) -> str:
     """Wait for the moment, kill the victim and say what was hit; nothing if the command ended before."""
     deadline, looked = time.monotonic() + _LIMIT_S, 0.0
     while not reached(root, point):
@@ -247,9 +262,12 @@ def _strike(
             looked = time.monotonic()
         time.sleep(0.001)
     time.sleep(point.wait_ms / 1000)
+    if scene.network is not None:
+        scene.network.cut()
+        return "link"
     while child.poll() is None and time.monotonic() < deadline:
         alive = family.living()
-        chosen = choose(point.victim, alive, child.pid, nodes, point.number)
+        chosen = choose(point.victim, alive, child.pid, scene.nodes, point.number)
         if chosen:
             kill(chosen)
             return ", ".join(dict.fromkeys(_called(process.command) for process in chosen))[:80]

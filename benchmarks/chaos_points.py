@@ -9,8 +9,8 @@ from typing import Final, Literal
 
 from jobs.stage import ShardTask
 
-Place = Literal["inline", "ray", "node"]
-Victim = Literal["driver", "worker", "training worker", "raylet", "head", "all", "node"]
+Place = Literal["inline", "ray", "node", "link"]
+Victim = Literal["driver", "worker", "training worker", "raylet", "head", "all", "node", "link"]
 Moment = Literal["started", "done", "between", "writing", "checkpoint"]
 
 MAKE: Final = "make"  # the run folder itself comes about: vocabulary, plans, settings
@@ -64,8 +64,10 @@ class KillPoint:
 
     Attributes:
         number: From 1.
-        place: "inline": one process does all; "ray": a private Ray; "node": a cluster of several nodes that is joined.
-        victim: What SIGKILL is sent to. "head" is Ray's GCS; "all" the driver and all that it started.
+        place: "inline": one process does all; "ray": a private Ray; "node": a cluster of several nodes that is joined;
+            "link": one whose second node is in a network of its own.
+        victim: What SIGKILL is sent to. "head" is Ray's GCS; "all" the driver and all that it started. "link": nothing
+            is killed, the second node can no longer be reached, and works on as long as it likes.
         step: The stage.
         moment: "started": the stage begins; "done": `after` of its shards are done; "between": then the next output is
             there and its record is not; "writing": then the next output is being written under a temporary name;
@@ -122,7 +124,7 @@ def draw_points(steps: Sequence[Step], count: int, seed: int, places: Sequence[P
     victims = cycle(draw.sample(_RAY_VICTIMS, len(_RAY_VICTIMS)))
     points = []
     for number, place in zip(range(1, count + 1), cycle(places), strict=False):
-        victim: Victim = "driver" if place == "inline" else "node" if place == "node" else next(victims)
+        victim: Victim = "driver" if place == "inline" else next(victims) if place == "ray" else place
         step = next(stages) if place == "inline" else draw.choice(_hit_by(victim, steps))
         moment = draw.choice(_moments(step))
         most = 3 if moment == "checkpoint" else max(len(step.files) - 1, 0)

@@ -176,7 +176,7 @@ def drive(root: Path, shards: int) -> dict[str, float]:
         before = name
     runner = SimulatedRunner(WORKERS, SHARD_S)
     with (
-        patch.object(executor, "_make_runner", lambda backend, stages, execution: runner),
+        patch.object(executor, "_make_runner", lambda *of_chain: runner),
         RunProgress(root / "events.jsonl").stages(1) as on_event,
     ):
         executor.run_chain(stages, backend="inline", on_event=on_event)

@@ -11,7 +11,7 @@ from torch import nn
 
 from jobs.memory import memory_told
 from jobs.mirrored import training_files
-from jobs.stage import CustomResources, ShardTask, prepare
+from jobs.stage import CustomResources, ShardTask, prepare, why_stale
 from jobs.train import Group, SingleProcess, TrainingStopped, train_model
 from jobs.training_config import TrainConfig, TrainJob, require_equal_shares
 from jobs.training_stop import run_interruptibly, signals_ask, stop_file
@@ -179,6 +179,8 @@ def _wrong_setting(error: Any) -> ValueError | None:
 def _train(task: ShardTask, job: TrainJob, group: Group, place: Place | None = None) -> None:
     """Train with all that is read here, and publish the result."""
     run = place_of(task.output) if place is None else place
+    if run.store is None and group.size == 1 and why_stale(task) is None:
+        return  # `run_training` takes the old record away: this one is of a worker that was lost before it could tell
     with training_files(run, task, job):
         if run.store is not None and group.rank == 0:
             prepare(task)

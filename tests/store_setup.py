@@ -61,7 +61,7 @@ def results_of(files: dict[str, bytes]) -> dict[str, object]:
     """Give what a run is to make the same everywhere: all but logs and pages, and records without their times."""
     results: dict[str, object] = {}
     for name, data in files.items():
-        if name.endswith((".jsonl", "report.json", ".html")) or "run.lock" in name:
+        if name.endswith((".jsonl", "report.json", ".html")) or name.startswith(("run.lock", "locks/")):
             continue
         results[name] = data
         if name.endswith(".json") and ".zarr/" not in name:

@@ -12,6 +12,8 @@ import pytest
 import torch
 from training_setup import QUICK, training_setup
 
+from jobs import training_group
+from jobs.train import SingleProcess
 from jobs.training_group import GroupResources, run_training
 from jobs.training_stop import stop_file
 from models.augmentation import AugmentConfig
@@ -69,6 +71,14 @@ def test_one_ray_worker_that_was_stopped_gives_the_same_bytes_as_this_process(
     record = run_training(ray_task, job, GroupResources(threads=1), backend="ray", run="test")
     assert record.stats["steps"] == QUICK.steps
     assert sha256_file(ray_task.output) == sha256_file(inline_task.output)
+
+
+def test_a_training_that_was_recorded_before_its_worker_was_lost_is_not_done_again(tmp_path: Path) -> None:
+    task, job = training_setup(tmp_path)
+    run_training(task, job, GroupResources(threads=1), backend="inline", run="test")
+    written = task.record.stat().st_mtime_ns, task.output.stat().st_mtime_ns
+    training_group._train(task, job, SingleProcess())
+    assert (task.record.stat().st_mtime_ns, task.output.stat().st_mtime_ns) == written
 
 
 def test_a_worker_s_wrong_setting_is_raised_as_in_this_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,6 +3,7 @@
 import itertools
 import json
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -216,17 +217,18 @@ def test_of_processes_that_race_the_whole_run_never_meets_a_stage(
             racer.wait()
 
 
-def test_status_names_who_works_on_the_run_and_on_its_stages(one_round: Path) -> None:
-    with holding(one_round):
-        code, out, _ = invoke("status", "--run", str(one_round))
+def test_status_names_who_works_on_the_run_and_on_its_stages(one_round: Path, tmp_path: Path) -> None:
+    run = Path(shutil.copytree(one_round, tmp_path / "run"))
+    with holding(run):
+        code, out, _ = invoke("status", "--run", str(run))
         assert (code, f"process {os.getpid()} on {socket.gethostname()} holds it since 20" in out) == (0, True)
-    with teacher(one_round), refine(one_round):
-        code, out, _ = invoke("status", "--run", str(one_round))
+    with teacher(run), refine(run):
+        code, out, _ = invoke("status", "--run", str(run))
         assert f"process {os.getpid()} on {socket.gethostname()} works on refine of round 1 since 20" in out
-        status = json.loads(invoke("status", "--run", str(one_round), "--json")[1])
+        status = json.loads(invoke("status", "--run", str(run), "--json")[1])
     assert status["holder"] is None
     assert [(row["round"], row["stage"], row["pid"]) for row in status["stage_holders"]] == [
         (1, "refine", os.getpid()),
         (1, "teacher", os.getpid()),
     ]
-    assert json.loads(invoke("status", "--run", str(one_round), "--json")[1])["stage_holders"] == []
+    assert json.loads(invoke("status", "--run", str(run), "--json")[1])["stage_holders"] == []
