@@ -5,11 +5,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Final
 
 import typer
-
-_OUTCOME: Final = ".outcome.json"
 
 
 @dataclass(frozen=True)
@@ -49,28 +46,6 @@ def read_outcome(path: Path) -> JobOutcome | None:
         return JobOutcome(int(content["exit_code"]), str(content["message"]))
     except (OSError, ValueError, KeyError, TypeError):
         return None
-
-
-def newest_outcome(folder: Path, number: int, stage: str) -> JobOutcome | None:
-    """Read how the newest job that was submitted for a stage ended; None: it still works, was cut short, or is none.
-
-    Args:
-        folder: The run's folder of jobs.
-        number: The round.
-        stage: The stage.
-    """
-    kept = [(path, _content(path)) for path in folder.glob("*.json") if not path.name.endswith(_OUTCOME)]
-    place = {"round": str(number), "stage": stage}
-    ours = [(int(job["attempt"]), path) for path, job in kept if place.items() <= job.items()]
-    return read_outcome(max(ours)[1].with_suffix(_OUTCOME)) if ours else None
-
-
-def _content(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_bytes())
-    except (OSError, ValueError):
-        return {}
-    return content if isinstance(content, dict) else {}
 
 
 def _write(path: Path | None, outcome: JobOutcome) -> None:

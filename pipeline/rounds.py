@@ -15,7 +15,7 @@ from pipeline.round_tasks import all_tasks
 from pipeline.run_lock import holding, holding_stage
 from pipeline.runs import Run, open_or_make_run, read_run
 from pipeline.status import read_json
-from pipeline.together import CHAIN
+from pipeline.together import CHAIN, stage_of
 from shards.layout import RunLayout
 from shards.storage import as_shown, place_of
 
@@ -96,7 +96,7 @@ def stage_tasks(run: Run, name: str, number: int, *, required: bool = True) -> l
         ValueError: There are none, and they are required.
     """
     tasks = [task for task in all_tasks(run, number) if task.round == number or name == "embed"]
-    found = [task for task in tasks if task.stage.split("-")[0] == name]
+    found = [task for task in tasks if stage_of(task.stage) == name]
     if not found and required:
         stages = dict.fromkeys(task.stage for task in tasks if "-" not in task.stage)
         raise ValueError(f"round {number} has no stage {name!r}; it has {', '.join(stages)}")
@@ -116,7 +116,7 @@ def _refuse_incomplete(run: Run, tasks: Sequence[ShardTask], number: int) -> Non
         first = missing[0].task
         same = [state for state in upstream if (state.task.stage, state.task.round) == (first.stage, first.round)]
         left = sum(state.state != "done" for state in same)
-        name = first.stage.split("-")[0]
+        name = stage_of(first.stage)
         raise DataFault(
             f"{first.stage} of round {first.round} is not done ({left} of {len(same)} shards: {missing[0].reason}); "
             f"run: stseg-pipeline stage {name} --round {first.round} --run {as_shown(run.layout.root)}"

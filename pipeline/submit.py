@@ -31,7 +31,7 @@ from pipeline.together import CHAIN
 from shards.files import write_bytes_atomic
 from shards.layout import RunLayout
 from shards.mirror import bring, put_files
-from shards.storage import place_of
+from shards.storage import as_shown, place_of
 
 OnInterrupt = Literal["ask", "leave", "stop"]
 
@@ -127,7 +127,7 @@ class SubmittedRun:
             place, reason = next(iter(left.items()))
             raise DataFault(
                 f"{ids[place]} ended well, and from here {place} is not done ({reason}); do the cluster and this "
-                f"machine see the same folder at {self._root}?"
+                f"machine see the same folder at {as_shown(self._root)}?"
             )
         return ids
 
@@ -156,7 +156,9 @@ class SubmittedRun:
             saved = load_config(run.layout.config)
             if run.config != saved:
                 changes = "; ".join(changed_settings(saved, run.config))
-                raise SettingsConflict(f"a job still works on {self._root} with other settings ({changes}); stop it")
+                raise SettingsConflict(
+                    f"a job still works on {as_shown(self._root)} with other settings ({changes}); stop it"
+                )
             return run
         with holding(self._root):
             return open_or_make_run(self._root, request.file, request.sets)

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Final
 
 from jobs.stage import StagePlan
-from pipeline.job_outcome import newest_outcome
+from pipeline.job_list import newest_outcome
 from pipeline.run_lock import stage_holder
 from pipeline.runs import Run
 from shards.mirror import bring_folder

@@ -27,6 +27,13 @@ def one_gpu() -> FakeRay:
     return FakeRay([{"CPU": 8.0, "GPU": 1.0}])
 
 
+def the_fault(runner: RayRunner) -> str:
+    """Give the kind of the one fault that waiting brings."""
+    (outcome,) = waited(runner)
+    assert outcome.fault is not None
+    return outcome.fault.kind
+
+
 def waits(runner: RayRunner, ray: FakeRay, stage: str) -> None:
     """Have a stage's first worker made, which gets no place."""
     ray.starts_at_once = False
@@ -76,9 +83,7 @@ def test_start_that_hangs_counts_from_the_place_on(monkeypatch: pytest.MonkeyPat
     now.now = 5599.0
     assert waited(runner) == []
     now.now = 5601.0
-    (outcome,) = waited(runner)
-    assert outcome.fault is not None
-    assert outcome.fault.kind == "error"
+    assert the_fault(runner) == "error"
     assert len(one_gpu.killed) == 1
 
 
@@ -110,9 +115,7 @@ def test_machine_that_is_gone_for_a_moment_does_not_end_a_long_wait(
     now.now = 3590.0
     assert waited(runner) == []
     now.now = 3601.0
-    (outcome,) = waited(runner)
-    assert outcome.fault is not None
-    assert outcome.fault.kind == "hopeless"
+    assert the_fault(runner) == "hopeless"
 
 
 def three_stages(monkeypatch: pytest.MonkeyPatch, ray: FakeRay, busy_gpus: float = 0) -> tuple[RayRunner, Time]:
