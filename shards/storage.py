@@ -20,6 +20,7 @@ _EXTRAS: Final = {"s3": "s3", "s3a": "s3", "gs": "gcs", "gcs": "gcs"}
 ARRAYS: Final = ".zarr"
 _MARKER: Final = "mirror.json"
 _AT_ONCE: Final = 8
+_HANDED: Final[set[Path]] = set()  # caches of mirrors that this process was handed, beside the one it would choose
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -157,7 +158,9 @@ class Place:
         return self.store.url if path == self.root else f"{self.store.url}/{self.name_of(path)}"
 
     def mark(self) -> None:
-        """Let `place_of` find the store by the mirror, on this machine.
+        """Let `place_of` find the store by the mirror, in this process and in later ones of this machine.
+
+        A worker on another machine need not have the variable that names the cache: it takes the cache of its place.
 
         Raises:
             ValueError: The folder of mirrors belongs to another user.
@@ -168,6 +171,7 @@ class Place:
         cache.mkdir(parents=True, exist_ok=True)
         if cache.stat().st_uid != os.getuid():
             raise ValueError(f"{cache} belongs to another user; name a folder of your own in {MIRROR_VARIABLE}")
+        _HANDED.add(cache)
         marker = self.root.parent / _MARKER
         if not marker.is_file():
             write_bytes_atomic(marker, json.dumps({"url": self.store.url}).encode())
@@ -185,28 +189,65 @@ def run_folder(location: str | Path) -> Path:
         ValueError: The URL names nothing, or its kind of store is unknown or not installed.
     """
     if isinstance(location, Path) or "://" not in location:
-        return Path(location)
+        return _as_in_cache(Path(location))
     url = location.rstrip("/")
     name = url.rpartition("/")[2]
     if url.endswith(":") or not name or name in (".", ".."):
         raise ValueError(f"{location!r} names no run; expected a bucket and a name, as in s3://bucket/my-run")
     _file_system(url)
-    cache = Path(os.environ.get(MIRROR_VARIABLE) or DEFAULT_MIRROR).absolute()
-    place = Place(cache / hashlib.sha256(url.encode()).hexdigest()[:16] / name, Store(url))
+    place = Place(_cache() / _mirror_name(url), Store(url))
     place.mark()
     return place.root
 
 
 def place_of(path: Path) -> Place:
-    """Give the place of the run that a path belongs to; without a mirror around it, the path itself is the root."""
+    """Give the place of the run that a path belongs to; outside this program's own cache, the path itself is the root.
+
+    What a file in a folder of the user's says never makes that folder a mirror: files are deleted in a mirror because
+    a store does not list them.
+    """
     absolute = path.absolute()
+    caches = {_cache(), *_HANDED}
     for folder in (absolute, *absolute.parents):
-        try:
-            content = json.loads((folder.parent / _MARKER).read_bytes())
-        except (FileNotFoundError, NotADirectoryError):
-            continue
-        return Place(folder, Store(content["url"]))
+        if folder.parent.parent in caches:
+            url = _mirrored_url(folder)
+            return Place(absolute) if url is None else Place(folder, Store(url))
     return Place(absolute)
+
+
+def _cache() -> Path:
+    """Give the folder that holds the mirrors of this machine."""
+    return Path(os.environ.get(MIRROR_VARIABLE) or DEFAULT_MIRROR).absolute()
+
+
+def _mirror_name(url: str) -> Path:
+    """Give the place of a URL's mirror in the cache."""
+    return Path(hashlib.sha256(url.encode()).hexdigest()[:16]) / url.rpartition("/")[2]
+
+
+def _mirrored_url(folder: Path) -> str | None:
+    """Give the URL that a folder of the cache mirrors, if its marker names the very URL whose mirror would lie there.
+
+    So a marker that was copied, edited or laid there by another user turns no folder into a mirror.
+    """
+    try:
+        content = json.loads((folder.parent / _MARKER).read_bytes())
+        own = folder.parent.parent.stat().st_uid == os.getuid()
+    except (OSError, ValueError):
+        return None
+    url = content.get("url") if isinstance(content, dict) else None
+    if not own or not isinstance(url, str) or _mirror_name(url) != folder.relative_to(folder.parent.parent):
+        return None
+    return url
+
+
+def _as_in_cache(path: Path) -> Path:
+    """Give a path that leads into the cache by another way, such as a link, as a path in the cache; others as is."""
+    cache = _cache()
+    if cache in path.absolute().parents:
+        return path
+    inner, real = Path(os.path.realpath(path)), Path(os.path.realpath(cache))
+    return cache / inner.relative_to(real) if real in inner.parents else path
 
 
 def as_shown(path: Path) -> str:

@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -89,6 +90,34 @@ def test_another_machine_finds_it_done_without_bringing_shard_data(
     assert shards[0]["path"] == f"{url}/rounds/001/pseudo/pseudo-000000.tar"
     mirror = run_folder(url)
     assert not [*mirror.rglob("*.tar"), *mirror.rglob("*.zarr")]
+
+
+@pytest.mark.parametrize("content", ['{"url": "file:///somewhere/empty"}', '{"registry": 1}', "[1]"])
+def test_no_command_deletes_anything_for_a_mirror_json_above_a_run(
+    one_round: Path, tmp_path: Path, content: str
+) -> None:
+    run = tmp_path / "home" / "runs" / "mine"
+    shutil.copytree(one_round, run)
+    (run.parent / "second").mkdir()
+    for path in (run.parent / "mirror.json", run.parents[1] / "mirror.json"):
+        path.write_text(content)
+    for name in ("home/compose.yaml", "home/page.html", "home/runs/second/plan.json", "home/runs/mine/notes.json"):
+        (tmp_path / name).write_text("{}")
+    before = files_of(tmp_path)
+    for command in (
+        ("status", "--run", str(run)),
+        ("plan", "--run", str(run)),
+        ("shards", "ls", "--run", str(run)),
+        ("shards", "show", "target-000000", "--run", str(run), "--out", str(tmp_path / "sample.png")),
+        ("shards", "verify", "--run", str(run)),
+    ):
+        code, _, err = invoke(*command)
+        assert (code, err) == (0, ""), command
+    (tmp_path / "sample.png").unlink()
+    assert files_of(tmp_path) == before
+    assert again(run)[0] == 0
+    after = files_of(tmp_path)
+    assert {name for name in before if after.get(name) != before[name]} <= {"home/runs/mine/events.jsonl"}
 
 
 def test_another_machine_goes_on_in_the_middle_with_the_same_bytes(

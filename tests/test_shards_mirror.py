@@ -6,9 +6,9 @@ from pathlib import Path
 
 import fsspec
 import pytest
-from store_setup import FlakyFileSystem
+from store_setup import FlakyFileSystem, files_of
 
-from shards import mirror, store_calls
+from shards import mirror, storage, store_calls
 from shards.files import sha256_path
 from shards.layout import record_of
 from shards.mirror import NotInStore
@@ -243,3 +243,65 @@ def test_a_missing_package_is_named_with_its_extra(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(fsspec, "filesystem", missing)
     with pytest.raises(ValueError, match=r"stseg-pipeline\[gcs\]"):
         run_folder("gs://bucket/run")
+
+
+def foreign(tmp_path: Path) -> tuple[Path, dict[str, bytes]]:
+    """Make a folder with a run deep inside and other people's files around it; give the run and all bytes."""
+    run = tmp_path / "home" / "work" / "runs" / "mine"
+    for path in (run / "plan.json", run / "report.html", run.parent / "other" / "plan.json", run.parents[2] / "a.yaml"):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("{}")
+    return run, files_of(tmp_path)
+
+
+@pytest.mark.parametrize("level", range(5))
+@pytest.mark.parametrize("content", ['{"url": "file:///somewhere/empty"}', '{"registry": 1}', "[1]", "no JSON", "3"])
+def test_a_file_called_mirror_json_makes_no_folder_a_mirror(tmp_path: Path, level: int, content: str) -> None:
+    run, _ = foreign(tmp_path)
+    ((run, *run.parents)[level] / "mirror.json").write_text(content)
+    before = files_of(tmp_path)
+    for path in (run, run / "plan.json", run / "rounds" / "001"):
+        assert place_of(path) == Place(path)
+        mirror.bring(place_of(path))
+        mirror.bring_files(place_of(path), [run / "plan.json"])
+    assert files_of(tmp_path) == before
+
+
+@pytest.mark.parametrize("content", ['{"url": "memory://bucket/other/mine"}', '{"url": 3}', "[1]", "{", '{"a": "b"}'])
+def test_a_marker_in_the_cache_counts_only_for_the_folder_that_its_url_names(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: str
+) -> None:
+    run, _ = foreign(tmp_path)
+    (run.parent / "mirror.json").write_text(content)
+    monkeypatch.setenv(MIRROR_VARIABLE, str(run.parents[1]))  # the user named a folder of their own as the cache
+    before = files_of(tmp_path)
+    assert place_of(run) == Place(run)
+    mirror.bring(place_of(run))
+    assert files_of(tmp_path) == before
+
+
+def test_a_store_that_is_empty_deletes_only_in_its_own_mirror(machine: Callable[[str, str], Place], url: str) -> None:
+    place = machine("m", url)
+    neighbours = [place.root.parent.parent / "x" / "plan.json", place.root.parent / "beside.json"]
+    for path in (*neighbours, place.root / "plan.json"):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("{}")
+    mirror.bring(place)
+    assert not (place.root / "plan.json").exists()
+    assert all(path.is_file() for path in neighbours)
+
+
+def test_a_mirror_named_through_a_link_is_the_same_mirror(machine: Callable[[str, str], Place], tmp_path: Path) -> None:
+    place = machine("m", "memory://bucket/linked")
+    (tmp_path / "link").symlink_to(place.root.parent)
+    assert run_folder(str(tmp_path / "link" / place.root.name)) == place.root
+
+
+def test_a_worker_takes_the_cache_of_its_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(MIRROR_VARIABLE, str(tmp_path / "cache"))
+    place = place_of(run_folder("memory://bucket/worker"))
+    monkeypatch.delenv(MIRROR_VARIABLE)
+    monkeypatch.setattr(storage, "_HANDED", set())  # as in a process of another machine
+    assert place_of(place.root / "x") == Place(place.root / "x")
+    place.mark()
+    assert place_of(place.root / "x") == place
