@@ -111,7 +111,7 @@ def control_weights(folder: Path, seed: int, rounds: int, start: Path) -> Path:
 
 
 def _pretrain(out: Path, seed: int, *own: str) -> Path:
-    from pipeline.pretrain import PretrainRequest, run_pretrain
+    from pipeline.commands.pretrain import PretrainRequest, run_pretrain
 
     sets = (f"seed={seed}", f"source.seed={seed}", "group.threads=1", *own)
     run_pretrain(PretrainRequest(out=out, sets=sets, backend="inline"))
@@ -122,8 +122,8 @@ def self_train(root: Path, seed: int, rounds: int, start: Path, baseline: Path, 
     """Run rounds from stage-1 weights and give their reports, round 0 first."""
     import torch
 
-    from pipeline.driver import RoundRequest
-    from pipeline.rounds import run_rounds
+    from pipeline.rounds.driver import RoundRequest
+    from pipeline.rounds.rounds import run_rounds
 
     torch.set_num_threads(1)
     own = [

@@ -26,10 +26,10 @@ from benchmarks.chaos_compare import contents, differences, done_twice, records_
 from benchmarks.chaos_network import Network, network_apart
 from benchmarks.chaos_points import MAKE, MIX, KillPoint, Place, Step, draw_points, steps_of
 from benchmarks.chaos_processes import Family, choose, kill
-from pipeline.round_tasks import all_tasks
-from pipeline.runs import read_run
-from shards.events import read_events
-from shards.files import TEMPORARY_PREFIX, remove_path
+from pipeline.run.run import read_run
+from pipeline.tasks.round_tasks import all_tasks
+from shards.files.atomic import TEMPORARY_PREFIX, remove_path
+from shards.formats.events import read_events
 
 ROOT: Final = Path(__file__).parents[1]
 SETTINGS: Final = {
@@ -193,7 +193,7 @@ class _Command:
         words += [word for name, value in SETTINGS.items() for word in ("--set", f"{name}={value}")]
         with (self.root.parent / "output.txt").open("ab") as output:
             return subprocess.Popen(
-                [sys.executable, "-c", "from pipeline.cli import main; main()", *words],
+                [sys.executable, "-c", "from pipeline.cli.app import main; main()", *words],
                 cwd=ROOT,
                 env={**os.environ, "OMP_NUM_THREADS": "1", **dict(self.environment)},
                 stdout=output,
@@ -276,7 +276,7 @@ def _strike(point: KillPoint, root: Path, child: "subprocess.Popen[bytes]", fami
 
 
 def _called(command: str) -> str:
-    return "driver" if "pipeline.cli" in command else Path(command.split(" ")[0]).name
+    return "driver" if "pipeline.cli.app" in command else Path(command.split(" ")[0]).name
 
 
 def _end(child: "subprocess.Popen[bytes]", family: Family) -> int | None:

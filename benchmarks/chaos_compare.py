@@ -6,9 +6,9 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from shards.events import read_events
-from shards.files import TEMPORARY_PREFIX
-from shards.records import record_or_none
+from shards.files.atomic import TEMPORARY_PREFIX
+from shards.formats.events import read_events
+from shards.formats.records import record_or_none
 
 _NOT_COMPARED = ("events.jsonl", "metrics.jsonl", "run.lock", "run.lock.guard", "locks")
 

@@ -9,10 +9,10 @@ from torch import Tensor
 
 from benchmarks.cases import Case, Pair, count_flops
 from benchmarks.sed_operations import sed_fast_logits, sed_first_gate, sed_logits
-from models.cost_volume import unit_pixels
-from models.decoder import CostAwareDecoder, DecoderConfig
-from models.early_rejection import best_of_pixels, filled, first_gate, kept_logits
-from models.losses import weighted_bce
+from models.stseg.cost_volume import unit_pixels
+from models.stseg.decoder import CostAwareDecoder, DecoderConfig
+from models.stseg.early_rejection import best_of_pixels, filled, first_gate, kept_logits
+from models.training.losses import weighted_bce
 
 _TOP_K: Final = 8
 _TRAINED_CLASSES: Final = 16

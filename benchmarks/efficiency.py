@@ -18,18 +18,18 @@ from functools import wraps
 from pathlib import Path
 from typing import Any, Final
 
-from pipeline.driver import RoundRequest
 from pipeline.progress import RunProgress
-from pipeline.rounds import run_rounds
+from pipeline.rounds.driver import RoundRequest
+from pipeline.rounds.rounds import run_rounds
 
 WANTED: Final = 1.10
 WORKERS: Final = 2
 MODEL_CALLS: Final = (
-    ("models.sam", "SamEncoder", "encode"),
-    ("models.sam", "SamMaskDecoder", "decode"),
-    ("models.stseg", "STSeg", "forward"),
-    ("models.stseg", "STSeg", "reject_early"),
-    ("jobs.training_step", "TrainingStep", "__call__"),
+    ("models.sam.sam", "SamEncoder", "encode"),
+    ("models.sam.sam", "SamMaskDecoder", "decode"),
+    ("models.stseg.stseg", "STSeg", "forward"),
+    ("models.stseg.stseg", "STSeg", "reject_early"),
+    ("jobs.training.step", "TrainingStep", "__call__"),
 )
 
 
@@ -86,7 +86,7 @@ def bare_seconds(root: Path, rounds: int, sets: list[str]) -> tuple[dict[str, fl
 
 def loop_seconds(root: Path, rounds: int, sets: list[str]) -> tuple[float, float, dict[str, float]]:
     """Run on Ray; give the seconds that Ray takes to start, those of the run, and of each stage from start to end."""
-    from jobs.cluster import connection
+    from jobs.cluster.connection import connection
 
     began = time.monotonic()
     with connection(num_cpus=WORKERS):

@@ -12,11 +12,11 @@ from typing import Any, Final
 
 import numpy as np
 
-from jobs.gate_pairs import GatePairs, gather_pairs, keep
-from models.gate import GateConfig
-from pipeline.gate_preview import percent, summary
-from pipeline.runs import Run, read_run
-from shards.sources import open_source
+from jobs.quality.gate_pairs import GatePairs, gather_pairs, keep
+from models.refinement.gate import GateConfig
+from pipeline.commands.gate_preview import percent, summary
+from pipeline.run.run import Run, read_run
+from shards.data.sources import open_source
 
 GATES: Final = (
     GateConfig(statistic="max"),

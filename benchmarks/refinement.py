@@ -19,17 +19,17 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from benchmarks.coarse_masks import CORRUPTIONS, spoil_label
-from jobs.model import ModelConfig, load_sam_decoder, load_sam_encoder
-from models.acceptance import AcceptConfig
-from models.gate import ClassGate, GateConfig
-from models.label_input import label_as_input
-from models.prompts import PromptConfig
-from models.refined_label import RefinedLabel
-from models.refinement import FOR_MASKS, RefinementConfig, refine_batch
-from models.sam_answers import PromptDecoder
-from shards.images import decode_image
-from shards.labels import decode_label
-from shards.vocabulary import IGNORE_16_BIT
+from jobs.inference.model import ModelConfig, load_sam_decoder, load_sam_encoder
+from models.refinement.acceptance import AcceptConfig
+from models.refinement.gate import ClassGate, GateConfig
+from models.refinement.label_input import label_as_input
+from models.refinement.predict import PromptDecoder
+from models.refinement.prompts import PromptConfig
+from models.refinement.refine import FOR_MASKS, RefinementConfig, refine_batch
+from models.refinement.types import RefinedLabel
+from shards.data.images import decode_image
+from shards.data.labels import decode_label
+from shards.data.vocabulary import IGNORE_16_BIT
 
 Level = Literal["coarse", "good"]
 Label = NDArray[np.int32]
@@ -152,7 +152,7 @@ def _percent(values: Any) -> float:
 
 def load_scenes(count: int, model: ModelConfig) -> Pictures:
     """Draw scenes of the test split, behind those that settings were chosen on, and embed them."""
-    from shards.scenes import SCENE_CLASSES, render_scene
+    from shards.scenes.scenes import SCENE_CLASSES, render_scene
 
     scenes = [render_scene("test", 0, index) for index in range(CHOSEN_ON, CHOSEN_ON + count)]
     labels = [scene.label.astype(np.int32) for scene in scenes]

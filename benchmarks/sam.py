@@ -19,9 +19,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.cases import Case, Pair
 from models.presets import SAM_VIT_B
-from models.sam import MaskPrompts, SamMaskDecoder, build_sam, masks_to_original, to_sam_frame
-from models.sam_decoder import decode_tokens, embed_prompts
-from models.sam_encoder import encode_frames
+from models.sam.decoder import decode_tokens, embed_prompts
+from models.sam.encoder import encode_frames
+from models.sam.sam import MaskPrompts, SamMaskDecoder, build_sam, masks_to_original, to_sam_frame
 
 ORIGINAL_HW: Final = (768, 768)
 IMAGES: Final = 2

@@ -12,8 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from models.decoder import CostAwareDecoder
-from models.decoder_blocks import ClassAggregation, DoubleConv, Level, SpatialAggregation
+from models.stseg.decoder import CostAwareDecoder
+from models.stseg.decoder_blocks import ClassAggregation, DoubleConv, Level, SpatialAggregation
 
 
 def sed_logits(

@@ -102,8 +102,8 @@ def self_train(folder: Path, rounds: int, sets: Sequence[str]) -> dict[str, Any]
     """Run rounds and give the last one's report."""
     import torch
 
-    from pipeline.driver import RoundRequest
-    from pipeline.rounds import run_rounds
+    from pipeline.rounds.driver import RoundRequest
+    from pipeline.rounds.rounds import run_rounds
 
     torch.set_num_threads(1)
     return run_rounds(folder, RoundRequest(rounds=rounds, sets=tuple(sets), backend="inline"))[-1]
@@ -114,11 +114,11 @@ def exchange_classes(folder: Path, sets: Sequence[str]) -> None:
     import torch
 
     from jobs.stage import finish, stage_records
-    from pipeline.chain import round_stages
-    from pipeline.driver import RoundRequest
-    from pipeline.rounds import run_stage
-    from pipeline.runs import read_run
-    from shards.arrays import read_arrays, write_arrays
+    from pipeline.rounds.driver import RoundRequest
+    from pipeline.rounds.rounds import run_stage
+    from pipeline.run.run import read_run
+    from pipeline.tasks.chain import round_stages
+    from shards.formats.arrays import read_arrays, write_arrays
 
     torch.set_num_threads(1)
     run_stage(folder, "refine", RoundRequest(rounds=1, sets=tuple(sets), backend="inline"))

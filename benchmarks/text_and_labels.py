@@ -12,10 +12,10 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from benchmarks.cases import Case, Pair
-from models.clip import DenseClip
-from models.label_map import label_at_size
-from models.text import prompt_templates, text_embeddings
-from shards.vocabulary import Vocabulary
+from models.stseg.clip import DenseClip
+from models.stseg.label_map import label_at_size
+from models.stseg.text import prompt_templates, text_embeddings
+from shards.data.vocabulary import Vocabulary
 
 ARCHITECTURE: Final = "convnext_base_w_320"
 NAMES: Final = ("sky", "chest of drawers, bureau", "swivel chair", "door frame", "person")

@@ -5,15 +5,15 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from jobs.board import Board, ShardFailure, StageFailed
-from jobs.execution import Clock, ExecutionConfig
-from jobs.faults import Fault, stopping_error
-from jobs.following import FollowingRunner
-from jobs.ray_spares import Spares
-from jobs.runner import InlineRunner, Outcome, Runner
+from jobs.cluster.ray_spares import Spares
+from jobs.execution.board import Board, ShardFailure, StageFailed
+from jobs.execution.execution import Clock, ExecutionConfig
+from jobs.execution.faults import Fault, stopping_error
+from jobs.execution.following import FollowingRunner
+from jobs.execution.runner import InlineRunner, Outcome, Runner
 from jobs.stage import Resources, StagePlan
-from shards.files import remove_stale_temporaries
-from shards.records import Record
+from shards.files.atomic import remove_stale_temporaries
+from shards.formats.records import Record
 
 __all__ = ["Backend", "ShardFailure", "StageEvent", "StageFailed", "run_chain"]
 
@@ -64,11 +64,11 @@ def run_chain(
 
     Args:
         stages: In the order of the chain; stages without tasks are fine.
-        backend: "ray" needs a connection (`jobs.cluster.connect`); "inline" works in this process, stage by stage.
+        backend: "ray" needs a connection (`jobs.cluster.connection`); "inline" works in this process, stage by stage.
         on_event: Called in this thread for everything that happens. What it raises stops the chain.
         execution: How often and when a shard is tried again; None: the defaults.
         clock: Time.
-        spares: Where workers are kept for the next chain, see `jobs.ray_pool.RayRunner`; None: they end with this one.
+        spares: Where workers are kept for the next chain, see `RayRunner`; None: they end with this one.
 
     Raises:
         StageFailed: Shards were given up; each is named with its cause.
@@ -169,7 +169,7 @@ def _make_runner(
     if backend == "inline":
         runner = InlineRunner(here)
     elif backend == "ray":
-        from jobs.ray_pool import RayRunner
+        from jobs.cluster.pool import RayRunner
 
         runner = RayRunner(here, config, reserved=reserved, spares=spares)
     else:

@@ -18,12 +18,12 @@ from pydantic import (
     model_validator,
 )
 
-from shards import records
-from shards.files import sha256_path
-from shards.layout import record_of
-from shards.records import Drop, Json, Record, read_record, write_record
-from shards.samples import Samples
-from shards.storage import as_shown
+from shards.data.samples import Samples
+from shards.files.atomic import sha256_path
+from shards.formats import records
+from shards.formats.layout import record_of
+from shards.formats.records import Drop, Json, Record, read_record, write_record
+from shards.storage.store import as_shown
 
 CODE_VERSION: Final = 3  # goes up when the code of any stage gives other results for the same settings
 SAMPLES_ROLE: Final = "samples"
@@ -205,7 +205,7 @@ def why_stale(task: ShardTask, *, verify: bool = False, read: ReadRecord = read_
         read: As `input_digests` takes it.
 
     Returns:
-        A reason as `shards.records.why_stale` gives it, or that an input is not done.
+        A reason as `shards.formats.records.why_stale` gives it, or that an input is not done.
     """
     try:
         inputs = input_digests(task, read)

@@ -8,8 +8,8 @@ from typing import Final, Literal
 
 from pydantic import BaseModel, ConfigDict
 
-from models.dea import DeaConfig
-from models.decoder import DecoderConfig
+from models.stseg.dea import DeaConfig
+from models.stseg.decoder import DecoderConfig
 
 
 class ClipConfig(BaseModel):
@@ -70,7 +70,7 @@ class Preset(BaseModel):
     Attributes:
         name: The preset's name.
         image_size: Side of the square that every image is resized to for CLIP, pixels.
-        templates: Name of the prompt templates in `shards.vocabulary`.
+        templates: Name of the prompt templates in `shards.data.vocabulary`.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")

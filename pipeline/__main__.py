@@ -1,5 +1,5 @@
 """`python -m pipeline`: the command line, where the package is not installed."""
 
-from pipeline.cli import main
+from pipeline.cli.app import main
 
 main()

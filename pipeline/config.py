@@ -7,21 +7,21 @@ from typing import Any, Final, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt
 
-from jobs.execution import ExecutionConfig
-from jobs.model import ModelConfig
+from jobs.cluster.job_server import SubmitConfig
+from jobs.execution.execution import ExecutionConfig
+from jobs.inference.model import ModelConfig
 from jobs.stage import Resources
-from jobs.submission import SubmitConfig
-from jobs.training_config import TrainConfig
-from jobs.training_group import GroupResources, require_group_fits
-from models.alarms import AlarmConfig
-from models.gate import GateConfig
-from models.refinement import RefinementConfig
-from pipeline.promotion import PromotionConfig
+from jobs.training.config import TrainConfig
+from jobs.training.group import GroupResources, require_group_fits
+from models.evaluation.alarms import AlarmConfig
+from models.refinement.gate import GateConfig
+from models.refinement.refine import RefinementConfig
+from pipeline.rounds.promotion import PromotionConfig
 from pipeline.settings import flat, read_settings, validated, with_sets
-from shards.files import write_bytes_atomic
-from shards.scenes import SCENE_CLASSES, SEEN
-from shards.sources import FolderSourceConfig, ScenesSourceConfig, SourceConfig
-from shards.vocabulary import load_class_names
+from shards.data.sources import FolderSourceConfig, ScenesSourceConfig, SourceConfig
+from shards.data.vocabulary import load_class_names
+from shards.files.atomic import write_bytes_atomic
+from shards.scenes.scenes import SCENE_CLASSES, SEEN
 
 # A run is made for these; the other settings may change, and then the stages that they concern are done again.
 IDENTITY: Final = ("seed", "shard_size", "model.preset", "data.target", "data.source", "vocabulary")

@@ -11,7 +11,7 @@ from typing import Final
 
 import typer
 
-from pipeline import hard_exit
+from pipeline.cli import exit_codes as hard_exit
 
 EXIT_USAGE: Final = 2
 EXIT_CONFLICT: Final = 3
@@ -20,7 +20,7 @@ EXIT_GATE: Final = 5
 EXIT_RESUMABLE: Final = 75
 
 
-# Beside what `shards.store_errors` knows: read-only as a whole, gone, or a file too large for it. Once that is mended,
+# Beside what `shards.files.errors` knows: read-only as a whole, gone, or a file too large for it. Once that is mended,
 # the same command goes on.
 _STORE_ENDED: Final = frozenset({errno.EROFS, errno.ENODEV, errno.ENXIO, errno.EFBIG})
 
@@ -79,13 +79,13 @@ def exit_codes() -> Iterator[None]:
 
 def exit_code_of(error: Exception) -> int | None:
     """Give the exit code for an error; None for a fault of the program."""
-    from jobs.board import StageFailed
+    from jobs.execution.board import StageFailed
     from jobs.stage import EmptyShard, EmptyStage
-    from shards.images import UnreadableImage
-    from shards.locks import LockHeld
-    from shards.mirror import NotInStore
-    from shards.store_calls import StoreRefused, StoreUnavailable
-    from shards.store_errors import DISK_FULL, is_transient
+    from shards.data.images import UnreadableImage
+    from shards.files.errors import DISK_FULL, is_transient
+    from shards.files.locks import LockHeld
+    from shards.storage.mirror import NotInStore
+    from shards.storage.store_calls import StoreRefused, StoreUnavailable
 
     if isinstance(error, JobEnded):
         return error.code

@@ -13,8 +13,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from rich.text import Text
 
 from jobs.executor import StageEvent
-from shards.events import append_event
-from shards.records import Json
+from shards.formats.events import append_event
+from shards.formats.records import Json
 
 logger = logging.getLogger(__name__)
 

@@ -9,7 +9,7 @@ import pytest
 @pytest.fixture(scope="session")
 def ray_session() -> Iterator[None]:
     """A Ray of two CPUs on this machine; it starts when the first test asks for it."""
-    from jobs.cluster import connection
+    from jobs.cluster.connection import connection
 
     with connection(num_cpus=2):
         yield

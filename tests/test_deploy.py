@@ -14,7 +14,7 @@ import pytest
 import typer.main
 import yaml
 
-from pipeline.cli import app
+from pipeline.cli.app import app
 from pipeline.config import RunConfig, resolve_config
 from pipeline.settings import read_settings
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[1]
 ORDER = ("pipeline", "jobs", "models", "shards")
 TORCH = {"torch", "torchvision", "timm", "open_clip", "segment_anything", "ray"}
 
@@ -32,7 +32,8 @@ def offenders(package: str, forbidden: set[str]) -> dict[str, set[str]]:
 
 
 def test_the_check_sees_imports_inside_functions() -> None:
-    assert imported_packages("def f():\n    import ray.train\n    from models.dea import x\n") == {"ray", "models"}
+    source = "def f():\n    import ray.train\n    from models.stseg.dea import x\n"
+    assert imported_packages(source) == {"ray", "models"}
 
 
 @pytest.mark.parametrize("package", ORDER)
@@ -65,8 +66,11 @@ def test_init_files_hold_only_a_docstring() -> None:
             assert ast.get_docstring(tree), path
 
 
-def test_tests_are_flat_and_shadow_no_package() -> None:
-    folders = {path.parent for path in (ROOT / "tests").rglob("*.py")}
-    assert folders == {ROOT / "tests"}
-    assert not [name for name in ORDER if (ROOT / "tests" / name).exists()]
-    assert not (ROOT / "tests" / "__init__.py").exists()
+def test_tests_lie_in_a_folder_per_package_and_shadow_none() -> None:
+    """A folder without `__init__.py` never hides a package of the same name; support modules lie apart."""
+    files = {path.relative_to(ROOT / "tests").as_posix() for path in (ROOT / "tests").rglob("*.py")}
+    folders = {name.rpartition("/")[0] for name in files}
+    assert folders == {"", "support", "benchmarks", *ORDER}
+    assert not [name for name in files if name.endswith("__init__.py")]
+    tests = [name.rpartition("/")[2] for name in files if not name.startswith("support/")]
+    assert len(tests) == len(set(tests)), "two test files of one name cannot be collected together"

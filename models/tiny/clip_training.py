@@ -12,11 +12,11 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from models.clip import DenseClip
-from models.tiny.captions import draw_caption
-from models.tiny.clip_architecture import EMBEDDING_DIM, WordTokenizer, build_tiny_clip
-from models.weights_files import load_weights_into
-from shards.scenes import OBJECT_CLASSES, SCENE_CLASSES, SceneRecipe, compose_scene
+from models.stseg.captions import draw_caption
+from models.stseg.clip import DenseClip
+from models.stseg.tiny_clip import EMBEDDING_DIM, WordTokenizer, build_tiny_clip
+from models.weights.files import load_weights_into
+from shards.scenes.scenes import OBJECT_CLASSES, SCENE_CLASSES, SceneRecipe, compose_scene
 
 log = logging.getLogger(__name__)
 ICON = SceneRecipe(size=40, objects=(1, 1), radius=(12.0, 19.0), domain=(0.0, 1.0))

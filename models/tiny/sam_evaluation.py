@@ -10,11 +10,11 @@ import torch.nn.functional as F
 from segment_anything.modeling import Sam
 from torch import Tensor
 
-from models.sam import MaskPrompts, SamEncoder, SamMaskDecoder, masks_to_original
+from models.sam.sam import MaskPrompts, SamEncoder, SamMaskDecoder, masks_to_original
+from models.tiny.sam_data import EVALUATION_RECIPE
 from models.tiny.sam_pictures import draw_outlines
-from models.tiny.sam_prompts import EVALUATION_RECIPE
 from models.tiny.sam_training import make_prompts, mask_iou
-from shards.scenes import RECIPES
+from shards.scenes.scenes import RECIPES
 
 PROMPT_KINDS: Final = {"mask": "m", "box": "b", "mask+box": "mb", "mask+box+point": "mbp", "point": "p"}
 

@@ -11,9 +11,9 @@ from numpy.typing import NDArray
 from scipy import ndimage
 from torch import Tensor
 
-from models.sam import PIXEL_MEAN, PIXEL_STD
-from models.sam_frame import sam_input
-from shards.scenes import SceneRecipe, compose_scene
+from models.sam.frame import sam_input
+from models.sam.sam import PIXEL_MEAN, PIXEL_STD
+from shards.scenes.scenes import SceneRecipe, compose_scene
 
 SCENES: Final = SceneRecipe(domain=(0.0, 1.0), blobs=2)
 SMALLEST_PART: Final = 24

@@ -14,17 +14,17 @@ from segment_anything.modeling import Sam
 from torch import Generator, Tensor, nn
 
 from models.presets import SAM_TINY
-from models.sam import build_sam
-from models.sam_decoder import MaskPrompts, decode_tokens, embed_prompts
-from models.tiny.sam_pictures import draw_batch, draw_outlines
-from models.tiny.sam_prompts import (
+from models.sam.decoder import MaskPrompts, decode_tokens, embed_prompts
+from models.sam.sam import build_sam
+from models.tiny.sam_data import (
     CoarseMaskRecipe,
     boxes_around,
     coarse_masks,
     jitter_boxes,
     points_inside,
 )
-from models.weights_files import load_weights_into
+from models.tiny.sam_pictures import draw_batch, draw_outlines
+from models.weights.files import load_weights_into
 
 log = logging.getLogger(__name__)
 KINDS: Final = ("m", "b", "p", "mb", "bp", "mbp", "mp")

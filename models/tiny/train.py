@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from models.weights_files import WEIGHTS_FOLDER, write_weights
+from models.weights.files import WEIGHTS_FOLDER, write_weights
 
 
 def main() -> None:

@@ -1,0 +1,1 @@
+"""What stages store: written here, read here."""

@@ -1,0 +1,98 @@
+"""What the embed stage stores of a shard, for the stages after it."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from shards.formats.arrays import read_arrays, read_rows
+
+if TYPE_CHECKING:
+    from models.sam.sam import SamEmbedding
+
+
+@dataclass(frozen=True)
+class EmbeddingStore:
+    """The readable images of a shard; the large arrays stay on disk.
+
+    Attributes:
+        path: The store.
+        rows: Row of each key; the keys in the shard's order.
+        sizes_hw: (n, 2) upright sizes in pixels.
+        exif: n EXIF orientations.
+        valid: (n, 2) float32, share of SAM's square that is image.
+    """
+
+    path: Path
+    rows: dict[str, int]
+    sizes_hw: list[tuple[int, int]]
+    exif: list[int]
+    valid: NDArray[np.float32]
+
+    @classmethod
+    def open(cls, path: Path) -> "EmbeddingStore":
+        """Open the store of a shard.
+
+        Raises:
+            FileNotFoundError: There is none.
+            ValueError: It is damaged.
+        """
+        arrays, attrs = read_arrays(path, names=("valid",))
+        read: dict[str, Any] = attrs
+        try:
+            sizes = [(int(height), int(width)) for height, width in read["sizes_hw"]]
+            rows = {str(key): row for row, key in enumerate(read["keys"])}
+            return cls(path, rows, sizes, [int(value) for value in read["exif"]], arrays["valid"])
+        except (KeyError, TypeError) as error:
+            raise ValueError(f"{path} is not a store of embeddings: {error!r}; delete its record to redo it") from error
+
+    def embedding(self, row: int) -> NDArray[np.float16]:
+        """Read one image's (C, g, g) float16 embedding."""
+        return np.asarray(read_rows(self.path, "embedding", row), dtype=np.float16)
+
+    def valid_hw(self, row: int) -> tuple[float, float]:
+        """Give the share (height, width) of SAM's square that is one image."""
+        height, width = self.valid[row].tolist()
+        return height, width
+
+    def batch(self, keys: list[str]) -> "SamEmbedding":
+        """Read the embeddings of some keys as float32 tensors.
+
+        Raises:
+            KeyError: One of them is not in the store.
+        """
+        import torch
+
+        from models.sam.sam import SamEmbedding
+
+        rows = [self.rows[key] for key in keys]
+        stacked = np.stack([self.embedding(row) for row in rows]).astype(np.float32)
+        return SamEmbedding(torch.from_numpy(stacked), torch.from_numpy(np.ascontiguousarray(self.valid[rows])))
+
+
+class StoredEmbeddings:
+    """The stored SAM embeddings of a data set, over all its shards, found by key."""
+
+    def __init__(self, stores: Sequence[Path]) -> None:
+        """Open the stores; the embeddings stay on disk.
+
+        Raises:
+            FileNotFoundError: One is missing.
+            ValueError: One is damaged.
+        """
+        opened = [EmbeddingStore.open(path) for path in stores]
+        self._store = {key: store for store in opened for key in store.rows}
+
+    def __contains__(self, key: str) -> bool:
+        return key in self._store
+
+    def __getitem__(self, key: str) -> "SamEmbedding":
+        """Give the embedding of a sample, (1, C, g, g).
+
+        Raises:
+            KeyError: No store has it.
+        """
+        return self._store[key].batch([key])

@@ -1,0 +1,1 @@
+"""Ray: connection, worker pools, job server."""

@@ -1,0 +1,321 @@
+"""Does shards on Ray: a pool of actors for each stage, one shard at a time in each, on `ray.wait`."""
+
+import logging
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from jobs.cluster.actors import Member, Pool, Silent
+from jobs.cluster.capacity import Machines
+from jobs.cluster.ray_room import shown, wanted
+from jobs.cluster.ray_sharing import Reserved, Sharing
+from jobs.cluster.ray_spares import Spares, kind_of
+from jobs.execution.execution import ExecutionConfig
+from jobs.execution.faults import Fault
+from jobs.execution.runner import Outcome, WorkerSlot
+from jobs.stage import ShardTask, StagePlan, why_stale
+from shards.formats.records import read_record
+from shards.storage.store import place_of
+
+logger = logging.getLogger(__name__)
+
+_POLL_S = 5.0
+_SILENT_S = 180.0  # Ray takes well under a minute to tell that a machine is dead
+_THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
+
+
+class RayRunner:
+    """Pools of Ray actors. Making one raises ValueError for workers that a Ray on this machine can never hold.
+
+    A pool starts when its stage has work. It takes its minimum at once (Ray queues what does not fit yet, for as long
+    as it takes) and grows only into resources that neither an actor nor another open stage's minimum needs. It shrinks
+    when there are fewer shards left than actors, and when actors above the minimum have been free for long and another
+    stage, or another job of the cluster, could use their place. An actor holds one shard, so that one that dies costs
+    one shard; it is never restarted by Ray, the next one is made here.
+
+    Args:
+        stages: What to do.
+        config: How long starts may take, and when free actors are given back.
+        now: Gives seconds that only grow.
+        reserved: Gives what the stages need that other jobs do now: room for the minimum of each is left.
+        spares: Free actors to begin with. On a Ray of this machine those that are free at the end are left there for
+            the next chain; on a cluster, where others wait for their place, they are stopped.
+    """
+
+    def __init__(
+        self,
+        stages: Sequence[StagePlan],
+        config: ExecutionConfig,
+        now: Callable[[], float] = time.monotonic,
+        *,
+        reserved: Reserved = tuple,
+        spares: Spares | None = None,
+    ) -> None:
+        import ray
+
+        if not ray.is_initialized():
+            raise RuntimeError("there is no connection to Ray; call jobs.cluster.connection.connect first")
+        self._ray: Any = ray
+        self._config = config
+        self._now = now
+        self._pools = {plan.name: Pool(plan) for plan in stages}
+        self._machines = Machines(ray, now)
+        self._spares = Spares() if spares is None else spares
+        self._keeps = spares is not None and self._machines.private
+        self._sharing = Sharing(self._pools, self._machines, reserved)
+        for plan in stages:
+            self._machines.tell_impossible(plan, config.start_timeout_s)
+
+    def staff(self, stage: str, waiting: int) -> int:
+        """Start actors for the waiting shards as far as there is room, and give the number of free ones."""
+        pool = self._pools[stage]
+        resources = pool.plan.resources
+        pool.wants_more = False
+        while waiting > len(pool.idle) + len(pool.starting) and pool.size < resources.max_workers:
+            if pool.size >= resources.min_workers and not self._sharing.may_grow(pool, self._now()):
+                pool.wants_more = True
+                break
+            self._start_actor(pool)
+        return min(waiting, len(pool.idle))
+
+    def start(self, stage: str, task: ShardTask) -> None:
+        """Send a shard to a free actor."""
+        pool = self._pools[stage]
+        member = pool.idle.pop()
+        member.task, member.free = task, False
+        pool.busy[member.actor.run.remote(task)] = member
+
+    def wait(self, patience_s: float | None) -> list[Outcome]:
+        """Wait for actors that started, shards that ended and actors that died.
+
+        Raises:
+            ConnectionError: The Ray of this machine died.
+        """
+        self._machines.require_living()
+        for pool in self._pools.values():
+            self._ask_silent(pool)
+        references = [ref for pool in self._pools.values() for ref in pool.references]
+        silent = any(pool.silent for pool in self._pools.values())
+        patience = min(_POLL_S if not silent else 1.0, _POLL_S if patience_s is None else patience_s)
+        ready: list[Any] = []
+        if references:
+            ready, _ = self._ray.wait(references, num_returns=1, timeout=patience)
+            ready, _ = self._ray.wait(references, num_returns=len(references), timeout=0) if ready else (ready, [])
+        elif silent:
+            time.sleep(patience)
+        outcomes = []
+        for pool in self._pools.values():
+            self._note_places(pool, ready)
+            outcomes += [o for ref in ready if ref in pool.busy for o in self._shard_ended(pool, ref)]
+            outcomes += [o for ref in ready if ref in pool.starting for o in self._actor_started(pool, ref)]
+            outcomes += [o for one in list(pool.silent) if one.asked in ready for o in self._answered(pool, one)]
+            outcomes += self._late_starts(pool) + self._late_places(pool)
+        works = bool(ready) or any(pool.works for pool in self._pools.values())
+        gone = self._sharing.give_way(self._now(), works=works)
+        for pool, members in gone:
+            self._part_with(pool, members)
+            logger.info("%d free workers of %s gave way to a stage that waits for room", len(members), pool.plan.name)
+        return outcomes
+
+    def trim(self, stage: str, left: int) -> None:
+        """Stop free actors that a stage with so many shards left cannot use, or has not used for long."""
+        pool = self._pools[stage]
+        gone = pool.surplus(left)
+        if not self._machines.private or any(o.wants_more for o in self._pools.values() if o is not pool):
+            gone += pool.rested(self._now(), self._config.idle_s)
+        self._part_with(pool, gone)
+        if gone:
+            logger.info("%s gave %d workers back, %d are left", stage, len(gone), pool.size)
+
+    def release(self, stage: str) -> None:
+        """Take a stage's free and starting actors away."""
+        pool = self._pools[stage]
+        pool.released = True
+        gone = [*pool.idle, *pool.starting.values()]
+        pool.idle, pool.starting = [], {}
+        self._part_with(pool, gone)
+
+    def close(self) -> None:
+        """Stop all actors that work, or start, and those that are free where they are not kept."""
+        for pool in self._pools.values():
+            self._stop(*pool.busy.values(), *pool.starting.values(), *(one.member for one in pool.silent))
+            pool.busy, pool.starting, pool.silent = {}, {}, []
+        for name in self._pools:
+            self.release(name)
+        if not self._keeps:
+            self._spares.let_go()
+
+    def _stop(self, *members: Member) -> None:
+        for member in members:
+            self._ray.kill(member.actor)
+
+    def _part_with(self, pool: Pool, members: Sequence[Member]) -> None:
+        """Stop actors that a stage does not need, or let another stage have them: their processes are up already.
+
+        A free one takes the place of one that waits in Ray's queue. While others wait none is kept.
+        """
+        for member in members:
+            queues = [other for other in self._pools.values() if other.queued]
+            kind = kind_of(pool.plan.resources)
+            heir = next((other for other in queues if kind_of(other.plan.resources) == kind), None)
+            if not member.free:
+                self._stop(member)
+            elif heir is not None:
+                self._stop(*heir.unqueued(1))
+                self._turn(heir, member.actor)
+            elif self._keeps and not queues:
+                self._spares.keep(pool.plan.resources, member.actor)
+            else:
+                self._stop(member)
+
+    def _turn(self, pool: Pool, actor: Any) -> None:
+        """Let an actor that is up work for a stage."""
+        pool.starting[actor.become.remote(pool.plan.worker)] = Member(actor, self._now())
+
+    def _start_actor(self, pool: Pool) -> None:
+        resources = pool.plan.resources
+        spare = self._spares.take(resources)
+        if spare is not None:
+            self._turn(pool, spare)
+            return
+        threads = {name: str(resources.threads) for name in _THREAD_VARIABLES}
+        actor = (
+            self._ray.remote(WorkerSlot)
+            .options(
+                num_cpus=resources.num_cpus,
+                num_gpus=resources.num_gpus,
+                resources=dict(resources.resources),
+                max_restarts=0,
+                max_task_retries=0,
+                runtime_env={"env_vars": threads},
+            )
+            .remote(pool.plan.worker, resources.threads)
+        )
+        placing = actor.placed.remote()  # an actor answers in the order of the questions
+        pool.starting[actor.start.remote()] = Member(actor, self._now(), placing)
+
+    def _note_places(self, pool: Pool, ready: list[Any]) -> None:
+        """Note which actors have their place by now; of one that died on the way, its start will tell."""
+        for member in [member for member in pool.queued if member.placing in ready]:
+            try:
+                self._ray.get(member.placing)
+                member.since = self._now()
+            except self._ray.exceptions.RayError:
+                pass
+            member.placing = None
+
+    def _actor_started(self, pool: Pool, ref: Any) -> list[Outcome]:
+        member = pool.starting.pop(ref)
+        began = member.since
+        try:
+            fault = self._ray.get(ref)
+        except self._ray.exceptions.RayError as died:
+            fault = self._fault_of(died)
+        if fault is None:
+            self._rest(pool, member, start_s=self._now() - began if member.placing is None else 0.0)
+            return []
+        self._stop(member)
+        if began <= pool.start_failed_at:
+            return []  # of the same calamity as one that is counted, such as a machine that took many actors with it
+        pool.start_failed_at = self._now()
+        return [Outcome(pool.plan.name, None, fault=fault)]
+
+    def _shard_ended(self, pool: Pool, ref: Any) -> list[Outcome]:
+        member = pool.busy.pop(ref)
+        try:
+            record, fault = self._ray.get(ref)
+        except self._ray.exceptions.ActorUnavailableError:
+            member.since = self._now()
+            pool.silent.append(Silent(member))
+            return []
+        except self._ray.exceptions.RayError as died:
+            return [self._lost(pool, member, self._fault_of(died))]
+        task = member.task
+        if fault is None or fault.kind == "transient":
+            self._rest(pool, member)
+        else:
+            self._stop(member)  # what failed once may be left in a bad state, and would draw shard after shard
+        return [Outcome(pool.plan.name, task, record, fault)]
+
+    def _rest(self, pool: Pool, member: Member, start_s: float | None = None) -> None:
+        member.start_s = member.start_s if start_s is None else start_s
+        member.since, member.placing, member.task, member.free = self._now(), None, None, True
+        pool.idle.append(member)
+
+    def _ask_silent(self, pool: Pool) -> None:
+        """Ask actors that did not answer what became of their shard; the question waits behind the shard."""
+        now = self._now()
+        for one in pool.silent:
+            if one.asked is None and now >= one.next_at:
+                one.asked = one.member.actor.recall.remote(one.member.task)
+
+    def _answered(self, pool: Pool, one: Silent) -> list[Outcome]:
+        """Take in what came of the question: a record, none, an actor that is dead, or no answer yet."""
+        task = one.member.task
+        fault: Fault | None = None
+        try:
+            record = self._ray.get(one.asked)
+        except self._ray.exceptions.ActorUnavailableError as silence:
+            one.put_off(self._now())
+            if self._now() - one.member.since < _SILENT_S:
+                return []
+            fault = Fault("error", f"the worker was lost: no answer in {_SILENT_S:.0f} s, {silence}")
+        except self._ray.exceptions.RayError as died:
+            fault = self._fault_of(died)
+        pool.silent.remove(one)
+        if fault is not None:
+            return [self._lost(pool, one.member, fault)]
+        self._rest(pool, one.member)
+        unreached = Fault("transient", "the worker could not be reached for a while")
+        return [Outcome(pool.plan.name, task, record, None if record else unreached)]
+
+    def _lost(self, pool: Pool, member: Member, fault: Fault) -> Outcome:
+        """Give what became of the shard of a lost actor, which may have died between its record and its answer."""
+        self._stop(member)
+        task = member.task
+        if task is None or place_of(task.output).store is not None or why_stale(task, verify=True) is not None:
+            return Outcome(pool.plan.name, task, None, fault)  # of a mirror's record it is not known here if it counts
+        return Outcome(pool.plan.name, task, read_record(task.record))
+
+    def _fault_of(self, died: Exception) -> Fault:
+        memory = isinstance(died, self._ray.exceptions.OutOfMemoryError)
+        return Fault("memory" if memory else "error", f"the worker was lost: {_brief(died)}")
+
+    def _late_starts(self, pool: Pool) -> list[Outcome]:
+        """Stop actors of a stage without any other that have their place, and did not start for long."""
+        now, timeout = self._now(), self._config.start_timeout_s
+        late = [ref for ref, m in pool.starting.items() if m.placing is None and now - m.since > timeout]
+        if not late or pool.busy or pool.idle:
+            return []
+        self._stop(*(pool.starting.pop(ref) for ref in late))
+        text = (
+            f"no worker was ready {timeout:.0f} s after its process was up: its start hangs, or it loads slowly; then "
+        )
+        cure = "wait longer (execution.start_timeout_s)"
+        return [Outcome(pool.plan.name, None, fault=Fault("error", f"{text}{cure}"))]
+
+    def _late_places(self, pool: Pool) -> list[Outcome]:
+        """Tell of a stage that waits for its first place, and give it up where no machine has one for long."""
+        if not pool.queued:
+            return []
+        now, timeout, resources = self._now(), self._config.start_timeout_s, pool.plan.resources
+        possible, since = self._machines.could_hold(resources), pool.starved_since
+        pool.possible_at = now if possible else pool.possible_at
+        if since is None or now - max(since, pool.told_at if possible else pool.possible_at) <= timeout:
+            return []
+        asked, there = shown(wanted(resources)), self._machines.shown(resources)
+        if possible:
+            pool.told_at = now
+            text = "a worker of %s has waited %.0f s for %s; the cluster, %s, is busy or starts no process"
+            logger.warning(text, pool.plan.name, now - since, asked, there)
+            return []
+        self._stop(*pool.starting.values())
+        pool.starting.clear()
+        text = f"no worker was up within {timeout:.0f} s: it needs {asked} on one machine, the cluster has {there}; "
+        cure = f"change resources.{pool.plan.name}, add such a machine, or wait longer (execution.start_timeout_s)"
+        return [Outcome(pool.plan.name, None, fault=Fault("hopeless", f"{text}{cure}"))]
+
+
+def _brief(error: Exception) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or ["(no message)"]
+    return f"{type(error).__name__}: {' … '.join(dict.fromkeys((lines[0], lines[-1])))}"

@@ -1,0 +1,1 @@
+"""Scheduling shards over workers."""

@@ -1,0 +1,206 @@
+"""Which shards of a chain of stages wait, run, are done or have failed: bookkeeping that knows of no workers."""
+
+from collections import Counter, defaultdict, deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from jobs.execution.execution import ExecutionConfig
+from jobs.execution.faults import Fault, FaultKind, memory_cure
+from jobs.stage import ShardTask, StagePlan
+
+_SHOWN_FAILURES = 20
+_SHOWN_SHARDS = 10
+
+Place = tuple[str, str]  # stage, shard
+Verdict = Literal["done", "retry", "failed"]
+
+
+@dataclass(frozen=True)
+class ShardFailure:
+    """A shard that a stage gave up, and the last cause."""
+
+    stage: str
+    shard: str
+    cause: str
+    attempts: int
+
+
+class StageFailed(RuntimeError):  # noqa: N818 - named for what happened, as in the reports
+    """Shards failed and are quarantined; all others were tried before this was raised.
+
+    Attributes:
+        failures: Each failed shard with its cause.
+        blocked: (stage, shard) that could not be tried because the same shard failed at an earlier stage.
+        cure: What to do about it, with the next command; may be empty.
+    """
+
+    def __init__(self, failures: Sequence[ShardFailure], blocked: Sequence[Place] = (), cure: str = "") -> None:
+        self.failures = tuple(failures)
+        self.blocked = tuple(blocked)
+        self.cure = cure
+        shown = _shown(self.failures)
+        if self.blocked:
+            stages = ", ".join(f"{stage} {count}" for stage, count in Counter(s for s, _ in self.blocked).items())
+            shown.append(f"not tried because of these: {stages}")
+        shown += [cure] if cure else []
+        super().__init__(f"{len(self.failures)} shards failed and are quarantined\n  " + "\n  ".join(shown))
+
+    def __reduce__(self) -> tuple[type["StageFailed"], tuple[tuple[ShardFailure, ...], tuple[Place, ...], str]]:
+        """Survive the way from another process."""
+        return StageFailed, (self.failures, self.blocked, self.cure)
+
+
+def _shown(failures: Sequence[ShardFailure]) -> list[str]:
+    """Give a line for each failed shard; shards of a stage that failed of the same cause share one."""
+    alike: dict[tuple[str, str, int], list[str]] = defaultdict(list)
+    for failure in failures:
+        alike[(failure.stage, failure.cause, failure.attempts)].append(failure.shard)
+    lines = []
+    for (stage, cause, attempts), shards in list(alike.items())[:_SHOWN_FAILURES]:
+        more = f", and {len(shards) - _SHOWN_SHARDS} more" if len(shards) > _SHOWN_SHARDS else ""
+        lines.append(f"{stage} {', '.join(shards[:_SHOWN_SHARDS])}{more} ({attempts} attempts): {cause}")
+    return lines + ([f"and {len(alike) - _SHOWN_FAILURES} more causes"] if len(alike) > _SHOWN_FAILURES else [])
+
+
+class Board:
+    """The state of a chain.
+
+    A shard is waiting (for its turn), delayed (it waits from a certain time on), held back (the same shard of the stage
+    before is not done), running, done, failed or blocked (held back for ever).
+    """
+
+    def __init__(self, stages: Sequence[StagePlan], config: ExecutionConfig, now: Callable[[], float]) -> None:
+        self._config = config
+        self._now = now
+        self._delayed: list[tuple[float, ShardTask]] = []
+        self._shards: dict[str, frozenset[str]] = {}
+        self._waiting: dict[str, deque[ShardTask]] = {}
+        self._held: dict[Place, list[ShardTask]] = defaultdict(list)
+        self._open: Counter[str] = Counter()
+        self._attempts: Counter[Place] = Counter()
+        self._store_errors: Counter[Place] = Counter()
+        self._start_failures: Counter[str] = Counter()
+        self.total: dict[str, int] = {}
+        self.done: Counter[str] = Counter()
+        self.failures: list[ShardFailure] = []
+        self.blocked: list[Place] = []
+        for plan in stages:
+            self._add(plan)
+
+    def _add(self, plan: StagePlan) -> None:
+        shards = {task.shard for task in plan.tasks}
+        if plan.name in self.total or len(shards) < len(plan.tasks):
+            raise ValueError(f"stage {plan.name} is planned twice, or one of its shards is; give each once")
+        if plan.after is not None and plan.after not in self.total:
+            raise ValueError(f"stage {plan.name} comes after {plan.after}, which is no earlier stage of the chain")
+        wrong = [task.stage for task in plan.tasks if task.stage != plan.name]
+        if wrong:
+            raise ValueError(f"stage {plan.name} was given a task of stage {wrong[0]}")
+        before = self._shards[plan.after] if plan.after is not None else frozenset()
+        self._shards[plan.name] = frozenset(shards)
+        self._waiting[plan.name] = deque()
+        self.total[plan.name] = self._open[plan.name] = len(plan.tasks)
+        for task in plan.tasks:
+            if task.shard in before:
+                self._held[(plan.after or "", task.shard)].append(task)
+            else:
+                self._waiting[plan.name].append(task)
+
+    @property
+    def finished(self) -> bool:
+        """Whether no shard of any stage can or need be tried any more."""
+        return not any(self._open.values())
+
+    def open(self, stage: str) -> int:
+        """Give the number of a stage's shards that are neither done nor given up."""
+        return self._open[stage]
+
+    def waiting(self, stage: str) -> int:
+        """Give the number of a stage's shards that could start now."""
+        now = self._now()
+        for due in [entry for entry in self._delayed if entry[0] <= now]:
+            self._delayed.remove(due)
+            self._waiting[due[1].stage].append(due[1])
+        return len(self._waiting[stage])
+
+    @property
+    def delay_left(self) -> float | None:
+        """Seconds until a delayed shard may start; None where there is none."""
+        return max(min(at for at, _ in self._delayed) - self._now(), 0.0) if self._delayed else None
+
+    def take(self, stage: str) -> ShardTask:
+        """Give the next shard to start.
+
+        Raises:
+            IndexError: None is waiting.
+        """
+        return self._waiting[stage].popleft()
+
+    def succeed(self, task: ShardTask) -> None:
+        """Note that a shard is done; what was held back for it may start."""
+        self._close(task.stage)
+        self._start_failures[task.stage] = 0
+        self.done[task.stage] += 1
+        for held in self._held.pop((task.stage, task.shard), ()):
+            self._waiting[held.stage].append(held)
+
+    def fail(self, task: ShardTask, fault: Fault) -> Verdict:
+        """Note that an attempt failed: the shard waits again, behind the others, or is given up.
+
+        After an error of the store that passes it is delayed, longer each time.
+        """
+        place = (task.stage, task.shard)
+        self._attempts[place] += 1
+        if fault.kind == "transient":
+            self._store_errors[place] += 1
+            if self._store_errors[place] < self._config.store_attempts:
+                self._delayed.append((self._now() + self._config.delay_s(self._store_errors[place]), task))
+                return "retry"
+        elif fault.kind != "hopeless" and self._attempts[place] - self._store_errors[place] < self._config.max_attempts:
+            self._waiting[task.stage].append(task)
+            return "retry"
+        self._give_up(task, _cause(task.stage, fault.kind, fault.message))
+        return "failed"
+
+    def fail_start(self, stage: str, fault: Fault) -> list[ShardTask]:
+        """Note that a worker could not be made, and give the shards that are given up for it.
+
+        That is none, until workers failed to start `max_attempts` times without a shard done in between, or there is
+        no hope for one; then all that wait.
+        """
+        self._start_failures[stage] += 1
+        if fault.kind != "hopeless" and self._start_failures[stage] < self._config.max_attempts:
+            return []
+        given_up = list(self._waiting[stage])
+        self._waiting[stage].clear()
+        for task in given_up:
+            self._give_up(task, f"no worker could start: {_cause(stage, fault.kind, fault.message)}")
+        return given_up
+
+    def raise_failures(self) -> None:
+        """Raise what failed, if anything did.
+
+        Raises:
+            StageFailed: With every failed shard.
+        """
+        if self.failures:
+            raise StageFailed(self.failures, self.blocked)
+
+    def _give_up(self, task: ShardTask, cause: str) -> None:
+        self._close(task.stage)
+        self.failures.append(ShardFailure(task.stage, task.shard, cause, self._attempts[(task.stage, task.shard)]))
+        self._block(task)
+
+    def _block(self, task: ShardTask) -> None:
+        for held in self._held.pop((task.stage, task.shard), ()):
+            self._close(held.stage)
+            self.blocked.append((held.stage, held.shard))
+            self._block(held)
+
+    def _close(self, stage: str) -> None:
+        self._open[stage] -= 1
+
+
+def _cause(stage: str, kind: FaultKind, message: str) -> str:
+    return f"out of memory: {message}; {memory_cure(stage)}" if kind == "memory" else message

@@ -1,0 +1,145 @@
+"""Images of any size in, label maps out: in batches of views, which shrink where memory does not suffice."""
+
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Final, Generic, TypeVar
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from jobs.execution.faults import OutOfMemory
+from jobs.inference.batching import BatchLimit
+from jobs.inference.segmenter import Segmenter
+from models.devices import is_out_of_memory
+from models.sam.sam import SamEmbedding
+from models.stseg.label_map import label_at_size
+from models.stseg.sliding import MergedScores, Probabilities, cut_views
+
+Name = TypeVar("Name")
+Image = NDArray[np.uint8]
+
+_CURE: Final = "name fewer classes, or use --windows 1, --device cpu or a smaller preset"
+
+
+@dataclass
+class _Pending(Generic[Name]):
+    """An image some of whose views are still to be looked at."""
+
+    name: Name
+    image: Image
+    sam: SamEmbedding | None
+    merged: MergedScores
+    views: deque[Image] = field(default_factory=deque)
+
+
+class Labeller:
+    """Labels images with a loaded network, in batches that are halved for good when memory runs out."""
+
+    def __init__(
+        self,
+        model: Segmenter,
+        side: int,
+        *,
+        windows: int = 1,
+        probabilities: Probabilities = "sigmoid",
+        batch_size: int = 8,
+    ) -> None:
+        """Label with a network whose square is `side` pixels.
+
+        Args:
+            model: Makes its own embeddings, unless they are stored.
+            side: S of the preset.
+            windows: Windows a side; 1 looks at the whole image once, 2 is SED's sliding window.
+            probabilities: What of the windows is averaged: "sigmoid", or "softmax" as the network was trained.
+            batch_size: Views at a time.
+
+        Raises:
+            ValueError: No window, no batch, or windows that do not fit.
+        """
+        if windows < 1:
+            raise ValueError(f"windows is {windows}; expected at least 1")
+        self._model = model
+        self._side = side
+        self._windows = windows
+        self._probabilities = probabilities
+        self._limit = BatchLimit(batch_size, of="views", cure=_CURE)
+
+    def labels(
+        self, images: Iterable[tuple[Name, Image]], stored: Callable[[Name], SamEmbedding] | None = None
+    ) -> Iterator[tuple[Name, Image, NDArray[np.int32]]]:
+        """Give each image with its label map, in order; images are taken as they are needed.
+
+        Args:
+            images: A name and the (H, W, 3) uint8 RGB image.
+            stored: Gives SAM's embedding (1, C, g, g) of an image by its name, where such are stored. They belong to
+                whole images, so there can be one window only.
+
+        Yields:
+            Name, image, and (H, W) int32 class ids.
+
+        Raises:
+            OutOfMemory: Views do not fit into memory even one at a time.
+        """
+        assert stored is None or self._windows == 1
+        waiting: deque[_Pending[Name]] = deque()
+        views = 0
+        for name, image in images:
+            cut = deque(cut_views(image, self._side, self._windows))
+            sam = None if stored is None else stored(name)
+            waiting.append(_Pending(name, image, sam, MergedScores(self._windows, self._probabilities), cut))
+            views += len(cut)
+            while views >= self._limit.size:
+                views -= self._advance(waiting)
+                yield from _finished(waiting)
+        while waiting:
+            self._advance(waiting)
+            yield from _finished(waiting)
+
+    def _advance(self, waiting: deque[_Pending[Name]]) -> int:
+        """Run the next batch of views; give their number."""
+        asked = [(pending, view) for pending in waiting for view in pending.views]
+        try:
+            done, logits_VKhw = self._limit.first(asked[: self._limit.size], self._logits)
+        except OutOfMemory as error:
+            raise OutOfMemory(f"{asked[0][0].name}: {error}") from error
+        for (owner, _), logits_Khw in zip(done, logits_VKhw, strict=True):
+            owner.views.popleft()
+            with _told(owner.name):
+                owner.merged.add(logits_Khw)
+        return len(done)
+
+    def _logits(self, asked: Sequence[tuple[_Pending[Name], Image]]) -> Tensor:
+        return self._model.logits([view for _, view in asked], _stored([owner for owner, _ in asked]))
+
+
+def _stored(owners: list[_Pending[Name]]) -> SamEmbedding | None:
+    parts = [owner.sam for owner in owners if owner.sam is not None]
+    if not parts:
+        return None
+    return SamEmbedding(torch.cat([p.embedding_BCHW for p in parts]), torch.cat([p.valid_B2 for p in parts]))
+
+
+def _finished(
+    waiting: deque[_Pending[Name]],
+) -> Iterator[tuple[Name, Image, NDArray[np.int32]]]:
+    while waiting and waiting[0].merged.complete:
+        done = waiting.popleft()
+        size = (done.image.shape[0], done.image.shape[1])
+        with _told(done.name):
+            label = label_at_size(done.merged.scores(), size)
+        yield done.name, done.image, label
+
+
+@contextmanager
+def _told(name: object) -> Iterator[None]:
+    """Say of which image the merged scores do not fit, which no smaller batch can change."""
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        raise OutOfMemory(f"{name}: its scores do not fit into memory ({error}); {_CURE}") from error

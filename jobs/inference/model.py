@@ -1,0 +1,151 @@
+"""Which model a stage loads, and how the checksums of its weights enter fingerprints."""
+
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from pydantic import BaseModel, ConfigDict, PositiveInt
+
+from shards.data.vocabulary import Vocabulary
+from shards.files.atomic import sha256_file
+from shards.formats.layout import RunLayout
+from shards.formats.records import Json
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from models.presets import Preset
+    from models.sam.sam import SamEncoder, SamMaskDecoder
+    from models.stseg.stseg import STSeg
+
+
+class ModelConfig(BaseModel):
+    """A model and its weights.
+
+    Attributes:
+        preset: "tiny" (embedded, with weights), "base" (the paper's) or "large".
+        dea: Whether CLIP's features are aggregated with SAM's; without, the network is SED's.
+        weights: Checkpoint of DEA and decoder (stage 1 or a student); None starts them at random.
+        adds_dea: Whether `weights` may lack DEA, which then starts as the preset says (at its identity).
+        clip_weights: CLIP's weights; None takes those that are shipped.
+        sam_weights: SAM's weights; None takes those that are shipped.
+        sam_dtype: What SAM's image encoder computes in. "bfloat16" takes about half the time where the processor
+            multiplies it; embeddings then differ by about one percent.
+        early_rejection: Classes that each pixel keeps at each of SED's three gates; classes that no pixel keeps are not
+            decoded further. None: all are decoded. It needs the coarse heads trained (`train.aux_loss`).
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    preset: Literal["tiny", "base", "large"] = "tiny"
+    dea: bool = True
+    weights: Path | None = None
+    adds_dea: bool = False
+    clip_weights: Path | None = None
+    sam_weights: Path | None = None
+    sam_dtype: Literal["float32", "bfloat16"] = "float32"
+    early_rejection: PositiveInt | None = None
+
+
+def load_stseg(config: ModelConfig) -> "STSeg":
+    """Load the whole network in evaluation mode.
+
+    Raises:
+        ValueError: Weights are missing or do not fit.
+    """
+    from models.presets import load_preset
+    from models.stseg.clip import build_clip
+    from models.stseg.stseg import build_stseg, load_head
+
+    preset = load_preset(config.preset)
+    model = build_stseg(preset, build_clip(preset.clip, weights=config.clip_weights), dea=config.dea)
+    if config.weights is not None:
+        load_head(model, config.weights, may_lack_dea=config.adds_dea)
+    return model.eval()
+
+
+def load_sam_encoder(config: ModelConfig) -> "SamEncoder":
+    """Load SAM's image encoder alone."""
+    import torch
+
+    from models.presets import load_preset
+    from models.sam.sam import SamEncoder, load_sam
+
+    sam = load_sam(load_preset(config.preset).sam, config.sam_weights, with_decoder=False)
+    return SamEncoder(sam, dtype=getattr(torch, config.sam_dtype))
+
+
+def load_sam_decoder(config: ModelConfig) -> "SamMaskDecoder":
+    """Load SAM with its prompt encoder and mask decoder, for refinement."""
+    from models.presets import load_preset
+    from models.sam.sam import SamMaskDecoder, load_sam
+
+    return SamMaskDecoder(load_sam(load_preset(config.preset).sam, config.sam_weights, with_decoder=True))
+
+
+def embed_vocabulary(model: "STSeg", vocabulary: Vocabulary, cache_folder: Path | None = None) -> "Tensor":
+    """Give the (K, P, D) text embeddings of a vocabulary, float32 of unit length on the model's device.
+
+    Args:
+        model: Its CLIP embeds the names.
+        vocabulary: The classes.
+        cache_folder: Where the embeddings are kept, so that the next start reads them; None: they are made again.
+    """
+    if cache_folder is not None:
+        from jobs.inference.text_cache import cached_text_embeddings
+
+        return cached_text_embeddings(model.clip, vocabulary, cache_folder)
+    from models.stseg.text import text_embeddings
+
+    return text_embeddings(model.clip, vocabulary)
+
+
+def text_cache_folder(vocabulary: Path) -> Path:
+    """Give the folder of the text embeddings of the run that a `vocabulary.json` belongs to."""
+    return RunLayout(vocabulary.parent).text_embeddings
+
+
+def clip_fingerprint(config: ModelConfig) -> dict[str, Json]:
+    """What of CLIP changes results: architecture and weights."""
+    preset = _preset(config)
+    return {"architecture": preset.clip.architecture, "weights": _checksum(config.clip_weights, preset.clip.weights)}
+
+
+def sam_fingerprint(config: ModelConfig) -> dict[str, Json]:
+    """What of SAM changes results: sizes, weights and what its encoder computes in."""
+    weights = _checksum(config.sam_weights, _preset(config).sam.weights)
+    return {"preset": config.preset, "weights": weights, "dtype": config.sam_dtype}
+
+
+def stseg_fingerprint(config: ModelConfig) -> dict[str, Json]:
+    """What of the network changes results, except the head's weights, which are an input of each stage."""
+    preset = _preset(config)
+    return {
+        "preset": config.preset,
+        "dea": preset.dea.model_dump(mode="json") if config.dea else False,
+        "decoder": preset.decoder.model_dump(mode="json"),
+        "clip": clip_fingerprint(config),
+        "sam": sam_fingerprint(config) if config.dea else None,
+        "early_rejection": config.early_rejection,
+    }
+
+
+def weights_checksum(path: Path | None) -> str:
+    """Give the SHA-256 of a head's checkpoint; "random" for none."""
+    return "random" if path is None else _file_checksum(path, path.stat().st_mtime_ns)
+
+
+def _preset(config: ModelConfig) -> "Preset":
+    from models.presets import load_preset
+
+    return load_preset(config.preset)
+
+
+def _checksum(own: Path | None, shipped: str | None) -> str:
+    from models.weights.files import shipped_weights
+
+    return weights_checksum(own or shipped_weights(shipped, what="this preset"))
+
+
+@cache
+def _file_checksum(path: Path, _mtime_ns: int) -> str:
+    return sha256_file(path)

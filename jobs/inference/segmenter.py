@@ -1,0 +1,92 @@
+"""A loaded network as the stages use it: images in, a logit a class and grid cell out."""
+
+# B image, K class, h w score grid
+
+from collections.abc import Sequence
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from jobs.inference.model import ModelConfig, embed_vocabulary, load_sam_encoder, load_stseg
+from models.devices import mixed_precision
+from models.presets import load_preset
+from models.sam.sam import SamEmbedding
+from models.stseg.inputs import to_network_input
+from shards.data.vocabulary import Vocabulary
+
+
+class Segmenter(Protocol):
+    """A network with its vocabulary, or a test's fake.
+
+    Attributes:
+        needs_embedding: Whether `logits` wants SAM's embeddings.
+    """
+
+    needs_embedding: bool
+
+    def logits(self, images: Sequence[NDArray[np.uint8]], sam: SamEmbedding | None) -> Tensor:
+        """Give (B, K, h, w) float logits; the grid covers each image whole."""
+        ...
+
+
+class StsegSegmenter:
+    """STSeg with the text embeddings of a vocabulary.
+
+    With `with_encoder` it also holds SAM's image encoder and makes the embeddings itself where none are given. With
+    `text_cache`, a folder, the text embeddings are kept there.
+    """
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        vocabulary: Vocabulary,
+        *,
+        with_encoder: bool = False,
+        text_cache: Path | None = None,
+        device: torch.device | None = None,
+        mixed: bool = False,
+    ) -> None:
+        """Load the network; `mixed` computes in half precision where the device has it."""
+        self._device = worker_device() if device is None else device
+        self._mixed = mixed
+        self._top_k = config.early_rejection
+        self._model = load_stseg(config).to(self._device)
+        self._text_KPD = embed_vocabulary(self._model, vocabulary, text_cache)
+        self._size = load_preset(config.preset).image_size
+        self._encoder = load_sam_encoder(config).to(self._device) if with_encoder and config.dea else None
+        self.needs_embedding = config.dea and self._encoder is None
+
+    @torch.inference_mode()
+    def logits(self, images: Sequence[NDArray[np.uint8]], sam: SamEmbedding | None = None) -> Tensor:
+        """Give the logits of a batch.
+
+        Args:
+            images: B (H, W, 3) uint8 RGB, upright; sizes may differ; at least one.
+            sam: Their stored embeddings; None without DEA, or to have them made.
+
+        Returns:
+            (B, K, h, w) float32 on the worker's device.
+
+        Raises:
+            ValueError: The network needs embeddings and there are none.
+        """
+        with mixed_precision(self._device) if self._mixed else nullcontext():
+            if sam is None and self._encoder is not None:
+                sam = self._encoder.encode(images)
+            if sam is not None:
+                sam = sam.to(self._device)
+            image_B3SS = torch.stack([to_network_input(image, self._size) for image in images]).to(self._device)
+            if self._top_k is not None:
+                return self._model.reject_early(image_B3SS, self._text_KPD, sam, top_k=self._top_k).float()
+            logits: Tensor = self._model(image_B3SS, self._text_KPD, sam).logits_BKHW
+        return logits.float()
+
+
+def worker_device() -> torch.device:
+    """Give the device of this worker's models: the GPU that Ray gave it, or the CPU."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")

@@ -1,0 +1,137 @@
+"""Checkpoints of a training: tensors in safetensors, the rest in JSON beside it, written last."""
+
+import json
+import logging
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from jobs.training.training_average import WeightAverage
+from models.weights.files import read_weights, write_weights
+from shards.files.atomic import remove_path, remove_stale_temporaries, sha256_file, write_bytes_atomic
+
+log = logging.getLogger(__name__)
+
+_NAME = "step-{:08d}"
+_KEPT = 2  # so that a damaged newest one costs an interval and not the training
+
+
+@dataclass(frozen=True)
+class TrainingState:
+    """What a training changes.
+
+    Attributes:
+        parameters: What is trained, by name.
+        optimizer: AdamW over just these.
+        average: Their average over the steps.
+    """
+
+    parameters: dict[str, nn.Parameter]
+    optimizer: torch.optim.Optimizer
+    average: WeightAverage
+
+
+@dataclass(frozen=True)
+class TrainingProgress:
+    """How far a training is.
+
+    Attributes:
+        step: Steps done.
+        losses: The losses of the last steps.
+        group_sizes: How many workers trained so far, one entry for each change of their number.
+    """
+
+    step: int = 0
+    losses: tuple[float, ...] = ()
+    group_sizes: tuple[int, ...] = ()
+
+    def continued_by(self, size: int) -> tuple[int, ...]:
+        """Give the group sizes once a group of `size` goes on."""
+        return self.group_sizes if self.group_sizes[-1:] == (size,) else (*self.group_sizes, size)
+
+
+def save_checkpoint(folder: Path, progress: TrainingProgress, state: TrainingState, digest: str) -> None:
+    """Write the state, then remove older ones but the newest of them.
+
+    There is no scheduler, no position of a sampler, no random state and no scaler in it: rate, order, choice and noise
+    of a step are functions of the seed and the step's number, and bfloat16 needs no scaler.
+
+    Args:
+        folder: Where checkpoints lie; made if it is not there.
+        progress: How far the training is.
+        state: What to write.
+        digest: What the training is a function of; a checkpoint with another digest is never resumed from.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    tensors: dict[str, Tensor] = {f"parameter/{name}": p.detach() for name, p in state.parameters.items()}
+    tensors |= {f"average/{name}": value for name, value in state.average.values.items()}
+    for name, parameter in state.parameters.items():
+        for field, value in state.optimizer.state[parameter].items():
+            tensors[f"optimizer/{field}/{name}"] = torch.as_tensor(value)
+    path = folder / f"{_NAME.format(progress.step)}.safetensors"
+    write_weights(tensors, path)
+    facts = {**asdict(progress), "digest": digest, "sha256": sha256_file(path)}
+    write_bytes_atomic(path.with_suffix(".json"), json.dumps(facts).encode())
+    remove_stale_temporaries(folder)
+    newest = sorted({found.stem for found in folder.glob("step-*") if _digest_of(found) == digest})[-_KEPT:]
+    for old in folder.glob("step-*"):
+        if old.stem not in newest:
+            remove_path(old)
+
+
+def load_checkpoint(folder: Path, state: TrainingState, digest: str) -> TrainingProgress:
+    """Load the newest whole checkpoint of this very training into its state.
+
+    Returns:
+        How far it was; zero steps if there is none.
+    """
+    for facts_path in sorted(folder.glob("step-*.json"), reverse=True):
+        path = facts_path.with_suffix(".safetensors")
+        facts = _read_facts(facts_path)
+        if facts.get("digest") != digest:
+            continue
+        fault = checkpoint_fault(facts_path)
+        if fault is not None:
+            log.warning("checkpoint %s: %s; an older one is resumed from", path, fault)
+            continue
+        tensors = read_weights(path)
+        with torch.no_grad():
+            for name, value in state.average.values.items():
+                value.copy_(tensors[f"average/{name}"])
+            for name, parameter in state.parameters.items():
+                parameter.copy_(tensors[f"parameter/{name}"])
+                state.optimizer.state[parameter] = {
+                    key.split("/")[1]: value.to(parameter.device) if value.ndim else value  # AdamW counts on the CPU
+                    for key, value in tensors.items()
+                    if key.startswith("optimizer/") and key.split("/", 2)[2] == name
+                }
+        return TrainingProgress(facts["step"], tuple(facts["losses"]), tuple(facts["group_sizes"]))
+    return TrainingProgress()
+
+
+def _digest_of(path: Path) -> object:
+    """Give what the training of a checkpoint is a function of; None where it was never finished."""
+    facts = path.with_suffix(".json")
+    return _read_facts(facts).get("digest") if facts.is_file() else None
+
+
+def checkpoint_fault(facts_path: Path) -> str | None:
+    """Say what is wrong with a checkpoint, given its JSON file; None if it is whole."""
+    path, facts = facts_path.with_suffix(".safetensors"), _read_facts(facts_path)
+    step = facts.get("step")
+    if not isinstance(step, int) or _NAME.format(step) != facts_path.stem:
+        return "its facts are damaged"
+    if not path.is_file():
+        return "its tensors are missing"
+    return None if sha256_file(path) == facts.get("sha256") else "its tensors do not match their checksum"
+
+
+def _read_facts(path: Path) -> dict[str, Any]:
+    try:
+        facts = json.loads(path.read_bytes())
+    except (OSError, ValueError):
+        return {}
+    return facts if isinstance(facts, dict) else {}

@@ -1,0 +1,105 @@
+"""The settings of a training that change its result, and what else it is given."""
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, NonNegativeInt, PositiveInt
+
+from jobs.inference.model import ModelConfig
+from models.training.augmentation import AugmentConfig
+from models.training.losses import LossConfig
+from shards.data.sources import SourceConfig
+
+
+class TrainConfig(BaseModel):
+    """Settings of a training that change its result. Defaults are the paper's where it names them.
+
+    Attributes:
+        steps: Optimiser steps.
+        start: What a round's student starts from: its "teacher", the model of the round before, or "stage1", the model
+            of round 0, so that each round's student is a new one and nothing but pseudo-labels passes from round to
+            round. Stage 1 itself starts from `model.stage1_weights`.
+        learning_rate: Of AdamW, after warm-up; falls to 0 with (1 - step / steps)^power.
+        weight_decay: Of AdamW.
+        warmup_steps: Steps of linear warm-up.
+        power: Exponent of the decay.
+        target_per_step: Pseudo-labelled images a step, over all workers.
+        source_per_step: Labelled source images a step, over all workers. Beside `target_per_step` it is the ratio of
+            rehearsal: 3 and 1 rehearse a quarter.
+        sampled_classes: Classes told apart in a step: those present and others by chance; 0: all.
+        classes: "all" of the vocabulary, or the "seen" ones only (stage 1).
+        loss: Which loss.
+        aux_loss: Whether the coarser outputs, which early rejection reads, are trained too.
+        pixel_weights: Whether the loss is weighted with the pseudo-labels' weight maps.
+        dea_lr_scale: Factor on the learning rate of DEA.
+        clip_lr_scale: Factor on the learning rate of CLIP's image tower; 0 keeps it frozen.
+        clip_gradient: Largest norm of the gradient.
+        ema: Decay of the exponential moving average of the weights over the steps, in [0, 1). Above 0 the average is
+            what is written at the end, and so it is what is evaluated and what teaches the next round; the steps
+            themselves are the same ones. 0: the weights after the last step.
+        augment: What is done to the images of a step, pseudo-labelled and labelled ones, after they are read. The
+            teacher sees them as they are.
+        precision: What the network computes in during training: "fp32", or "bf16", in which matrix products and
+            convolutions run in bfloat16 while parameters, optimiser, loss and gradients of the parameters stay float32.
+            bfloat16 has float32's range: there is no loss scaler, and none to resume.
+        checkpoint_every: Steps between checkpoints; a training that is killed loses at most so many. One that is asked
+            to stop loses none.
+        seed: Seed of the order, the class choice, the augmentation and dropout.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    steps: PositiveInt = 80_000
+    start: Literal["teacher", "stage1"] = "teacher"
+    learning_rate: float = Field(default=2e-4, gt=0)
+    weight_decay: NonNegativeFloat = 1e-4
+    warmup_steps: NonNegativeInt = 20
+    power: NonNegativeFloat = 0.9
+    target_per_step: NonNegativeInt = 4
+    source_per_step: NonNegativeInt = 0
+    sampled_classes: NonNegativeInt = 0
+    classes: Literal["all", "seen"] = "all"
+    loss: LossConfig = LossConfig()
+    aux_loss: bool = True
+    pixel_weights: bool = False
+    dea_lr_scale: NonNegativeFloat = 1.0
+    clip_lr_scale: NonNegativeFloat = 0.0
+    clip_gradient: float = Field(default=1.0, gt=0)
+    ema: float = Field(default=0.0, ge=0, lt=1)
+    augment: AugmentConfig = AugmentConfig()
+    precision: Literal["fp32", "bf16"] = "fp32"
+    checkpoint_every: PositiveInt = 1000
+    seed: NonNegativeInt = 0
+
+
+class TrainJob(BaseModel):
+    """Everything a training needs: settings, model to start from, and where the labelled images are.
+
+    Attributes:
+        train: The settings.
+        model: The model; its `weights` are the start.
+        vocabulary: Path of the run's `vocabulary.json`.
+        source: The labelled source, if there is one; a task's `samples` are its images.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    train: TrainConfig
+    model: ModelConfig
+    vocabulary: Path
+    source: SourceConfig | None = None
+
+
+def require_equal_shares(config: TrainConfig, workers: int) -> None:
+    """See to it that each worker of a group has as many of a step's images as the others.
+
+    Raises:
+        ValueError: They cannot be shared equally. Gradients are averaged over workers, so that an image would count
+            more the fewer its worker has.
+    """
+    images = config.target_per_step + config.source_per_step
+    if images % workers:
+        shares = ", ".join(str(n) for n in range(1, images + 1) if images % n == 0)
+        raise ValueError(
+            f"{images} images a step (train.target_per_step {config.target_per_step} + train.source_per_step "
+            f"{config.source_per_step}) cannot be shared equally by {workers} workers: change these, or set "
+            f"resources.train.workers (of stage 1: group.workers) to one of {shares}"
+        )

@@ -1,0 +1,244 @@
+"""Where a training runs: in this process, or in a group of workers under Ray Train."""
+
+import logging
+import os
+import tempfile
+from pathlib import Path
+from typing import Any, Final, Literal
+
+from pydantic import BaseModel, ConfigDict, NonNegativeFloat, PositiveInt, model_validator
+from torch import nn
+
+from jobs.execution.publishing import training_files
+from jobs.inference.batching import memory_told
+from jobs.stage import CustomResources, ShardTask, prepare, why_stale
+from jobs.training.config import TrainConfig, TrainJob, require_equal_shares
+from jobs.training.loop import Group, SingleProcess, TrainingStopped, train_model
+from jobs.training.stop import run_interruptibly, signals_ask, stop_file
+from shards.formats.records import Record, fingerprint_digest, read_record
+from shards.storage.mirror import publish, push_checkpoints, put_files
+from shards.storage.store import Place, Store, place_of
+
+log = logging.getLogger(__name__)
+
+_LOOKS: Final = "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S"
+_LOOK_EVERY_S: Final = "0.5"  # Ray's own 2 s are waited for at the start and at the end of each training
+_LESS_MEMORY: Final = (
+    "lower train.target_per_step and train.source_per_step, or raise resources.train.workers, which share a step's "
+    "images"
+)
+
+
+class GroupResources(BaseModel):
+    """What a training group needs; the number of workers splits a step's images, the rest changes no result.
+
+    Attributes:
+        workers: Processes that train together; each has as many of a step's images as the others.
+        min_workers: Null (the default): always as many as `workers`. A number: the group is elastic, it starts with as
+            few as these where there is no room for more, goes on with fewer when one is lost for good, and grows again.
+            Then the bits of the result depend on when that happened, as they never do otherwise.
+        num_cpus: Ray's CPUs for a worker.
+        num_gpus: Ray's GPUs for a worker; 0 trains on the CPU.
+        resources: Other resources of Ray's for a worker, by name, such as `{train: 1}`.
+        threads: Threads of array libraries in a worker.
+        max_failures: How often a dead group is started again before the training is given up.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    workers: PositiveInt = 1
+    min_workers: PositiveInt | None = None
+    num_cpus: NonNegativeFloat = 1
+    num_gpus: NonNegativeFloat = 0
+    resources: CustomResources = {}
+    threads: PositiveInt = 2
+    max_failures: int = 2
+
+    @model_validator(mode="after")
+    def _check(self) -> "GroupResources":
+        if self.min_workers is not None and self.min_workers > self.workers:
+            raise ValueError(f"min_workers {self.min_workers} is above workers {self.workers}; raise workers")
+        return self
+
+    @property
+    def amounts(self) -> dict[str, float]:
+        """What a worker takes, by Ray's names."""
+        return {"CPU": self.num_cpus, "GPU": self.num_gpus, **self.resources}
+
+    @property
+    def sizes(self) -> range:
+        """Every number of workers that may train together."""
+        return range(self.workers if self.min_workers is None else self.min_workers, self.workers + 1)
+
+
+def require_group_fits(train: TrainConfig, resources: GroupResources) -> None:
+    """See to it that a group of each size that may come about has equal shares of a step's images.
+
+    Raises:
+        ValueError: One has not.
+    """
+    for size in resources.sizes:
+        require_equal_shares(train, size)
+
+
+class TrainingIncompleteError(RuntimeError):
+    """Ray Train said that all is well, and the record says otherwise."""
+
+
+def run_training(
+    task: ShardTask, job: TrainJob, resources: GroupResources, *, backend: Literal["ray", "inline"], run: str
+) -> Record:
+    """Train in a group and give the record; resumes from the newest checkpoint of the same training.
+
+    Args:
+        task: What to train on and where the weights go.
+        job: Settings and model.
+        resources: The group.
+        backend: "ray" (connected already) or "inline", in this process with one worker.
+        run: Name of the run, for Ray's list of trainings.
+
+    Raises:
+        OutOfMemory: A step does not fit into memory; its settings are named.
+        ValueError: The workers cannot have equal shares of a step's images, or the training cannot work.
+        TrainingIncompleteError: The training ended without its record, or with fewer steps than asked for.
+        KeyboardInterrupt: It was asked to stop (Ctrl-C, SIGTERM), and has saved its state if it could within seconds.
+    """
+    require_group_fits(job.train, resources)
+    prepare(task, verify=place_of(task.output).store is None)  # else they are compared where they are brought
+    with memory_told("the training", _LESS_MEMORY):
+        if backend == "inline":
+            _train_here(task, job, resources)
+        else:
+            _fit(task, job, resources, name=f"{run}-round-{task.round:03d}-{fingerprint_digest(task.fingerprint)[:12]}")
+    if not task.record.is_file():
+        raise TrainingIncompleteError(f"the training of round {task.round} ended without its record {task.record}")
+    record = read_record(task.record)
+    if record.stats.get("steps") != job.train.steps:
+        raise TrainingIncompleteError(
+            f"the training of round {task.round} ended after {record.stats.get('steps')} of {job.train.steps} steps"
+        )
+    return record
+
+
+def _train_here(task: ShardTask, job: TrainJob, resources: GroupResources) -> None:
+    import torch
+
+    torch.set_num_threads(resources.threads)
+    alone = SingleProcess()
+    with signals_ask(alone.ask_to_stop):
+        try:
+            _train(task, job, alone)
+        except TrainingStopped as stopped:
+            raise KeyboardInterrupt(str(stopped)) from stopped
+
+
+def _fit(task: ShardTask, job: TrainJob, resources: GroupResources, *, name: str) -> None:
+    """Run the group; Ray places and restarts the workers, checkpoints and the result are the project's own files."""
+    os.environ.setdefault(_LOOKS, _LOOK_EVERY_S)  # read by the controller, to which Ray Train passes it on
+    from ray.train import FailureConfig, RunConfig, ScalingConfig, WorkerGroupError
+    from ray.train.torch import TorchConfig, TorchTrainer
+
+    # Ray's annotation knows nothing of the pair, its checks do.
+    sizes: Any = resources.workers if resources.min_workers is None else (resources.min_workers, resources.workers)
+    place = place_of(task.output)
+    with tempfile.TemporaryDirectory(prefix="stseg-train-") as scratch:
+        trainer = TorchTrainer(
+            _train_worker,
+            train_loop_config={
+                "task": task.model_dump(mode="json"),
+                "job": job.model_dump(mode="json"),
+                "threads": resources.threads,
+                "root": str(place.root),
+                "store": None if place.store is None else place.store.url,
+            },
+            torch_config=TorchConfig(backend="nccl" if resources.num_gpus else "gloo"),
+            scaling_config=ScalingConfig(
+                num_workers=sizes,
+                use_gpu=resources.num_gpus > 0,
+                resources_per_worker=resources.amounts,
+            ),
+            # Ray resumes by name, and trains nothing under a name that has succeeded: the folder is new each time.
+            run_config=RunConfig(
+                name=name, storage_path=scratch, failure_config=FailureConfig(max_failures=resources.max_failures)
+            ),
+        )
+        try:
+            run_interruptibly(trainer.fit, stop_file(task.output))
+        except WorkerGroupError as error:
+            raise _wrong_setting(error) or error from error
+
+
+def _wrong_setting(error: Any) -> ValueError | None:
+    """Give what a worker said about settings or data, as it would have been raised in this process; None if nothing."""
+    for _, failure in sorted(error.worker_failures.items()):
+        raised = getattr(failure, "_base_exc", failure)  # Ray wraps it with the text of its traceback
+        if isinstance(raised, ValueError):
+            return raised
+    return None
+
+
+def _train(task: ShardTask, job: TrainJob, group: Group, place: Place | None = None) -> None:
+    """Train with all that is read here, and publish the result."""
+    run = place_of(task.output) if place is None else place
+    if run.store is None and group.size == 1 and why_stale(task) is None:
+        return  # `run_training` takes the old record away: this one is of a worker that was lost before it could tell
+    with training_files(run, task, job):
+        if run.store is not None and group.rank == 0:
+            prepare(task)
+        if train_model(task, job, group) is not None:
+            publish(run, task.output, task.record)
+            put_files(run, [task.output.parent / "metrics.jsonl"])
+            push_checkpoints(run, task.output.parent / "checkpoints")
+
+
+def _train_worker(config: dict[str, Any]) -> None:
+    import torch
+
+    torch.set_num_threads(config["threads"])
+    task, job = ShardTask.model_validate(config["task"]), TrainJob.model_validate(config["job"])
+    store = None if config["store"] is None else Store(config["store"])
+    group = RayGroup(stop_file(task.output))
+    try:
+        _train(task, job, group, Place(Path(config["root"]), store))
+    except TrainingStopped:
+        group.confirm_stop()
+        raise
+
+
+class RayGroup:
+    """The group that Ray Train has started around this process.
+
+    Args:
+        stop: The file that asks it to stop.
+    """
+
+    def __init__(self, stop: Path) -> None:
+        from ray import train
+
+        self._stop = stop
+        self.rank = int(train.get_context().get_world_rank())
+        self.size = int(train.get_context().get_world_size())
+
+    def wrap(self, model: nn.Module) -> nn.Module:
+        """Give the model with gradients averaged over the group."""
+        from ray.train.torch import prepare_model
+
+        if self.size == 1:
+            return model
+        # Without the auxiliary loss the auxiliary heads get no gradient.
+        wrapped: nn.Module = prepare_model(model, parallel_strategy_kwargs={"find_unused_parameters": True})
+        return wrapped
+
+    def barrier(self) -> None:
+        """Wait for all workers."""
+        import torch.distributed as dist
+
+        if self.size > 1:
+            dist.barrier()
+
+    def stop_asked(self) -> bool:
+        """Tell whether the driver asks the group to stop."""
+        return self._stop.exists()
+
+    def confirm_stop(self) -> None:
+        """Tell the driver that the state is saved."""
+        self._stop.unlink(missing_ok=True)

@@ -1,0 +1,129 @@
+"""Training: stage 1 on labelled images, and the student of a round on pseudo-labels with rehearsal."""
+
+import time
+from typing import Protocol
+
+import torch
+from torch import nn
+
+from jobs.inference.model import embed_vocabulary, load_stseg, text_cache_folder
+from jobs.inference.segmenter import worker_device
+from jobs.stage import ShardTask, finish, input_digests
+from jobs.training.batches import open_batches
+from jobs.training.checkpoints import TrainingProgress, load_checkpoint, save_checkpoint
+from jobs.training.config import TrainJob
+from jobs.training.step import TrainingStep
+from jobs.training.training_ahead import batches_ahead
+from jobs.training.training_metrics import TrainingMetrics
+from models.weights.files import write_weights
+from shards.data.vocabulary import Vocabulary
+from shards.files.atomic import remove_path
+from shards.formats.records import Record, fingerprint_digest
+from shards.storage.mirror import push_checkpoints
+from shards.storage.store import place_of
+
+
+class TrainingStopped(Exception):  # noqa: N818 - a state of affairs: the state is saved, and the training can go on
+    """A training was asked to stop, and has saved its state."""
+
+
+class Group(Protocol):
+    """The processes that train together."""
+
+    rank: int
+    size: int
+
+    def wrap(self, model: nn.Module) -> nn.Module:
+        """Give the model with gradients averaged over the group."""
+        ...
+
+    def barrier(self) -> None:
+        """Wait for all."""
+        ...
+
+    def stop_asked(self) -> bool:
+        """Tell, after a step, whether the training is to save its state and stop; asked on rank 0 alone."""
+        ...
+
+
+class SingleProcess:
+    """A group of one."""
+
+    rank = 0
+    size = 1
+
+    def __init__(self) -> None:
+        self._stop = False
+
+    def wrap(self, model: nn.Module) -> nn.Module:
+        """Give the model as it is."""
+        return model
+
+    def barrier(self) -> None:
+        """Nothing to wait for."""
+
+    def stop_asked(self) -> bool:
+        """Tell whether `ask_to_stop` was called."""
+        return self._stop
+
+    def ask_to_stop(self) -> None:
+        """Let the training stop after the step that it is in."""
+        self._stop = True
+
+
+def train_model(task: ShardTask, job: TrainJob, group: Group) -> Record | None:
+    """Train, write the weights, then the record; continues from the newest checkpoint of the same training.
+
+    Args:
+        task: `samples` are the labelled images; inputs with roles "pseudo/…", "embedding/…" and "start" are read.
+        job: Settings and model.
+        group: The processes that train together; they share the run folder.
+
+    Returns:
+        The record on rank 0, None on the others.
+
+    Raises:
+        ValueError: There is nothing to train on, the workers cannot share it equally, or the loss is no longer finite.
+        TrainingStopped: The group was asked to stop; only on rank 0.
+    """
+    started = time.monotonic()
+    config, vocabulary, device = job.train, Vocabulary.load(job.vocabulary), worker_device()
+    torch.manual_seed(config.seed)  # where there are no weights to start from, the start is drawn
+    model = load_stseg(job.model).to(device)
+    text_KPD = embed_vocabulary(model, vocabulary, text_cache_folder(job.vocabulary))
+    training_step = TrainingStep(model, text_KPD, vocabulary, config)
+    digest = fingerprint_digest({**task.fingerprint, "inputs": dict(input_digests(task))})
+    folder = task.output.parent / "checkpoints"
+    progress = load_checkpoint(folder, training_step.state, digest)
+    sizes = progress.continued_by(group.size)
+    batches = open_batches(task, job, vocabulary, device)
+    metrics = TrainingMetrics(
+        task.output.parent / "metrics.jsonl" if group.rank == 0 else None, progress.step, progress.losses
+    )
+    wrapped = group.wrap(model)
+    model.train()
+    model.clip.train(config.clip_lr_scale > 0)
+    done = progress.step
+    for batch in batches_ahead(lambda step: batches.of_step(step, group.rank, group.size), done, config.steps):
+        metrics.add(done, training_step(wrapped, batch.to(device), done))
+        done += 1
+        stop = group.rank == 0 and group.stop_asked()
+        if group.rank == 0 and done < config.steps and (stop or done % config.checkpoint_every == 0):
+            save_checkpoint(folder, TrainingProgress(done, metrics.losses, sizes), training_step.state, digest)
+            push_checkpoints(place_of(folder), folder)
+        if stop and done < config.steps:
+            raise TrainingStopped(f"stopped after step {done} of {config.steps}; the state is saved in {folder}")
+    group.barrier()
+    if group.rank != 0:
+        return None
+    training_step.state.average.load_into_parameters()
+    write_weights(model.head_state(with_clip=config.clip_lr_scale > 0), task.output)
+    stats = {
+        "steps": float(done),
+        "loss": metrics.mean(),
+        "workers": float(group.size),
+        "resizes": float(len(sizes) - 1),
+    }
+    record = finish(task, count=len(batches), stats=stats, drops=[], seconds=time.monotonic() - started)
+    remove_path(folder)
+    return record

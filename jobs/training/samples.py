@@ -1,0 +1,165 @@
+"""Samples for training: pseudo-labels out of tars, labelled source images, each with its stored SAM embedding."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from jobs.artifacts.embeddings import StoredEmbeddings
+from models.sam.sam import SamEmbedding
+from models.stseg.inputs import to_network_input
+from shards.data.images import decode_image
+from shards.data.labels import decode_label, decode_weight
+from shards.data.sources import SampleRef, Source
+from shards.formats.tar import index_tar, read_member
+
+
+@dataclass(frozen=True)
+class TrainingSample:
+    """One image in the network frame, with its label.
+
+    Attributes:
+        image_3SS: float32 RGB in [0, 1].
+        label_SS: int64 class ids; `ignore_index` where nothing is known.
+        weight_SS: float32 in [0, 1], how sure the label is; 1 on human labels.
+        sam: SAM's embedding (1, C, g, g), or None when the model has no DEA.
+    """
+
+    image_3SS: Tensor
+    label_SS: Tensor
+    weight_SS: Tensor
+    sam: SamEmbedding | None
+
+    def to(self, device: torch.device) -> "TrainingSample":
+        """Give the same on a device."""
+        sam = None if self.sam is None else self.sam.to(device)
+        image, label, weight = (t.to(device) for t in (self.image_3SS, self.label_SS, self.weight_SS))
+        return TrainingSample(image, label, weight, sam)
+
+
+class TrainingData(Protocol):
+    """Something with a length that gives samples by index."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int) -> TrainingSample: ...
+
+
+class PseudoLabelled:
+    """The samples of pseudo-label tars, read through each tar's offset index."""
+
+    def __init__(self, tars: Sequence[Path], embeddings: StoredEmbeddings | None, size: int) -> None:
+        self._places = [(tar, key, members) for tar in tars for key, members in index_tar(tar).places.items()]
+        self._embeddings = embeddings
+        self._size = size
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+    def __getitem__(self, index: int) -> TrainingSample:
+        """Give one sample."""
+        tar, key, members = self._places[index]
+        image = decode_image(_image_bytes(tar, members)).image
+        label = decode_label(read_member(tar, *members["label.png"]))
+        weight = decode_weight(read_member(tar, *members["weight.png"])).astype(np.float32) / np.float32(255)
+        sam = None if self._embeddings is None else self._embeddings[key]
+        return _sample(image, label, weight, sam, self._size)
+
+
+class Labelled:
+    """The labelled samples of a source."""
+
+    def __init__(
+        self, source: Source, refs: Sequence[SampleRef], embeddings: StoredEmbeddings | None, size: int
+    ) -> None:
+        self._source = source
+        self._refs = [ref for ref in refs if embeddings is None or ref.key in embeddings]
+        self._embeddings = embeddings
+        self._size = size
+
+    def __len__(self) -> int:
+        return len(self._refs)
+
+    def __getitem__(self, index: int) -> TrainingSample:
+        """Give one sample.
+
+        Raises:
+            ValueError: The source has no label for it.
+        """
+        ref = self._refs[index]
+        label = self._source.read_label(ref)
+        if label is None:
+            raise ValueError(f"no label for {ref.key} ({ref.uri}); training needs one for every labelled image")
+        image = decode_image(self._source.read_image(ref)[0]).image
+        sam = None if self._embeddings is None else self._embeddings[ref.key]
+        return _sample(image, label, np.ones(label.shape, np.float32), sam, self._size)
+
+
+class Remembered:
+    """Another data set whose first samples read stay in memory, as many as a budget allows.
+
+    A small data set is read and decoded once instead of every epoch; a large one costs the budget and no more.
+    """
+
+    def __init__(self, data: TrainingData, budget_bytes: int) -> None:
+        self._data = data
+        self._kept: dict[int, TrainingSample] = {}
+        self._left = budget_bytes
+
+    def __len__(self) -> int:
+        return len(self._data)
+
+    def __getitem__(self, index: int) -> TrainingSample:
+        """Give one sample."""
+        if index not in self._kept:
+            sample = self._data[index]
+            size = _size_bytes(sample)
+            if size > self._left:
+                return sample
+            self._left -= size
+            self._kept[index] = sample
+        return self._kept[index]
+
+
+def _size_bytes(sample: TrainingSample) -> int:
+    tensors = [sample.image_3SS, sample.label_SS, sample.weight_SS]
+    if sample.sam is not None:
+        tensors += [sample.sam.embedding_BCHW, sample.sam.valid_B2]
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+
+
+def collate(samples: Sequence[TrainingSample]) -> TrainingSample:
+    """Stack samples into a batch; every field gains a leading B."""
+    sam = None
+    if all(sample.sam is not None for sample in samples):
+        parts = [sample.sam for sample in samples if sample.sam is not None]
+        sam = SamEmbedding(torch.cat([p.embedding_BCHW for p in parts]), torch.cat([p.valid_B2 for p in parts]))
+    return TrainingSample(
+        torch.stack([s.image_3SS for s in samples]),
+        torch.stack([s.label_SS for s in samples]),
+        torch.stack([s.weight_SS for s in samples]),
+        sam,
+    )
+
+
+def _image_bytes(tar: Path, members: Mapping[str, tuple[int, int]]) -> bytes:
+    (extension,) = [e for e in members if e not in ("label.png", "weight.png", "json")]
+    return read_member(tar, *members[extension])
+
+
+def _sample(
+    image: NDArray[np.uint8], label: NDArray[Any], weight: NDArray[np.float32], sam: SamEmbedding | None, size: int
+) -> TrainingSample:
+    rows, cols = ((np.arange(size) + 0.5) * side / size for side in label.shape)
+    nearest = np.ix_(rows.astype(int), cols.astype(int))
+    return TrainingSample(
+        to_network_input(image, size),
+        torch.from_numpy(label[nearest].astype(np.int64)),
+        torch.from_numpy(weight[nearest]),
+        sam,
+    )

@@ -1,0 +1,126 @@
+"""Where weights of a preset may lie on this machine, and which of them do; nothing is loaded or downloaded."""
+
+import os
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final, Literal
+
+from models.presets import ClipConfig, SamConfig
+from models.weights.files import WEIGHTS_FOLDER
+
+State = Literal["set", "shipped", "cached", "missing", "damaged"]
+
+_HUB_FILES: Final = (
+    "open_clip_model.safetensors",
+    "open_clip_pytorch_model.safetensors",
+    "open_clip_pytorch_model.bin",
+)
+_SAM_FILES: Final = {768: "sam_vit_b_01ec64.pth", 1024: "sam_vit_l_0b3195.pth"}
+
+
+@dataclass(frozen=True)
+class Found:
+    """What was found of one file of weights.
+
+    Attributes:
+        state: "set" (named in the settings), "shipped" with the package, "cached" by another program, "missing", or
+            "damaged": there, but no file of weights.
+        path: The file; None: missing.
+        looked: Where it was looked for, in order.
+    """
+
+    state: State
+    path: Path | None
+    looked: tuple[str, ...]
+
+    @property
+    def usable(self) -> bool:
+        """Whether there is something to load."""
+        return self.state in ("set", "shipped", "cached")
+
+
+def find_weights(own: Path | None, shipped: str | None, cached: Sequence[tuple[Path, str]] = ()) -> Found:
+    """Look for a file of weights: the one that the settings name, the shipped one, then other programs' caches.
+
+    Args:
+        own: What the settings name; it is the only one looked for, if there is one.
+        shipped: File name under `models/weights`.
+        cached: Folders and patterns to look for in them; a folder that is not there is no error.
+    """
+    if own is not None:
+        return _judged([("set", own)] if own.is_file() else [], (str(own),))
+    looked = []
+    candidates: list[tuple[State, Path]] = []
+    if shipped is not None:
+        looked.append(str(WEIGHTS_FOLDER / shipped))
+        if (WEIGHTS_FOLDER / shipped).is_file():
+            candidates.append(("shipped", WEIGHTS_FOLDER / shipped))
+    for folder, pattern in cached:
+        looked.append(str(folder / pattern))
+        candidates += [("cached", path) for path in sorted(folder.glob(pattern)) if path.is_file()]
+    return _judged(candidates, tuple(looked))
+
+
+def clip_places(config: ClipConfig) -> list[tuple[Path, str]]:
+    """Give where open_clip and the model hub keep the CLIP of a preset: folders and patterns."""
+    if config.weights is None or (WEIGHTS_FOLDER / config.weights).is_file() or config.architecture == "stseg_tiny":
+        return []
+    from open_clip import get_pretrained_cfg
+
+    published = get_pretrained_cfg(config.architecture, config.weights) or {}
+    places = []
+    repository = str(published.get("hf_hub", "")).strip("/")
+    if repository:
+        folder = _hub_folder() / f"models--{repository.replace('/', '--')}"
+        places += [(folder, f"snapshots/*/{name}") for name in _HUB_FILES]
+    places.append((Path.home() / ".cache" / "clip", f"*{config.architecture}*{config.weights}*"))
+    return places
+
+
+def sam_file(config: SamConfig) -> str:
+    """Give the name of the published file with these sizes, or what to call one."""
+    return _SAM_FILES.get(config.encoder_dim, f"a SAM with an encoder of width {config.encoder_dim}")
+
+
+def sam_places(config: SamConfig) -> list[tuple[Path, str]]:
+    """Give where SAM's published file may have been put: PyTorch's cache and the working folder."""
+    name = _SAM_FILES.get(config.encoder_dim)
+    if name is None:
+        return []
+    pattern = re.sub(r"_[0-9a-f]{6}\.", "*.", name)
+    return [(_cache_folder("TORCH_HOME", "torch") / "hub" / "checkpoints", pattern), (Path.cwd(), pattern)]
+
+
+def _judged(candidates: list[tuple[State, Path]], looked: tuple[str, ...]) -> Found:
+    for state, path in candidates:
+        if _holds_weights(path):
+            return Found(state, path, looked)
+    return Found("damaged", candidates[0][1], looked) if candidates else Found("missing", None, looked)
+
+
+def _holds_weights(path: Path) -> bool:
+    """Look at the head of a file: a safetensors file whose tensors are all there, a zip or a pickle."""
+    if path.suffix != ".safetensors":
+        with path.open("rb") as file:
+            return file.read(2) in (b"PK", b"\x80\x02")
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="pt") as file:
+            return bool(list(file.keys()))
+    except (SafetensorError, OSError):
+        return False
+
+
+def _hub_folder() -> Path:
+    named = os.environ.get("HF_HUB_CACHE")
+    return Path(named) if named else _cache_folder("HF_HOME", "huggingface") / "hub"
+
+
+def _cache_folder(variable: str, name: str) -> Path:
+    named = os.environ.get(variable)
+    if named:
+        return Path(named)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / name

@@ -1,0 +1,1 @@
+"""From teacher scores to refined labels."""

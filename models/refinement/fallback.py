@@ -1,0 +1,137 @@
+"""The teacher's own label map at the image's size, and how much of it stands where no mask lies."""
+
+# k kept classes per pixel (best first), h w score grid, H W image
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor
+
+from models.refinement.acceptance import ACCEPTED, KEPT
+from models.refinement.components import Components
+from models.refinement.gate import GateResult
+from models.refinement.overlaps import ResolveConfig
+from models.refinement.types import RefineInput
+
+
+@dataclass(frozen=True)
+class TeacherLayers:
+    """Label maps of one image before any mask is painted on them.
+
+    Attributes:
+        teacher: (H, W) int64, the teacher's label.
+        gated: (H, W) int64, the same where its class passed the gate, else the ignore index.
+        label: (H, W) int64, the same where it stands if no mask covers it, else the ignore index.
+        weight: (H, W) float32, the confidence of `label`; of no meaning where that is ignored.
+    """
+
+    teacher: Tensor
+    gated: Tensor
+    label: Tensor
+    weight: Tensor
+
+
+def teacher_label(ids_kHW: Tensor, scores_kHW: Tensor, original_hw: tuple[int, int]) -> Tensor:
+    """Give the teacher's own label map at the image's size: the class with the highest bilinearly resized score.
+
+    Args:
+        ids_kHW: (k, h, w) int64, the classes kept for each cell, best first.
+        scores_kHW: (k, h, w) float32 in [0, 1]; a class that is not kept in a cell counts as 0 there.
+        original_hw: H, W.
+
+    Returns:
+        (H, W) int64, out of the classes that are some cell's first choice; the lowest id among equals, -1 where every
+        score is 0.
+    """
+    best_HW = torch.zeros(original_hw, device=scores_kHW.device)
+    label_HW = torch.full(original_hw, -1, dtype=torch.int64, device=scores_kHW.device)
+    for class_id in sorted(set(ids_kHW[0].flatten().tolist())):
+        score_hw = torch.where(ids_kHW == class_id, scores_kHW, 0.0).amax(dim=0)
+        score_HW = F.interpolate(score_hw[None, None], original_hw, mode="bilinear", align_corners=False)[0, 0]
+        wins = score_HW > best_HW
+        best_HW = torch.where(wins, score_HW, best_HW)
+        label_HW = label_HW.masked_fill(wins, class_id)
+    return label_HW
+
+
+def enlarge_cells(grid_hw: Tensor, original_hw: tuple[int, int]) -> Tensor:
+    """Give each pixel the value of the cell its centre lies in.
+
+    Args:
+        grid_hw: (h, w) float.
+        original_hw: H, W.
+
+    Returns:
+        (H, W) float.
+    """
+    return F.interpolate(grid_hw[None, None], original_hw, mode="nearest-exact")[0, 0]
+
+
+def fill_weights(
+    source: RefineInput,
+    gate: GateResult,
+    components: Components,
+    fates: Sequence[str],
+    config: ResolveConfig,
+) -> NDArray[np.float32]:
+    """Give how much the teacher's label counts in each cell if no mask covers it.
+
+    Args:
+        source: The image's stored scores.
+        gate: Its classes' confidence.
+        components: Its components.
+        fates: For each kept one why SAM's mask of it was taken or not.
+        config: The policies. "ignore" for a rejected or too small component holds even where `uncovered` says
+            "teacher".
+
+    Returns:
+        (h, w) float32: the class's confidence in kept components, the cell's own score in other cells above the
+        floor, 0 where the label is ignored.
+    """
+    first_hw, score_hw = source.ids[0], source.scores[0].astype(np.float32)
+    confidence_hw = gate.confidence[first_hw]
+    keeps_hw = (score_hw > config.teacher_floor) & (config.uncovered == "teacher")
+    fill_hw = np.where(keeps_hw, score_hw, np.float32(0))
+    small_hw = components.too_small
+    fill_hw[small_hw] = confidence_hw[small_hw] if config.too_small == "teacher" else 0
+    for component, fate in zip(components.kept, fates, strict=True):
+        if fate != ACCEPTED:
+            stands = config.fallback == "coarse" or fate in KEPT
+            fill_hw[component.place][component.cells] = gate.confidence[component.class_id] if stands else 0
+    return fill_hw
+
+
+def teacher_layers(
+    source: RefineInput,
+    gate: GateResult,
+    fill_hw: NDArray[np.float32],
+    target: tuple[torch.device, int],
+    config: ResolveConfig,
+) -> TeacherLayers:
+    """Bring the teacher's label to the image's size, whole, gated, and as it stands where no mask lies.
+
+    Args:
+        source: The image's stored scores.
+        gate: Which classes passed.
+        fill_hw: (h, w) float32 from `fill_weights`.
+        target: The device to work on, and the ignore index.
+        config: With `uncovered` = "teacher" classes that did not pass are filled in too.
+    """
+    device, ignore_index = target
+    ids_khw = torch.from_numpy(source.ids.astype(np.int64)).to(device)
+    scores_khw = torch.from_numpy(source.scores.astype(np.float32)).to(device)
+    teacher = teacher_label(ids_khw, scores_khw, source.original_hw)
+    nothing = teacher < 0
+    passed = torch.from_numpy(gate.accepted).to(device)[teacher] & ~nothing
+    weight = enlarge_cells(torch.from_numpy(fill_hw).to(device), source.original_hw)
+    fills = (weight > 0) & (passed | ((config.uncovered == "teacher") & ~nothing))
+    return TeacherLayers(
+        teacher=teacher.masked_fill(nothing, ignore_index),
+        gated=teacher.masked_fill(~passed, ignore_index),
+        label=teacher.masked_fill(~fills, ignore_index),
+        weight=weight,
+    )

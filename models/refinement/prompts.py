@@ -1,0 +1,177 @@
+"""SAM's prompts: for each component of a class that passed the gate a mask, a box and points."""
+
+# M component, k kept classes per pixel (best first), h w score grid, s side of SAM's low-resolution frame
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from typing import Literal, Self
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import Field, field_validator, model_validator
+
+from models.refinement.components import Component, ComponentConfig
+from models.refinement.prompt_points import NO_POINT, ON_OBJECT, background_points, deepest_points
+from models.refinement.prompt_shapes import boxes_in_sam_frame, elastic_box
+from models.sam.grid_frame import GridFrame
+from models.sam.letterbox import letterbox_bilinear
+
+PromptKind = Literal["mask", "box", "point", "negative_point"]
+
+
+class PromptConfig(ComponentConfig):
+    """What SAM is asked with.
+
+    Attributes:
+        kinds: Which of "mask", "box", "point" (the component's deepest cell) and "negative_point" (the cell of another
+            class in its box that is farthest from it) a component gets. A negative point alone is refused; a mask
+            alone works badly with the published SAM weights.
+        elastic_box: Grow the box where SAM's embedding goes on resembling the component.
+        elastic_similarity: Cosine above which a cell resembles the component.
+        elastic_share: Share of the cells next to a side that must resemble it for the side to move.
+        mask_logit: What the mask prompt shows: the logit of the class's "probability", or the "margin", log p minus
+            log of the best other class's p, positive exactly where the teacher prefers the class. The two differ where
+            the teacher is unsure among many classes.
+        logit_clip: The mask prompt's logits are kept within plus and minus this.
+        other_components_logit: Cells of the class's other components get at most this logit.
+        candidates: Take SAM's "single" answer, or the "best" of its three by their predicted IoU.
+        iterations: How often SAM is asked; from the second time on its own mask is the mask prompt, whatever `kinds`.
+        feed_box: From the second time on the box is that of its own mask.
+    """
+
+    kinds: tuple[PromptKind, ...] = ("mask", "box")
+    elastic_box: bool = False
+    elastic_similarity: float = Field(default=0.5, ge=-1, le=1)
+    elastic_share: float = Field(default=0.1, ge=0, lt=1)
+    mask_logit: Literal["probability", "margin"] = "probability"
+    logit_clip: float = Field(default=10.0, gt=0)
+    other_components_logit: float = -4.0
+    candidates: Literal["single", "best"] = "single"
+    iterations: int = Field(default=1, ge=1, le=10)
+    feed_box: bool = False
+
+    @field_validator("kinds")
+    @classmethod
+    def _some_once(cls, kinds: tuple[PromptKind, ...]) -> tuple[PromptKind, ...]:
+        if not set(kinds) - {"negative_point"} or len(set(kinds)) != len(kinds):
+            raise ValueError(
+                f"prompt kinds are {kinds}; name mask, box or point, and perhaps negative_point, each once"
+            )
+        return kinds
+
+    @model_validator(mode="after")
+    def _in_effect(self) -> Self:
+        if self.elastic_box and "box" not in self.kinds:
+            raise ValueError(f"elastic_box needs a box, but prompt kinds are {self.kinds}; add box or leave it off")
+        if self.feed_box and ("box" not in self.kinds or self.iterations < 2):
+            raise ValueError(
+                f"feed_box needs a box and a second iteration, but prompt kinds are {self.kinds} and iterations "
+                f"{self.iterations}; add them or leave it off"
+            )
+        return self
+
+
+@dataclass(frozen=True)
+class ImagePrompts:
+    """The prompts of one image's components, in SAM's frames; M may be 0.
+
+    Attributes:
+        boxes: (M, 4) float32, x0 y0 x1 y1, the first and the last pixel in SAM's input frame.
+        points: (M, 2, 2) float32, x y in pixels of SAM's input frame: the deepest cell, and one of the background.
+        point_labels: (M, 2) int64, 1 on the object, 0 on the background, -1 no such point.
+        mask_logits: (M, s, s) float32 within the configured clip.
+    """
+
+    boxes: NDArray[np.float32]
+    points: NDArray[np.float32]
+    point_labels: NDArray[np.int64]
+    mask_logits: NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class PromptSource:
+    """What the prompts of an image are made from.
+
+    Attributes:
+        ids: (k, h, w) integers, the classes kept for each cell, best first.
+        scores: (k, h, w) float in [0, 1], their probabilities.
+        embedding: (C, g, g) float, SAM's embedding of the padded image.
+        frame: Where the grid lies in SAM's frame.
+    """
+
+    ids: NDArray[np.integer]
+    scores: NDArray[np.floating]
+    embedding: NDArray[np.floating]
+    frame: GridFrame
+
+
+def image_prompts(components: Sequence[Component], source: PromptSource, config: PromptConfig) -> ImagePrompts:
+    """Give the prompts of an image's components.
+
+    Mask, box and deepest point are always made, since facts about them are kept; a background point only if asked for.
+
+    Args:
+        components: M of them, found on `source.ids[0]`; M may be 0.
+        source: The image.
+        config: See `PromptConfig`.
+    """
+    frame = source.frame
+    points = np.zeros((len(components), 2, 2), dtype=np.float32)
+    labels = np.full((len(components), 2), NO_POINT, dtype=np.int64)
+    points[:, 0], labels[:, 0] = deepest_points(components, frame), ON_OBJECT
+    if "negative_point" in config.kinds:
+        points[:, 1], labels[:, 1] = background_points(components, source.ids[0], frame)
+    boxes = [component.box for component in components]
+    if config.elastic_box:
+        bounds = {"similarity": config.elastic_similarity, "share": config.elastic_share}
+        boxes = [elastic_box(component, source.embedding, frame, **bounds) for component in components]
+    low_res_size = 4 * source.embedding.shape[-1]
+    mask_logits = np.empty((len(components), low_res_size, low_res_size), dtype=np.float32)
+    for mask_ss, logits_HW in zip(mask_logits, component_logits(components, source, config), strict=True):
+        mask_ss[:] = letterbox_bilinear(logits_HW[None], frame.valid_hw, low_res_size, padding=-config.logit_clip)[0]
+    return ImagePrompts(
+        boxes=boxes_in_sam_frame(boxes, frame),
+        points=points,
+        point_labels=labels,
+        mask_logits=mask_logits,
+    )
+
+
+def component_logits(
+    components: Sequence[Component], source: PromptSource, config: PromptConfig
+) -> Iterator[NDArray[np.float32]]:
+    """Give each component's mask prompt on the score grid, one after the other.
+
+    Args:
+        components: M of them, by class, found on `source.ids[0]`; M may be 0.
+        source: The image.
+        config: The clip, and the highest logit for the class's other components.
+
+    Yields:
+        M (h, w) float32 within the clip; at its lowest where the class is not among the k kept ones. Made from the
+        probability it may be negative inside a component of an unsure class.
+    """
+    clip, ceiling = config.logit_clip, config.other_components_logit
+    for class_id, members in groupby(components, key=lambda component: component.class_id):
+        of_class_kHW = source.ids == class_id
+        whole_HW = np.clip(_class_logit(of_class_kHW, source.scores, config), -clip, clip)
+        held_HW = np.where(of_class_kHW[0], np.clip(np.minimum(whole_HW, ceiling), -clip, clip), whole_HW)
+        for component in members:
+            logit_HW = held_HW.astype(np.float32)
+            logit_HW[component.place][component.cells] = whole_HW[component.place][component.cells]
+            yield logit_HW
+
+
+def _class_logit(
+    of_class_kHW: NDArray[np.bool_], scores_kHW: NDArray[np.floating], config: PromptConfig
+) -> NDArray[np.float64]:
+    """Give (h, w) log of a class's probability over that of its rival: all others, or the best other one."""
+    floor = 1.0 / (1.0 + np.exp(config.logit_clip))
+    score_HW = np.where(of_class_kHW, scores_kHW, 0).max(axis=0).astype(np.float64)
+    rival_HW = 1.0 - score_HW
+    if config.mask_logit == "margin" and len(scores_kHW) > 1:
+        rival_HW = np.where(of_class_kHW, 0, scores_kHW).max(axis=0).astype(np.float64)
+    score_HW, rival_HW = np.clip(score_HW, floor, 1.0 - floor), np.clip(rival_HW, floor, 1.0 - floor)
+    logit_HW: NDArray[np.float64] = np.log(score_HW) - np.log(rival_HW)
+    return logit_HW

@@ -1,0 +1,227 @@
+"""From the teacher's stored scores to a refined label map: gate, prompts, SAM's mask decoder, acceptance, overlaps."""
+
+# B image, M prompt, g embedding grid, s side of SAM's low-resolution frame, 4 g
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from math import ceil, floor, isfinite
+from typing import Final
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict
+from torch import Tensor
+
+from models.refinement.acceptance import PADDING, AcceptConfig, Verdict, judge_masks
+from models.refinement.components import Components, find_components
+from models.refinement.fallback import fill_weights, teacher_layers
+from models.refinement.gate import ClassGate, GateResult, gate
+from models.refinement.overlaps import ResolveConfig, claim_pixels, near_boundary
+from models.refinement.predict import PromptDecoder, ask_sam, join_prompts
+from models.refinement.prompts import ImagePrompts, PromptConfig, PromptSource, image_prompts
+from models.refinement.types import MaskFact, RefinedLabel, RefineInput
+from models.sam.frame import masks_to_original, size_in_frame
+from models.sam.grid_frame import GridFrame
+from models.sam.letterbox import letterbox_nearest
+
+
+class RefinementConfig(BaseModel):
+    """The settings of every step after the gate.
+
+    Attributes:
+        prompts: What SAM is asked with.
+        accept: Which of its masks are taken.
+        resolve: Who gets a pixel.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    prompts: PromptConfig = PromptConfig()
+    accept: AcceptConfig = AcceptConfig()
+    resolve: ResolveConfig = ResolveConfig()
+
+
+FOR_MASKS: Final = RefinementConfig(
+    prompts=PromptConfig(iterations=2),
+    accept=AcceptConfig(min_predicted_iou=0.7, min_gain=0.12, min_conviction=4.5),
+    resolve=ResolveConfig(too_small="teacher"),
+)
+"""The default for masks from elsewhere, which may be good already: then SAM has to be surer than of a teacher's."""
+
+
+@dataclass(frozen=True)
+class _Prepared:
+    source: RefineInput
+    gate: GateResult
+    components: Components
+    prompts: ImagePrompts
+
+
+@torch.no_grad()
+def refine_batch(
+    inputs: Sequence[RefineInput],
+    decoder: PromptDecoder,
+    class_gate: ClassGate,
+    config: RefinementConfig,
+    *,
+    ignore_index: int,
+) -> list[RefinedLabel]:
+    """Refine the labels of several images together.
+
+    Args:
+        inputs: The images; sizes may differ, the embeddings' may not. May be empty.
+        decoder: SAM's mask decoder. All work on pixels happens on the device of its results.
+        class_gate: The gate, for K classes.
+        config: The settings of the other steps.
+        ignore_index: Outside 0..K-1.
+
+    Returns:
+        A refined label per image, the same whatever the other images are up to the decoder's rounding. Where nothing
+        passes the gate there are no masks, and with the default settings every pixel is ignored.
+
+    Raises:
+        ValueError: The ignore index is a class, or an image's scores cannot be right; its place is named.
+
+    Source: STSeg, section 2.3, per connected component as in SAMRefiner, with an acceptance test and fallbacks.
+    """
+    if 0 <= ignore_index < class_gate.num_classes:
+        raise ValueError(
+            f"ignore_index {ignore_index} is one of the {class_gate.num_classes} class ids; use 255 or 65535"
+        )
+    prepared: list[_Prepared] = []
+    for index, source in enumerate(inputs):
+        try:
+            prepared.append(_prepare(source, decoder.image_size, class_gate, config.prompts))
+        except ValueError as error:
+            raise ValueError(f"image {index} of {len(inputs)}: {error}") from error
+    counts = [len(p.components.kept) for p in prepared]
+    logits_Mss, predicted_iou_M = torch.empty(0, 1, 1), torch.empty(0)
+    if sum(counts):
+        embedding_BCgg = torch.from_numpy(np.stack([source.embedding for source in inputs]))
+        prompts = join_prompts([p.prompts for p in prepared], config.prompts)
+        logits_Mss, predicted_iou_M = ask_sam(decoder, embedding_BCgg, prompts, config.prompts)
+    answers = zip(prepared, torch.split(logits_Mss, counts), torch.split(predicted_iou_M, counts), strict=True)
+    return [_finish(p, logits, iou, (decoder.image_size, ignore_index), config) for p, logits, iou in answers]
+
+
+def refine_image(
+    source: RefineInput,
+    decoder: PromptDecoder,
+    class_gate: ClassGate,
+    config: RefinementConfig,
+    *,
+    ignore_index: int,
+) -> RefinedLabel:
+    """Refine the label of one image; see `refine_batch`."""
+    (refined,) = refine_batch([source], decoder, class_gate, config, ignore_index=ignore_index)
+    return refined
+
+
+def _prepare(source: RefineInput, image_size: int, class_gate: ClassGate, config: PromptConfig) -> _Prepared:
+    shown = size_in_frame(source.original_hw, image_size)
+    if any(abs(share * image_size - side) > 1 for share, side in zip(source.valid_hw, shown, strict=True)):
+        raise ValueError(
+            f"valid_hw {source.valid_hw} does not belong to an image of {source.original_hw} pixels, which takes "
+            f"{shown} of SAM's {image_size}; embed the image again"
+        )
+    result = gate(source.ids, source.scores, class_gate)
+    first_hw = np.where(source.scores[0] > 0, source.ids[0].astype(np.int32), -1)
+    components = find_components(first_hw, result.accepted_ids, config)
+    frame = GridFrame((source.ids.shape[1], source.ids.shape[2]), source.valid_hw, image_size)
+    asked_from = PromptSource(source.ids, source.scores, source.embedding, frame)
+    return _Prepared(source, result, components, image_prompts(components.kept, asked_from, config))
+
+
+def _finish(
+    prepared: _Prepared, logits_Mss: Tensor, predicted_iou_M: Tensor, frame: tuple[int, int], config: RefinementConfig
+) -> RefinedLabel:
+    """Judge the masks of one image and paint its label; `frame` holds SAM's image size and the ignore index."""
+    image_size, ignore_index = frame
+    source, kept = prepared.source, prepared.components.kept
+    verdicts = _judge(prepared, logits_Mss, predicted_iou_M, config.accept)
+    taken = [number for number, verdict in enumerate(verdicts) if verdict.accepted]
+    confidence = prepared.gate.confidence
+    sure = [float(confidence[kept[number].class_id]) for number in taken]
+    claims = claim_pixels(
+        logits_Mss[taken],
+        [c * min(max(verdicts[number].predicted_iou, 0.0), 1.0) for c, number in zip(sure, taken, strict=True)],
+        partial(masks_to_original, original_hw=source.original_hw, image_size=image_size),
+        source.original_hw,
+    )
+    fates = [verdict.reason for verdict in verdicts]
+    fill_hw = fill_weights(source, prepared.gate, prepared.components, fates, config.resolve)
+    painted = teacher_layers(source, prepared.gate, fill_hw, (logits_Mss.device, ignore_index), config.resolve)
+    covered = claims.winner >= 0
+    winner = claims.winner[covered]
+    class_ids = [kept[number].class_id for number in taken]
+    painted.label[covered] = torch.tensor(class_ids, dtype=torch.int64, device=winner.device)[winner]
+    painted.weight[covered] = torch.tensor(sure, dtype=torch.float32, device=winner.device)[winner]
+    if config.resolve.boundary_band:
+        painted.label[near_boundary(painted.label, config.resolve.boundary_band)] = ignore_index
+    weight = (255 * painted.weight).round().clamp(1, 255) * (painted.label != ignore_index)
+    seen = dict(zip(taken, zip(claims.areas, claims.boxes, strict=True), strict=True))
+    return RefinedLabel(
+        label=_int32(painted.label),
+        weight=weight.cpu().numpy().astype(np.uint8),
+        teacher=_int32(painted.teacher),
+        gated=_int32(painted.gated),
+        masks=tuple(
+            _fact(prepared, number, verdict, seen.get(number), (image_size, config.prompts))
+            for number, verdict in enumerate(verdicts)
+        ),
+        gate=prepared.gate,
+        too_small=prepared.components.too_small_counts,
+    )
+
+
+def _judge(
+    prepared: _Prepared, logits_Mss: Tensor, predicted_iou_M: Tensor, config: AcceptConfig
+) -> tuple[Verdict, ...]:
+    source = prepared.source
+    numbers_hw = np.full(source.ids.shape[1:], -1, dtype=np.int32)
+    for number, component in enumerate(prepared.components.kept):
+        numbers_hw[component.place][component.cells] = number
+    coarse_ss = letterbox_nearest(numbers_hw, source.valid_hw, logits_Mss.shape[-1], padding=PADDING)
+    return judge_masks(logits_Mss, predicted_iou_M, torch.from_numpy(coarse_ss).to(logits_Mss.device), config)
+
+
+def _fact(
+    prepared: _Prepared,
+    number: int,
+    verdict: Verdict,
+    seen: tuple[int, tuple[int, int, int, int]] | None,
+    frame: tuple[int, PromptConfig],
+) -> MaskFact:
+    """Write down one mask; `seen` is the area and box of an accepted one, `frame` SAM's image size and the settings."""
+    source, component = prepared.source, prepared.components.kept[number]
+    (height, width), (rows, columns) = source.original_hw, source.ids.shape[1:]
+    x0, y0, x1, y1 = component.box
+    box = (x0 * width / columns, y0 * height / rows, x1 * width / columns, y1 * height / rows)
+    point = (prepared.prompts.points[number, 0] + 0.5) / frame[0] / np.array(source.valid_hw[::-1]) * (
+        width,
+        height,
+    ) - 0.5
+    coarse_area = round(component.area * height * width / (rows * columns))
+    coarse_box = (floor(box[0]), floor(box[1]), ceil(box[2]), ceil(box[3]))
+    return MaskFact(
+        class_id=component.class_id,
+        confidence=float(prepared.gate.confidence[component.class_id]),
+        area=seen[0] if seen else coarse_area,
+        box_xyxy=seen[1] if seen else coarse_box,
+        prompts=frame[1].kinds,
+        prompt_box_xyxy=(round(box[0], 2), round(box[1], 2), round(box[2], 2), round(box[3], 2)),
+        prompt_point_xy=(round(float(point[0]), 2), round(float(point[1]), 2)),
+        predicted_iou=verdict.predicted_iou,
+        stability=verdict.stability,
+        iou_with_coarse=verdict.iou_with_coarse,
+        area_ratio=verdict.area_ratio if isfinite(verdict.area_ratio) else None,
+        conviction=verdict.conviction,
+        accepted=verdict.accepted,
+        reason=verdict.reason,
+    )
+
+
+def _int32(values: Tensor) -> NDArray[np.int32]:
+    return values.cpu().numpy().astype(np.int32)

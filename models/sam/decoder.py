@@ -1,0 +1,164 @@
+"""Prompts of many images in one batch, and SAM's mask decoder run on them."""
+
+# M prompt, C channel, h w embedding grid, T point or token, t wanted mask token
+
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from typing import Final
+
+import torch
+import torch.nn.functional as F
+from segment_anything.modeling import MaskDecoder, PromptEncoder
+from torch import Tensor, nn
+
+from models.sam.sam_two_way import run_two_way
+
+ROWS_AT_ONCE: Final = 16
+"""Rows of the grid that are enlarged at a time."""
+
+
+@dataclass(frozen=True)
+class MaskPrompts:
+    """What SAM is asked: M prompts, all with the same kinds; at least one kind is there.
+
+    Attributes:
+        image_index_M: (M,) int64, the row of the embeddings that each prompt is about.
+        boxes_M4: (M, 4) float32, x0 y0 x1 y1 in pixels of SAM's frame.
+        mask_input_M1hw: (M, 1, s, s) float32, logits in SAM's low-resolution frame.
+        point_coords_MT2: (M, T, 2) float32, x y in pixels of SAM's frame.
+        point_labels_MT: (M, T), 1 on the object, 0 on the background, -1 no point.
+    """
+
+    image_index_M: Tensor
+    boxes_M4: Tensor | None = None
+    mask_input_M1hw: Tensor | None = None
+    point_coords_MT2: Tensor | None = None
+    point_labels_MT: Tensor | None = None
+
+    def take(self, rows: slice) -> "MaskPrompts":
+        """Give the prompts of these rows."""
+        return self._each(lambda value: value[rows])
+
+    def to(self, device: torch.device) -> "MaskPrompts":
+        """Give the same prompts on a device."""
+        return self._each(lambda value: value.to(device))
+
+    def _each(self, change: Callable[[Tensor], Tensor]) -> "MaskPrompts":
+        given = {field.name: getattr(self, field.name) for field in fields(self)}
+        return MaskPrompts(**{name: change(value) for name, value in given.items() if value is not None})
+
+
+def check_prompts(prompts: MaskPrompts, images: int, side: int) -> None:
+    """Refuse prompts that do not fit.
+
+    Args:
+        prompts: What to look at.
+        images: Number of embeddings they may name.
+        side: Side of SAM's low-resolution frame.
+
+    Raises:
+        ValueError: There is no prompt of any kind, points lack labels, a shape differs or an image number is outside.
+    """
+    count = len(prompts.image_index_M)
+    points = 0 if prompts.point_coords_MT2 is None else prompts.point_coords_MT2.shape[1]
+    expected = {
+        "boxes_M4": (count, 4),
+        "mask_input_M1hw": (count, 1, side, side),
+        "point_coords_MT2": (count, points, 2),
+        "point_labels_MT": (count, points),
+    }
+    given = {name: getattr(prompts, name) for name in expected if getattr(prompts, name) is not None}
+    if not given:
+        raise ValueError("no prompt: give boxes, mask inputs or points")
+    if (prompts.point_coords_MT2 is None) != (prompts.point_labels_MT is None):
+        raise ValueError("points need labels and labels need points: give both or neither")
+    for name, value in given.items():
+        if tuple(value.shape) != expected[name]:
+            raise ValueError(f"{name} is {tuple(value.shape)}; {count} prompts need {expected[name]}")
+    if count and not 0 <= int(prompts.image_index_M.min()) <= int(prompts.image_index_M.max()) < images:
+        raise ValueError(f"image_index_M names images outside the {images} embeddings given (0 to {images - 1})")
+
+
+def embed_prompts(encoder: PromptEncoder, prompts: MaskPrompts) -> tuple[Tensor, Tensor]:
+    """Embed prompts.
+
+    Args:
+        encoder: segment_anything's own, with its weights.
+        prompts: M of them, at least one of any kind, on the encoder's device.
+
+    Returns:
+        (M, T, C) float, points and boxes, where T may be 0; (M, h, w, C) or (1, 1, 1, C) float, the mask prompts on the
+        grid, or what stands for none.
+
+    Source: `PromptEncoder.forward` of segment_anything; the patches' channels come last.
+    """
+    points = None
+    if prompts.point_coords_MT2 is not None:
+        points = (prompts.point_coords_MT2, prompts.point_labels_MT)
+    sparse_MTC, _ = encoder(points=points, boxes=prompts.boxes_M4, masks=None)
+    sparse_MTC = sparse_MTC.expand(len(prompts.image_index_M), -1, -1)
+    if prompts.mask_input_M1hw is None:
+        return sparse_MTC, encoder.no_mask_embed.weight[None, None]
+    *narrow, widen = encoder.mask_downscaling
+    mask_Mchw = prompts.mask_input_M1hw
+    for step in narrow:
+        mask_Mchw = step(mask_Mchw)
+    return sparse_MTC, F.linear(mask_Mchw.permute(0, 2, 3, 1).contiguous(), widen.weight.flatten(1), widen.bias)
+
+
+def decode_tokens(
+    decoder: MaskDecoder, source_MhwC: Tensor, position_hwC: Tensor, sparse_MTC: Tensor, wanted: slice
+) -> tuple[Tensor, Tensor]:
+    """Run the mask decoder where each prompt brings its own image.
+
+    Args:
+        decoder: segment_anything's own, with its weights.
+        source_MhwC: (M, h, w, C) float, the image embedding of each prompt plus its dense prompt embedding.
+        position_hwC: (h, w, C) float, the positional encoding of the grid.
+        sparse_MTC: (M, T, C) float, embedded points and boxes; T may be 0.
+        wanted: Which of the four mask tokens; the masks of the others are not computed.
+
+    Returns:
+        (M, t, 4h, 4w) mask logits and (M, t) predicted IoU; gradients flow.
+
+    Source: `MaskDecoder.predict_masks` of segment_anything, which repeats one image for all prompts; the same sums.
+    """
+    count = len(source_MhwC)
+    output_TC = torch.cat([decoder.iou_token.weight, decoder.mask_tokens.weight])
+    tokens_MTC = torch.cat([output_TC.expand(count, -1, -1), sparse_MTC], dim=1)
+    tokens_MTC, source_MNC = run_two_way(
+        decoder.transformer, source_MhwC.flatten(1, 2), position_hwC.flatten(0, 1), tokens_MTC
+    )
+    numbers = range(decoder.num_mask_tokens)[wanted]
+    weights_MtE = torch.stack([decoder.output_hypernetworks_mlps[i](tokens_MTC[:, 1 + i]) for i in numbers], dim=1)
+    masks = _draw_masks(decoder, source_MNC.reshape(source_MhwC.shape), weights_MtE)
+    return masks, decoder.iou_prediction_head(tokens_MTC[:, 0])[:, wanted]
+
+
+def _draw_masks(decoder: MaskDecoder, source_MhwC: Tensor, weights_MtE: Tensor) -> Tensor:
+    """Give the (M, t, 4h, 4w) logits: the grid enlarged twice, multiplied with each token's weights.
+
+    A transposed convolution of stride 2 and kernel 2 gives each patch four of its own, independent of its neighbours:
+    two matrix products, and only the finished logits are put in place. A few rows of one prompt at a time, which stay
+    in the cache.
+    """
+    first, norm, activate, second, last_activate = decoder.output_upscaling
+    to_four, to_sixteen = _four_patches(first), _four_patches(second)
+    masks = []
+    for source_hwC, weights_tE in zip(source_MhwC, weights_MtE, strict=True):
+        parts = []
+        for rows_hwC in torch.split(source_hwC, ROWS_AT_ONCE):
+            x = torch.unflatten(F.linear(rows_hwC, *to_four), -1, (4, -1))
+            x = activate(F.layer_norm(x, norm.weight.shape, norm.weight, norm.bias, norm.eps))
+            x = last_activate(torch.unflatten(F.linear(x, *to_sixteen), -1, (4, -1)))
+            parts.append(x @ weights_tE.t())
+        logits_hwFFt = torch.cat(parts)
+        logits_hwijklt = logits_hwFFt.view(*logits_hwFFt.shape[:2], 2, 2, 2, 2, -1)
+        masks.append(logits_hwijklt.permute(6, 0, 2, 4, 1, 3, 5).flatten(4).flatten(1, 3))
+    return torch.stack(masks)
+
+
+def _four_patches(enlarge: nn.ConvTranspose2d) -> tuple[Tensor, Tensor]:
+    """Give the weight (4F, C) and bias (4F,) that make F channels of 2x2 patches, row by row, out of one patch."""
+    assert enlarge.bias is not None
+    return enlarge.weight.permute(2, 3, 1, 0).flatten(0, 2), enlarge.bias.repeat(4)

@@ -1,0 +1,117 @@
+"""CLIP with dense features: the class-aligned embedding of every grid cell, and finer maps that guide the decoder."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from models.presets import ClipConfig
+from models.weights.files import load_weights_into, shipped_weights
+
+# Shape suffixes: B image, D embedding width, C channel, H W grid, N text
+
+
+@dataclass(frozen=True)
+class ClipFeatures:
+    """What CLIP's image tower says of a batch.
+
+    Attributes:
+        dense_BDHW: Embedding of every cell of the coarsest grid, in the space of the text embeddings.
+        guidance: Feature maps with …, 4, 2 times the cells a side, fine to coarse, (B, C_i, 2^i H, 2^i W).
+    """
+
+    dense_BDHW: Tensor
+    guidance: tuple[Tensor, ...]
+
+
+class DenseClip(nn.Module):
+    """open_clip's CLIP with a ConvNeXt trunk, whose head is applied to each cell instead of the pooled map."""
+
+    clip: Any  # open_clip's modules are untyped
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, clip: nn.Module, tokenizer: Callable[[list[str]], Tensor]) -> None:
+        super().__init__()
+        self.clip = clip
+        self.tokenizer = tokenizer
+        from open_clip.constants import OPENAI_DATASET_MEAN, OPENAI_DATASET_STD
+
+        self.register_buffer("mean", torch.tensor(OPENAI_DATASET_MEAN).view(1, 3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(OPENAI_DATASET_STD).view(1, 3, 1, 1), persistent=False)
+
+    @property
+    def embedding_dim(self) -> int:
+        """Width of the shared image and text embedding."""
+        return int(self.clip.text_projection.shape[1])
+
+    def forward(self, image_B3HW: Tensor) -> ClipFeatures:
+        """Give the dense features of images.
+
+        Args:
+            image_B3HW: RGB in [0, 1].
+
+        Source: SED's use of the CLIP ConvNeXt (stem, stages, norm_pre, then the pooled head per cell).
+        """
+        trunk = self.clip.visual.trunk
+        x = trunk.stem((image_B3HW - self.mean) / self.std)
+        maps = [x]
+        for stage in trunk.stages:
+            x = stage(x)
+            maps.append(x)
+        return ClipFeatures(self._dense(trunk.norm_pre(x)), _guidance(maps))
+
+    def encode_text(self, texts: list[str]) -> Tensor:
+        """Give the (N, D) text embeddings, not normalised, with a gradient; `encode_tokens` is quicker without."""
+        tokens = self.tokenizer(texts).to(self.mean.device)
+        encoded: Tensor = self.clip.encode_text(tokens)
+        return encoded
+
+    def guidance_channels(self, image_size: int) -> tuple[int, ...]:
+        """Give the channels of the guidance maps, fine to coarse, found by a forward pass without arithmetic."""
+        from torch._subclasses.fake_tensor import FakeTensorMode
+
+        with FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad():
+            features = self(torch.zeros(1, 3, image_size, image_size))
+        return tuple(g.shape[1] for g in features.guidance)
+
+    def _dense(self, x_BCHW: Tensor) -> Tensor:
+        visual = self.clip.visual
+        normed = visual.trunk.head.norm(x_BCHW)
+        projected: Tensor = visual.head(normed.permute(0, 2, 3, 1))
+        return projected.permute(0, 3, 1, 2)
+
+
+def _guidance(maps: list[Tensor]) -> tuple[Tensor, ...]:
+    """Keep the deepest map of every grid finer than the last one's, fine to coarse."""
+    last = maps[-1].shape[-1]
+    deepest = {m.shape[-1]: m for m in maps if m.shape[-1] > last}
+    return tuple(deepest[side] for side in sorted(deepest, reverse=True))
+
+
+def build_clip(config: ClipConfig, *, weights: Path | None = None, random: bool = False) -> DenseClip:
+    """Build a CLIP in evaluation mode.
+
+    Args:
+        config: Which architecture, and its default weights.
+        weights: A safetensors or `.pth` file to load instead of the default ones.
+        random: Load no weights at all (tests, training from nothing).
+
+    Raises:
+        ValueError: The weights are missing or do not fit.
+    """
+    if config.architecture == "stseg_tiny":
+        from models.stseg.tiny_clip import WordTokenizer, build_tiny_clip
+
+        dense = DenseClip(build_tiny_clip(), WordTokenizer())
+    else:
+        import open_clip
+
+        clip = open_clip.create_model(config.architecture, pretrained=None)
+        dense = DenseClip(clip, open_clip.get_tokenizer(config.architecture))
+    if not random:
+        load_weights_into(dense.clip, weights or shipped_weights(config.weights, what=f"CLIP {config.architecture}"))
+    return dense.eval()

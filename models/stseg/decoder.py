@@ -1,0 +1,303 @@
+"""The cost-aware decoder (CAD): refines the cost volume class by class into logits, after SED."""
+
+# B image, K class, k class of a chunk, P template, D embedding, C channel, H W grid of the image features.
+# Rows of a chunk are k * B, class by class, images inside.
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final, NamedTuple
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from models.stseg.cost_volume import check_cost_inputs, cost_rows, unit_pixels
+from models.stseg.decoder_blocks import ClassSums, Level, one_map
+
+# Measured at the paper's sizes: chunks of 4 rows, 1.2 MB at level 1, are fastest on CPUs, and of 2 rows, 4.7 MB, behind
+# the last level; GPUs want more work at once.
+_CHUNK_BYTES: Final = {"cpu": 5 << 18}
+_CHUNK_BYTES_ELSEWHERE: Final = 1 << 28
+_FINEST_CHUNKS: Final = 4  # so many times as much on the finest grid
+# In training, chunks whose rows are larger than this are computed again in the backward pass instead of being kept.
+_KEPT_ROW_BYTES: Final = 1 << 17
+
+
+class DecoderConfig(BaseModel):
+    """Sizes of the decoder; the defaults are SED's for ConvNeXt-B.
+
+    Attributes:
+        hidden_dim: Channels of the embedded cost volume.
+        decoder_dims: Channels after each level; their number is the number of levels, each doubling the grid.
+        guidance_proj_dims: Channels to which each level reduces CLIP's features.
+        corr_proj_dims: Channels of the cost volume as it is upsampled to each level.
+        kernel_size: Odd side of the depth-wise convolution.
+        conv1_kernel: Odd side of the convolution that embeds the cost volume.
+        pooling: Side of the average pooling before each level's class attention.
+        heads: Heads of the class attention.
+        norm_group_channels: Channels in a group of the group norms (one group at least).
+        cost_scale: Factor on the cost volume. SED's 1 leaves plain cosines, which are small; more speeds up training
+            from random weights.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    hidden_dim: int = Field(default=128, ge=1)
+    decoder_dims: tuple[int, ...] = (64, 32, 16)
+    guidance_proj_dims: tuple[int, ...] = (32, 16, 8)
+    corr_proj_dims: tuple[int, ...] = (32, 16, 8)
+    kernel_size: int = Field(default=9, ge=1)
+    conv1_kernel: int = Field(default=7, ge=1)
+    pooling: tuple[int, ...] = (2, 2, 2)
+    heads: int = Field(default=4, ge=1)
+    norm_group_channels: int = Field(default=16, ge=1)
+    cost_scale: float = Field(default=1.0, gt=0)
+
+    @property
+    def input_dims(self) -> tuple[int, ...]:
+        """Channels that enter each level."""
+        return (self.hidden_dim, *self.decoder_dims[:-1])
+
+    def norm_groups(self, channels: int) -> int:
+        """Number of groups of a group norm over `channels`."""
+        return max(1, channels // self.norm_group_channels)
+
+    @model_validator(mode="after")
+    def _sizes_fit(self) -> "DecoderConfig":
+        levels = len(self.decoder_dims)
+        for name in ("guidance_proj_dims", "corr_proj_dims", "pooling"):
+            sizes = getattr(self, name)
+            if len(sizes) != levels or min(sizes, default=0) < 1:
+                raise ValueError(f"{name} = {sizes} must hold {levels} positive numbers, one for each of decoder_dims")
+        for name in ("kernel_size", "conv1_kernel"):
+            if getattr(self, name) % 2 == 0:
+                raise ValueError(f"{name} = {getattr(self, name)} must be odd, so that the grid keeps its size")
+        for channels, guidance in zip(self.input_dims, self.guidance_proj_dims, strict=True):
+            if channels % self.heads:
+                raise ValueError(f"heads = {self.heads} does not divide the {channels} channels that enter a level")
+            if guidance >= channels:
+                raise ValueError(f"guidance_proj_dims: {guidance} must be less than the level's {channels} channels")
+        for channels in self.decoder_dims:
+            if channels < 1 or channels % self.norm_groups(channels):
+                raise ValueError(f"decoder_dims: {channels} does not split into groups of {self.norm_group_channels}")
+        return self
+
+
+class DecoderOutput(NamedTuple):
+    """What the decoder gives.
+
+    Attributes:
+        logits_BKHW: (B, K, 2^L H, 2^L W) float, a logit for each class; SED's sigmoid or Eq. 6's softmax follows.
+        aux: (B, K, 2^i H, 2^i W) for i = 0..L-1, coarse to fine, from detached features; empty unless asked for.
+    """
+
+    logits_BKHW: Tensor
+    aux: tuple[Tensor, ...]
+
+
+class CostAwareDecoder(nn.Module):
+    """Image features, class names and CLIP's multi-scale features in, a logit for each class and pixel out.
+
+    Classes are worked on in chunks, so that memory grows little with their number and temporaries stay in the cache;
+    in training at the paper's sizes the chunks' activations are computed again in the backward pass.
+
+    Source: SED (Xie et al., CVPR 2024), whose parameter names and shapes it has, so that SED's weights load; STSeg,
+    section 2.2. The result is SED's up to rounding.
+    """
+
+    def __init__(self, config: DecoderConfig, guidance_channels: Sequence[int], prompt_channels: int) -> None:
+        """Build for guidance of these channels, fine to coarse, one for each level, and P = `prompt_channels`.
+
+        Raises:
+            ValueError: The number of guidance maps is not the number of levels, or there is no template.
+        """
+        super().__init__()
+        levels = len(config.decoder_dims)
+        if len(guidance_channels) != levels or prompt_channels < 1:
+            raise ValueError(
+                f"{levels} levels (decoder_dims {config.decoder_dims}) need {levels} guidance maps and at least one "
+                f"template, got channels {tuple(guidance_channels)} and {prompt_channels} templates"
+            )
+        self.config = config
+        self.prompt_channels = prompt_channels
+        self.conv1 = nn.Conv2d(
+            prompt_channels, config.hidden_dim, config.conv1_kernel, padding=config.conv1_kernel // 2
+        )
+        self.decoder_guidance_projection = nn.ModuleList(
+            nn.Sequential(nn.Conv2d(channels, projected, 3, padding=1), nn.ReLU())
+            for channels, projected in zip(reversed(guidance_channels), config.guidance_proj_dims, strict=True)
+        )
+        corr_inputs = (prompt_channels, *config.corr_proj_dims[:-1])
+        self.decoder_corr_guidance_projection = nn.ModuleList(
+            nn.Sequential(nn.ConvTranspose2d(channels, projected, 2, stride=2), nn.ReLU())
+            for channels, projected in zip(corr_inputs, config.corr_proj_dims, strict=True)
+        )
+        for level, channels in enumerate(config.input_dims):
+            self.add_module(f"decoder{level + 1}", self._new_level(level))
+            self.add_module(f"head{level}", nn.Conv2d(channels, 1, 3, padding=1))
+        self.head = nn.Conv2d(config.decoder_dims[-1], 1, 3, padding=1)
+
+    @classmethod
+    def from_sed(cls, state_dict: Mapping[str, Any]) -> "CostAwareDecoder":
+        """Give SED's decoder, in evaluation mode, with all sizes read off the tensors.
+
+        Args:
+            state_dict: A SED checkpoint, `{"model": ...}` or bare; `sem_seg_head.predictor.transformer.*` is taken, or
+                the decoder's own names where there is no such prefix. What has no place is logged by name.
+
+        Raises:
+            ValueError: Tensors are missing or have shapes that do not fit together; they are named.
+        """
+        from models.interop.sed import decoder_from_sed
+
+        return decoder_from_sed(state_dict)
+
+    def _new_level(self, level: int) -> Level:
+        config = self.config
+        features = config.input_dims[level]
+        channels = (features, config.guidance_proj_dims[level], config.corr_proj_dims[level], config.heads)
+        out = config.decoder_dims[level]
+        return Level(channels, out, config.norm_groups(out), config.kernel_size, config.pooling[level])
+
+    def forward(
+        self, dense_BDHW: Tensor, text_KPD: Tensor, guidance: Sequence[Tensor], with_aux: bool = False
+    ) -> DecoderOutput:
+        """Give the logits on 2^L times the grid of the image features.
+
+        Args:
+            dense_BDHW: (B, D, H, W) float image features, any grid.
+            text_KPD: (K, P, D) float text embeddings, any K >= 1.
+            guidance: (B, C_i, 2^i H, 2^i W) for i = L..1, CLIP's features, fine to coarse (res2, res3, res4). No
+                gradient flows back into them.
+            with_aux: Also compute the coarse logits that training supervises.
+
+        Raises:
+            ValueError: P, a width, the number of guidance maps or a guidance grid is not what the decoder was built
+                for.
+        """
+        self._check(dense_BDHW, text_KPD, guidance)
+        classes = self.embed(unit_pixels(dense_BDHW), text_KPD)
+        aux = []
+        for level in range(len(guidance)):
+            if with_aux:
+                aux.append(self.coarse_logits(level, classes))
+            if level + 1 < len(guidance):
+                self.advance(level, classes, guidance[-1 - level])
+        return DecoderOutput(self.finish(classes, guidance[0]), tuple(aux))
+
+    def embed(self, pixels_BDHW: Tensor, text_KPD: Tensor) -> "ClassChunks":
+        """Cut the classes into chunks and embed the cost volume of each.
+
+        Args:
+            pixels_BDHW: (B, D, H, W) float of unit length.
+            text_KPD: (K, P, D) float.
+        """
+        batch, _, height, width = pixels_BDHW.shape
+        row_bytes = self.config.hidden_dim * height * width * pixels_BDHW.element_size()
+        chunk = max(1, _chunk_bytes(pixels_BDHW.device) // (row_bytes * batch))
+        recompute = torch.is_grad_enabled() and row_bytes > _KEPT_ROW_BYTES
+        costs = [cost_rows(pixels_BDHW, text_kPD) * self.config.cost_scale for text_kPD in torch.split(text_KPD, chunk)]
+        return ClassChunks([self.conv1(cost_RPHW) for cost_RPHW in costs], costs, batch, recompute)
+
+    def advance(self, level: int, classes: "ClassChunks", guidance_BCHW: Tensor) -> None:
+        """Take all classes through a level but the last; chunks are replaced one by one, so that memory stays small."""
+        fuse = self._gathered(level, classes, guidance_BCHW)
+        for i, cost_RPHW in enumerate(classes.costs):
+            classes.features[i] = classes.run(fuse, classes.features[i], cost_RPHW)
+
+    def finish(self, classes: "ClassChunks", guidance_BCHW: Tensor) -> Tensor:
+        """Take all classes through the last level and give (B, K, h, w) logits; only these are kept of a chunk."""
+        fuse = self._gathered(len(self.config.decoder_dims) - 1, classes, guidance_BCHW)
+
+        def logits(x_RCHW: Tensor, cost_RPHW: Tensor) -> Tensor:
+            return one_map(fuse(x_RCHW, cost_RPHW), self.head)
+
+        class_bytes = classes.batch * self.config.decoder_dims[-1] * guidance_BCHW[0, 0].nbytes
+        rows = classes.batch * max(1, _FINEST_CHUNKS * _chunk_bytes(guidance_BCHW.device) // class_bytes)
+        parts = []
+        while classes.features:
+            chunk = torch.split(classes.features.pop(0), rows), torch.split(classes.costs.pop(0), rows)
+            parts += [classes.run(logits, x_RCHW, cost_RPHW) for x_RCHW, cost_RPHW in zip(*chunk, strict=True)]
+        return torch.unflatten(torch.cat(parts), 0, (-1, classes.batch)).transpose(0, 1)
+
+    def _gathered(
+        self, level: int, classes: "ClassChunks", guidance_BCHW: Tensor
+    ) -> Callable[[Tensor, Tensor], Tensor]:
+        """Do a level's first pass, and give its second one: from a chunk and its cost volume to twice the grid.
+
+        The cost volume is projected from the start for every level: a fiftieth of the work more, and what is kept of it
+        neither grows with the grid nor breaks up the memory that features leave free.
+        """
+        block = self.get_submodule(f"decoder{level + 1}")
+        assert isinstance(block, Level)
+        project_corr = nn.Sequential(*self.decoder_corr_guidance_projection[: level + 1])
+        shared = block.shared(self.decoder_guidance_projection[level](guidance_BCHW.detach()))
+        total: ClassSums | None = None
+        for i, x_RCHW in enumerate(classes.features):
+            classes.features[i], sums = classes.run(block.gather, x_RCHW, classes.batch)
+            total = sums if total is None else total.plus(sums)
+        assert total is not None
+        all_classes = total
+
+        def fuse(x_RCHW: Tensor, cost_RPHW: Tensor) -> Tensor:
+            return block.fuse(x_RCHW, project_corr(cost_RPHW), all_classes, shared)
+
+        return fuse
+
+    def coarse_logits(self, level: int, classes: "ClassChunks") -> Tensor:
+        """Give (B, K, h, w) coarse logits before a level, from detached features."""
+        head = self.get_submodule(f"head{level}")
+        assert isinstance(head, nn.Conv2d)
+        logits_Rhw = torch.cat([one_map(x.detach(), head) for x in classes.features])
+        return torch.unflatten(logits_Rhw, 0, (-1, classes.batch)).transpose(0, 1)
+
+    def _check(self, dense_BDHW: Tensor, text_KPD: Tensor, guidance: Sequence[Tensor]) -> None:
+        check_cost_inputs(dense_BDHW, text_KPD)
+        batch, _, height, width = dense_BDHW.shape
+        if text_KPD.shape[1] != self.prompt_channels:
+            raise ValueError(
+                f"the text embeddings have {text_KPD.shape[1]} templates, the decoder was built for "
+                f"{self.prompt_channels}: embed the class names with the preset's templates"
+            )
+        levels = range(len(self.config.decoder_dims), 0, -1)
+        wanted = [(batch, height << level, width << level) for level in levels]
+        found = [(len(g), g.shape[-2], g.shape[-1]) for g in guidance]
+        if found != wanted:
+            raise ValueError(f"guidance (images, height, width) must be {wanted} for this grid, got {found}")
+
+
+def _chunk_bytes(device: torch.device) -> int:
+    return _CHUNK_BYTES.get(device.type, _CHUNK_BYTES_ELSEWHERE)
+
+
+@dataclass
+class ClassChunks:
+    """All classes on their way through the decoder, in chunks.
+
+    Attributes:
+        features: A (k * B, C, h, w) tensor a chunk, on the grid of the level that comes next.
+        costs: The (k * B, P, H, W) cost volume of each.
+        batch: B.
+        recompute: Whether a step keeps its inputs alone and is run again for the backward pass.
+    """
+
+    features: list[Tensor]
+    costs: list[Tensor]
+    batch: int
+    recompute: bool
+
+    def take(self, ids: Tensor) -> "ClassChunks":
+        """Give only these (n,) classes, in chunks of the same size."""
+        size = len(self.features[0]) // self.batch
+        rows = (ids[:, None] * self.batch + torch.arange(self.batch, device=ids.device)).flatten()
+        features, costs = (
+            list(torch.split(torch.cat(chunks)[rows], size * self.batch)) for chunks in (self.features, self.costs)
+        )
+        return ClassChunks(features, costs, self.batch, self.recompute)
+
+    def run(self, step: Callable[..., Any], *inputs: Any) -> Any:
+        """Run a step on a chunk."""
+        if self.recompute:
+            return checkpoint(step, *inputs, use_reentrant=False, preserve_rng_state=False)
+        return step(*inputs)

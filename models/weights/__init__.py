@@ -1,0 +1,1 @@
+"""Weight files, shipped and read."""

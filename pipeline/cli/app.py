@@ -1,0 +1,310 @@
+"""The command line. Heavy imports happen inside commands, so that `--help` answers at once."""
+
+import logging
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from pipeline.cli import gate as cli_gate
+from pipeline.cli import models as cli_models
+from pipeline.cli import shards as cli_shards
+from pipeline.cli import weights as cli_exchange
+from pipeline.cli.options import (
+    DEFAULT_RUN,
+    AddressOption,
+    BackendName,
+    BackendOption,
+    ConfigOption,
+    InterruptName,
+    InterruptOption,
+    JsonOption,
+    RoundOption,
+    RunOption,
+    SetOption,
+    SubmitOption,
+    VerifyOption,
+    print_json,
+    print_table,
+    refuse_two_places,
+    run_location,
+)
+from pipeline.errors import exit_codes
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+app.add_typer(cli_shards.app, name="shards")
+cli_models.add_commands(app)
+cli_gate.add_commands(app)
+cli_exchange.add_commands(app)
+
+
+@app.callback()
+def _all(
+    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Log more, to standard error.")] = False,
+) -> None:
+    """Label images by class names alone, refine the labels with SAM, train on them, and again.
+
+    \b
+      stseg-pipeline round --n 3                            the embedded default: generated scenes, a tiny model
+      stseg-pipeline init my-run --images photos --classes names.txt
+      stseg-pipeline round --n 3 --run my-run               your own images
+      stseg-pipeline status --run my-run                    how far it is
+      stseg-pipeline doctor --preset base                   what is missing for the full-size model
+
+    \b
+    Exit codes: 0 done, 2 wrong usage or setting, 3 settings that contradict the run's, 4 data, 5 a round
+    regressed or raised an alarm, 75 stopped: the same command resumes.
+    """
+    logging.basicConfig(
+        level=logging.INFO if verbose else logging.WARNING, format="%(levelname)s %(name)s: %(message)s"
+    )
+
+
+@app.command("round")
+def run_round(
+    n: Annotated[int, typer.Option("--n", metavar="N", min=0, help="Rounds in all; 0 measures the start alone.")] = 1,
+    run: RunOption = DEFAULT_RUN,
+    config: ConfigOption = None,
+    sets: SetOption = None,
+    backend: BackendOption = BackendName.ray,
+    address: AddressOption = None,
+    submit: SubmitOption = None,
+    on_interrupt: InterruptOption = InterruptName.ask,
+    verify: VerifyOption = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Do rounds 1 to N: teacher, refine, write, train, evaluate, promote. What is done already is left as it is.
+
+    A student becomes the next teacher only if it is better than the best so far; one that is clearly worse ends the
+    run with exit code 5, and the report says why.
+
+    A run folder that does not exist is made, with the embedded default. The same command resumes a run that was
+    stopped, and says so when there is nothing to do.
+
+    \b
+      stseg-pipeline round --n 3
+      stseg-pipeline round --n 3 --run runs/second --set seed=1
+      stseg-pipeline round --n 1 --run my-run --set refine.gate.threshold=0.8
+      stseg-pipeline round --n 3 --run my-run --verify           also finds and redoes what was damaged since
+      stseg-pipeline round --n 5 --run my-run --set promotion.on_regression=keep --set alarms.stop=true
+      stseg-pipeline round --n 3 --run /shared/my-run --address auto
+      stseg-pipeline round --n 3 --run /shared/my-run --submit http://127.0.0.1:8265
+    """
+    from pipeline.rounds.driver import RoundRequest
+    from pipeline.rounds.rounds import result_lines, run_rounds
+
+    with exit_codes():
+        request = RoundRequest(
+            rounds=n, file=config, sets=tuple(sets or ()), backend=backend.value, address=address, verify=verify
+        )
+        refuse_two_places(backend, address, submit)
+        if submit is None:
+            reports = run_rounds(run, request)
+        else:
+            from pipeline.submit.submit import submit_rounds
+
+            reports = submit_rounds(run, request, _job_server(submit), on_interrupt.value)
+        if as_json:
+            print_json(reports)
+        else:
+            typer.echo("\n".join(result_lines(run, reports)))
+
+
+@app.command()
+def stage(
+    name: Annotated[
+        str, typer.Argument(metavar="NAME", help="embed, teacher, refine, write, train, evaluate or promote.")
+    ],
+    number: RoundOption = 1,
+    run: RunOption = DEFAULT_RUN,
+    config: ConfigOption = None,
+    sets: SetOption = None,
+    backend: BackendOption = BackendName.ray,
+    address: AddressOption = None,
+    submit: SubmitOption = None,
+    on_interrupt: InterruptOption = InterruptName.ask,
+    outcome: Annotated[
+        Path | None, typer.Option("--outcome", hidden=True, help="Where a job says how it ended.")
+    ] = None,
+    together: Annotated[
+        bool, typer.Option("--together", hidden=True, help="Jobs beside this one do the chain's other stages.")
+    ] = False,
+    verify: VerifyOption = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Do one stage of one round alone; refuses where what it reads is not done.
+
+    \b
+      stseg-pipeline stage refine --round 2 --run my-run
+      stseg-pipeline stage train --round 2 --run /shared/my-run --submit http://127.0.0.1:8265 --on-interrupt stop
+    """
+    from pipeline.rounds.driver import RoundRequest
+    from pipeline.rounds.rounds import run_stage
+    from pipeline.run.job_outcome import outcome_written
+
+    with outcome_written(outcome), exit_codes():
+        request = RoundRequest(
+            rounds=number,
+            file=config,
+            sets=tuple(sets or ()),
+            backend=backend.value,
+            address=address,
+            verify=verify,
+            together=together,
+        )
+        refuse_two_places(backend, address, submit)
+        if submit is None:
+            summary = run_stage(run, name, request)
+        else:
+            from pipeline.submit.submit import submit_stage
+
+            summary = submit_stage(run, name, request, _job_server(submit), on_interrupt.value)
+        if as_json:
+            print_json(summary)
+
+
+@app.command()
+def plan(
+    n: Annotated[int, typer.Option("--n", metavar="N", min=0, help="Rounds in all.")] = 1,
+    run: RunOption = DEFAULT_RUN,
+    config: ConfigOption = None,
+    sets: SetOption = None,
+    verify: VerifyOption = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Say what `round --n N` would do, and why; changes nothing.
+
+    \b
+      stseg-pipeline plan --n 3 --run my-run --set refine.gate.threshold=0.8
+    """
+    from pipeline.rounds.rounds import plan_rounds
+
+    with exit_codes():
+        rows = [
+            {
+                "round": summary.round,
+                "stage": summary.stage,
+                "done": summary.counts.get("done", 0),
+                "to do": summary.counts.get("to do", 0),
+                "stale": summary.counts.get("stale", 0),
+                "depends": summary.counts.get("depends", 0),
+                "because": "; ".join(summary.reasons),
+            }
+            for summary in plan_rounds(run, n, config, sets or (), verify=verify)
+        ]
+        if as_json:
+            print_json(rows)
+        else:
+            print_table(["round", "stage", "done", "to do", "stale", "depends", "because"], rows)
+
+
+@app.command()
+def status(run: RunOption = DEFAULT_RUN, as_json: JsonOption = False) -> None:
+    """Say how far a run is, from its plain files; also while it runs.
+
+    \b
+      stseg-pipeline status --run my-run --json
+    """
+    from dataclasses import asdict
+
+    from pipeline.run.status import SCORES, run_status
+
+    with exit_codes():
+        found = run_status(run)
+        jobs = _submitted_jobs(run)
+        if as_json:
+            print_json({**asdict(found), "jobs": jobs})
+            return
+        names = ["round", "stage", "done", "total", "samples", "dropped", "seconds"]
+        print_table(names, [asdict(entry) for entry in found.stages])
+        if found.rounds:
+            typer.echo("")
+            rows: list[dict[str, Any]] = [
+                {
+                    "round": number,
+                    **{name: scores[name] for name in SCORES},
+                    "promotion": (scores["promotion"] or {}).get("outcome"),
+                    "alarms": None if scores["alarms"] is None else len(scores["alarms"]),
+                }
+                for number, scores in found.rounds.items()
+            ]
+            print_table(["round", *SCORES, "promotion", "alarms"], rows)
+        for one in found.quarantined:
+            typer.echo(f"\nquarantined: {one.stage} {one.shard} of round {one.round}: {one.cause}")
+        if found.retry:
+            typer.echo(f"try again, when the cause is mended: {found.retry}")
+        if jobs:
+            typer.echo("")
+            print_table(["id", "state", "exit_code", "submitted", "address"], jobs)
+        if found.holder:
+            holder = found.holder
+            typer.echo(f"\nprocess {holder['pid']} on {holder['host']} holds it since {holder['started']}")
+        for worker in found.stage_holders:
+            where = f"{worker.stage} of round {worker.round}"
+            typer.echo(f"\nprocess {worker.pid} on {worker.host} works on {where} since {worker.started}")
+
+
+@app.command()
+def init(
+    folder: Annotated[
+        Path, typer.Argument(metavar="DIR", parser=run_location, help="The run to make: a folder or URL.")
+    ],
+    images: Annotated[Path, typer.Option("--images", metavar="FOLDER", help="Images, searched with sub-folders.")],
+    classes: Annotated[
+        Path, typer.Option("--classes", metavar="FILE", help="Class names: .txt, one a line, or .json.")
+    ],
+    labels: Annotated[
+        Path | None,
+        typer.Option(
+            "--labels", metavar="FOLDER", help="Index PNGs of these images, to measure with; never trained on."
+        ),
+    ] = None,
+    preset: Annotated[str | None, typer.Option("--preset", help="tiny, base or large.")] = None,
+    config: ConfigOption = None,
+    sets: SetOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Make a run folder for images of your own.
+
+    \b
+      stseg-pipeline init my-run --images photos --classes names.txt
+      stseg-pipeline round --n 3 --run my-run
+    """
+    from pipeline.run.own_images import make_own_run
+
+    with exit_codes():
+        made = make_own_run(folder, images, classes, labels, preset, config, sets or ())
+        facts = {"run": str(folder), "images": made.plan.sample_count, "shards": len(made.plan.shards)}
+        facts["classes"] = len(made.vocabulary)
+        if as_json:
+            print_json(facts)
+        else:
+            typer.echo(f"{folder}: {facts['images']} images in {facts['shards']} shards, {facts['classes']} classes")
+            typer.echo(f"next: stseg-pipeline round --n 3 --run {folder}")
+
+
+def _job_server(address: str) -> Any:
+    from jobs.cluster.job_server import RayJobServer
+
+    return RayJobServer(address)
+
+
+def _submitted_jobs(run: Path) -> list[dict[str, Any]]:
+    from shards.formats.layout import RunLayout
+
+    if not RunLayout(run).jobs.is_dir():
+        return []
+    from pipeline.run.jobs import job_rows
+
+    return job_rows(run)
+
+
+def main() -> None:
+    """Run the command line."""
+    app()

@@ -1,0 +1,141 @@
+"""`shards ls` and `show`: look into a round's pseudo-labels; `verify` and `repair`: the outputs of a whole run."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from pipeline.cli.options import (
+    DEFAULT_RUN,
+    AddressOption,
+    BackendName,
+    BackendOption,
+    JsonOption,
+    RoundOption,
+    RunOption,
+    local_path,
+    print_json,
+    print_table,
+)
+from pipeline.errors import EXIT_DATA, exit_codes
+
+if TYPE_CHECKING:
+    from pipeline.run.verify import Fault
+
+OneRoundOption = Annotated[
+    int | None, typer.Option("--round", metavar="R", min=0, help="Only this round and the embeddings; none: all.")
+]
+
+app = typer.Typer(
+    no_args_is_help=True, rich_markup_mode=None, help="Look into the shards of a run; verify and repair them."
+)
+
+
+@app.command()
+def ls(run: RunOption = DEFAULT_RUN, number: RoundOption = 1, as_json: JsonOption = False) -> None:
+    """List the shards of a round with their samples and coverage.
+
+    \b
+      stseg-pipeline shards ls --run my-run --round 3
+    """
+    from dataclasses import asdict
+
+    from pipeline.commands.inspect import list_shards
+
+    with exit_codes():
+        rows = [asdict(row) for row in list_shards(run, number)]
+        if as_json:
+            print_json(rows)
+        else:
+            print_table(["shard", "state", "samples", "coverage", "accepted", "rejected", "bytes", "path"], rows)
+
+
+@app.command()
+def show(
+    key: Annotated[str, typer.Argument(metavar="KEY", help="The sample's key, as in the tar.")],
+    run: RunOption = DEFAULT_RUN,
+    number: RoundOption = 1,
+    out: Annotated[
+        Path | None, typer.Option("--out", metavar="FILE", parser=local_path, help="Where to put the PNG.")
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Draw one sample: image, teacher's label, refined label, with a legend; prints the PNG's path.
+
+    \b
+      stseg-pipeline shards show target-000007 --run my-run --round 1
+    """
+    from pipeline.commands.inspect import show_sample
+
+    with exit_codes():
+        path = show_sample(run, number, key, out)
+        if as_json:
+            print_json({"key": key, "round": number, "picture": str(path)})
+        else:
+            typer.echo(str(path))
+
+
+@app.command()
+def verify(run: RunOption = DEFAULT_RUN, number: OneRoundOption = None, as_json: JsonOption = False) -> None:
+    """Hash the outputs of a run again and name what is damaged or lost (exit code 4).
+
+    That is embeddings, scores, label maps, tars, weights, reports and their records, those of replays among them.
+
+    \b
+      stseg-pipeline shards verify --run my-run
+      stseg-pipeline shards verify --run my-run --round 3
+    """
+    from pipeline.run.verify import verify_run
+
+    with exit_codes():
+        verdict = verify_run(run, number)
+        if as_json:
+            print_json({"checked": verdict.checked, "undone": verdict.undone, "faults": _faults(verdict.faults)})
+        else:
+            for fault in verdict.faults:
+                typer.echo(f"{fault.output}: {fault.reason}")
+            undone = f", {verdict.undone} not done yet" if verdict.undone else ""
+            again = f"; make them again: stseg-pipeline shards repair --run {run}" if verdict.faults else ""
+            typer.echo(f"{verdict.checked} outputs verified, {len(verdict.faults)} faults{undone}{again}")
+        if verdict.faults:
+            raise typer.Exit(EXIT_DATA)
+
+
+@app.command()
+def repair(
+    run: RunOption = DEFAULT_RUN,
+    number: OneRoundOption = None,
+    backend: BackendOption = BackendName.ray,
+    address: AddressOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Remove what `shards verify` names and do it again, with what depends on it if its bytes come out otherwise.
+
+    The run's settings stay as they are. Of a replay the damaged shards are removed; its own command makes them again.
+
+    \b
+      stseg-pipeline shards repair --run my-run
+    """
+    from pipeline.commands.repair import repair_run
+    from pipeline.rounds.driver import RoundRequest
+
+    with exit_codes():
+        done = repair_run(run, number, RoundRequest(rounds=0, backend=backend.value, address=address))
+        if as_json:
+            facts = {"rounds": done.rounds, "replays": [str(folder) for folder in done.replays]}
+            print_json({"removed": _faults(done.faults), **facts, "left": _faults(done.left)})
+        else:
+            for fault in done.faults:
+                typer.echo(f"removed {fault.output}: {fault.reason}")
+            for folder in done.replays:
+                typer.echo(f"{folder} lacks shards: give the replay command again that made it")
+            if done.faults and done.rounds is None:
+                typer.echo(f"no round was finished: stseg-pipeline round --run {run} goes on with the run")
+            typer.echo(f"{len(done.faults)} outputs were damaged, {len(done.left)} are left so")
+        if done.left:
+            raise typer.Exit(EXIT_DATA)
+
+
+def _faults(faults: Sequence["Fault"]) -> list[dict[str, str]]:
+    return [{"output": str(fault.output), "reason": fault.reason} for fault in faults]

@@ -1,0 +1,132 @@
+"""Fits a calibration of a round's stored scores to a few labelled images of the run, and measures what it does."""
+
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from jobs.artifacts.scores import stored_scores
+from jobs.execution.publishing import here
+from models.refinement.calibration import Calibration
+from models.refinement.calibration_fit import LabelledCells, calibration_error, fit_calibration, joined, labelled_cells
+from pipeline.commands.replay import refuse_without_scores
+from pipeline.run.run import Run, read_run
+from pipeline.tasks.round_tasks import has_target_labels
+from shards.data.sources import open_source
+from shards.storage.store import as_shown
+
+MIN_CELLS: Final = 200  # fewer, often of one object, say too little of a class
+
+
+def calibrate_round(root: Path, number: int, out: Path, images: int) -> dict[str, Any]:
+    """Fit a temperature and a bias for each class and write them as a calibration file.
+
+    Args:
+        root: The run folder.
+        number: The round, whose teacher is done.
+        out: The file to write.
+        images: How many labelled images to take, drawn with the run's seed; fewer if there are fewer.
+
+    Returns:
+        `images` and `cells` used; `fitted`, the number of classes; `left`, those with too few cells, which keep their
+        probabilities, with their cells; the expected calibration error in per cent, `before`, `after` (on the images of
+        the fit) and `held_out` (fitted on half of them and measured on the other half, both ways; None of one image);
+        and `per_class`.
+
+    Raises:
+        DataFault: There is no run, or no scores.
+        ValueError: The run's images have no labels.
+    """
+    run = read_run(root)
+    refuse_without_scores(run, number)
+    cells = _cells(run, number, _draw(run, images))
+    names = run.vocabulary.names
+    calibration = fit_calibration(cells, names, min_cells=MIN_CELLS)
+    calibration.save(out)
+    counts = np.bincount(cells.class_id, minlength=len(names)).tolist()
+    left = {name: count for name, count in zip(names, counts, strict=True) if name not in calibration.classes}
+    return {
+        "round": number,
+        "out": str(out),
+        "images": len(np.unique(cells.image)),
+        "cells": len(cells.score),
+        "fitted": len(calibration.classes),
+        "left": left,
+        "before": _percent(calibration_error(cells.score, cells.right)),
+        "after": _percent(calibration_error(_calibrated(cells, calibration, names), cells.right)),
+        "held_out": _percent(_held_out(cells, names)),
+        "per_class": _rows(cells, calibration, names),
+    }
+
+
+def _draw(run: Run, images: int) -> dict[str, NDArray[np.int32]]:
+    """Give the labels of some images, by key."""
+    if not has_target_labels(run):
+        raise ValueError(
+            f"the images of {as_shown(run.layout.root)} have no labels to calibrate with; make the run with labels of "
+            "some of them: stseg-pipeline init DIR --images … --classes … --labels FOLDER"
+        )
+    source = open_source(run.config.data.target, run.vocabulary)
+    refs = tuple(run.plan.samples)
+    found: dict[str, NDArray[np.int32]] = {}
+    for place in np.random.default_rng(run.config.seed).permutation(len(refs)).tolist():
+        label = source.read_label(refs[place]) if len(found) < images else None
+        if label is not None:
+            found[refs[place].key] = label
+    return found
+
+
+def _cells(run: Run, number: int, labels: dict[str, NDArray[np.int32]]) -> LabelledCells:
+    parts: list[LabelledCells] = []
+    for shard in run.plan.shards:
+        if labels.keys().isdisjoint(ref.key for ref in shard.samples):
+            continue
+        with here(run.layout.teacher(number, shard.name)):
+            for image in stored_scores(run.layout.teacher(number, shard.name)):
+                if image.key in labels:
+                    truth, ignored = labels[image.key], run.vocabulary.ignore_index
+                    parts.append(labelled_cells(image.ids, image.scores, truth, ignored, len(parts)))
+    cells = joined(parts)
+    if not len(cells.score):
+        raise ValueError("no image with scores has a labelled pixel; are the labels those of these images?")
+    return cells
+
+
+def _calibrated(cells: LabelledCells, calibration: Calibration, names: tuple[str, ...]) -> NDArray[np.float64]:
+    return calibration.table(names).apply(cells.class_id, cells.score)
+
+
+def _held_out(cells: LabelledCells, names: tuple[str, ...]) -> float | None:
+    odd = cells.image % 2 == 1
+    if odd.all() or not odd.any():
+        return None
+    halves = [(cells.where(odd), cells.where(~odd)), (cells.where(~odd), cells.where(odd))]
+    fits = [(fit_calibration(own, names, min_cells=MIN_CELLS // 2), other) for own, other in halves]
+    score = np.concatenate([_calibrated(other, calibration, names) for calibration, other in fits])
+    return calibration_error(score, np.concatenate([other.right for _, other in fits]))
+
+
+def _rows(cells: LabelledCells, calibration: Calibration, names: tuple[str, ...]) -> list[dict[str, Any]]:
+    after = _calibrated(cells, calibration, names)
+    rows = []
+    for class_id, name in enumerate(names):
+        own = cells.class_id == class_id
+        if own.any():
+            entry = calibration.classes.get(name)
+            rows.append(
+                {
+                    "class": name,
+                    "cells": int(own.sum()),
+                    "right": 100 * float(cells.right[own].mean()),
+                    "said": 100 * float(cells.score[own].mean()),
+                    "says now": 100 * float(after[own].mean()),
+                    "temperature": None if entry is None else entry.temperature,
+                    "bias": None if entry is None else entry.bias,
+                }
+            )
+    return rows
+
+
+def _percent(share: float | None) -> float | None:
+    return None if share is None else 100 * share

@@ -1,0 +1,156 @@
+"""Models outside the rounds: choose one with its classes, measure one on a labelled split."""
+
+import logging
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any, get_args
+
+from jobs.execution.publishing import mirrored
+from jobs.executor import run_chain
+from jobs.inference.model import ModelConfig
+from jobs.stage import why_stale
+from models.stseg.sliding import Probabilities
+from pipeline.config import RunConfig, resolve_config
+from pipeline.errors import DataFault
+from pipeline.run.run import Run, read_run
+from pipeline.run.status import begun_rounds, read_json
+from pipeline.settings import read_settings
+from pipeline.tasks.chain import best_weights, model_config, student_weights
+from pipeline.tasks.recipe import Split, embed_stages_of_judges, evaluate_stage
+from pipeline.tasks.start import start_weights
+from shards.data.vocabulary import Vocabulary, load_class_names
+from shards.storage.store import as_shown
+
+logger = logging.getLogger(__name__)
+
+
+def evaluate_round(root: Path, number: int, split: str) -> dict[str, Any]:
+    """Measure the model of a round on a labelled split; a result that stands is read, not made again.
+
+    Returns:
+        The scores in per cent, and split, images and seed.
+
+    Raises:
+        DataFault: There is no run, or the round has no model yet.
+        ValueError: There is no such split, or it has no labels.
+    """
+    if split not in get_args(Split):
+        raise ValueError(f"--split is {split!r}; expected {' or '.join(get_args(Split))}")
+    run = read_run(root)
+    weights = _trained_weights(run, number)
+    name = "evaluate.json" if split == "test" else f"evaluate-{split}.json"
+    output = run.layout.round(number) / name
+    stage = evaluate_stage(run, "test" if split == "test" else "validation", number, weights, output)
+    (task,) = stage.tasks
+    embedded = [one for one in embed_stages_of_judges(run) if one.tasks[0].output in task.inputs.values()]
+    for one in (*embedded, stage):
+        stale = [asked for asked in one.tasks if why_stale(asked) is not None]
+        run_chain([mirrored(replace(one, tasks=stale))], backend="inline", on_event=partial(logger.debug, "%s"))
+    result = read_json(task.output)
+    assert result is not None
+    return {"round": number, **result}
+
+
+@dataclass(frozen=True)
+class ChosenModel:
+    """A model with the classes to look for.
+
+    Attributes:
+        model: Its sizes and weights.
+        vocabulary: The classes, with the preset's templates.
+        probabilities: What its logits are made into, by the loss of the settings (train.loss.kind).
+        text_cache: Folder where text embeddings are kept; None: nowhere.
+    """
+
+    model: ModelConfig
+    vocabulary: Vocabulary
+    probabilities: Probabilities = "softmax"
+    text_cache: Path | None = None
+
+
+@dataclass(frozen=True)
+class ModelRequest:
+    """Which model is asked for, and for which classes.
+
+    Attributes:
+        run: A run, whose best model is used; None: the weights that the settings name, or the shipped ones.
+        weights: The head's weights, instead of the run's model or the settings' stage 1.
+        classes: Names separated by commas.
+        classes_file: A file of names, which may then have synonyms; with neither, the run's classes.
+        file: YAML file of settings.
+        sets: `key=value` texts.
+    """
+
+    run: Path | None = None
+    weights: Path | None = None
+    classes: str | None = None
+    classes_file: Path | None = None
+    file: Path | None = None
+    sets: tuple[str, ...] = ()
+
+
+def choose_model(request: ModelRequest) -> ChosenModel:
+    """Give the model and classes that are asked for.
+
+    Raises:
+        DataFault: There is no such run, or it has no model.
+        ValueError: No class is named, a setting is wrong, or weights are missing.
+    """
+    run = None if request.run is None else read_run(request.run, request.file, request.sets)
+    config = _config(request) if run is None else run.config
+    settings = config.model
+    probabilities: Probabilities = "softmax" if config.train.loss.kind == "eq6" else "sigmoid"
+    if request.weights is not None:
+        settings = settings.model_copy(update={"stage1_weights": request.weights})
+    vocabulary = _vocabulary(run, settings.preset, request)
+    text_cache = None if run is None else run.layout.text_embeddings
+    if run is not None and request.weights is None:
+        newest = _newest_round(run)
+        logger.info("using the best model up to round %d", newest)
+        return ChosenModel(model_config(run, best_weights(run, newest)), vocabulary, probabilities, text_cache)
+    weights = start_weights(settings, dea=settings.dea)
+    return ChosenModel(settings.with_weights(weights), vocabulary, probabilities, text_cache)
+
+
+def _config(request: ModelRequest) -> RunConfig:
+    asked = {} if request.file is None else read_settings(request.file)
+    where = "--set" if request.file is None else f"{request.file} or --set"
+    return resolve_config(asked, request.sets, where=where)
+
+
+def _vocabulary(run: Run | None, preset: str, request: ModelRequest) -> Vocabulary:
+    from models.presets import load_preset
+    from models.stseg.text import prompt_templates
+
+    if request.classes is not None and request.classes_file is not None:
+        raise ValueError("give --classes or --classes-file, not both")
+    if request.classes_file is not None:
+        names = load_class_names(request.classes_file)
+    elif request.classes is not None:
+        names = [name.strip() for name in request.classes.split(",") if name.strip()]
+    elif run is not None:
+        return run.vocabulary
+    else:
+        raise ValueError(
+            "name the classes: --classes 'red ring, grass, water', --classes-file names.txt, or a run with --run DIR"
+        )
+    return Vocabulary.from_names(names, templates=prompt_templates(load_preset(preset).templates))
+
+
+def _newest_round(run: Run) -> int:
+    decided = [number for number in begun_rounds(run.layout) if best_weights(run, number).is_file()]
+    if not decided:
+        root = as_shown(run.layout.root)
+        raise DataFault(f"{root} has no model yet; run: stseg-pipeline round --run {root}")
+    return decided[-1]
+
+
+def _trained_weights(run: Run, number: int) -> Path:
+    weights = student_weights(run, number)
+    if not weights.is_file():
+        root = as_shown(run.layout.root)
+        raise DataFault(
+            f"{root} has no model of round {number} yet; run: stseg-pipeline round --n {number} --run {root}"
+        )
+    return weights

@@ -1,0 +1,146 @@
+"""A look into the shards of a round: what they hold, one sample drawn."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from jobs.artifacts.labels import read_refined_map
+from jobs.execution.publishing import here
+from jobs.stage import record_path
+from pipeline.errors import DataFault
+from pipeline.report.drawing import overlay, panels, png_bytes, with_legend
+from pipeline.run.run import Run, read_run
+from shards.data.images import decode_image
+from shards.data.sources import SampleRef, open_source
+from shards.files.atomic import write_bytes_atomic
+from shards.formats.records import record_or_none
+from shards.formats.tar import index_tar, read_member
+from shards.storage.store import as_shown, place_of
+
+LABEL_EXTENSIONS = ("label.png", "weight.png", "json")
+
+
+@dataclass(frozen=True)
+class ShardRow:
+    """One pseudo-label shard.
+
+    Attributes:
+        shard: Its name.
+        state: "done", "missing" or "damaged" (its record cannot be read).
+        samples: Samples in the tar.
+        coverage: Labelled share of their pixels, per cent.
+        accepted: Masks of SAM's that were taken.
+        rejected: Masks that were not.
+        bytes: Size of the tar.
+        path: Where the tar lies.
+    """
+
+    shard: str
+    state: str
+    samples: int | None
+    coverage: float | None
+    accepted: int | None
+    rejected: int | None
+    bytes: int | None
+    path: str
+
+
+def list_shards(root: Path, number: int) -> list[ShardRow]:
+    """Give the pseudo-label shards of a round, in order, also those that are still missing.
+
+    Raises:
+        DataFault: There is no run, or no such round.
+    """
+    run = _run_with_round(root, number)
+    return [_row(run, number, shard.name) for shard in run.plan.shards]
+
+
+def show_sample(root: Path, number: int, key: str, out: Path | None = None) -> Path:
+    """Draw a sample (image, teacher's label, refined label) and give the picture's path.
+
+    Args:
+        root: The run folder.
+        number: The round.
+        key: The sample's key.
+        out: Where to put the PNG; None: in the round's folder, under `shown/`.
+
+    Raises:
+        DataFault: The sample is not in the run, was quarantined, or its shard is not refined.
+    """
+    run = _run_with_round(root, number)
+    shard, ref = _planned(run, key)
+    path = run.layout.refine(number, shard)
+    try:
+        with here(path):
+            labels = {name: read_refined_map(path, name, key).astype(np.int32) for name in ("teacher", "label")}
+    except FileNotFoundError as error:
+        raise DataFault(f"shard {shard} of round {number} is not refined; {_how(run, number)}") from error
+    except KeyError as error:
+        raise DataFault(f"{key} is not in shard {shard} of round {number}: it was left out as unreadable") from error
+    image = sample_image(run, number, shard, ref)
+    sheet = panels(
+        [
+            ("image", image),
+            ("teacher", overlay(image, labels["teacher"], run.vocabulary)),
+            ("refined", overlay(image, labels["label"], run.vocabulary)),
+        ],
+        side=384,
+    )
+    picture = with_legend(sheet, run.vocabulary, labels.values())
+    target = run.layout.round(number) / "shown" / f"{key}.png" if out is None else out
+    write_bytes_atomic(target, png_bytes(picture))
+    return target
+
+
+def sample_image(run: Run, number: int, shard: str, ref: SampleRef) -> NDArray[np.uint8]:
+    """Read a sample's image, upright: out of the round's tar, or out of the source if it is not in there."""
+    tar = run.layout.pseudo(number, shard)
+    with here(tar):
+        places = index_tar(tar).places.get(ref.key, {}) if tar.is_file() else {}
+        for extension, place in places.items():
+            if extension not in LABEL_EXTENSIONS:
+                return decode_image(read_member(tar, *place)).image
+    return decode_image(open_source(run.config.data.target, run.vocabulary).read_image(ref)[0]).image
+
+
+def _row(run: Run, number: int, shard: str) -> ShardRow:
+    tar = run.layout.pseudo(number, shard)
+    record, refined = record_or_none(record_path(tar)), record_or_none(record_path(run.layout.refine(number, shard)))
+    place = place_of(run.layout.root)
+    there = tar.is_file() or place.store is not None  # a record is in the mirror only with its output in the store
+    if record is None or not there:
+        state = "damaged" if record_path(tar).exists() and there else "missing"
+        return ShardRow(shard, state, None, None, None, None, None, place.shown(tar))
+    pixels = record.stats.get("pixels", 0.0)
+    masks = {} if refined is None else {k: int(v) for k, v in refined.stats.items() if k.startswith("masks_")}
+    return ShardRow(
+        shard=shard,
+        state="done",
+        samples=record.count,
+        coverage=100 * record.stats.get("pixels_covered", 0.0) / pixels if pixels else 0.0,
+        accepted=masks.get("masks_accepted"),
+        rejected=sum(count for name, count in masks.items() if name.startswith("masks_rejected")),
+        bytes=int(record.stats.get("bytes", 0)),
+        path=place.shown(tar),
+    )
+
+
+def _run_with_round(root: Path, number: int) -> Run:
+    run = read_run(root)
+    if not run.layout.round(number).is_dir():
+        raise DataFault(f"{as_shown(root)} has no round {number} yet; {_how(run, number)}")
+    return run
+
+
+def _planned(run: Run, key: str) -> tuple[str, SampleRef]:
+    found = run.plan.find(key)
+    if found is not None:
+        return found[0].name, found[1]
+    example = run.plan.shards[0].first
+    raise DataFault(f"{key!r} is not in the plan of {as_shown(run.layout.root)}; keys look like {example!r}")
+
+
+def _how(run: Run, number: int) -> str:
+    return f"run: stseg-pipeline round --n {max(number, 1)} --run {as_shown(run.layout.root)}"

@@ -1,0 +1,153 @@
+"""Masks from elsewhere, refined by SAM: a run folder without a teacher, whose first round holds the result."""
+
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from jobs.stage import stage_records
+from models.refinement.refine import FOR_MASKS
+from pipeline.config import RunConfig, identity_changes, laid_over, load_config, resolve_config, save_config
+from pipeline.errors import SettingsConflict
+from pipeline.progress import RunProgress
+from pipeline.rounds.driver import Driver, RoundRequest
+from pipeline.run.lock import holding
+from pipeline.run.run import Run, load_run, make_run
+from pipeline.settings import read_settings
+from pipeline.tasks.chain import embed_stages, mask_stages
+from pipeline.tasks.round_tasks import index_task
+from pipeline.tasks.states import task_states
+from shards.data.labels import decode_label
+from shards.data.vocabulary import IGNORE_8_BIT, IGNORE_16_BIT
+from shards.formats.layout import RunLayout
+from shards.formats.records import Record
+from shards.storage.mirror import put_files
+from shards.storage.store import as_shown, place_of
+
+
+@dataclass(frozen=True)
+class MasksRequest:
+    """What is asked for.
+
+    Attributes:
+        images: Folder of images, searched with sub-folders.
+        masks: Folder of index PNGs of the same names.
+        classes: File of class names; None: classes are called by their ids.
+        run: How: settings, backend, address; its number of rounds is not used.
+    """
+
+    images: Path
+    masks: Path
+    classes: Path | None
+    run: RoundRequest
+
+
+def refine_masks(root: Path, request: MasksRequest, progress: RunProgress | None = None) -> dict[str, Any]:
+    """Refine the masks of images and write pseudo-label tars; what is done already stays as it is.
+
+    Args:
+        root: The run folder to make, or one that this made.
+        request: What is asked for.
+        progress: Where to show it.
+
+    Returns:
+        `run`, `images`, `refined`, `shards`, `coverage` in per cent, `masks` by what became of them, `without_mask` and
+        `quarantined` (each a key, with a reason for the latter), and `index`, the list of tars.
+
+    Raises:
+        SettingsConflict: The folder holds a run for other images, masks or classes.
+        DataFault: Too many images are unreadable.
+        StageFailed: Masks are damaged or do not fit their images; each is named.
+        ValueError: A folder is missing or empty, or a setting is wrong.
+    """
+    layout = RunLayout(root)
+    shown = RunProgress(layout.events) if progress is None else progress
+    with holding(root):
+        run = _open_or_make(root, request)
+        tasks = [task for stage in (*embed_stages(run), *mask_stages(run)) for task in stage.tasks]
+        states = task_states([*tasks, index_task(run, 1)], verify=request.run.verify)
+        if all(state.state == "done" for state in states):
+            shown.say(f"{as_shown(root)}: nothing to do, the masks are refined ({len(states)} outputs)")
+        else:
+            with Driver(run, request.run, shown).connected() as driver:
+                driver.embed(then=lambda: mask_stages(run))
+                driver.masks()
+        return _summary(run)
+
+
+def _open_or_make(root: Path, request: MasksRequest) -> Run:
+    for option, folder in (("--images", request.images), ("--masks", request.masks)):
+        if not folder.is_dir():
+            raise ValueError(f"{folder} is not a folder; {option} names a folder that exists")
+    layout = RunLayout(root.absolute())  # workers have working folders of their own
+    saved = load_config(layout.config) if layout.config.is_file() else None
+    asked = _settings(request, saved)
+    asked = laid_over(asked, read_settings(request.run.file) if request.run.file is not None else {})
+    config = resolve_config(asked, request.run.sets, where=f"{request.run.file or 'the options'} and --set", base=saved)
+    if saved is None:
+        return make_run(root, config)
+    changes = identity_changes(saved, config)
+    if changes:
+        raise SettingsConflict(
+            f"{as_shown(root)} was made for other things: {'; '.join(changes)}. Name another folder with --out"
+        )
+    if config != saved:
+        save_config(layout.config, config)
+        put_files(place_of(root), [layout.config])
+    return load_run(layout, config)
+
+
+def _settings(request: MasksRequest, saved: RunConfig | None) -> dict[str, Any]:
+    """Give the settings that the options stand for; those of refinement only for a new run."""
+    target = {"kind": "folder", "images": str(request.images), "labels": str(request.masks)}
+    asked: dict[str, Any] = {"data": {"target": target}}
+    if request.classes is not None:
+        asked["vocabulary"] = {"classes": str(request.classes.resolve()), "seen": None}
+    if saved is None:
+        asked["data"] |= {"source": None, "test": None, "validation": None}
+        asked["train"] = {"source_per_step": 0}
+        asked["refine"] = {"refinement": FOR_MASKS.model_dump(mode="json")}
+        asked.setdefault("vocabulary", {"classes": _numbered_classes(request.masks), "seen": None})
+    return asked
+
+
+def _numbered_classes(masks: Path) -> list[str]:
+    """Call the classes "class 0" and so on, up to the highest id in any mask."""
+    highest = -1
+    for path in sorted(masks.rglob("*.png")):
+        data = path.read_bytes()
+        try:
+            ids = decode_label(data)
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from error
+        known = ids[ids != (IGNORE_16_BIT if data[24] == 16 else IGNORE_8_BIT)]
+        highest = max(highest, int(known.max(initial=-1)))
+    if highest < 0:
+        raise ValueError(f"no index PNG in {masks} names a class; --masks names the folder of masks, *.png")
+    return [f"class {number}" for number in range(highest + 1)]
+
+
+def _summary(run: Run) -> dict[str, Any]:
+    refine, write = (stage_records(stage.tasks) for stage in mask_stages(run))
+    embed = [record for stage in embed_stages(run) for record in stage_records(stage.tasks)]
+    total: Counter[str] = Counter()
+    for record in refine:
+        total.update({name: value for name, value in record.stats.items() if name != "coverage"})
+    masks = {name.removeprefix("masks_"): int(n) for name, n in sorted(total.items()) if name.startswith("masks_")}
+    place = place_of(run.layout.root)
+    return {
+        "run": place.shown(run.layout.root),
+        "images": run.plan.sample_count,
+        "refined": sum(record.count for record in write),
+        "shards": len(run.plan.shards),
+        "coverage": 100 * total["pixels_covered"] / total["pixels"] if total["pixels"] else 0.0,
+        "masks": masks,
+        "without_mask": [drop["key"] for drop in _drops(refine)],
+        "quarantined": _drops(embed) + _drops(write),
+        "index": place.shown(run.layout.pseudo_index(1)),
+    }
+
+
+def _drops(records: Iterable[Record]) -> list[dict[str, Any]]:
+    return [drop.model_dump() for record in records for drop in record.drops]

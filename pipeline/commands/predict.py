@@ -1,0 +1,222 @@
+"""`predict`: segment images by class names, batch by batch; what is done already is left as it is."""
+
+import hashlib
+import json
+import logging
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from jobs.inference.labeller import Labeller
+from jobs.inference.model import stseg_fingerprint, weights_checksum
+from jobs.inference.segmenter import StsegSegmenter
+from models.devices import chosen_device
+from models.presets import load_preset
+from pipeline.commands.choose_model import ChosenModel
+from pipeline.errors import DataFault
+from pipeline.report.drawing import classes_by_size, overlay, panels, png_bytes, with_legend
+from pipeline.run.status import read_json
+from shards.data.images import UnreadableImage, decode_image
+from shards.data.inputs import ImageInput, find_images
+from shards.data.labels import encode_label
+from shards.data.vocabulary import Vocabulary
+from shards.files.atomic import write_bytes_atomic
+from shards.formats.records import fingerprint_digest
+
+logger = logging.getLogger(__name__)
+
+_SIDE: Final = 512
+_MOST_VIEWS: Final = 8
+_CLASS_PIXELS: Final = 256 * 96**2  # of a batch; about 200 MB for each feature map of the decoder's finest level
+
+
+@dataclass(frozen=True)
+class PredictRequest:
+    """How to predict.
+
+    Attributes:
+        out: Folder for the pictures, label maps and results.
+        windows: Windows a side; 1: the whole image at once.
+        batch_size: Views of images at a time; None: 8, fewer with many classes or a large preset.
+        device: auto, cpu, cuda or mps.
+        overwrite: Predict again what is there.
+    """
+
+    out: Path
+    windows: int = 1
+    batch_size: int | None = None
+    device: str = "auto"
+    overwrite: bool = False
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What has been done about one image.
+
+    Attributes:
+        image: What it is called.
+        state: "predicted", "skipped" (was there already) or "unreadable".
+        facts: Of a readable one overlay, label and classes; otherwise reason and detail.
+    """
+
+    image: str
+    state: str
+    facts: Mapping[str, Any]
+
+
+def predict_images(
+    paths: Sequence[Path], chosen: ChosenModel, request: PredictRequest, tell: Callable[[Seen, int], None]
+) -> dict[str, Any]:
+    """Segment images by class names: of each an overlay with a legend, an index PNG, and a JSON written last.
+
+    An image is skipped where its JSON tells of the same bytes, model, classes and windows.
+
+    Args:
+        paths: Image files, folders, tars.
+        chosen: The model and its classes.
+        request: How.
+        tell: Is told of each image as it is done, and how many there are in all.
+
+    Returns:
+        images: a result for each readable image; predicted, skipped: their numbers; unreadable: name, reason, detail.
+
+    Raises:
+        DataFault: Not one image could be read.
+        FileNotFoundError: A path is not there.
+        ValueError: A setting is wrong, or not even one image fits into memory.
+    """
+    inputs = find_images(paths)
+    made_by = _fingerprint(chosen, request)
+    device = chosen_device(request.device)
+    seen: list[Seen] = []
+
+    def done(entry: Seen) -> None:
+        seen.append(entry)
+        tell(entry, len(inputs))
+
+    todo = _todo(inputs, request, made_by, done)
+    first = next(todo, None)  # the model is loaded only where there is something to do
+    if first is not None:
+        segmenter = StsegSegmenter(
+            chosen.model,
+            chosen.vocabulary,
+            with_encoder=True,
+            text_cache=chosen.text_cache,
+            device=device,
+            mixed=True,
+        )
+        side = load_preset(chosen.model.preset).image_size
+        batch = request.batch_size or usual_batch(side, len(chosen.vocabulary))
+        labeller = Labeller(
+            segmenter, side, windows=request.windows, probabilities=chosen.probabilities, batch_size=batch
+        )
+        for work, image, label in labeller.labels((work, work.image) for work in _with(first, todo)):
+            done(_write(work, image, label, chosen.vocabulary, request.out, made_by))
+    return _result(seen, inputs)
+
+
+def usual_batch(side: int, classes: int) -> int:
+    """Give how many views are looked at together: 8, as far as classes times pixels stay within bounds.
+
+    A machine without a GPU has no error to halve the batch on: the system ends the process.
+    """
+    return max(1, min(_MOST_VIEWS, _CLASS_PIXELS // (classes * side**2)))
+
+
+@dataclass(frozen=True)
+class _Work:
+    """A decoded image and the checksum of its file."""
+
+    input: ImageInput
+    digest: str
+    image: NDArray[np.uint8]
+
+    def __str__(self) -> str:
+        return self.input.shown
+
+
+def _todo(
+    inputs: Sequence[ImageInput], request: PredictRequest, made_by: str, done: Callable[[Seen], None]
+) -> Iterator[_Work]:
+    for entry in inputs:
+        try:
+            data = entry.read()
+            digest = hashlib.sha256(data).hexdigest()
+            old = None if request.overwrite else _standing(request.out, entry.key, digest, made_by)
+            if old is not None:
+                done(Seen(entry.shown, "skipped", old))
+                continue
+            image = decode_image(data).image
+        except UnreadableImage as error:
+            done(Seen(entry.shown, "unreadable", {"reason": error.reason, "detail": error.detail}))
+            continue
+        yield _Work(entry, digest, image)
+
+
+def _with(first: _Work, others: Iterator[_Work]) -> Iterator[_Work]:
+    yield first
+    yield from others
+
+
+def _paths(out: Path, key: str) -> dict[str, str]:
+    return {"overlay": str(out / f"{key}.png"), "label": str(out / f"{key}.label.png")}
+
+
+def _standing(out: Path, key: str, digest: str, made_by: str) -> dict[str, Any] | None:
+    """Give what was said of the same image by the same model, if it still stands whole."""
+    old = read_json(out / f"{key}.json")
+    paths = _paths(out, key)
+    if not old or (old.get("sha256"), old.get("made_by")) != (digest, made_by):
+        return None
+    if not all(Path(path).is_file() for path in paths.values()):
+        return None
+    return {**paths, "classes": old.get("classes", [])}
+
+
+def _write(
+    work: _Work, image: NDArray[np.uint8], label: NDArray[np.int32], vocabulary: Vocabulary, out: Path, made_by: str
+) -> Seen:
+    paths = _paths(out, work.input.key)
+    sheet = panels([("image", image), ("prediction", overlay(image, label, vocabulary))], side=_SIDE)
+    write_bytes_atomic(Path(paths["overlay"]), png_bytes(with_legend(sheet, vocabulary, [label])))
+    write_bytes_atomic(Path(paths["label"]), encode_label(label, vocabulary))
+    found = [vocabulary.names[index] for index in classes_by_size([label], vocabulary)]
+    facts = {"image": work.input.shown, "sha256": work.digest, "classes": found, "made_by": made_by}
+    write_bytes_atomic(
+        out / f"{work.input.key}.json", (json.dumps(facts, ensure_ascii=False, indent=1) + "\n").encode()
+    )
+    return Seen(work.input.shown, "predicted", {**paths, "classes": found})
+
+
+def _fingerprint(chosen: ChosenModel, request: PredictRequest) -> str:
+    return fingerprint_digest(
+        {
+            "model": stseg_fingerprint(chosen.model),
+            "weights": weights_checksum(chosen.model.weights),
+            "vocabulary": chosen.vocabulary.digest,
+            "windows": request.windows,
+            "merged": chosen.probabilities if request.windows > 1 else None,
+        }
+    )
+
+
+def _result(seen: Sequence[Seen], inputs: Sequence[ImageInput]) -> dict[str, Any]:
+    unreadable = [{"image": entry.image, **entry.facts} for entry in seen if entry.state == "unreadable"]
+    if len(unreadable) == len(inputs):
+        first = unreadable[0]
+        raise DataFault(
+            f"not one of {len(inputs)} images can be read; the first: {first['image']}: {first['reason']} "
+            f"({first['detail']})"
+        )
+    order = {entry.shown: place for place, entry in enumerate(inputs)}
+    readable = sorted((e for e in seen if e.state != "unreadable"), key=lambda e: order[e.image])
+    return {
+        "images": [{"image": e.image, "state": e.state, **e.facts} for e in readable],
+        "predicted": sum(e.state == "predicted" for e in readable),
+        "skipped": sum(e.state == "skipped" for e in readable),
+        "unreadable": unreadable,
+    }

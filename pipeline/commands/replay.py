@@ -1,0 +1,149 @@
+"""Pseudo-labels of a round under other settings, from its stored scores and embeddings: no new teacher inference."""
+
+import shlex
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from jobs.executor import Backend
+from jobs.stage import record_path, stage_records
+from pipeline.commands.gate_preview import preview_gate
+from pipeline.config import changed_settings, resolve_config
+from pipeline.errors import DataFault, SettingsConflict
+from pipeline.progress import RunProgress
+from pipeline.rounds.driver import Driver, RoundRequest
+from pipeline.run.lock import holding
+from pipeline.run.run import Run, read_run
+from pipeline.run.status import read_json
+from pipeline.tasks.chain import refine_tasks, round_stages
+from shards.formats.layout import RunLayout
+from shards.formats.records import fingerprint_digest, read_record
+from shards.storage.store import as_shown
+
+SHOWN = ("coverage", "coverage_before", "miou_before", "miou_after", "miou_after_all", "images")
+
+
+@dataclass(frozen=True)
+class ReplayRequest:
+    """What is asked for.
+
+    Attributes:
+        number: The round.
+        sets: `key=value` texts within the run's `refine` section, such as "gate.threshold=0.8".
+        name: Name of the new generation; None: one out of the settings, so that the same ones find it again.
+        backend: "ray" or "inline".
+        address: A Ray that runs; None: a private one on this machine.
+    """
+
+    number: int
+    sets: tuple[str, ...] = ()
+    name: str | None = None
+    backend: Backend = "ray"
+    address: str | None = None
+
+
+def replay_round(root: Path, request: ReplayRequest, progress: RunProgress | None = None) -> dict[str, Any]:
+    """Make a generation of pseudo-labels beside the round's own, under `replays/NAME`; what is done stays.
+
+    Returns:
+        `round`, `name`, `folder`, `changed` settings, `samples` written, the scores `own` (None if the round is not
+        refined) and `replay`, and `next`, the command that makes the round use these settings.
+
+    Raises:
+        DataFault: The teacher's scores are not there.
+        SettingsConflict: A replay of that name was made with other settings.
+        ValueError: A setting is wrong, or none differs from the run's own.
+        LockHeld: Another command works on the run.
+    """
+    shown = RunProgress(RunLayout(root).events) if progress is None else progress
+    with holding(_checked_layout(root).root):
+        own = read_run(root)
+        run = _with_sets(own, request.sets)
+        run = _named(own, run, request)
+        number = request.number
+        refuse_without_scores(run, number)
+        driver_request = RoundRequest(rounds=number, backend=request.backend, address=request.address)
+        shown.note("replay", round=number, name=run.layout.replay, sets=list(request.sets))
+        with Driver(run, driver_request, shown).connected() as driver:
+            driver.label(number)
+        return _result(own, run, request)
+
+
+def preview_round(root: Path, number: int, sets: tuple[str, ...]) -> dict[str, Any]:
+    """Say what the gate would keep of a round under other settings; nothing is written.
+
+    Raises:
+        DataFault: There is no run, or the teacher's scores are not there.
+        ValueError: A setting is wrong.
+    """
+    run = _with_sets(read_run(root), sets)
+    refuse_without_scores(run, number)
+    return {"round": number, "gate": run.config.refine.gate.model_dump(mode="json"), **preview_gate(run, number)}
+
+
+def _checked_layout(root: Path) -> RunLayout:
+    """Give a run's layout; the lock must not make a folder where there is no run."""
+    return read_run(root).layout
+
+
+def _with_sets(run: Run, sets: tuple[str, ...]) -> Run:
+    within = [f"refine.{text.strip()}" for text in sets]
+    return replace(run, config=resolve_config({}, within, where="--set", base=run.config))
+
+
+def _named(own: Run, run: Run, request: ReplayRequest) -> Run:
+    """Give the run with the replay's folder in the place of the round's own, once it is sure that it may be made."""
+    wanted = refine_tasks(run, request.number)[0].fingerprint
+    if wanted == refine_tasks(own, request.number)[0].fingerprint:
+        given = f"{', '.join(request.sets)} changes nothing" if request.sets else "no setting is given"
+        raise ValueError(
+            f"{given}: the pseudo-labels would be those of round {request.number} itself; name another value, such as "
+            "--set gate.threshold=0.8"
+        )
+    name = request.name or fingerprint_digest(wanted)[:10]
+    run = replace(run, layout=replace(run.layout, replay=name))
+    for task in refine_tasks(run, request.number):
+        try:
+            made_with = read_record(task.record).fingerprint
+        except (FileNotFoundError, ValueError):
+            continue
+        if fingerprint_digest(made_with) != fingerprint_digest(wanted):
+            raise SettingsConflict(
+                f"replay {name} of round {request.number} was made with other settings; choose another --name, or "
+                f"delete {run.layout.labels(request.number)}"
+            )
+    return run
+
+
+def refuse_without_scores(run: Run, number: int) -> None:
+    """Refuse a round whose teacher is not done.
+
+    Raises:
+        DataFault: Scores of a shard are missing; the message names the command that makes them.
+        ValueError: The round has no teacher.
+    """
+    if number < 1:
+        raise ValueError("round 0 is the start and has no pseudo-labels; name a round from 1 with --round")
+    tasks = round_stages(run, number)[0].tasks
+    missing = [task.shard for task in tasks if not record_path(task.output).is_file()]
+    if missing:
+        raise DataFault(
+            f"round {number} has no teacher scores of {len(missing)} of {len(tasks)} shards; run: stseg-pipeline round "
+            f"--n {number} --run {as_shown(run.layout.root)}"
+        )
+
+
+def _result(own: Run, run: Run, request: ReplayRequest) -> dict[str, Any]:
+    number = request.number
+    scores = {name: read_json(one.layout.pseudo_scores(number)) for name, one in (("own", own), ("replay", run))}
+    root = run.layout.root
+    sets = shlex.join(part for text in request.sets for part in ("--set", f"refine.{text.strip()}"))
+    return {
+        "round": number,
+        "name": run.layout.replay,
+        "folder": str(run.layout.labels(number)),
+        "changed": changed_settings(own.config, run.config),
+        "samples": sum(record.count for record in stage_records(round_stages(run, number)[-1].tasks)),
+        **{name: None if found is None else {key: found.get(key) for key in SHOWN} for name, found in scores.items()},
+        "next": f"stseg-pipeline round --n {number} --run {shlex.quote(str(root))} {sets}",
+    }

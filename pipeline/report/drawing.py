@@ -1,0 +1,136 @@
+"""Pictures of label maps: overlays, rows of panels with titles, and legends."""
+
+# H W grid
+
+import io
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw, ImageFont
+
+from shards.data.vocabulary import Vocabulary
+
+Pixels = NDArray[np.uint8]
+
+_STRENGTH: Final = 0.62  # of a class's colour over the image
+_TITLE_HEIGHT: Final = 20
+_GAP: Final = 6
+_FONT_SIZE: Final = 12
+_PAPER: Final = (255, 255, 255)
+_INK: Final = (25, 25, 25)
+_MAX_UPSCALE: Final = 8
+MAX_NAMED: Final = 24  # classes in a legend
+
+
+def overlay(image: Pixels, label: NDArray[np.integer], vocabulary: Vocabulary) -> Pixels:
+    """Lay the colours of a label map over an image.
+
+    Args:
+        image: (H, W, 3) uint8.
+        label: (H, W) class ids; ignored pixels show the image, grey and dark.
+        vocabulary: Gives the colours and the ignore index.
+
+    Returns:
+        (H, W, 3) uint8.
+
+    Raises:
+        ValueError: The label has another size, or holds an id that the vocabulary does not have.
+    """
+    if image.shape[:2] != label.shape:
+        raise ValueError(f"the label is {label.shape}, the image {image.shape[:2]}; expected the same size")
+    labelled = label != vocabulary.ignore_index
+    if labelled.any() and not 0 <= int(label[labelled].min()) <= int(label[labelled].max()) < len(vocabulary):
+        raise ValueError(
+            f"the label holds ids outside 0 to {len(vocabulary) - 1}; is this the vocabulary it was made with?"
+        )
+    colours = np.array([entry.colour for entry in vocabulary.classes], dtype=np.float32)
+    grey = image.astype(np.float32).mean(axis=2, keepdims=True)
+    drawn = np.broadcast_to(0.35 * grey, image.shape).copy()
+    base = (0.5 * grey + 0.5 * image)[labelled]
+    drawn[labelled] = (1 - _STRENGTH) * base + _STRENGTH * colours[label[labelled]]
+    return drawn.round().astype(np.uint8)
+
+
+def scaled(pixels: Pixels, side: int) -> Pixels:
+    """Resize so that the longest side has `side` pixels; small pictures grow in whole steps, with sharp pixels."""
+    height, width = pixels.shape[:2]
+    longest = max(height, width)
+    if longest <= side:
+        factor = min(_MAX_UPSCALE, max(1, side // longest))
+        return pixels.repeat(factor, axis=0).repeat(factor, axis=1)
+    size = (max(1, round(width * side / longest)), max(1, round(height * side / longest)))
+    return np.asarray(Image.fromarray(pixels).resize(size, Image.Resampling.BILINEAR))
+
+
+def panels(columns: Sequence[tuple[str, Pixels]], *, side: int = 240) -> Image.Image:
+    """Put pictures side by side, each under its title.
+
+    Args:
+        columns: (title, (H, W, 3) uint8) from left to right, at least one.
+        side: Length of the longest side of each, pixels.
+    """
+    shown = [(title, scaled(pixels, side)) for title, pixels in columns]
+    font = _font()
+    widths = [max(pixels.shape[1], int(font.getlength(title)) + 2) for title, pixels in shown]
+    height = max(pixels.shape[0] for _, pixels in shown) + _TITLE_HEIGHT
+    sheet = Image.new("RGB", (sum(widths) + _GAP * (len(shown) - 1), height), _PAPER)
+    pen = ImageDraw.Draw(sheet)
+    left = 0
+    for (title, pixels), width in zip(shown, widths, strict=True):
+        pen.text((left + 1, 2), title, fill=_INK, font=font)
+        sheet.paste(Image.fromarray(pixels), (left, _TITLE_HEIGHT))
+        left += width + _GAP
+    return sheet
+
+
+def with_legend(sheet: Image.Image, vocabulary: Vocabulary, labels: Iterable[NDArray[np.integer]]) -> Image.Image:
+    """Add a legend below: a swatch and a name for each class of the label maps, and one for ignored pixels.
+
+    Of very many classes, those with the most pixels are named, and the others counted.
+    """
+    ids = classes_by_size(labels, vocabulary)
+    named = sorted(ids[:MAX_NAMED])
+    font = _font()
+    entries = [(entry.colour, entry.name) for entry in (vocabulary.classes[i] for i in named)]
+    entries.append(((60, 60, 60), "ignored"))
+    if len(ids) > len(named):
+        entries.append((_PAPER, f"and {len(ids) - len(named)} more"))
+    places, rows, left = [], 0, 4
+    for colour, name in entries:
+        width = 16 + int(font.getlength(name)) + 14
+        if left > 4 and left + width > max(sheet.width, 320):
+            rows, left = rows + 1, 4
+        places.append((left, rows, colour, name))
+        left += width
+    canvas = Image.new("RGB", (max(sheet.width, 320), sheet.height + 8 + 18 * (rows + 1)), _PAPER)
+    canvas.paste(sheet, (0, 0))
+    pen = ImageDraw.Draw(canvas)
+    for x, row, colour, name in places:
+        top = sheet.height + 6 + 18 * row
+        pen.rectangle((x, top + 1, x + 11, top + 12), fill=colour, outline=_INK)
+        pen.text((x + 16, top - 1), name, fill=_INK, font=font)
+    return canvas
+
+
+def classes_by_size(labels: Iterable[NDArray[np.integer]], vocabulary: Vocabulary) -> list[int]:
+    """Give the ids of the classes that occur in any of the label maps, the one with the most pixels first."""
+    pixels: Counter[int] = Counter()
+    for label in labels:
+        ids, counts = np.unique(label, return_counts=True)
+        pixels.update(dict(zip(ids.tolist(), counts.tolist(), strict=True)))
+    del pixels[vocabulary.ignore_index]
+    return sorted(pixels, key=lambda index: (-pixels[index], index))
+
+
+def png_bytes(image: Image.Image) -> bytes:
+    """Encode as PNG."""
+    buffer = io.BytesIO()
+    image.save(buffer, format="PNG", optimize=True)
+    return buffer.getvalue()
+
+
+def _font() -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
+    return ImageFont.load_default(size=_FONT_SIZE)

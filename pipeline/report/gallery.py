@@ -1,0 +1,121 @@
+"""The pictures of a report: a dozen samples before and after refinement."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from jobs.artifacts.labels import read_refined
+from jobs.execution.publishing import here
+from pipeline.commands.inspect import sample_image
+from pipeline.report.drawing import MAX_NAMED, classes_by_size, overlay, panels, png_bytes
+from pipeline.report.html import Picture
+from pipeline.run.run import Run
+from pipeline.tasks.round_tasks import has_target_labels
+from shards.data.images import UnreadableImage
+from shards.data.sources import SampleRef, Source, open_source
+
+PICTURES: Final = 12
+MAX_RANKED: Final = 2000  # of more images, evenly spread ones are shown, as ranking reads every label
+PICTURES_NOTE: Final = (
+    "Image, teacher's label, refined label, and the truth where it is known. Where it is, the four images that "
+    "refinement helped most, the four that it hurt most, and four in between, by the share of right pixels among "
+    "those with a refined label; else images spread evenly over the run. Dark grey: ignored."
+)
+_SIDE: Final = 240
+
+
+@dataclass(frozen=True)
+class Shown:
+    """A sample to draw.
+
+    Attributes:
+        shard: Its shard.
+        key: Its key.
+        caption: What stands below it.
+    """
+
+    shard: str
+    key: str
+    caption: str
+
+
+def choose_samples(run: Run, number: int) -> list[Shown]:
+    """Choose the samples of a round to show: by gain where there are labels, else evenly."""
+    if has_target_labels(run) and run.plan.sample_count <= MAX_RANKED:
+        ranked = _ranked(run, number)
+        if ranked:
+            return [shown for _, shown in _extremes(ranked)]
+    count = run.plan.sample_count
+    picked = run.plan.pick(int(place) for place in np.linspace(0, count - 1, min(PICTURES, count)))
+    return [Shown(shard, ref.key, ref.key) for shard, samples in picked.items() for ref in samples]
+
+
+def draw_samples(run: Run, number: int, samples: Sequence[Shown]) -> list[Picture]:
+    """Draw samples as panels with a legend; those that were left out as unreadable are passed over."""
+    source = open_source(run.config.data.target, run.vocabulary)
+    pictures = []
+    for shard in dict.fromkeys(shown.shard for shown in samples):
+        refs = {ref.key: ref for ref in run.plan.shard(shard).samples}
+        with here(run.layout.refine(number, shard)):
+            store = read_refined(run.layout.refine(number, shard), names=("label", "teacher"))
+        for shown in (shown for shown in samples if shown.shard == shard and shown.key in store.keys):
+            row = store.keys.index(shown.key)
+            labels = [store.maps[name][row].astype(np.int32) for name in ("teacher", "label")]
+            pictures.append((samples.index(shown), _picture(run, number, shown, refs[shown.key], labels, source)))
+    return [picture for _, picture in sorted(pictures, key=lambda pair: pair[0])]
+
+
+def _picture(
+    run: Run, number: int, shown: Shown, ref: SampleRef, labels: list[NDArray[np.int32]], source: Source
+) -> Picture:
+    image = sample_image(run, number, shown.shard, ref)
+    truth = _truth(run, source, ref)
+    maps = dict(zip(("teacher", "refined"), labels, strict=True))
+    if truth is not None and truth.shape == image.shape[:2]:
+        maps["truth"] = truth
+    columns = [("image", image)] + [(title, overlay(image, label, run.vocabulary)) for title, label in maps.items()]
+    entries = [run.vocabulary.classes[index] for index in classes_by_size(maps.values(), run.vocabulary)[:MAX_NAMED]]
+    legend = tuple((entry.name, entry.colour) for entry in entries)
+    return Picture(shown.caption, png_bytes(panels(columns, side=_SIDE)), legend)
+
+
+def _ranked(run: Run, number: int) -> list[tuple[float, Shown]]:
+    """Give every labelled sample with what refinement gained in it, in per cent points, greatest gain first."""
+    source = open_source(run.config.data.target, run.vocabulary)
+    ranked = []
+    for shard in run.plan.shards:
+        refs = {ref.key: ref for ref in shard.samples}
+        with here(run.layout.refine(number, shard.name)):
+            store = read_refined(run.layout.refine(number, shard.name), names=("label", "teacher"))
+        for row, key in enumerate(store.keys):
+            truth = _truth(run, source, refs[key])
+            label = store.maps["label"][row]
+            if truth is None or truth.shape != label.shape:
+                continue
+            counted = (truth != run.vocabulary.ignore_index) & (label != run.vocabulary.ignore_index)
+            if counted.any():
+                before = 100 * float((store.maps["teacher"][row] == truth)[counted].mean())
+                after = 100 * float((label == truth)[counted].mean())
+                caption = f"{key}: right pixels {before:.1f} -> {after:.1f} %, coverage {100 * counted.mean():.0f} %"
+                ranked.append((after - before, Shown(shard.name, key, caption)))
+    return sorted(ranked, key=lambda pair: (-pair[0], pair[1].key))
+
+
+def _extremes(ranked: Sequence[tuple[float, Shown]]) -> list[tuple[float, Shown]]:
+    third = PICTURES // 3
+    if len(ranked) <= PICTURES:
+        return list(ranked)
+    middle = [ranked[int(place)] for place in np.linspace(third, len(ranked) - third - 1, third + 2)[1:-1]]
+    return [*ranked[:third], *middle, *ranked[-third:]]
+
+
+def _truth(run: Run, source: Source, ref: SampleRef) -> NDArray[np.int32] | None:
+    if not has_target_labels(run):
+        return None
+    try:
+        return source.read_label(ref)
+    except (UnreadableImage, ValueError):
+        return None

@@ -1,0 +1,1 @@
+"""Running the rounds of a run."""

@@ -1,0 +1,1 @@
+"""A run folder: created, opened, locked, inspected."""

@@ -1,0 +1,64 @@
+"""The jobs that were submitted for a run, as its folder lists them."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Final
+
+from jobs.cluster.job_server import Job, JobServer, RayJobServer
+from pipeline.run.job_outcome import JobOutcome, read_outcome
+from pipeline.run.status import read_json
+from shards.formats.layout import RunLayout
+
+_OUTCOME: Final = ".outcome.json"
+
+
+def job_rows(root: Path, connect: Callable[[str], JobServer] = RayJobServer) -> list[dict[str, Any]]:
+    """List the jobs that were submitted for a run, oldest first: from its folder, and those without an outcome from the
+    server that they were sent to.
+
+    Returns:
+        id, round, stage, attempt, address, submitted, state ("unknown" where no server tells) and exit_code.
+    """
+    folder = RunLayout(root).jobs
+    names = ("id", "round", "stage", "attempt", "address", "submitted")
+    rows = [{name: content.get(name) for name in names} for content in _submitted(folder).values()]
+    rows.sort(key=lambda row: (str(row["submitted"]), str(row["id"])))
+    told: dict[str, dict[str, Job] | None] = {}
+    for row in rows:
+        outcome = read_outcome(folder / f"{row['id']}{_OUTCOME}")
+        row["exit_code"] = None if outcome is None else outcome.exit_code
+        row["state"] = "ended" if outcome is not None else _state(str(row["id"]), str(row["address"]), told, connect)
+    return rows
+
+
+def newest_outcome(folder: Path, number: int, stage: str) -> JobOutcome | None:
+    """Read how the newest job that was submitted for a stage ended; None: it still works, was cut short, or is none.
+
+    Args:
+        folder: The run's folder of jobs.
+        number: The round.
+        stage: The stage.
+    """
+    place = {"round": str(number), "stage": stage}
+    ours = [(int(job["attempt"]), path) for path, job in _submitted(folder).items() if place.items() <= job.items()]
+    return read_outcome(max(ours)[1].with_suffix(_OUTCOME)) if ours else None
+
+
+def _submitted(folder: Path) -> dict[Path, dict[str, Any]]:
+    """Read what was noted of each job when it was submitted, by its file."""
+    paths = [path for path in sorted(folder.glob("*.json")) if not path.name.endswith(_OUTCOME)]
+    return {path: content for path in paths if (content := read_json(path)) is not None}
+
+
+def _state(
+    job_id: str, address: str, told: dict[str, dict[str, Job] | None], connect: Callable[[str], JobServer]
+) -> str:
+    if address not in told:
+        try:
+            told[address] = {job.id: job for job in connect(address).jobs()}
+        except (ConnectionError, ValueError):
+            told[address] = None
+    jobs = told[address]
+    if jobs is None:
+        return "unknown"
+    return jobs[job_id].state if job_id in jobs else "vanished"

@@ -1,0 +1,163 @@
+"""A run folder as a whole: made once, opened many times."""
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from pipeline.config import RunConfig, changed_settings, identity_changes, load_config, resolve_config, save_config
+from pipeline.errors import DataFault, SettingsConflict
+from pipeline.settings import read_settings
+from shards.data.plan import Plan, write_plan
+from shards.data.sources import open_source
+from shards.data.vocabulary import Vocabulary
+from shards.formats.layout import RunLayout
+from shards.storage.mirror import bring, put_files, upload
+from shards.storage.store import as_shown, place_of
+
+logger = logging.getLogger(__name__)
+
+_OWN_BEFORE_CONFIG = {"vocabulary.json", "plan.json", "source_plan.json", "plan", "source_plan", "events.jsonl"}
+_OWN_BEFORE_CONFIG |= {"run.lock", "run.lock.guard", "locks"}
+
+
+@dataclass(frozen=True)
+class Run:
+    """What a run is made of.
+
+    Attributes:
+        layout: Where everything lies.
+        config: The settings.
+        vocabulary: The classes.
+        plan: The unlabelled images in shards.
+        source_plan: The labelled images in shards; None without a labelled source.
+    """
+
+    layout: RunLayout
+    config: RunConfig
+    vocabulary: Vocabulary
+    plan: Plan
+    source_plan: Plan | None
+
+    @property
+    def name(self) -> str:
+        """What the run is called: its folder's name."""
+        return self.layout.root.resolve().name
+
+
+def open_or_make_run(root: Path, file: Path | None = None, sets: Sequence[str] = ()) -> Run:
+    """Open the run in a folder, or make one there with the embedded default; call it under the run lock.
+
+    Args:
+        root: The run folder.
+        file: A YAML file to lay over the settings.
+        sets: `key=value` texts to lay over both.
+
+    Raises:
+        SettingsConflict: The run exists and is for other data, classes, preset or seed.
+        DataFault: The run folder is damaged.
+        ValueError: A setting is wrong, or the folder holds other things.
+    """
+    layout = RunLayout(root.absolute())  # workers have working folders of their own
+    if layout.config.is_file():
+        saved = load_config(layout.config)
+        config = asked_config(root, saved, file, sets)
+        if config != saved:
+            logger.info("settings changed: %s", "; ".join(changed_settings(saved, config)))
+            save_config(layout.config, config)
+            put_files(place_of(root), [layout.config])
+        return load_run(layout, config)
+    return make_run(root, _resolved(file, sets, None))
+
+
+def read_run(root: Path, file: Path | None = None, sets: Sequence[str] = ()) -> Run:
+    """Open a run that exists, as it would be with other settings; nothing is written.
+
+    Raises:
+        SettingsConflict: The run is for other data, classes, preset or seed.
+        DataFault: There is no run, or it is damaged.
+        ValueError: A setting is wrong.
+    """
+    bring(place_of(root))
+    layout = RunLayout(root.absolute())  # workers have working folders of their own
+    if not layout.config.is_file():
+        where = as_shown(root)
+        raise DataFault(f"{where} holds no run (no config.yaml); make one: stseg-pipeline round --run {where}")
+    return load_run(layout, asked_config(root, load_config(layout.config), file, sets))
+
+
+def asked_config(root: Path, saved: RunConfig, file: Path | None, sets: Sequence[str]) -> RunConfig:
+    """Give a run's settings with the asked ones laid over.
+
+    Raises:
+        SettingsConflict: They would make it another run.
+    """
+    config = _resolved(file, sets, saved)
+    changes = identity_changes(saved, config)
+    if changes:
+        raise SettingsConflict(
+            f"{as_shown(root)} was made with other settings: {'; '.join(changes)}. Name another folder with --run, or "
+            "leave the setting as it is"
+        )
+    return config
+
+
+def make_run(root: Path, config: RunConfig) -> Run:
+    """Make a run folder: vocabulary and plans, and the settings last.
+
+    Raises:
+        ValueError: The folder holds other things, a source is not there, or holds no image.
+    """
+    foreign = sorted(path.name for path in root.iterdir() if not _is_own(path)) if root.is_dir() else []
+    if foreign:
+        raise ValueError(f"{as_shown(root)} holds {foreign[0]} and is no run; name a new folder with --run")
+    layout = RunLayout(root.absolute())  # workers have working folders of their own
+    vocabulary = build_vocabulary(config)
+    target = open_source(config.data.target, vocabulary)
+    source = None if config.data.source is None else open_source(config.data.source, vocabulary)
+    if source is not None and not source.labelled:
+        raise ValueError("data.source has no labels; name their folder in data.source.labels, or set data.source=null")
+    plan = write_plan(layout.plan, target.refs(), config.shard_size)
+    source_plan = None if source is None else write_plan(layout.source_plan, source.refs(), config.shard_size)
+    vocabulary.save(layout.vocabulary)
+    save_config(layout.config, config)
+    lists = [*plan.samples.paths, *(() if source_plan is None else source_plan.samples.paths)]
+    upload(place_of(root), lists)
+    put_files(place_of(root), [layout.vocabulary, layout.plan, layout.source_plan, layout.config])
+    return Run(layout, config, vocabulary, plan, source_plan)
+
+
+def build_vocabulary(config: RunConfig) -> Vocabulary:
+    """Give the vocabulary that the settings describe, with the preset's prompt templates."""
+    from models.presets import load_preset
+    from models.stseg.text import prompt_templates
+
+    templates = prompt_templates(load_preset(config.model.preset).templates)
+    names = config.vocabulary.classes
+    if isinstance(names, str):
+        raise ValueError(f"vocabulary.classes is {names!r}; resolve the settings first")
+    return Vocabulary.from_names(names, seen=config.vocabulary.seen, templates=templates)
+
+
+def _resolved(file: Path | None, sets: Sequence[str], base: RunConfig | None) -> RunConfig:
+    asked = {} if file is None else read_settings(file)
+    return resolve_config(asked, sets, where="--set" if file is None else f"{file} or --set", base=base)
+
+
+def load_run(layout: RunLayout, config: RunConfig) -> Run:
+    """Read vocabulary and plans of a run folder whose settings are known.
+
+    Raises:
+        DataFault: One is missing or damaged.
+    """
+    try:
+        vocabulary = Vocabulary.load(layout.vocabulary)
+        plan = Plan.load(layout.plan)
+        source_plan = None if config.data.source is None else Plan.load(layout.source_plan)
+    except (FileNotFoundError, ValueError) as error:
+        raise DataFault(f"{error}; the run folder is damaged: put the file back or start a new run") from error
+    return Run(layout, config, vocabulary, plan, source_plan)
+
+
+def _is_own(path: Path) -> bool:
+    return path.name in _OWN_BEFORE_CONFIG or path.name.startswith(".tmp~")

@@ -1,0 +1,222 @@
+"""How far a run is, read from its plain files alone: no model, no Ray, also while it runs."""
+
+import json
+import os
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pipeline.errors import DataFault
+from pipeline.run.lock import run_holder, stage_holders
+from shards.data.plan import Plan
+from shards.formats.events import read_events
+from shards.formats.layout import RunLayout, record_of
+from shards.formats.records import read_counts
+from shards.storage.mirror import bring
+from shards.storage.store import as_shown, place_of
+
+SCORES = ("miou", "miou_seen", "miou_unseen", "hiou")
+
+
+@dataclass(frozen=True)
+class StageStatus:
+    """How far one stage of one round is.
+
+    Attributes:
+        round: Number of the round; 0 for what all rounds share.
+        stage: Its name.
+        done: Shards with a record; whether the record still fits the settings is `plan`'s business.
+        total: Shards there are to be.
+        samples: Samples in the done shards.
+        dropped: Samples, classes and masks left out in them, each with a reason in its record.
+        seconds: Working time of the done shards, summed.
+    """
+
+    round: int
+    stage: str
+    done: int
+    total: int
+    samples: int
+    dropped: int
+    seconds: float
+
+
+@dataclass(frozen=True)
+class QuarantinedShard:
+    """A shard that was given up, and not done since.
+
+    Attributes:
+        round: Number of the round; 0 for what all rounds share.
+        stage: Its stage.
+        shard: Its name.
+        cause: What its last attempt failed of.
+    """
+
+    round: int
+    stage: str
+    shard: str
+    cause: str
+
+
+@dataclass(frozen=True)
+class StageHolder:
+    """Who works on one stage of a round now.
+
+    Attributes:
+        round: Number of the round.
+        stage: Its name.
+        host: The machine.
+        pid: Number of the process there.
+        started: Since when (ISO 8601, UTC).
+    """
+
+    round: int
+    stage: str
+    host: str
+    pid: int
+    started: str
+
+
+@dataclass(frozen=True)
+class RunStatus:
+    """How far a run is.
+
+    Attributes:
+        stages: Every stage that was begun, in order.
+        rounds: What each finished round's report says, by number: miou, miou_seen, miou_unseen, hiou, and its
+            pseudo_labels, promotion and alarms.
+        last_event: The last line of the run's log.
+        holder: Who works on the whole run now, as the run lock has it; None: nobody who lives.
+        quarantined: Shards that were given up.
+        retry: The command that tries them again; None where there are none.
+        stage_holders: Who works on single stages now.
+    """
+
+    stages: tuple[StageStatus, ...]
+    rounds: dict[int, dict[str, Any]]
+    last_event: dict[str, Any] | None
+    holder: dict[str, Any] | None
+    quarantined: tuple[QuarantinedShard, ...] = ()
+    retry: str | None = None
+    stage_holders: tuple[StageHolder, ...] = ()
+
+
+def run_status(root: Path) -> RunStatus:
+    """Read how far a run is.
+
+    Raises:
+        DataFault: The folder holds no run.
+    """
+    place = place_of(root)
+    bring(place)
+    layout = RunLayout(root)
+    try:
+        shards = [shard.name for shard in Plan.load(layout.plan).shards]
+    except FileNotFoundError as error:
+        where = place.shown(root)
+        raise DataFault(f"{where} holds no run (no plan.json); make one: stseg-pipeline round --run {where}") from error
+    stages = [_stage(0, "embed", [layout.embedding("target", name) for name in shards])]
+    rounds = {}
+    for number in begun_rounds(layout):
+        stages += _round_stages(layout, number, shards)
+        report = read_json(layout.report_json(number))
+        if report is not None:
+            rounds[number] = {name: report.get(name) for name in (*SCORES, "pseudo_labels", "promotion", "alarms")}
+    events = read_events(layout.events)
+    quarantined = quarantined_shards(events)
+    asked = [int(str(event["rounds"])) for event in events if event.get("kind") == "run_started" and "rounds" in event]
+    retry = retry_command(root, asked[-1] if asked else max(one.round for one in quarantined)) if quarantined else None
+    return RunStatus(
+        stages=tuple(stages),
+        rounds=rounds,
+        last_event=events[-1] if events else None,
+        holder=holder.model_dump() if (holder := run_holder(root)) else None,
+        quarantined=quarantined,
+        retry=retry,
+        stage_holders=tuple(
+            StageHolder(number, stage, one.host, one.pid, one.started)
+            for (number, stage), one in stage_holders(root).items()
+        ),
+    )
+
+
+def begun_rounds(layout: RunLayout) -> list[int]:
+    """Give the rounds that have a folder, in order."""
+    folders = layout.round(0).parent.glob("[0-9]*")
+    return sorted(int(folder.name) for folder in folders if folder.name.isdigit() and folder.is_dir())
+
+
+def quarantined_shards(events: Iterable[Mapping[str, Any]]) -> tuple[QuarantinedShard, ...]:
+    """Give the shards that a run's log says were given up, and not done since, in the order of their failure."""
+    found: dict[tuple[int, str, str], QuarantinedShard] = {}
+    for event in events:
+        if event.get("kind") not in ("shard_failed", "shard_done"):
+            continue
+        place = (int(event.get("round", 0)), str(event.get("stage", "")), str(event.get("shard", "")))
+        found.pop(place, None)
+        if event["kind"] == "shard_failed":
+            found[place] = QuarantinedShard(*place, cause=str(event.get("error", "unknown")))
+    return tuple(found.values())
+
+
+def retry_command(root: Path, rounds: int, backend: str = "ray") -> str:
+    """Give the command that does what is left of a run."""
+    inline = " --backend inline" if backend == "inline" else ""
+    return f"stseg-pipeline round --n {rounds} --run {as_shown(root)}{inline}"
+
+
+def read_json(path: Path) -> dict[str, Any] | None:
+    """Read a JSON object; None if there is none or it is damaged."""
+    try:
+        content = json.loads(path.read_bytes())
+    except (OSError, ValueError):
+        return None
+    return content if isinstance(content, dict) else None
+
+
+def _round_stages(layout: RunLayout, number: int, shards: list[str]) -> list[StageStatus]:
+    outputs = {
+        "teacher": [layout.teacher(number, name) for name in shards],
+        "refine": [layout.refine(number, name) for name in shards],
+        "write": [layout.pseudo(number, name) for name in shards],
+    }
+    stages = [_stage(number, name, paths) for name, paths in outputs.items()] if number > 0 else []
+    thresholds = layout.thresholds(number).with_suffix(".record.json")
+    if thresholds.is_file():  # there are some where they are adaptive
+        stages.insert(1, _summed(number, "refine-thresholds", [thresholds]))
+    single = {
+        "start" if number == 0 else "train": layout.student(number) / "model.json",
+        "evaluate": layout.round(number) / "evaluate.record.json",
+        "promote": layout.round(number) / "promotion.record.json",
+        "report": layout.round(number) / "report.record.json",
+    }
+    return stages + [_summed(number, name, [record]) for name, record in single.items()]
+
+
+def _stage(number: int, name: str, outputs: list[Path]) -> StageStatus:
+    return _summed(number, name, [record_of(path) for path in outputs])
+
+
+def _summed(number: int, name: str, paths: list[Path]) -> StageStatus:
+    """Count the records that are there; folders are listed, so that a shard that is not done costs nothing."""
+    listed: dict[Path, set[str]] = {folder: _listing(folder) for folder in {path.parent for path in paths}}
+    there = [path for path in paths if path.name in listed[path.parent]]
+    counts = [found for found in map(read_counts, there) if found is not None]
+    return StageStatus(
+        round=number,
+        stage=name,
+        done=len(counts),
+        total=len(paths),
+        samples=sum(found.samples for found in counts),
+        dropped=sum(found.dropped for found in counts),
+        seconds=sum(found.seconds for found in counts),
+    )
+
+
+def _listing(folder: Path) -> set[str]:
+    try:
+        with os.scandir(folder) as entries:
+            return {entry.name for entry in entries}
+    except (FileNotFoundError, NotADirectoryError):
+        return set()

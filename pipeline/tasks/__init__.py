@@ -1,0 +1,1 @@
+"""Which tasks a round has, and which of them are stale."""

@@ -1,0 +1,1 @@
+"""Images, labels, classes and the plan."""

@@ -1,0 +1,302 @@
+"""The plan: which sample goes into which shard. Made once, before any work.
+
+`plan.json` has one row for each shard; a shard's samples stand in a file of their own in the folder beside it
+(`plan/000012.json`), so that whoever needs one shard reads one shard, and nobody needs to hold all samples at once.
+"""
+
+import json
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from itertools import islice
+from pathlib import Path
+from typing import Annotated, Final, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError, model_validator
+
+from shards.data.collector import collector_paused
+from shards.data.samples import SampleList, Samples, check_refs, list_digest, write_list
+from shards.data.sources import MAX_KEY_LENGTH, SampleRef
+from shards.files.atomic import remove_path, write_bytes_atomic
+from shards.formats.records import Checksum
+
+PLAN_VERSION: Final = 2
+_WRITERS: Final = 16  # lists are brought to the disk beside each other: waiting for it is most of the work
+
+Keep = Callable[[str, tuple[SampleRef, ...]], SampleList]
+
+
+@dataclass(frozen=True)
+class PlannedShard:
+    """One shard: the unit of work.
+
+    Attributes:
+        name: Its number, zero-padded.
+        first, last: The keys of its first and its last sample.
+        samples: Its samples.
+    """
+
+    name: str
+    first: str
+    last: str
+    samples: Samples
+
+    @property
+    def digest(self) -> str:
+        """The SHA-256 over keys and digests: the shard's input, whatever folder the images lie in."""
+        return self.samples.digest
+
+
+class _Row(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: Annotated[str, Field(pattern=r"^[0-9]{6,}$")]
+    count: PositiveInt
+    digest: Checksum
+    first: str
+    last: str
+
+
+class _PlanFile(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    version: Literal[2] = PLAN_VERSION
+    shard_size: PositiveInt
+    shards: Annotated[tuple[_Row, ...], Field(min_length=1)]
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        for index, shard in enumerate(self.shards):
+            if shard.name != shard_name(index):
+                raise ValueError(f"shard {index} is called {shard.name!r}; expected {shard_name(index)!r}")
+        ends = {key: shard.name for shard in self.shards for key in {shard.first, shard.last}}
+        if len(ends) < sum(len({shard.first, shard.last}) for shard in self.shards):
+            raise ValueError("two shards hold the same key; each sample needs its own")
+        return self
+
+
+@dataclass(frozen=True)
+class Plan:
+    """All shards of a data set, in order; keys are unique over all of them.
+
+    Attributes:
+        shard_size: Samples a shard; the last one that was planned at a time may have fewer.
+        shards: The shards.
+    """
+
+    shard_size: int
+    shards: tuple[PlannedShard, ...]
+
+    @property
+    def sample_count(self) -> int:
+        """The number of samples in all shards."""
+        return sum(len(shard.samples) for shard in self.shards)
+
+    @property
+    def samples(self) -> Samples:
+        """The samples of all shards."""
+        return Samples(tuple(one for shard in self.shards for one in shard.samples.lists))
+
+    @property
+    def digests(self) -> list[str]:
+        """The digest of each shard."""
+        return [shard.digest for shard in self.shards]
+
+    def pick(self, places: Iterable[int]) -> dict[str, Samples]:
+        """Give some samples, by their places in the whole plan, as a choice of each shard that has one of them."""
+        picked: dict[str, Samples] = {}
+        wanted, start = deque(sorted(places)), 0
+        for shard in self.shards:
+            here: list[int] = []
+            while wanted and wanted[0] < start + len(shard.samples):
+                here.append(wanted.popleft() - start)
+            if here:
+                (whole,) = shard.samples.lists
+                picked[shard.name] = Samples((replace(whole, picks=tuple(here)),))
+            start += len(shard.samples)
+        return picked
+
+    def shard(self, name: str) -> PlannedShard:
+        """Give a shard by its name.
+
+        Raises:
+            ValueError: There is none of that name.
+        """
+        for shard in self.shards:
+            if shard.name == name:
+                return shard
+        raise ValueError(f"the plan has no shard {name!r}; it has {self.shards[0].name} to {self.shards[-1].name}")
+
+    def find(self, key: str) -> tuple[PlannedShard, SampleRef] | None:
+        """Give a sample by its key, and its shard; only lists in which the key may stand are read."""
+        for shard in self.shards:
+            if shard.first <= key <= shard.last:
+                for ref in shard.samples:
+                    if ref.key == key:
+                        return shard, ref
+        return None
+
+    @classmethod
+    def load(cls, path: Path) -> Self:
+        """Read a plan; the lists of samples are not read.
+
+        Raises:
+            FileNotFoundError: There is none.
+            ValueError: It is damaged, contradicts itself or was made by another version of the program.
+        """
+        try:
+            file = _PlanFile.model_validate_json(path.read_bytes())
+        except ValidationError as error:
+            first = error.errors()[0]
+            if first["loc"] == ("version",):
+                raise ValueError(
+                    f"{path} is not a plan of version {PLAN_VERSION} but {first['input']!r}, which another version of "
+                    "the program made; start a new run"
+                ) from error
+            raise ValueError(f"{path} is not a plan: {'.'.join(map(str, first['loc']))} {first['msg']}") from error
+        shards = (
+            PlannedShard(
+                row.name, row.first, row.last, Samples((SampleList(row.count, row.digest, list_path(path, row.name)),))
+            )
+            for row in file.shards
+        )
+        return cls(file.shard_size, tuple(shards))
+
+    def _save(self, path: Path) -> None:
+        rows = [
+            {
+                "name": shard.name,
+                "count": len(shard.samples),
+                "digest": shard.digest,
+                "first": shard.first,
+                "last": shard.last,
+            }
+            for shard in self.shards
+        ]
+        content = {"version": PLAN_VERSION, "shard_size": self.shard_size, "shards": rows}
+        write_bytes_atomic(path, (json.dumps(content, indent=1) + "\n").encode())
+
+
+def make_plan(refs: Iterable[SampleRef], shard_size: int) -> Plan:
+    """Put samples into shards of equal size, the last one perhaps smaller; the plan and its samples stay in memory.
+
+    Args:
+        refs: The samples in ascending order of their keys, as sources give them.
+        shard_size: Samples a shard, at least 1.
+
+    Raises:
+        ValueError: No samples, a key twice or out of order, or a shard size below 1.
+    """
+    return Plan(shard_size, tuple(_cut(refs, shard_size, 0, _held)))
+
+
+def write_plan(path: Path, refs: Iterable[SampleRef], shard_size: int) -> Plan:
+    """Make a plan on disk: each shard's list of samples as soon as it is full, the plan itself last.
+
+    Of the samples no more than a few shards' are in memory at a time.
+
+    Args:
+        path: The plan's file; the lists lie in the folder of its name without the ending, which is emptied.
+        refs: As `make_plan` takes them.
+        shard_size: Samples a shard, at least 1.
+
+    Raises:
+        ValueError: As `make_plan` raises it.
+    """
+    path.unlink(missing_ok=True)
+    remove_path(path.with_suffix(""))
+    plan = Plan(shard_size, _written(path, refs, shard_size, 0))
+    plan._save(path)
+    return plan
+
+
+def extend_plan(path: Path, refs: Iterable[SampleRef]) -> Plan:
+    """Add the samples that a plan does not have yet, in new shards; the old shards stay as they are.
+
+    A sample is known by its uri. Samples that are gone from the source stay planned. A new one whose key is taken
+    gets eight digits of its checksum behind it. The keys and uris that are planned are held in memory.
+
+    Args:
+        path: The plan's file.
+        refs: All samples of the source, in any order.
+
+    Raises:
+        ValueError: A planned sample has other bytes now, or new samples share a key.
+    """
+    plan = Plan.load(path)
+    known = {ref.uri: ref for ref in plan.samples}
+    keys = {ref.key for ref in known.values()}
+    added = []
+    for ref in refs:
+        old = known.get(ref.uri)
+        if old is None:
+            added.append(_with_free_key(ref, keys))
+        elif (old.digest, old.label_digest) != (ref.digest, ref.label_digest):
+            raise ValueError(
+                f"{ref.uri} changed since the plan was made ({old.digest[:8]} -> {ref.digest[:8]}); "
+                "put the old file back, or start a new run"
+            )
+    if not added:
+        return plan
+    added.sort(key=lambda ref: ref.key)
+    check_refs(added)
+    clash = keys.intersection(ref.key for ref in added)
+    if clash:
+        raise ValueError(f"key {min(clash)!r} stands 2 times; each sample needs its own")
+    more = _written(path, added, plan.shard_size, len(plan.shards))
+    extended = replace(plan, shards=plan.shards + more)
+    extended._save(path)
+    return extended
+
+
+def list_path(plan: Path, shard: str) -> Path:
+    """Where the list of a shard's samples lies."""
+    return plan.with_suffix("") / f"{shard}.json"
+
+
+def shard_name(index: int) -> str:
+    """Give the zero-padded name of a shard."""
+    return f"{index:06d}"
+
+
+def _cut(refs: Iterable[SampleRef], size: int, first: int, keep: Keep) -> Iterator[PlannedShard]:
+    if size < 1:
+        raise ValueError(f"shard_size is {size}; a shard holds at least 1 sample")
+    source, index, before = iter(refs), first, None
+    while samples := tuple(islice(source, size)):
+        check_refs(samples if before is None else (before, *samples))
+        before = samples[-1]
+        name = shard_name(index)
+        yield PlannedShard(name, samples[0].key, before.key, Samples((keep(name, samples),)))
+        index += 1
+    if before is None:
+        raise ValueError("there is no sample to plan; is the source empty?")
+
+
+def _held(name: str, samples: tuple[SampleRef, ...]) -> SampleList:
+    return SampleList(len(samples), list_digest(samples), refs=samples)
+
+
+def _written(path: Path, refs: Iterable[SampleRef], size: int, first: int) -> tuple[PlannedShard, ...]:
+    """Cut samples into shards and write each one's list; all of them are on the disk at the end."""
+    under_way: deque[Future[None]] = deque()
+
+    def keep(name: str, samples: tuple[SampleRef, ...]) -> SampleList:
+        while len(under_way) >= 2 * _WRITERS:
+            under_way.popleft().result()
+        place = list_path(path, name)
+        under_way.append(writers.submit(write_list, place, samples))
+        return SampleList(len(samples), list_digest(samples), place)
+
+    with ThreadPoolExecutor(_WRITERS) as writers, collector_paused():
+        shards = tuple(_cut(refs, size, first, keep))
+        for written in under_way:
+            written.result()
+    return shards
+
+
+def _with_free_key(ref: SampleRef, taken: set[str]) -> SampleRef:
+    if ref.key not in taken:
+        return ref
+    return ref._replace(key=f"{ref.key[: MAX_KEY_LENGTH - 9]}-{ref.digest[:8]}")

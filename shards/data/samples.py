@@ -1,0 +1,139 @@
+"""Lists of samples that know their length and checksum without being read."""
+
+import hashlib
+import json
+import operator
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+
+from shards.data.sources import MAX_KEY_LENGTH, SampleRef
+from shards.files.atomic import write_bytes_atomic
+
+_KEYS = re.compile(rf"(?:[A-Za-z0-9_-]{{1,{MAX_KEY_LENGTH}}}\n)*")
+_CHECKSUMS = re.compile(r"(?:[0-9a-f]{64}\n)*")
+
+
+@dataclass(frozen=True)
+class SampleList:
+    """Samples in the order of their keys, in a file or held here; or a choice of them.
+
+    Attributes:
+        count: Samples in the whole list.
+        digest: SHA-256 over keys and checksums of the whole list, whatever folder the images lie in.
+        path: The file that holds the list; None: `refs` does.
+        refs: The samples, where no file holds them.
+        picks: Places in the list of the samples that are meant; None: all.
+    """
+
+    count: int
+    digest: str
+    path: Path | None = None
+    refs: tuple[SampleRef, ...] = ()
+    picks: tuple[int, ...] | None = None
+
+    def __len__(self) -> int:
+        return self.count if self.picks is None else len(self.picks)
+
+    @property
+    def checksum(self) -> str:
+        """The list's digest; with a choice, one over digest and places."""
+        return self.digest if self.picks is None else _sha256(f"{self.digest} {list(self.picks)}")
+
+    def read(self) -> tuple[SampleRef, ...]:
+        """Give the samples.
+
+        Raises:
+            ValueError: The file is missing, damaged, or holds another list.
+        """
+        refs = self.refs if self.path is None else read_list(self.path)
+        if len(refs) != self.count or list_digest(refs) != self.digest:
+            raise ValueError(f"{self.path} is not the list that was planned; put the file back or start a new run")
+        return refs if self.picks is None else tuple(refs[place] for place in self.picks)
+
+
+@dataclass(frozen=True)
+class Samples:
+    """What a task works on: any number of lists, one after the other. Going through it reads them, one at a time."""
+
+    lists: tuple[SampleList, ...] = ()
+
+    @classmethod
+    def of(cls, refs: Iterable[SampleRef]) -> "Samples":
+        """Hold a few samples in memory."""
+        held = tuple(refs)
+        return cls((SampleList(len(held), list_digest(held), refs=held),)) if held else cls()
+
+    def __len__(self) -> int:
+        return sum(map(len, self.lists))
+
+    def __iter__(self) -> Iterator[SampleRef]:
+        for one in self.lists:
+            yield from one.read()
+
+    @property
+    def digest(self) -> str:
+        """The checksum of all lists; of a single one, its own."""
+        checksums = [one.checksum for one in self.lists]
+        return checksums[0] if len(checksums) == 1 else _sha256(" ".join(checksums))
+
+    @property
+    def paths(self) -> tuple[Path, ...]:
+        """The files that going through it reads."""
+        return tuple(one.path for one in self.lists if one.path is not None)
+
+
+def list_digest(refs: Sequence[SampleRef]) -> str:
+    """Give the SHA-256 over keys and checksums, in order."""
+    return _sha256("".join(f"{ref.key} {ref.digest} {ref.label_digest or ''}\n" for ref in refs))
+
+
+def write_list(path: Path, refs: Sequence[SampleRef]) -> None:
+    """Write a list as JSON rows: key, checksum, uri and, where there is a label, the label's checksum."""
+    rows = [ref if ref.label_digest is not None else ref[:3] for ref in refs]
+    write_bytes_atomic(path, (json.dumps(rows, ensure_ascii=False) + "\n").encode())
+
+
+def read_list(path: Path) -> tuple[SampleRef, ...]:
+    """Read a list back.
+
+    Raises:
+        ValueError: It is missing, or no list.
+    """
+    try:
+        refs = tuple(SampleRef(*row) for row in json.loads(path.read_bytes()))
+        check_refs(refs)
+    except FileNotFoundError as error:
+        raise ValueError(f"{path}, a list of the plan's samples, is missing; put it back or start a new run") from error
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{path} is not a list of samples ({error}); put the file back or start a new run") from error
+    return refs
+
+
+def check_refs(refs: Sequence[SampleRef]) -> None:
+    """Hold samples against what the rest of the program relies on.
+
+    Raises:
+        ValueError: A key is no plain name, a checksum is none, or keys do not ascend.
+    """
+    keys = [ref.key for ref in refs]
+    if not _all_match(_KEYS, keys):
+        raise ValueError(f"a key is not 1 to {MAX_KEY_LENGTH} of A-Z, a-z, 0-9, '_' and '-'")
+    checksums = [ref.digest for ref in refs] + [ref.label_digest for ref in refs if ref.label_digest is not None]
+    if not _all_match(_CHECKSUMS, checksums):
+        raise ValueError("a checksum is not 64 lower-case hex digits")
+    if not all(map(operator.lt, keys, keys[1:])):
+        before, key = next(pair for pair in pairwise(keys) if pair[0] >= pair[1])
+        how = "stands 2 times; each sample needs its own" if key == before else f"comes after {before}"
+        raise ValueError(f"key {key!r} {how}")
+
+
+def _all_match(lines: re.Pattern[str], texts: Sequence[str]) -> bool:
+    joined = "".join(f"{text}\n" for text in texts)  # one match for all is many times faster than one for each
+    return joined.count("\n") == len(texts) and lines.fullmatch(joined) is not None
+
+
+def _sha256(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()

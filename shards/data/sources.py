@@ -1,0 +1,327 @@
+"""Where images and labels come from: a folder of the user's, or the generated scenes."""
+
+import errno
+import hashlib
+import io
+import json
+import logging
+import os
+import re
+import unicodedata
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import groupby
+from operator import itemgetter
+from pathlib import Path
+from typing import Annotated, Literal, NamedTuple, Protocol, get_args
+from urllib.parse import quote, unquote_to_bytes
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt
+
+from shards.data.images import IMAGE_SUFFIXES, UnreadableImage
+from shards.data.labels import decode_label
+from shards.data.sorting import sorted_rows
+from shards.data.vocabulary import IGNORE_8_BIT, IGNORE_16_BIT, Vocabulary
+from shards.files.atomic import sha256_file
+from shards.files.errors import is_transient
+
+# shards.scenes.scenes is imported where it is used: it needs scipy, and the settings need this file.
+
+logger = logging.getLogger(__name__)
+
+MAX_FILE_BYTES = 1 << 30
+MAX_KEY_LENGTH = 80  # leaves room for the extension in a tar's 100 bytes
+_NO_DIGEST = hashlib.sha256(b"").hexdigest()
+_QUOTED = "quoted:"
+
+
+Split = Literal["source", "target", "validation", "test"]
+
+
+class SampleRef(NamedTuple):
+    """One image and where to get it. There are millions of them: they are checked where a plan is made or read.
+
+    Attributes:
+        key: Its name in the run, unique and stable.
+        digest: SHA-256 of the file's bytes; of (version, split, seed, index) for a scene.
+        uri: The path relative to the source's folder, or "scenes:split/seed/index".
+        label_digest: SHA-256 of the label's file, where there is one.
+    """
+
+    key: str
+    digest: str
+    uri: str
+    label_digest: str | None = None
+
+
+class ScenesSourceConfig(BaseModel):
+    """The generated data set: `count` scenes of a split, drawn from a seed."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    kind: Literal["scenes"] = "scenes"
+    split: Split
+    seed: NonNegativeInt = 0
+    count: PositiveInt
+
+
+class FolderSourceConfig(BaseModel):
+    """A folder of images, searched with its sub-folders, and perhaps a folder of index PNGs with the same names."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    kind: Literal["folder"] = "folder"
+    images: str
+    labels: str | None = None
+
+
+SourceConfig = Annotated[ScenesSourceConfig | FolderSourceConfig, Field(discriminator="kind")]
+
+
+class Source(Protocol):
+    """A set of images, perhaps with labels."""
+
+    labelled: bool
+
+    def refs(self) -> Iterable[SampleRef]:
+        """All samples in ascending order of their keys, also those that will turn out unreadable."""
+        ...
+
+    def read_image(self, ref: SampleRef) -> tuple[bytes, str]:
+        """The image file's bytes and its extension without dot.
+
+        Raises:
+            UnreadableImage: The file is gone, cannot be read, is too large or changed since the plan was made.
+        """
+        ...
+
+    def read_label(self, ref: SampleRef) -> NDArray[np.int32] | None:
+        """The (H, W) int32 label map, upright, in the vocabulary's ids; None if there is none.
+
+        Raises:
+            ValueError: It is damaged, or holds an id that the vocabulary does not have.
+        """
+        ...
+
+
+def open_source(config: ScenesSourceConfig | FolderSourceConfig, vocabulary: Vocabulary) -> Source:
+    """Open the source that the settings name.
+
+    Raises:
+        ValueError: A folder that is not there, or a vocabulary without any of the scenes' classes.
+    """
+    if isinstance(config, ScenesSourceConfig):
+        return ScenesSource(config, vocabulary)
+    return FolderSource(config, vocabulary)
+
+
+class ScenesSource:
+    """The generated data set. Labels can be read in all splits; `labelled` is False for the target split."""
+
+    def __init__(self, config: ScenesSourceConfig, vocabulary: Vocabulary) -> None:
+        from shards.scenes.scenes import SCENE_CLASSES
+
+        ids = {name: index for index, name in enumerate(vocabulary.names)}
+        if not ids.keys() & set(SCENE_CLASSES):
+            raise ValueError(f"the vocabulary names none of the scenes' classes ({', '.join(SCENE_CLASSES[:3])}, …)")
+        self._config = config
+        self._id_of_class = np.full(256, vocabulary.ignore_index, np.int32)
+        self._id_of_class[: len(SCENE_CLASSES)] = [ids.get(name, vocabulary.ignore_index) for name in SCENE_CLASSES]
+        self.labelled = config.split != "target"
+
+    def refs(self) -> Iterator[SampleRef]:
+        """All scenes."""
+        from shards.scenes.scenes import SCENES_VERSION
+
+        split, seed = self._config.split, self._config.seed
+        head, place = json.dumps([SCENES_VERSION, split, seed])[:-1], f"scenes:{split}/{seed}/"
+        for index in _scene_indices(self._config.count):
+            digest = hashlib.sha256(f"{head}, {index}]".encode()).hexdigest()
+            yield SampleRef(f"{split}-{index:06d}", digest, f"{place}{index}")
+
+    def read_image(self, ref: SampleRef) -> tuple[bytes, str]:
+        """Draw the scene: PNG bytes."""
+        from shards.scenes.scenes import render_scene
+
+        buffer = io.BytesIO()
+        Image.fromarray(render_scene(*_scene_of(ref)).image).save(buffer, format="PNG", compress_level=1)
+        return buffer.getvalue(), "png"
+
+    def read_label(self, ref: SampleRef) -> NDArray[np.int32] | None:
+        """The scene's label; classes that the vocabulary does not name are ignored."""
+        from shards.scenes.scenes import render_scene
+
+        return self._id_of_class[render_scene(*_scene_of(ref)).label]
+
+
+class FolderSource:
+    """A folder of images. Hidden files and folders are left out, links to folders not followed."""
+
+    def __init__(self, config: FolderSourceConfig, vocabulary: Vocabulary) -> None:
+        self._images = Path(config.images).expanduser()
+        self._labels = None if config.labels is None else Path(config.labels).expanduser()
+        for folder in (self._images, self._labels):
+            if folder is not None and not folder.is_dir():
+                raise ValueError(f"{folder} is not a folder; give the folder of images, or of labels, that exists")
+        self._vocabulary = vocabulary
+        self.labelled = self._labels is not None
+
+    def refs(self) -> Iterator[SampleRef]:
+        """All image files. An unreadable one has the digest of no bytes; `read_image` says what is wrong.
+
+        Raises:
+            ValueError: The folder holds no image.
+        """
+        key = None
+        for key, name in sorted_rows(_keyed(image_names(self._images))):
+            label = self._label_path(name)
+            yield SampleRef(
+                key=key,
+                digest=_digest(self._images / name) or _NO_DIGEST,
+                uri=_to_uri(name),
+                label_digest=None if label is None else _digest(label),
+            )
+        if key is None:
+            raise ValueError(f"{self._images} holds no image; expected files named {' '.join(sorted(IMAGE_SUFFIXES))}")
+
+    def read_image(self, ref: SampleRef) -> tuple[bytes, str]:
+        """The file as it is."""
+        path = self._images / _from_uri(ref.uri)
+        try:
+            if not path.is_file():
+                self._refuse_vanished()
+                raise UnreadableImage("missing", f"{path} is not there, or not a file")
+            if path.stat().st_size > MAX_FILE_BYTES:
+                raise UnreadableImage("too_large", f"{path} has more than {MAX_FILE_BYTES} bytes")
+            data = path.read_bytes()
+        except OSError as error:
+            if is_transient(error):  # the image may be fine: the shard is tried again
+                raise
+            raise UnreadableImage("unreadable_file", f"{path}: {error.strerror}") from error
+        if hashlib.sha256(data).hexdigest() != ref.digest:
+            raise UnreadableImage("changed", f"{path} is not the file that was planned; start a new run for new images")
+        return data, path.suffix[1:].lower()
+
+    def _refuse_vanished(self) -> None:
+        if not self._images.is_dir() or not any(self._images.iterdir()):
+            text = "the folder of images is gone or empty; is its storage mounted?"
+            raise OSError(errno.ESTALE, text, str(self._images))
+
+    def read_label(self, ref: SampleRef) -> NDArray[np.int32] | None:
+        """The index PNG of the same name; 255 in 8-bit and 65535 in 16-bit files mean ignore."""
+        path = self._label_path(_from_uri(ref.uri))
+        if path is None or not path.is_file():
+            return None
+        data = path.read_bytes()
+        if ref.label_digest is not None and hashlib.sha256(data).hexdigest() != ref.label_digest:
+            raise ValueError(f"{path} is not the file that was planned; put it back, or start a new run for new labels")
+        try:
+            label = decode_label(data)
+            return _to_vocabulary(label, IGNORE_16_BIT if data[24] == 16 else IGNORE_8_BIT, self._vocabulary)
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from error
+
+    def _label_path(self, name: str) -> Path | None:
+        return None if self._labels is None else (self._labels / name).with_suffix(".png")
+
+
+def sample_keys(names: Sequence[str]) -> list[str]:
+    """Turn different relative paths into keys of `[A-Za-z0-9_-]`, in the paths' order.
+
+    Endings go, other signs become "_". Where two paths give the same key, or a key is too long, each of them ends in
+    eight digits of its path's SHA-256.
+    """
+    key_of = {name: key for key, name in _keyed(names)}
+    return [key_of[name] for name in names]
+
+
+def _keyed(names: Iterable[str]) -> Iterator[tuple[str, str]]:
+    """Give each path behind its key, in no order that counts."""
+    for short, group in groupby(sorted_rows((_escaped(name), name) for name in names), key=itemgetter(0)):
+        first, *others = group
+        for _, name in (first, *others):
+            if others or len(short) > MAX_KEY_LENGTH:
+                tail = hashlib.sha256(os.fsencode(name)).hexdigest()[:8]
+                yield f"{short[: MAX_KEY_LENGTH - 9]}-{tail}", name
+            else:
+                yield short, name
+
+
+def _escaped(name: str) -> str:
+    stem = unicodedata.normalize("NFC", name[: -len(Path(name).suffix)])
+    return re.sub(r"[^A-Za-z0-9_-]", "_", stem)
+
+
+def image_names(folder: Path) -> Iterator[str]:
+    """Give the paths, relative to a folder, of the image files in it; hidden ones are left out."""
+    for directory, folders, files in os.walk(folder, onerror=_log_unreadable):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        for name in files:
+            if not name.startswith(".") and Path(name).suffix.lower() in IMAGE_SUFFIXES:
+                yield (Path(directory) / name).relative_to(folder).as_posix()
+
+
+def _log_unreadable(error: OSError) -> None:
+    if error.errno in (errno.EACCES, errno.EPERM):
+        logger.warning("%s cannot be opened: its images are left out", error.filename)
+        return
+    raise error
+
+
+def _digest(path: Path) -> str | None:
+    try:
+        return sha256_file(path) if path.is_file() else None
+    except OSError:
+        return None
+
+
+def _to_uri(name: str) -> str:
+    try:
+        name.encode()
+    except UnicodeEncodeError:  # a file name that is not UTF-8 cannot stand in JSON as it is
+        return _QUOTED + quote(os.fsencode(name))
+    return _QUOTED + quote(name) if name.startswith(_QUOTED) else name
+
+
+def _from_uri(uri: str) -> str:
+    name = os.fsdecode(unquote_to_bytes(uri.removeprefix(_QUOTED))) if uri.startswith(_QUOTED) else uri
+    if Path(name).is_absolute() or ".." in Path(name).parts or "\0" in name:
+        raise UnreadableImage("missing", f"{uri!r} does not lie in the source's folder")
+    return name
+
+
+def _scene_indices(count: int) -> Iterator[int]:
+    """Give 0 .. count - 1 in the order of the keys: as text, 1000000 comes before 999999."""
+    for index in range(min(count, 10**6)):
+        yield index
+        if index >= 10**5 and 10 * index < count:
+            yield from _longer(index, count)
+
+
+def _longer(head: int, count: int) -> Iterator[int]:
+    """Give the numbers that begin with the digits of another and have more of them."""
+    for index in range(10 * head, min(10 * head + 10, count)):
+        yield index
+        if 10 * index < count:
+            yield from _longer(index, count)
+
+
+def _scene_of(ref: SampleRef) -> tuple[Split, int, int]:
+    match = re.fullmatch(r"scenes:([a-z]+)/(\d+)/(\d+)", ref.uri)
+    for split in get_args(Split):
+        if match is not None and match[1] == split:
+            return split, int(match[2]), int(match[3])
+    raise ValueError(f"{ref.uri!r} is not a scene; expected scenes:SPLIT/SEED/INDEX")
+
+
+def _to_vocabulary(label: NDArray[np.int32], ignore: int, vocabulary: Vocabulary) -> NDArray[np.int32]:
+    label = np.where(label == ignore, vocabulary.ignore_index, label).astype(np.int32)
+    wrong = (label != vocabulary.ignore_index) & ((label < 0) | (label >= len(vocabulary)))
+    if wrong.any():
+        raise ValueError(
+            f"id {int(label[wrong][0])} in {int(wrong.sum())} pixels is not in the vocabulary (0 to "
+            f"{len(vocabulary) - 1}, {ignore} for ignore); is this the labels' own list of classes?"
+        )
+    return label

@@ -1,0 +1,239 @@
+"""The classes of a run: names, synonyms, ids, colours, templates and which of them were seen with labels."""
+
+import colorsys
+import difflib
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from shards.files.atomic import write_bytes_atomic
+
+DEFAULT_TEMPLATES: tuple[str, ...] = ("a photo of a {}.",)
+IGNORE_8_BIT = 255
+IGNORE_16_BIT = 65535
+_GOLDEN_RATIO = 0.6180339887498949
+
+Channel = Annotated[int, Field(ge=0, le=255)]
+Colour = tuple[Channel, Channel, Channel]
+
+
+class ClassEntry(BaseModel):
+    """One class.
+
+    Attributes:
+        name: What it is called in tables; unique in its vocabulary.
+        synonyms: The words that text embeddings are made from, the main one first.
+        seen: Whether stage 1 trained on labels of it.
+        colour: (r, g, b) in 0..255, unique in its vocabulary and never black.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: Annotated[str, Field(min_length=1)]
+    synonyms: Annotated[tuple[str, ...], Field(min_length=1)]
+    seen: bool
+    colour: Colour
+
+
+class Vocabulary(BaseModel):
+    """All classes of a run; a class's id is its place in `classes`.
+
+    Attributes:
+        classes: At least one, at most 65535.
+        templates: CLIP's prompt templates, each with one `{}` for the class's name.
+        ignore_index: The id of pixels without a class: 255 up to 255 classes, 65535 above.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    classes: tuple[ClassEntry, ...]
+    templates: tuple[str, ...] = DEFAULT_TEMPLATES
+    ignore_index: int
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if not 1 <= len(self.classes) <= IGNORE_16_BIT:
+            raise ValueError(f"{len(self.classes)} classes; a vocabulary has 1 to {IGNORE_16_BIT}")
+        repeated = [name for name, count in Counter(self.names).items() if count > 1]
+        if repeated:
+            raise ValueError(
+                f"class {repeated[0]!r} stands {self.names.count(repeated[0])} times; name each class once"
+            )
+        if self.ignore_index != _ignore_index(len(self.classes)):
+            raise ValueError(
+                f"ignore_index is {self.ignore_index}; with {len(self.classes)} classes it is "
+                f"{_ignore_index(len(self.classes))}"
+            )
+        wrong = [template for template in self.templates if template.count("{}") != 1]
+        if wrong or not self.templates:
+            raise ValueError(f"template {wrong[0] if wrong else ''!r} needs one {{}} where the class's name goes")
+        return self
+
+    def __len__(self) -> int:
+        """The number of classes."""
+        return len(self.classes)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The classes' names in the order of their ids."""
+        return tuple(entry.name for entry in self.classes)
+
+    @property
+    def seen_ids(self) -> tuple[int, ...]:
+        """The ids of classes that stage 1 had labels for."""
+        return tuple(index for index, entry in enumerate(self.classes) if entry.seen)
+
+    @property
+    def unseen_ids(self) -> tuple[int, ...]:
+        """The ids of classes known by name alone."""
+        return tuple(index for index, entry in enumerate(self.classes) if not entry.seen)
+
+    @property
+    def palette(self) -> list[int]:
+        """256 * 3 values r g b r g b … for a palette PNG; entries without a class, also 255, are black."""
+        values = [channel for entry in self.classes[:IGNORE_8_BIT] for channel in entry.colour]
+        return values + [0] * (256 * 3 - len(values))
+
+    @property
+    def digest(self) -> str:
+        """The SHA-256 over everything in the vocabulary."""
+        return hashlib.sha256(self._bytes()).hexdigest()
+
+    @classmethod
+    def from_names(
+        cls,
+        names: Iterable[str],
+        seen: Collection[str] | None = None,
+        templates: Sequence[str] = DEFAULT_TEMPLATES,
+    ) -> Self:
+        """Build a vocabulary from a list of names.
+
+        Args:
+            names: One a class, in the order of their ids; "person, child, man" gives synonyms. Outer blanks go.
+                Where two classes share their first word (ADE-847 has "bag" and "bag, handbag"), both are called by
+                their whole line.
+            seen: The names of classes that had labels; None: all.
+            templates: CLIP's prompt templates.
+
+        Raises:
+            ValueError: No names, a blank one, one twice, or a seen one that is not among them.
+        """
+        lines = [_synonyms(name, index) for index, name in enumerate(names)]
+        first = Counter(words[0] for words in lines)
+        called = [words[0] if first[words[0]] == 1 else ", ".join(words) for words in lines]
+        known = {", ".join(words): name for name, words in zip(called, lines, strict=True)} | {
+            name: name for name in called
+        }
+        wanted = set(called)
+        if seen is not None:
+            wanted = {_known_name(", ".join(_synonyms(name, index)), known) for index, name in enumerate(seen)}
+        colours = distinct_colours(len(lines))
+        classes = tuple(
+            ClassEntry(name=name, synonyms=words, seen=name in wanted, colour=colour)
+            for name, words, colour in zip(called, lines, colours, strict=True)
+        )
+        return cls(classes=classes, templates=tuple(templates), ignore_index=_ignore_index(len(classes)))
+
+    @classmethod
+    def load(cls, path: Path) -> Self:
+        """Read a `vocabulary.json`.
+
+        Raises:
+            FileNotFoundError: There is none.
+            ValueError: It is damaged or contradicts itself.
+        """
+        try:
+            return cls.model_validate_json(path.read_bytes())
+        except ValidationError as error:
+            first = error.errors()[0]
+            raise ValueError(
+                f"{path} is not a vocabulary: {'.'.join(map(str, first['loc']))} {first['msg']}"
+            ) from error
+
+    def save(self, path: Path) -> None:
+        """Write it as JSON, whole or not at all."""
+        write_bytes_atomic(path, self._bytes())
+
+    def _bytes(self) -> bytes:
+        return (json.dumps(self.model_dump(mode="json"), ensure_ascii=False, indent=1) + "\n").encode()
+
+
+def load_class_names(path: Path) -> list[str]:
+    """Read class names, synonyms joined by ", ", in the order of their ids.
+
+    Args:
+        path: `.txt` with one class a line (blank lines and lines that begin with # are left out), or `.json`: a list,
+            {"classes": [...]} or a vocabulary.json. List items are texts or objects with "name" or "synonyms".
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        ValueError: Another kind of file, damaged, or without a single name.
+    """
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+        if path.suffix.lower() == ".json":
+            names = _names_of_json(json.loads(text))
+        elif path.suffix.lower() == ".txt":
+            names = [line.strip() for line in text.splitlines() if line.strip() and not line.strip().startswith("#")]
+        else:
+            raise ValueError(f"its ending is {path.suffix!r}; expected .txt (one class a line) or .json (a list)")
+        if not names:
+            raise ValueError("it names no class")
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path} gives no class names: {error}") from error
+    return names
+
+
+def distinct_colours(count: int) -> list[Colour]:
+    """Give colours that differ from each other and from black; the n-th is the same whatever the count."""
+    colours: list[Colour] = []
+    used = {(0, 0, 0)}
+    for index in range(count):
+        hue = (index * _GOLDEN_RATIO + 0.58) % 1.0
+        saturation = (0.75, 0.5, 0.95)[index // 7 % 3]
+        value = (0.95, 0.65, 0.8)[index // 3 % 3]
+        red, green, blue = (round(255 * channel) for channel in colorsys.hsv_to_rgb(hue, saturation, value))
+        while (red, green, blue) in used:  # with thousands of classes: jump to another place in the cube
+            jumped = ((red << 16 | green << 8 | blue) + 0x5BD1E9) % (1 << 24)
+            red, green, blue = jumped >> 16, jumped >> 8 & 255, jumped & 255
+        used.add((red, green, blue))
+        colours.append((red, green, blue))
+    return colours
+
+
+def _ignore_index(classes: int) -> int:
+    return IGNORE_8_BIT if classes <= IGNORE_8_BIT else IGNORE_16_BIT
+
+
+def _synonyms(name: str, index: int) -> tuple[str, ...]:
+    words = tuple(dict.fromkeys(word.strip() for word in name.split(", ") if word.strip()))
+    if not words:
+        raise ValueError(f"class {index} has no name ({name!r}); give each class a name")
+    return words
+
+
+def _known_name(wanted: str, known: Mapping[str, str]) -> str:
+    if wanted not in known:
+        near = difflib.get_close_matches(wanted, list(known), n=1)
+        raise ValueError(f"seen class {wanted!r} is not in the vocabulary" + (f"; meant {near[0]!r}?" if near else ""))
+    return known[wanted]
+
+
+def _names_of_json(content: object) -> list[str]:
+    items = content.get("classes") if isinstance(content, dict) else content
+    if not isinstance(items, list):
+        raise ValueError('expected a list of names, or {"classes": [...]}')
+    names = []
+    for index, item in enumerate(items):
+        words = (item.get("synonyms") or item.get("name")) if isinstance(item, dict) else item
+        if isinstance(words, list) and all(isinstance(word, str) for word in words):
+            words = ", ".join(words)
+        if not isinstance(words, str):
+            raise ValueError(f"class {index} is {item!r:.60}; expected a name")
+        names.append(words)
+    return names

@@ -1,0 +1,257 @@
+"""Files and folders that appear whole or not at all, and their checksums."""
+
+import contextlib
+import errno
+import hashlib
+import logging
+import os
+import shutil
+import socket
+import stat
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TypeVar
+
+from shards.files.errors import is_transient
+from shards.files.processes import process_is_alive, process_start_ticks
+
+logger = logging.getLogger(__name__)
+
+Result = TypeVar("Result")
+
+RETRY_WAITS_S: tuple[float, ...] = (0.1, 0.5, 2.0)
+
+TEMPORARY_PREFIX = ".tmp~"
+FOREIGN_TEMPORARY_AGE_S = 24 * 3600.0  # left by another machine, whose processes cannot be seen from here
+_REPLACE_ATTEMPTS = 5
+_REMOVE_ATTEMPTS = 20
+_SETTLE_S = 0.05
+
+
+def sha256_file(path: Path) -> str:
+    """Give the SHA-256 of a file's bytes as 64 hex digits.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+    """
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def sha256_tree(folder: Path) -> str:
+    """Give one SHA-256 over all files of a folder: their sorted relative paths and their bytes.
+
+    Empty folders, times and permissions do not count. An empty folder has a checksum, too.
+
+    Raises:
+        FileNotFoundError: There is no such folder.
+        ValueError: It holds a link or a device, which has no bytes of its own.
+    """
+    if not folder.is_dir():
+        raise FileNotFoundError(f"{folder} is not a folder")
+    total = hashlib.sha256()
+    for relative, path in sorted((path.relative_to(folder).as_posix(), path) for path in _walk(folder)):
+        if not stat.S_ISREG(path.lstat().st_mode):
+            raise ValueError(f"{path} is not a regular file; a shard folder holds plain files only: delete the folder")
+        total.update(os.fsencode(relative) + b"\0" + bytes.fromhex(sha256_file(path)))
+    return total.hexdigest()
+
+
+def sha256_path(path: Path) -> str:
+    """Give the checksum of a file (`sha256_file`) or of a folder (`sha256_tree`)."""
+    return sha256_tree(path) if path.is_dir() else sha256_file(path)
+
+
+def temporary_sibling(path: Path) -> Path:
+    """Give an unused name in the same folder, to be written and then renamed to `path`.
+
+    The name tells the process and the machine it belongs to, so that `remove_stale_temporaries` can judge it.
+    """
+    pid = os.getpid()
+    owner = f"{TEMPORARY_PREFIX}{pid}~{process_start_ticks(pid)}~{_host()}~{uuid.uuid4().hex[:12]}~"
+    return path.with_name(owner + path.name[-100:])
+
+
+def remove_stale_temporaries(folder: Path) -> int:
+    """Delete what killed processes left half-written in a folder, and give how many things that were.
+
+    Temporaries of living processes stay; those of other machines stay for a day. Not recursive.
+    """
+    removed = 0
+    if not folder.is_dir():
+        return removed
+    for path in sorted(folder.iterdir()):
+        if path.name.startswith(TEMPORARY_PREFIX) and _is_stale(path):
+            with contextlib.suppress(FileNotFoundError):  # another run tidies up, too
+                remove_path(path)
+            removed += 1
+    return removed
+
+
+def remove_stale_temporaries_below(root: Path) -> int:
+    """Do `remove_stale_temporaries` in a run folder and all folders in it, without a look into arrays' own ones."""
+    removed = 0
+    for folder, folders, _ in os.walk(root):
+        removed += remove_stale_temporaries(Path(folder))
+        folders[:] = [name for name in folders if not name.endswith(".zarr")]  # temporary arrays are named so, too
+    return removed
+
+
+def retried(action: Callable[[], Result]) -> Result:
+    """Do something on a store again, after growing waits, where it fails for a cause that may pass.
+
+    Args:
+        action: What can be done again from its beginning.
+
+    Raises:
+        OSError: It failed for another cause, or each time.
+    """
+    for wait_s in RETRY_WAITS_S:
+        try:
+            return action()
+        except OSError as error:
+            if not is_transient(error):
+                raise
+            logger.warning("%s; tried again in %g s", error, wait_s)
+        time.sleep(wait_s)
+    return action()
+
+
+def write_bytes_atomic(path: Path, data: bytes) -> None:
+    """Write a file so that a reader, or a later run after a crash, sees the old bytes or the new, never a part.
+
+    Missing parent folders are made. On an error (disk full) nothing is left behind; one that may pass is waited out.
+    """
+    retried(lambda: _write_once(path, data))
+
+
+def _write_once(path: Path, data: bytes) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = temporary_sibling(path)
+    try:
+        with temporary.open("xb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    fsync_folder(path.parent)
+
+
+def replace_folder(new: Path, path: Path) -> None:
+    """Put a finished folder in the place of `path`, whether or not there is an old one.
+
+    Both lie in the same parent. An old folder with the same bytes stays, and the new one is deleted: of writers that
+    do the same work at once, the first wins, and who reads its folder already is not disturbed. Another one is renamed
+    aside, the new one renamed in, the old one deleted; a crash between the two renames leaves no folder at `path`.
+    Remove the record of the old one before.
+
+    Raises:
+        OSError: Another writer keeps putting folders in the same place.
+    """
+    fsync_tree(new)
+    digest = sha256_tree(new)
+    aside: list[Path] = []
+    for attempt in range(_REPLACE_ATTEMPTS):
+        try:
+            new.rename(path)
+            break
+        except OSError as error:
+            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR) or attempt == _REPLACE_ATTEMPTS - 1:
+                raise
+        if _digest_or_none(path) == digest:
+            remove_path(new)
+            break
+        old = temporary_sibling(path)
+        with contextlib.suppress(FileNotFoundError):  # another writer was faster
+            path.rename(old)
+            aside.append(old)
+    fsync_folder(path.parent)
+    for old in aside:
+        remove_path(old)
+
+
+def remove_path(path: Path) -> None:
+    """Delete a file, a link or a whole folder, if it is there. Links are not followed."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def remove_for_good(path: Path) -> None:
+    """Delete what others may still be writing into: threads of a library whose first error has come through."""
+    for _ in range(_REMOVE_ATTEMPTS):
+        with contextlib.suppress(OSError):
+            remove_path(path)
+        time.sleep(_SETTLE_S)
+        if not path.exists():
+            return
+
+
+def fsync_tree(folder: Path) -> None:
+    """Bring all files of a folder and its listings to the disk."""
+    for path in _walk(folder):
+        with path.open("rb") as file:
+            fsync(file.fileno())
+    for directory, _, _ in os.walk(folder):
+        fsync_folder(Path(directory))
+
+
+def fsync(descriptor: int) -> None:
+    """Bring a file to the disk, again where that fails for a cause that may pass.
+
+    A disk may have lost what it failed to take, and say nothing the second time: then the checksum tells.
+    """
+    retried(lambda: os.fsync(descriptor))
+
+
+def fsync_folder(folder: Path) -> None:
+    """Bring a folder's listing to the disk, where the file system knows how (some network ones do not)."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        fsync(descriptor)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP, errno.EBADF):
+            raise
+    finally:
+        os.close(descriptor)
+
+
+def _digest_or_none(path: Path) -> str | None:
+    try:
+        return sha256_tree(path)
+    except (OSError, ValueError):  # not a folder of ours, or another writer has just moved it
+        return None
+
+
+def _raise(error: OSError) -> None:
+    raise error
+
+
+def _walk(folder: Path) -> Iterator[Path]:
+    # A folder that vanishes meanwhile must not look like one with fewer files.
+    for directory, folders, names in os.walk(folder, onerror=_raise):
+        for name in names:
+            yield Path(directory) / name
+        for name in folders:
+            if (Path(directory) / name).is_symlink():
+                yield Path(directory) / name
+
+
+def _host() -> str:
+    return socket.gethostname().replace("~", "-").replace("/", "-")[:64]
+
+
+def _is_stale(path: Path) -> bool:
+    parts = path.name.split("~", 5)
+    if len(parts) == 6 and parts[1].isdigit() and parts[2].isdigit() and parts[3] == _host():
+        return not process_is_alive(int(parts[1]), int(parts[2]))
+    try:
+        return time.time() - path.lstat().st_mtime > FOREIGN_TEMPORARY_AGE_S
+    except FileNotFoundError:
+        return False

@@ -1,0 +1,59 @@
+"""How the holder of a lock shows that it lives, and stops when the lock is no longer its own."""
+
+import logging
+import signal
+import threading
+from collections.abc import Callable
+from typing import Final
+
+from shards.storage.store_calls import StoreRefused
+
+logger = logging.getLogger(__name__)
+
+BEAT_S: Final = 20.0
+STALE_S: Final = 120.0  # a holder elsewhere that has been silent for longer is taken for dead
+
+
+class Beat:
+    """Renew a lock every so often, in a thread that ends with the process.
+
+    Args:
+        lock: What the lock is called.
+        renew: Renews it; False: it is no longer its holder's, who is then interrupted as by Ctrl-C. An error of the
+            file system or store is only logged: it may pass.
+        every_s: Seconds between two times.
+    """
+
+    def __init__(self, lock: str, renew: Callable[[], bool], every_s: float = BEAT_S) -> None:
+        self._lock = lock
+        self._renew = renew
+        self._every_s = every_s
+        self._done = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="run-lock", daemon=True)
+
+    def start(self) -> None:
+        """Begin; the lock was taken just now."""
+        self._thread.start()
+
+    def stop(self) -> None:
+        """End; after it the lock is not renewed any more."""
+        self._done.set()
+        self._thread.join()
+
+    def _run(self) -> None:
+        while not self._done.wait(self._every_s):
+            try:
+                if not self._renew():
+                    logger.error("%s was taken over by another command, or deleted: stopping", self._lock)
+                    _interrupt_main()
+                    return
+            except (OSError, StoreRefused) as error:  # StoreUnavailable is an OSError
+                logger.warning("%s could not be renewed: %s", self._lock, error)
+
+
+def _interrupt_main() -> None:
+    # A shell starts background commands with SIGINT ignored. A signal sent to the thread also ends a wait it is in.
+    number = signal.SIGINT if callable(signal.getsignal(signal.SIGINT)) else signal.SIGTERM
+    ident = threading.main_thread().ident
+    if ident is not None:
+        signal.pthread_kill(ident, number)

@@ -1,0 +1,254 @@
+"""Locks of run folders: one process at a time works under each, and a dead holder's is taken over."""
+
+import errno
+import fcntl
+import json
+import logging
+import os
+import socket
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from types import TracebackType
+from typing import Final, Self
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from shards.files.atomic import temporary_sibling
+from shards.files.errors import READ_ONLY
+from shards.files.lock_beat import BEAT_S, STALE_S, Beat
+from shards.files.processes import process_is_alive, process_start_ticks
+
+logger = logging.getLogger(__name__)
+
+UNREADABLE_GRACE_S: Final = 30.0  # a lock without readable content is being written, or its writer was killed
+
+
+class LockHolder(BaseModel):
+    """Who holds a lock: enough to tell a living process from a dead one whose number was given away again.
+
+    Attributes:
+        host: Its machine; "unknown" where the lock cannot be read.
+        pid: Number of its process; 0 where the lock cannot be read.
+        started: When it took the lock (ISO 8601, UTC), or "unknown".
+        start_ticks: When the process began, in clock ticks since its machine did; 0 where the system does not tell.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    host: str
+    pid: int
+    started: str
+    start_ticks: int
+
+
+UNKNOWN: Final = LockHolder(host="unknown", pid=0, started="unknown", start_ticks=0)
+
+
+class LockHeld(RuntimeError):  # noqa: N818 - a state, not a fault
+    """The lock belongs to someone else.
+
+    Attributes:
+        who: "host:pid" of the holder, or "unknown".
+        since: When the holder took the lock (ISO 8601, UTC), or "unknown".
+    """
+
+    def __init__(self, path: Path | str, who: str, since: str) -> None:
+        super().__init__(
+            f"{path} is held by {who} since {since}: another command works on this run. Wait for it or stop it; "
+            f"if its machine died, the same command takes over {STALE_S:.0f} s after its last sign of life."
+        )
+        self.who = who
+        self.since = since
+
+
+class RunLock:
+    """Hold a lock in a run folder for the length of a `with` block.
+
+    The lock is a small JSON file, made with O_EXCL, so that it also works on storage shared by several machines. Its
+    holder sets the file's time every `BEAT_S`. It is taken over from a process of this machine that is dead, and from
+    one of another machine that has been silent for `STALE_S` by the file system's clock. Takers of a stale lock line up
+    behind `<path>.guard`, so that two of them cannot both win. A holder that finds the lock another's or deleted, say
+    after a long pause, is interrupted as by Ctrl-C.
+    """
+
+    def __init__(self, path: Path, *, shown: str = "", beat_s: float = BEAT_S) -> None:
+        """Say where it is; `shown` is what messages call it, none: its path."""
+        self._path = path
+        self._shown = shown or str(path)
+        self._content = lock_content()
+        self._beat = Beat(str(path), self._renew, beat_s)
+
+    def __enter__(self) -> Self:
+        """Take the lock.
+
+        Raises:
+            LockHeld: Someone else has it, in this process or in another.
+        """
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        if not _create(self._path, self._content):
+            with _guard(self._path):
+                _remove_if_stale(self._path)
+                if not _create(self._path, self._content):
+                    raise held_by(self._shown, parse_holder(_read_bytes(self._path)))
+        self._beat.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        """Let go. A lock that someone else took meanwhile is left to them.
+
+        Where the folder is gone there is nothing to let go of; the error which that led to is the one to tell of.
+        """
+        self._beat.stop()
+        if not self._path.exists():
+            return
+        with _guard(self._path):
+            if _read_bytes(self._path) == self._content:
+                self._path.unlink(missing_ok=True)
+
+    def _renew(self) -> bool:
+        found = _read_bytes(self._path)
+        if found is None:
+            if not self._path.parent.exists():  # unmounted, say: that may pass
+                raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(self._path.parent))
+            found = _read_bytes(self._path)  # the folder may have come back just now
+        if found != self._content:
+            return False
+        os.utime(self._path)
+        return True
+
+
+def live_holder(path: Path) -> LockHolder | None:
+    """Tell who holds the lock of a path and is alive; None where there is none or it is stale. Nothing is taken.
+
+    A lock that is not readable (yet) counts as held by `UNKNOWN`. Where this process may not write, the age of a
+    lock of another machine is told by this machine's clock.
+    """
+    content = _read_bytes(path)
+    if content is None:
+        return None
+    holder = parse_holder(content)
+    return None if is_stale(holder, lambda: _silent_s(path)) else holder or UNKNOWN
+
+
+def clear_stale(path: Path) -> LockHolder | None:
+    """Tell who holds a lock and is alive, as `live_holder` does, and delete one that is stale.
+
+    Its holder, if it was only silent, so finds it gone and stops.
+    """
+    if not path.exists():
+        return None
+    with _guard(path):
+        _remove_if_stale(path)
+        return live_holder(path)
+
+
+def now_s(folder: Path) -> float:
+    """Give the time by the clock of a folder's file system, in seconds: that of a file written there just now.
+
+    A network file system that remembers what it saw of the folder asks again after it.
+    """
+    probe = temporary_sibling(folder / "now")
+    probe.touch(exist_ok=False)
+    try:
+        return probe.stat().st_mtime
+    finally:
+        probe.unlink(missing_ok=True)
+
+
+def is_stale(holder: LockHolder | None, silent_s: Callable[[], float | None], stale_s: float = STALE_S) -> bool:
+    """Tell whether a lock's holder is dead: a process of this machine by its number, any other by its silence.
+
+    Args:
+        holder: What the lock says; None: it is not readable.
+        silent_s: Gives the seconds since the holder's last sign of life; None where the lock is gone meanwhile.
+        stale_s: As many a holder elsewhere may be silent.
+    """
+    if holder is not None and holder.host == socket.gethostname():
+        return not process_is_alive(holder.pid, holder.start_ticks)
+    silent = silent_s()
+    return silent is not None and silent > (UNREADABLE_GRACE_S if holder is None else stale_s)
+
+
+def lock_content() -> bytes:
+    """Give what this process writes into a lock; no two are the same, so that of two threads, too, one holds it."""
+    holder = LockHolder(
+        host=socket.gethostname(),
+        pid=os.getpid(),
+        started=datetime.now(UTC).isoformat(timespec="seconds"),
+        start_ticks=process_start_ticks(os.getpid()),
+    )
+    return json.dumps({**holder.model_dump(), "token": uuid.uuid4().hex}).encode()
+
+
+def parse_holder(content: bytes | None) -> LockHolder | None:
+    """Read what a lock says; None where that is not readable."""
+    try:
+        found = json.loads(content or b"null")
+        return LockHolder.model_validate({key: found[key] for key in LockHolder.model_fields})
+    except (ValidationError, ValueError, TypeError, KeyError):
+        return None
+
+
+def held_by(path: Path | str, holder: LockHolder | None) -> LockHeld:
+    """Give the error for a lock that someone else holds; None: nobody can tell who."""
+    known = holder or UNKNOWN
+    return LockHeld(path, f"{known.host}:{known.pid}" if known.pid else known.host, known.started)
+
+
+def _create(path: Path, content: bytes) -> bool:
+    try:
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
+    except FileExistsError:
+        return False
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+    except BaseException:
+        path.unlink(missing_ok=True)
+        raise
+    return True
+
+
+@contextmanager
+def _guard(path: Path) -> Iterator[None]:
+    with path.with_name(path.name + ".guard").open("ab") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def _read_bytes(path: Path) -> bytes | None:
+    try:
+        return path.read_bytes()
+    except FileNotFoundError:
+        return None
+
+
+def _silent_s(path: Path) -> float | None:
+    # The clock first: a pause between the two must not make the holder look silent.
+    try:
+        now = now_s(path.parent)
+    except OSError as error:
+        if error.errno not in READ_ONLY:
+            raise
+        now = time.time()  # who may not write here takes nothing over either
+    try:
+        return now - path.stat().st_mtime
+    except FileNotFoundError:
+        return None
+
+
+def _remove_if_stale(path: Path) -> None:
+    content = _read_bytes(path)
+    holder = parse_holder(content)
+    if content is not None and is_stale(holder, lambda: _silent_s(path)):
+        known = holder or UNKNOWN
+        logger.warning("%s: its holder, process %d on %s, is gone", path, known.pid, known.host)
+        path.unlink(missing_ok=True)

@@ -1,0 +1,57 @@
+"""The log of a run: one JSON line for each thing that happened."""
+
+import errno
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+from shards.files.atomic import retried
+from shards.formats.records import Json
+
+
+def append_event(path: Path, event: Mapping[str, Json]) -> None:
+    """Append one event as a JSON line.
+
+    The line goes out in one write, so that the lines of several processes do not mix. Where a killed process left a
+    torn line, the new one begins on a line of its own.
+
+    Raises:
+        ValueError: The event holds something that JSON does not know.
+    """
+    try:
+        line = json.dumps(dict(event), ensure_ascii=False, allow_nan=False).encode(errors="backslashreplace") + b"\n"
+    except TypeError as error:
+        raise ValueError(f"event {event!r:.200} cannot be written as JSON: {error}") from error
+    retried(lambda: _append(path, line))
+
+
+def _append(path: Path, line: bytes) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
+    try:
+        size = os.fstat(descriptor).st_size
+        if size and os.pread(descriptor, 1, size - 1) != b"\n":
+            line = b"\n" + line
+        written = os.write(descriptor, line)
+        if written != len(line):
+            raise OSError(errno.ENOSPC, f"only {written} of {len(line)} bytes could be written; is it full?", str(path))
+    finally:
+        os.close(descriptor)
+
+
+def read_events(path: Path) -> list[dict[str, Json]]:
+    """Read all events in order; torn lines are left out, and a log that is not there has none."""
+    try:
+        lines = path.read_bytes().split(b"\n")
+    except FileNotFoundError:
+        return []
+    events = []
+    for line in lines:
+        try:
+            event = json.loads(line)
+        except (ValueError, RecursionError):
+            continue
+        if isinstance(event, dict):
+            events.append(event)
+    return events

@@ -1,0 +1,280 @@
+"""Records: the small JSON beside each output that says that it is done, from what, and with which settings."""
+
+import hashlib
+import json
+import re
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path, PurePosixPath
+from typing import Annotated, Literal, NamedTuple
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    FiniteFloat,
+    JsonValue,
+    NonNegativeInt,
+    ValidationError,
+)
+
+from shards.files.atomic import sha256_path, write_bytes_atomic
+from shards.storage.store import place_of
+
+Json = JsonValue
+_SHOWN_CHANGES = 4
+_SHOWN_CHARACTERS = 60
+_DETAIL_CHARACTERS = 500
+_ABSENT = "(absent)"
+_SEAL = re.compile(rb'\{\n "checksum": "([0-9a-f]{64})",\n')  # sorted, it stands first in the file
+
+
+def canonical_json(value: object) -> str:
+    """Give the one text of a JSON value: sorted keys, no blanks, tuples as lists, 1.0 as 1.
+
+    Raises:
+        ValueError: The value holds something that JSON does not know, nan or infinity.
+    """
+    try:
+        return _dumped(_integral(json.loads(json.dumps(value, allow_nan=False))))
+    except (TypeError, RecursionError) as error:
+        raise ValueError(f"{value!r:.200} cannot be written as JSON: {error}; give plain numbers and text") from error
+
+
+def _dumped(plain: Json | dict[str, Json]) -> str:
+    return json.dumps(plain, sort_keys=True, separators=(",", ":"), allow_nan=False)
+
+
+def _integral(value: Json) -> Json:
+    if isinstance(value, float) and value.is_integer():
+        return int(value)
+    if isinstance(value, list):
+        return [_integral(item) for item in value]
+    if isinstance(value, dict):
+        return {key: _integral(item) for key, item in value.items()}
+    return value
+
+
+def _plain_fingerprint(value: object) -> object:
+    return json.loads(canonical_json(value)) if isinstance(value, Mapping) else value
+
+
+def _relative_names(outputs: dict[str, str]) -> dict[str, str]:
+    for name in outputs:
+        path = PurePosixPath(name)
+        if not path.parts or path.is_absolute() or ".." in path.parts or "\0" in name:
+            raise ValueError(f"output {name!r} does not lie under the record's folder; give a relative name")
+    return outputs
+
+
+def _checksum(text: str) -> str:
+    if len(text) != 64 or set(text) - set("0123456789abcdef"):
+        raise ValueError(f"{text!r:.80} is not a SHA-256 (64 lower-case hex digits)")
+    return text
+
+
+Checksum = Annotated[str, AfterValidator(_checksum)]
+
+
+def _short_text(value: object) -> object:
+    # Details quote file names and bytes of the user's, which need not be UTF-8.
+    return value.encode(errors="backslashreplace").decode()[:_DETAIL_CHARACTERS] if isinstance(value, str) else value
+
+
+class Drop(BaseModel):
+    """A sample, class or mask that was left out, and why."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    key: str
+    reason: str
+    detail: Annotated[str, BeforeValidator(_short_text)] = ""
+
+
+class Record(BaseModel):
+    """What one stage did to one shard. The output is done if and only if its record stands and holds.
+
+    `outputs` are named relative to the record's folder; `inputs` are named by their role ("teacher", "images").
+    `fingerprint` holds the settings, weights and code version that change results, and nothing else. `seconds` and
+    other timings are for people: they enter no checksum.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    version: Literal[1] = 1
+    stage: str
+    shard: str
+    count: NonNegativeInt
+    stats: dict[str, FiniteFloat] = {}
+    drops: tuple[Drop, ...] = ()
+    outputs: Annotated[dict[str, Checksum], AfterValidator(_relative_names)] = {}
+    inputs: dict[str, Checksum] = {}
+    fingerprint: Annotated[dict[str, Json], BeforeValidator(_plain_fingerprint)] = {}
+    seconds: FiniteFloat = 0.0
+
+
+def write_record(path: Path, record: Record) -> None:
+    """Write a record, whole or not at all. It is the last thing a stage writes for a shard.
+
+    The file begins with a checksum of the rest of it, so that a damaged record is told from a whole one.
+    """
+    body = (json.dumps(record.model_dump(mode="json"), indent=1, sort_keys=True) + "\n").encode()
+    seal = f'{{\n "checksum": "{hashlib.sha256(body).hexdigest()}",\n'.encode()
+    write_bytes_atomic(path, seal + body.removeprefix(b"{\n"))
+
+
+def read_record(path: Path) -> Record:
+    """Read a record back; one without a checksum of its own (from an earlier version) is taken as it is.
+
+    Raises:
+        FileNotFoundError: There is none.
+        ValueError: It is damaged, or from another version of the program.
+    """
+    return parse_record(path.read_bytes(), str(path))
+
+
+def parse_record(data: bytes, name: str) -> Record:
+    """Give a record out of its bytes.
+
+    Args:
+        data: A record's file or object.
+        name: What it is called in an error.
+
+    Raises:
+        ValueError: It is damaged, or from another version of the program.
+    """
+    seal = _SEAL.match(data)
+    if seal is not None:
+        data = b"{\n" + data[seal.end() :]
+        if hashlib.sha256(data).hexdigest().encode() != seal[1]:
+            raise ValueError(
+                f"{name} is not a record (it does not match its own checksum); delete it to redo the shard"
+            )
+    try:
+        return Record.model_validate_json(data)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"])) or "JSON"
+        raise ValueError(f"{name} is not a record ({where}: {first['msg']}); delete it to redo the shard") from error
+
+
+def record_or_none(path: Path) -> Record | None:
+    """Read a record; None if there is none or it cannot be read."""
+    try:
+        return read_record(path)
+    except (OSError, ValueError):
+        return None
+
+
+class RecordCounts(NamedTuple):
+    """What a record counts: samples in the output, what was left out of it, and the working time."""
+
+    samples: int
+    dropped: int
+    seconds: float
+
+
+def read_counts(path: Path) -> RecordCounts | None:
+    """Read no more than a record's counts, for listings of many; None if there is none or it is damaged.
+
+    It is not validated as `read_record` does it, which takes longer than all the rest.
+    """
+    try:
+        content = json.loads(path.read_bytes())
+        return RecordCounts(int(content["count"]), len(content["drops"]), float(content["seconds"]))
+    except (OSError, ValueError, TypeError, KeyError):
+        return None
+
+
+def fingerprint_digest(fingerprint: Mapping[str, Json]) -> str:
+    """Give the SHA-256 of a fingerprint; the order of its keys does not count.
+
+    Raises:
+        ValueError: It holds something that JSON does not know.
+    """
+    return hashlib.sha256(canonical_json(dict(fingerprint)).encode()).hexdigest()
+
+
+def why_stale(
+    record_path: Path,
+    *,
+    fingerprint: Mapping[str, Json],
+    inputs: Mapping[str, str],
+    verify: bool = True,
+    read: Callable[[Path], Record] = read_record,
+) -> str | None:
+    """Say why a shard has to be done (again), or None if it is done.
+
+    Args:
+        record_path: Where its record is or would be.
+        fingerprint: The settings that are wanted now.
+        inputs: The checksums of the inputs as they are now.
+        verify: Read the outputs and compare their checksums; False only looks whether they are there.
+        read: Reads a record.
+
+    Returns:
+        "no record", "record unreadable: …", "gate.threshold 0.9 -> 0.8", "input teacher changed",
+        "output 000003.zarr is missing" or "output 000003.zarr does not match its checksum"; None if all holds.
+    """
+    try:
+        record = read(record_path)
+    except FileNotFoundError:
+        return "no record"
+    except (ValueError, OSError) as error:
+        return f"record unreadable: {error}"
+    changes = list(_input_changes(record.inputs, inputs))
+    wanted = canonical_json(dict(fingerprint))
+    if _dumped(record.fingerprint) != wanted:  # most are equal, and field by field takes far longer
+        changes = [*_changes(record.fingerprint, json.loads(wanted)), *changes]
+    if changes:
+        more = f"; and {len(changes) - _SHOWN_CHANGES} more" if len(changes) > _SHOWN_CHANGES else ""
+        return "; ".join(changes[:_SHOWN_CHANGES]) + more
+    for name, checksum in record.outputs.items():
+        trouble = _output_trouble(record_path.parent / name, checksum, verify=verify)
+        if trouble:
+            return f"output {name} {trouble}"
+    return None
+
+
+def _changes(old: Json, new: Json, field: str = "") -> Iterator[str]:
+    if isinstance(old, dict) and isinstance(new, dict):
+        for key in sorted(old.keys() | new.keys()):
+            inner = f"{field}.{key}" if field else key
+            if key not in old:
+                yield f"{inner} {_ABSENT} -> {_shown(new[key])}"
+            elif key not in new:
+                yield f"{inner} {_shown(old[key])} -> {_ABSENT}"
+            else:
+                yield from _changes(old[key], new[key], inner)
+    elif isinstance(old, list) and isinstance(new, list) and len(old) == len(new):
+        for index, (left, right) in enumerate(zip(old, new, strict=True)):
+            yield from _changes(left, right, f"{field}[{index}]")
+    elif canonical_json(old) != canonical_json(new):
+        yield f"{field} {_shown(old)} -> {_shown(new)}"
+
+
+def _input_changes(old: Mapping[str, str], new: Mapping[str, str]) -> Iterator[str]:
+    for name in sorted(old.keys() | new.keys()):
+        if name not in old:
+            yield f"input {name} is new"
+        elif name not in new:
+            yield f"input {name} is no longer used"
+        elif old[name] != new[name]:
+            yield f"input {name} changed"
+
+
+def _output_trouble(path: Path, checksum: str, *, verify: bool) -> str | None:
+    if not path.exists():
+        # Of a run in a store only records are brought here whose outputs lie there.
+        return None if place_of(path).store is not None else "is missing"
+    if not verify:
+        return None
+    try:
+        return None if sha256_path(path) == checksum else "does not match its checksum"
+    except (OSError, ValueError) as error:
+        return f"cannot be read: {error}"
+
+
+def _shown(value: Json) -> str:
+    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= _SHOWN_CHARACTERS else text[: _SHOWN_CHARACTERS - 1] + "…"

@@ -1,0 +1,212 @@
+"""Tars of samples that stock webdataset reads, with the same bytes for the same samples."""
+
+import json
+import re
+import tarfile
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from io import BytesIO
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, NonNegativeInt, ValidationError
+
+from shards.files.atomic import fsync, fsync_folder, temporary_sibling, write_bytes_atomic
+from shards.formats.records import Checksum
+
+MAX_NAME_BYTES = 100  # ustar's field
+_BLOCK_BYTES = 512
+_KEY = re.compile(r"[A-Za-z0-9_-]+")
+_EXTENSION = re.compile(r"[a-z0-9]+(\.[a-z0-9]+)*")
+
+Place = tuple[int, int]
+
+
+@dataclass(frozen=True)
+class TarSample:
+    """One sample: its key and its files' bytes by extension ("jpg", "label.png", "json")."""
+
+    key: str
+    members: dict[str, bytes]
+
+
+@dataclass(frozen=True)
+class TarIndex:
+    """Where each sample's bytes lie in a tar.
+
+    Attributes:
+        entries: (key, {extension: (offset, size) in bytes}) in the tar's order.
+    """
+
+    entries: tuple[tuple[str, dict[str, Place]], ...]
+
+    def __len__(self) -> int:
+        """The number of samples."""
+        return len(self.entries)
+
+    @cached_property
+    def places(self) -> dict[str, dict[str, Place]]:
+        """The same by key."""
+        return dict(self.entries)
+
+
+def write_tar(path: Path, samples: Iterable[TarSample]) -> None:
+    """Write samples as an uncompressed ustar file, whole or not at all.
+
+    The bytes depend on the samples alone: time 0, owner 0, mode 0644, members sorted within a sample. Samples are
+    taken one at a time, so that a shard need not fit in memory; no sample gives a valid empty tar.
+
+    Args:
+        path: The tar; missing parent folders are made.
+        samples: In ascending order of their keys (a plan's shard is).
+
+    Raises:
+        ValueError: Keys out of order or twice, a key or extension that webdataset would split wrongly, a name longer
+            than 100 bytes, a sample without members.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = temporary_sibling(path)
+    last = ""
+    try:
+        with temporary.open("xb") as file:
+            with tarfile.open(fileobj=file, mode="w", format=tarfile.USTAR_FORMAT) as tar:
+                for sample in samples:
+                    if sample.key <= last:
+                        raise ValueError(f"sample {sample.key!r} comes after {last!r}; give samples sorted, each once")
+                    last = sample.key
+                    _add(tar, sample)
+            file.flush()
+            fsync(file.fileno())
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    fsync_folder(path.parent)
+
+
+def index_tar(path: Path) -> TarIndex:
+    """Find all members of a tar of samples, without reading their bytes.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        ValueError: Not a whole tar, or not a tar of samples: links, folders and devices, names with folders or odd
+            signs, a name twice, a sample's files apart from each other.
+    """
+    samples: dict[str, dict[str, Place]] = {}
+    size = path.stat().st_size
+    end, last = 0, ""
+    try:
+        with tarfile.open(path, "r:") as tar:
+            for member in tar:
+                key, extension = _split(member)
+                if (key != last and key in samples) or extension in samples.get(key, {}):
+                    raise ValueError(f"{member.name!r} comes twice, or apart from the other files of its sample")
+                samples.setdefault(key, {})[extension] = (member.offset_data, member.size)
+                end = member.offset_data + -(-member.size // _BLOCK_BYTES) * _BLOCK_BYTES
+                last = key
+        if size < end + 2 * _BLOCK_BYTES or any(read_member(path, end, 2 * _BLOCK_BYTES)):
+            raise ValueError("it breaks off before its end mark")
+    except (tarfile.TarError, ValueError, EOFError, OverflowError) as error:
+        raise ValueError(
+            f"{path} is no readable tar of samples: {error}; delete it to have it written again"
+        ) from error
+    return TarIndex(tuple(samples.items()))
+
+
+def read_member(path: Path, offset: int, size: int) -> bytes:
+    """Read a member's bytes at the place that `index_tar` gave.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        ValueError: The file ends before.
+    """
+    with path.open("rb") as file:
+        file.seek(offset)
+        data = file.read(size)
+    if len(data) != size:
+        raise ValueError(f"{path} ends before byte {offset + size}; it changed since it was indexed")
+    return data
+
+
+class PseudoShard(BaseModel):
+    """One tar of a round, as the index lists it; `url` is relative to the index's folder."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    url: str
+    nsamples: NonNegativeInt
+    sha256: Checksum
+
+
+class PseudoIndex(BaseModel):
+    """All tars of a round. The names `shardlist`, `url` and `nsamples` are those of webdataset's own indexes."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    wids_version: Literal[1] = 1
+    vocabulary_sha256: Checksum
+    shardlist: tuple[PseudoShard, ...]
+
+
+def write_pseudo_index(
+    folder: Path, names: Sequence[str], counts: Sequence[int], checksums: Sequence[str], vocabulary_digest: str
+) -> Path:
+    """Write a round's `index.json`, after the last of its tars, and give its path.
+
+    Args:
+        folder: Where the tars lie.
+        names: Their file names, each once; sorted in the index.
+        counts: The number of samples of each.
+        checksums: The SHA-256 of each.
+        vocabulary_digest: `Vocabulary.digest`.
+
+    Raises:
+        ValueError: Lists of different lengths, no tar, one twice, not there, or no samples in all of them.
+    """
+    shards = sorted(
+        (PseudoShard(url=n, nsamples=c, sha256=s) for n, c, s in zip(names, counts, checksums, strict=True)),
+        key=lambda shard: shard.url,
+    )
+    missing = [name for name in names if Path(name).name != name or not (folder / name).is_file()]
+    if missing or len(set(names)) != len(names) or not sum(counts):
+        raise ValueError(f"{folder} has no complete set of tars: {missing[:3] or 'a tar twice, or no samples in any'}")
+    index = PseudoIndex(vocabulary_sha256=vocabulary_digest, shardlist=tuple(shards))
+    path = folder / "index.json"
+    write_bytes_atomic(path, (json.dumps(index.model_dump(mode="json"), indent=1) + "\n").encode())
+    return path
+
+
+def read_pseudo_index(folder: Path) -> PseudoIndex:
+    """Read a round's `index.json`.
+
+    Raises:
+        FileNotFoundError: There is none: the round's tars are not complete.
+        ValueError: It is damaged.
+    """
+    path = folder / "index.json"
+    try:
+        return PseudoIndex.model_validate_json(path.read_bytes())
+    except ValidationError as error:
+        raise ValueError(f"{path} is no index of tars: {error.errors()[0]['msg']}; write the round again") from error
+
+
+def _add(tar: tarfile.TarFile, sample: TarSample) -> None:
+    if not _KEY.fullmatch(sample.key) or not sample.members:
+        raise ValueError(f"sample {sample.key!r} needs a key of A-Z a-z 0-9 _ - and at least one member")
+    for extension in sorted(sample.members):
+        member = tarfile.TarInfo(f"{sample.key}.{extension}")
+        if not _EXTENSION.fullmatch(extension) or len(member.name) > MAX_NAME_BYTES:
+            raise ValueError(f"member name {member.name!r} is longer than {MAX_NAME_BYTES} bytes or has odd signs")
+        member.size = len(sample.members[extension])
+        member.mode = 0o644
+        tar.addfile(member, BytesIO(sample.members[extension]))
+
+
+def _split(member: tarfile.TarInfo) -> tuple[str, str]:
+    key, _, extension = member.name.partition(".")
+    if not member.isreg() or member.issparse() or member.pax_headers:
+        raise ValueError(f"{member.name!r} is not a plain file")
+    if not _KEY.fullmatch(key) or not _EXTENSION.fullmatch(extension):
+        raise ValueError(f"{member.name!r} is not named key.extension")
+    return key, extension

@@ -1,0 +1,282 @@
+"""Where a run lies: in a folder, or under the URL of an object store with a folder of this machine as its mirror."""
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final, TypeVar
+
+import fsspec
+
+from shards.files.atomic import write_bytes_atomic
+from shards.storage.store_calls import persistently
+
+MIRROR_VARIABLE: Final = "STSEG_MIRROR"
+DEFAULT_MIRROR: Final = "/tmp/stseg-pipeline"  # the same on every machine; on a local disk, never a shared home
+_EXTRAS: Final = {"s3": "s3", "s3a": "s3", "gs": "gcs", "gcs": "gcs"}
+ARRAYS: Final = ".zarr"
+_MARKER: Final = "mirror.json"
+_AT_ONCE: Final = 8
+_HANDED: Final[set[Path]] = set()  # caches of mirrors that this process was handed, beside the one it would choose
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+
+@dataclass(frozen=True)
+class Store:
+    """The objects under a URL, by their names relative to it. Every call is repeated while its trouble may pass.
+
+    Attributes:
+        url: An fsspec URL without a slash at its end, such as `s3://bucket/run`.
+    """
+
+    url: str
+
+    def outline(self, name: str = "") -> dict[str, str]:
+        """List what is there, name -> version, without looking into folders of arrays: those count as one name.
+
+        An array has an object for each of its chunks, thousands of times as many as there are outputs.
+        """
+        try:
+            found: list[Mapping[str, Any]] = self._ask(name, lambda fs, path: fs.ls(path, detail=True))
+        except FileNotFoundError:
+            return {}
+        top, prefix = self._path(name), self._path("") + "/"
+        objects: dict[str, str] = {}
+        for info in found:
+            inner = str(info["name"]).rstrip("/")
+            if inner == top or not inner.startswith(prefix):  # a folder's own marker
+                continue
+            key = inner.removeprefix(prefix)
+            if info["type"] != "directory":
+                objects[key] = _version(info)
+            elif key.endswith(ARRAYS):
+                objects[key] = ""
+            else:
+                objects |= self.outline(key)
+        return objects
+
+    def find(self, name: str = "") -> dict[str, str]:
+        """List all objects under a name, or the one of that name: name -> version, which another write changes."""
+        found: Mapping[str, Mapping[str, Any]] = self._ask(name, lambda fs, path: fs.find(path, detail=True))
+        prefix = self._path("") + "/"
+        objects = {
+            path.removeprefix(prefix): _version(info)
+            for path, info in found.items()
+            if path.startswith(prefix) and not path.endswith("/")
+        }
+        within = name + "/"
+        return {key: version for key, version in objects.items() if not name or key == name or key.startswith(within)}
+
+    def read(self, name: str) -> bytes | None:
+        """Read an object; None if there is none."""
+        try:
+            data: bytes = self._ask(name, lambda fs, path: fs.cat_file(path))
+        except FileNotFoundError:
+            return None
+        return data
+
+    def write(self, name: str, data: bytes) -> None:
+        """Write an object in the place of any other."""
+        self._ask(name, lambda fs, path: fs.pipe_file(path, data))
+
+    def create(self, name: str, data: bytes) -> bool:
+        """Write an object if there is none of that name, and tell whether that was so; of many at once one wins."""
+        try:
+            self._ask(name, lambda fs, path: fs.pipe_file(path, data, mode="create"))
+        except FileExistsError:
+            return self.read(name) == data  # an attempt whose answer was lost may have been ours
+        return True
+
+    def modified_s(self, name: str) -> float | None:
+        """Give the time of an object's last write by the store's clock, in seconds; None if there is no object."""
+        try:
+            return float(self._ask(name, lambda fs, path: fs.modified(path)).timestamp())
+        except FileNotFoundError:
+            return None
+
+    def download(self, names: Mapping[str, Path]) -> None:
+        """Bring objects to files, whose folders are made."""
+
+        def one(pair: tuple[str, Path]) -> None:
+            pair[1].parent.mkdir(parents=True, exist_ok=True)
+            self._ask(pair[0], lambda fs, path: fs.get_file(path, str(pair[1])))
+
+        in_parallel(one, names.items())
+
+    def upload(self, files: Mapping[str, Path]) -> None:
+        """Write files as objects."""
+
+        def one(pair: tuple[str, Path]) -> None:
+            self._ask(pair[0], lambda fs, path: fs.put_file(str(pair[1]), path))
+
+        in_parallel(one, files.items())
+
+    def remove(self, names: Iterable[str]) -> None:
+        """Delete objects, where they are there."""
+
+        def one(name: str) -> None:
+            try:
+                self._ask(name, lambda fs, path: fs.rm_file(path))
+            except FileNotFoundError:
+                return
+
+        in_parallel(one, names)
+
+    def _path(self, name: str) -> str:
+        return str(_file_system(self.url)._strip_protocol(f"{self.url}/{name}" if name else self.url)).rstrip("/")
+
+    def _ask(self, name: str, call: Callable[[Any, str], Result]) -> Result:
+        url = f"{self.url}/{name}" if name else self.url
+        return persistently(url, lambda: call(_file_system(self.url), self._path(name)))
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a run lies; plain values that travel to workers.
+
+    Attributes:
+        root: The run folder, or its mirror on this machine: the same path on every machine.
+        store: The objects that it mirrors; None: the folder is the run.
+    """
+
+    root: Path
+    store: Store | None = None
+
+    def name_of(self, path: Path) -> str:
+        """Give the name in the store of a path in the mirror."""
+        return path.relative_to(self.root).as_posix()
+
+    def shown(self, path: Path) -> str:
+        """Give what a person calls a path of the run: its URL, where the run has one."""
+        if self.store is None:
+            return str(path)
+        return self.store.url if path == self.root else f"{self.store.url}/{self.name_of(path)}"
+
+    def mark(self) -> None:
+        """Let `place_of` find the store by the mirror, in this process and in later ones of this machine.
+
+        A worker on another machine need not have the variable that names the cache: it takes the cache of its place.
+
+        Raises:
+            ValueError: The folder of mirrors belongs to another user.
+        """
+        if self.store is None:
+            return
+        cache = self.root.parent.parent
+        cache.mkdir(parents=True, exist_ok=True)
+        if cache.stat().st_uid != os.getuid():
+            raise ValueError(f"{cache} belongs to another user; name a folder of your own in {MIRROR_VARIABLE}")
+        _HANDED.add(cache)
+        marker = self.root.parent / _MARKER
+        if not marker.is_file():
+            write_bytes_atomic(marker, json.dumps({"url": self.store.url}).encode())
+
+
+def run_folder(location: str | Path) -> Path:
+    """Give the folder in which the run of a path or URL is worked on.
+
+    Args:
+        location: A path, which is given back, or an fsspec URL (`s3://bucket/run`, `gs://…`, `file://…`). The mirror
+            of a URL is `<cache>/<digest of the URL>/<last part of the URL>`; the cache is `STSEG_MIRROR` in the
+            environment, or `/tmp/stseg-pipeline`. Give all machines of a cluster the same.
+
+    Raises:
+        ValueError: The URL names nothing, or its kind of store is unknown or not installed.
+    """
+    if isinstance(location, Path) or "://" not in location:
+        return _as_in_cache(Path(location))
+    url = location.rstrip("/")
+    name = url.rpartition("/")[2]
+    if url.endswith(":") or not name or name in (".", ".."):
+        raise ValueError(f"{location!r} names no run; expected a bucket and a name, as in s3://bucket/my-run")
+    _file_system(url)
+    place = Place(_cache() / _mirror_name(url), Store(url))
+    place.mark()
+    return place.root
+
+
+def place_of(path: Path) -> Place:
+    """Give the place of the run that a path belongs to; outside this program's own cache, the path itself is the root.
+
+    What a file in a folder of the user's says never makes that folder a mirror: files are deleted in a mirror because
+    a store does not list them.
+    """
+    absolute = path.absolute()
+    caches = {_cache(), *_HANDED}
+    for folder in (absolute, *absolute.parents):
+        if folder.parent.parent in caches:
+            url = _mirrored_url(folder)
+            return Place(absolute) if url is None else Place(folder, Store(url))
+    return Place(absolute)
+
+
+def _cache() -> Path:
+    """Give the folder that holds the mirrors of this machine."""
+    return Path(os.environ.get(MIRROR_VARIABLE) or DEFAULT_MIRROR).absolute()
+
+
+def _mirror_name(url: str) -> Path:
+    """Give the place of a URL's mirror in the cache."""
+    return Path(hashlib.sha256(url.encode()).hexdigest()[:16]) / url.rpartition("/")[2]
+
+
+def _mirrored_url(folder: Path) -> str | None:
+    """Give the URL that a folder of the cache mirrors, if its marker names the very URL whose mirror would lie there.
+
+    So a marker that was copied, edited or laid there by another user turns no folder into a mirror.
+    """
+    try:
+        content = json.loads((folder.parent / _MARKER).read_bytes())
+        own = folder.parent.parent.stat().st_uid == os.getuid()
+    except (OSError, ValueError):
+        return None
+    url = content.get("url") if isinstance(content, dict) else None
+    if not own or not isinstance(url, str) or _mirror_name(url) != folder.relative_to(folder.parent.parent):
+        return None
+    return url
+
+
+def _as_in_cache(path: Path) -> Path:
+    """Give a path that leads into the cache by another way, such as a link, as a path in the cache; others as is."""
+    cache = _cache()
+    if cache in path.absolute().parents:
+        return path
+    inner, real = Path(os.path.realpath(path)), Path(os.path.realpath(cache))
+    return cache / inner.relative_to(real) if real in inner.parents else path
+
+
+def as_shown(path: Path) -> str:
+    """Give what a person calls a path: of a run in a store its URL, of any other the path itself."""
+    return place_of(path).shown(path)
+
+
+def in_parallel(call: Callable[[Item], None], items: Iterable[Item]) -> None:
+    """Call something for each item, a few at once; the first error is raised when all that had begun have ended."""
+    with ThreadPoolExecutor(_AT_ONCE) as pool:
+        for _ in pool.map(call, items):
+            pass
+
+
+def _file_system(url: str) -> Any:
+    protocol = url.partition("://")[0]
+    options = {"auto_mkdir": True} if protocol in ("file", "local") else {}
+    try:
+        # A listing that is remembered would hide what other machines wrote.
+        return fsspec.filesystem(protocol, use_listings_cache=False, **options)
+    except ImportError as error:
+        extra = _EXTRAS.get(protocol)
+        cure = f"pip install 'stseg-pipeline[{extra}]'" if extra else str(error)
+        raise ValueError(f"{url}: no package for {protocol}:// is installed; {cure}") from error
+    except ValueError as error:
+        raise ValueError(f"{url}: {protocol}:// is no kind of store that fsspec knows; try s3:// or gs://") from error
+
+
+def _version(info: Mapping[str, Any]) -> str:
+    stamps = ("ETag", "etag", "md5Hash", "mtime", "created", "LastModified")
+    stamp = next((info[key] for key in stamps if key in info), "")
+    return f"{info.get('size')} {stamp}"

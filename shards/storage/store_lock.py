@@ -1,0 +1,141 @@
+"""The locks of a run in an object store: objects that only one can create, and whose holder shows that it lives."""
+
+import hashlib
+import logging
+import time
+import uuid
+from types import TracebackType
+from typing import Final, Self
+
+from shards.files.lock_beat import BEAT_S, STALE_S, Beat
+from shards.files.locks import UNKNOWN, LockHolder, held_by, is_stale, lock_content, parse_holder
+from shards.storage.store import Store
+from shards.storage.store_calls import StoreRefused
+
+logger = logging.getLogger(__name__)
+
+LOCK_NAME: Final = "run.lock"
+
+
+class StoreLock:
+    """Hold a lock of a run in a store for the length of a `with` block; a folder has `shards.files.locks.RunLock`.
+
+    The lock is created with the store's own condition that there is none (`If-None-Match: *` on S3), so that of many at
+    once one wins. Its holder writes it again every `BEAT_S`. It is taken over from a process of this machine that is
+    dead, and from one of another machine that has not written for `STALE_S` by the store's clock. Of several that take
+    over, the one goes on that creates an object named after the stale lock. A holder that finds the lock another's or
+    deleted, say after a long pause, is interrupted as by Ctrl-C.
+    """
+
+    def __init__(
+        self, store: Store, *, name: str = LOCK_NAME, beat_s: float = BEAT_S, stale_s: float = STALE_S
+    ) -> None:
+        self._store = store
+        self._name = name
+        self._stale_s = stale_s
+        self._content = lock_content()
+        self._beat = Beat(f"{store.url}/{name}", self._renew, beat_s)
+
+    def __enter__(self) -> Self:
+        """Take the lock.
+
+        Raises:
+            LockHeld: Someone else has it.
+        """
+        if not _take(self._store, self._name, self._content, self._stale_s):
+            raise held_by(f"{self._store.url}/{self._name}", parse_holder(self._store.read(self._name)))
+        self._beat.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        """Let go; a lock that someone else took meanwhile is left to them."""
+        self._beat.stop()
+        if self._store.read(self._name) == self._content:
+            self._store.remove([self._name])
+
+    def _renew(self) -> bool:
+        if self._store.read(self._name) != self._content:
+            return False
+        self._store.write(self._name, self._content)
+        return True
+
+
+def live_store_holder(store: Store, name: str, *, stale_s: float = STALE_S) -> LockHolder | None:
+    """Tell who holds a lock and is alive; None where there is none or it is stale. Nothing is taken.
+
+    A lock that is not readable counts as held by `UNKNOWN`. Where the store lets this process only read, the age of a
+    lock of another machine is told by this machine's clock.
+    """
+    content = store.read(name)
+    if content is None or _is_stale(store, name, content, stale_s):
+        return None
+    return parse_holder(content) or UNKNOWN
+
+
+def clear_stale_object(store: Store, name: str, *, stale_s: float = STALE_S) -> LockHolder | None:
+    """Tell who holds a lock and is alive, as `live_store_holder` does, and delete one that is stale.
+
+    Its holder, if it was only silent, so finds it gone and stops.
+    """
+    content = store.read(name)
+    if content is None:
+        return None
+    if not _is_stale(store, name, content, stale_s):
+        return parse_holder(content) or UNKNOWN
+    if _remove_stale(store, name, content, lock_content(), stale_s):
+        return None
+    return live_store_holder(store, name, stale_s=stale_s)
+
+
+def _take(store: Store, name: str, content: bytes, stale_s: float) -> bool:
+    """Create an object that only one can create, also in the place of one whose creator is dead."""
+    if store.create(name, content):
+        return True
+    found = store.read(name)
+    if found is not None and not (
+        _is_stale(store, name, found, stale_s) and _remove_stale(store, name, found, content, stale_s)
+    ):
+        return False
+    return store.create(name, content)
+
+
+def _remove_stale(store: Store, name: str, stale: bytes, content: bytes, stale_s: float) -> bool:
+    """Delete a stale object; False: others are about to, or have."""
+    # Named after what it is to delete, so that of many one deletes it. It is a lock itself: who held it may be dead.
+    claim = f"{name}.after-{hashlib.sha256(stale).hexdigest()[:16]}"
+    if not _take(store, claim, content, stale_s):
+        return False
+    try:
+        if store.read(name) != stale:
+            return False
+        logger.warning("%s/%s: its holder does not write any more", store.url, name)
+        store.remove([name])
+        return True
+    finally:
+        store.remove([claim])
+
+
+def _is_stale(store: Store, name: str, content: bytes, stale_s: float) -> bool:
+    return is_stale(parse_holder(content), lambda: _silent_s(store, name), stale_s)
+
+
+def _silent_s(store: Store, name: str) -> float | None:
+    # The clock first: a pause between the two must not make the holder look silent.
+    try:
+        now = _now_s(store, name)
+    except StoreRefused:
+        now = time.time()  # who may not write here takes nothing over either
+    written = store.modified_s(name)
+    return None if now is None or written is None else now - written
+
+
+def _now_s(store: Store, name: str) -> float | None:
+    """Give the time by the store's clock: machines' clocks differ."""
+    probe = f"{name}.now-{uuid.uuid4().hex}"
+    store.write(probe, b"")
+    try:
+        return store.modified_s(probe)
+    finally:
+        store.remove([probe])

@@ -1,0 +1,157 @@
+"""The look at a student on the target, with fakes; and the alarms that follow from it."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+from shard_setup import (
+    SIZES_HW,
+    VOCABULARY,
+    FakeDecoder,
+    FakeEncoder,
+    FakeSegmenter,
+    refine_config,
+    refined_shard,
+    teacher_config,
+)
+from torch import Tensor
+
+from jobs.artifacts.labels import read_refined
+from jobs.inference.model import ModelConfig
+from jobs.quality.target_findings import counted_changes
+from jobs.stage import EmptyShard, ShardTask, why_stale
+from jobs.stages.target_check import CheckModels, TargetCheckConfig, check_target
+from models.evaluation.alarms import AlarmConfig
+from models.sam.sam import SamEmbedding
+from pipeline.report.round_alarms import RoundFacts, round_alarms
+from shards.data.samples import Samples
+from shards.data.sources import FolderSource, SampleRef
+from shards.formats.records import read_record
+
+
+class OneClass(FakeSegmenter):
+    """Says `right` everywhere."""
+
+    def logits(self, images: Sequence[NDArray[np.uint8]], sam: SamEmbedding | None) -> Tensor:
+        logits = torch.zeros(len(images), len(VOCABULARY), 8, 8)
+        logits[:, 1] = self.logit
+        return logits
+
+
+class Mirror(FakeSegmenter):
+    """Says `left` where the image is darker than in its other half, so that it follows a mirrored image."""
+
+    def logits(self, images: Sequence[NDArray[np.uint8]], sam: SamEmbedding | None) -> Tensor:
+        logits = super().logits(images, sam)
+        for index, image in enumerate(images):
+            half = image.shape[1] // 2
+            if image[:, :half].mean() > image[:, -half:].mean():
+                logits[index] = logits[index].flip(-1)
+        return logits
+
+
+class WithLabels:
+    """The images of a source with labels of one's own."""
+
+    labelled = True
+
+    def __init__(self, source: FolderSource, label: dict[str, NDArray[np.int32]]) -> None:
+        self._source = source
+        self._label = label
+
+    def refs(self) -> list[SampleRef]:
+        raise AssertionError
+
+    def read_image(self, ref: SampleRef) -> tuple[bytes, str]:
+        return self._source.read_image(ref)
+
+    def read_label(self, ref: SampleRef) -> NDArray[np.int32] | None:
+        return self._label.get(ref.key)
+
+
+def checked(root: Path, student: FakeSegmenter, *, labelled: bool = False) -> tuple[dict[str, Any], ShardTask]:
+    """Look at a student whose teacher is `FakeSegmenter`; the truth, if wanted, is what the teacher says."""
+    refine, source = refined_shard(root)
+    store = read_refined(refine.output)
+    truth = {key: store.maps["teacher"][row].astype(np.int32) for row, key in enumerate(store.keys)} if labelled else {}
+    task = ShardTask(
+        stage="evaluate-target",
+        round=1,
+        shard="000000",
+        samples=refine.samples,
+        output=root / "target.json",
+        inputs={"embedding/000000": refine.inputs["embedding"], "refine/000000": refine.output},
+    )
+    config = TargetCheckConfig(student=teacher_config(root), teacher=ModelConfig(), refine=refine_config(root))
+    models = CheckModels(student, FakeSegmenter(), FakeDecoder(), FakeEncoder())
+    check_target(task, models, WithLabels(source, truth), VOCABULARY, config)
+    assert why_stale(task) is None
+    found: dict[str, Any] = json.loads(task.output.read_text())
+    assert found["images"] == len(SIZES_HW)
+    return found, refine
+
+
+def alarms_of(found: dict[str, Any], refine: ShardTask) -> list[tuple[str, str | None]]:
+    facts = RoundFacts(1, [read_record(refine.record)], [], found)
+    return [(alarm.kind, alarm.class_name) for alarm in round_alarms(facts, VOCABULARY.names, AlarmConfig())]
+
+
+def test_a_student_like_its_teacher_agrees_with_it_and_raises_no_alarm(tmp_path: Path) -> None:
+    found, refine = checked(tmp_path, FakeSegmenter())
+    for name in ("agreement", "sam_agreement", "stability"):
+        assert found["proxies"][name]["student"] == pytest.approx(found["proxies"][name]["teacher"], abs=0.01)
+    moved = counted_changes(found["changes"]["teacher_to_student"], len(VOCABULARY))
+    assert moved.sum() == np.trace(moved) == sum(height * width for height, width in SIZES_HW.values())
+    assert found["changes"]["before_to_refined"] is None
+    assert found["waterfall"] is None
+    assert alarms_of(found, refine) == []
+
+
+def test_stability_is_what_a_model_says_of_the_mirrored_image(tmp_path: Path) -> None:
+    assert checked(tmp_path / "a", Mirror())[0]["proxies"]["stability"]["student"] > 95
+    assert checked(tmp_path / "b", FakeSegmenter())[0]["proxies"]["stability"]["student"] < 10
+    assert checked(tmp_path / "c", OneClass())[0]["proxies"]["stability"]["student"] == 100
+
+
+def test_a_student_that_says_one_class_agrees_with_nothing_and_raises_alarms(tmp_path: Path) -> None:
+    found, refine = checked(tmp_path, OneClass())
+    assert found["proxies"]["agreement"]["student"] < found["proxies"]["agreement"]["teacher"] / 2
+    alarms = alarms_of(found, refine)
+    assert ("entropy_collapse", "right") in alarms
+    assert ("class_vanished", "left") in alarms
+    assert ("class_churn", "left") in alarms
+
+
+def test_the_waterfall_measures_all_four_on_the_same_images(tmp_path: Path) -> None:
+    waterfall = checked(tmp_path, OneClass(), labelled=True)[0]["waterfall"]
+    stages = waterfall["stages"]
+    assert waterfall["images"] == len(SIZES_HW)
+    assert stages["teacher"]["miou"] == stages["teacher"]["boundary_iou"] == 100
+    assert stages["teacher"]["coverage"] == stages["student"]["coverage"] == 100
+    assert 0 < stages["student"]["iou"]["right"] < 60
+    assert stages["student"]["iou"]["left"] == 0
+    assert stages["student"]["iou"]["never"] is None
+    assert stages["student"]["miou_seen"] == stages["student"]["hiou"] == 0
+    assert stages["gated"]["coverage"] <= 100
+
+
+def test_a_sample_without_a_readable_image_is_an_error(tmp_path: Path) -> None:
+    refine, source = refined_shard(tmp_path)
+    broken = tuple(ref for ref in refine.samples if ref.key not in SIZES_HW)
+    task = ShardTask(
+        stage="evaluate-target",
+        shard="000000",
+        samples=Samples.of(broken),
+        output=tmp_path / "target.json",
+        inputs={"embedding/000000": refine.inputs["embedding"], "refine/000000": refine.output},
+    )
+    config = TargetCheckConfig(student=teacher_config(tmp_path), teacher=ModelConfig(), refine=refine_config(tmp_path))
+    models = CheckModels(FakeSegmenter(), FakeSegmenter(), FakeDecoder(), FakeEncoder())
+    with pytest.raises(EmptyShard, match=r"evaluate\.target_images"):
+        check_target(task, models, source, VOCABULARY, config)
+    assert not task.record.exists()

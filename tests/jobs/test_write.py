@@ -1,0 +1,100 @@
+"""The write stage: what stands in the tars, and what does not."""
+
+import io
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from shard_setup import BROKEN, SIZES_HW, VOCABULARY, next_task, refined_shard
+
+from jobs.artifacts.labels import read_refined
+from jobs.stage import EmptyStage, ShardTask, why_stale
+from jobs.stages.write import write_index, write_shard
+from shards.data.labels import decode_label, decode_weight
+from shards.formats.records import fingerprint_digest
+from shards.formats.tar import index_tar, read_member, read_pseudo_index
+
+
+@pytest.fixture
+def written(tmp_path: Path) -> ShardTask:
+    refine, source = refined_shard(tmp_path)
+    task = next_task(refine, "write", refine=refine)
+    write_shard(task, source, VOCABULARY)
+    return task
+
+
+def members(task: ShardTask, key: str) -> dict[str, bytes]:
+    return {ext: read_member(task.output, *place) for ext, place in index_tar(task.output).places[key].items()}
+
+
+def test_each_image_stands_with_label_weight_and_provenance(tmp_path: Path, written: ShardTask) -> None:
+    assert [key for key, _ in index_tar(written.output).entries] == sorted(SIZES_HW)
+    store = read_refined(tmp_path / "refine" / "000000.zarr")
+    for row, key in enumerate(store.keys):
+        found = members(written, key)
+        extension = "jpg" if key == "turned" else "png"
+        assert set(found) == {extension, "label.png", "weight.png", "json"}
+        assert found[extension] == (tmp_path / "images" / f"{key}.{extension}").read_bytes()
+        assert np.array_equal(decode_label(found["label.png"]), store.maps["label"][row])
+        assert np.array_equal(decode_weight(found["weight.png"]), store.maps["weight"][row])
+    assert why_stale(written) is None
+
+
+def test_label_of_a_turned_photo_lines_up_with_its_stored_pixels(tmp_path: Path, written: ShardTask) -> None:
+    found = members(written, "turned")
+    image, label = (Image.open(io.BytesIO(found[extension])) for extension in ("jpg", "label.png"))
+    assert image.size == label.size == (24, 16)
+    assert image.getexif()[0x0112] == label.getexif()[0x0112] == 6
+
+
+def test_provenance_says_where_the_label_comes_from(written: ShardTask) -> None:
+    facts = json.loads(members(written, "a")["json"])
+    assert facts["key"] == "a"
+    assert facts["round"] == 1
+    assert facts["size_hw"] == [20, 30]
+    assert facts["exif_orientation"] == 1
+    assert facts["source"]["uri"] == "a.png"
+    assert facts["teacher_weights"] == "random"
+    assert facts["fingerprint"] == fingerprint_digest({"gate": {"threshold": 0.9}})
+    assert facts["gate_settings"] == {"threshold": 0.9}
+    assert {fact["class"] for fact in facts["gate"]} == {"left", "right"}
+    assert {"class", "confidence", "prompts", "predicted_iou", "accepted", "reason"} <= set(facts["masks"][0])
+
+
+def test_images_without_a_labelled_pixel_are_left_out_and_counted(tmp_path: Path) -> None:
+    refine, source = refined_shard(tmp_path, logit=1.0)
+    task = next_task(refine, "write", refine=refine)
+    record = write_shard(task, source, VOCABULARY)
+    assert record.count == 0
+    assert {drop.reason for drop in record.drops} == {"all_ignored"}
+    assert {drop.key for drop in record.drops} == set(SIZES_HW)
+    assert len(index_tar(task.output)) == 0
+    with pytest.raises(EmptyStage, match="all_ignored 4"):
+        write_index([task], VOCABULARY)
+
+
+def test_broken_images_never_reach_the_tar(written: ShardTask) -> None:
+    assert not set(BROKEN) & set(index_tar(written.output).places)
+
+
+def test_same_inputs_give_the_same_tar(tmp_path: Path, written: ShardTask) -> None:
+    first = written.output.read_bytes()
+    refine, source = refined_shard(tmp_path / "again")
+    again = next_task(refine, "write", refine=refine)
+    write_shard(again, source, VOCABULARY)
+    assert again.output.read_bytes() == first
+
+
+def test_index_lists_the_tars_with_their_checksums(written: ShardTask) -> None:
+    path = write_index([written], VOCABULARY)
+    index = read_pseudo_index(path.parent)
+    assert [(shard.url, shard.nsamples) for shard in index.shardlist] == [("000000.tar", 4)]
+
+
+def test_stock_webdataset_reads_the_tar(written: ShardTask) -> None:
+    import webdataset
+
+    samples = list(webdataset.WebDataset(str(written.output), shardshuffle=False, empty_check=False))
+    assert [sample["__key__"] for sample in samples] == sorted(SIZES_HW)

@@ -1,0 +1,96 @@
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from pipeline.cli.app import app
+
+COMMANDS = [
+    "round",
+    "stage",
+    "plan",
+    "status",
+    "init",
+    "evaluate",
+    "predict",
+    "pretrain",
+    "doctor",
+    "replay",
+    "calibrate",
+]
+EXCHANGE = [["import", "sed"], ["export", "model"]]
+SHARDS_COMMANDS = ["ls", "show", "verify"]
+HEAVY = ["torch", "ray", "zarr", "numpy", "scipy", "pydantic", "PIL", "jobs", "models", "shards"]
+
+
+def invoke(*arguments: str) -> tuple[int, str, str]:
+    result = CliRunner().invoke(app, list(arguments))
+    return result.exit_code, result.stdout, result.stderr
+
+
+def test_help_imports_nothing_heavy() -> None:
+    code = f"import sys, pipeline.cli.app; print([name for name in {HEAVY} if name in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize(
+    "command", [[name] for name in COMMANDS] + [["shards", name] for name in SHARDS_COMMANDS] + EXCHANGE
+)
+def test_every_command_has_help_with_an_example(command: list[str]) -> None:
+    code, out, _ = invoke(*command, "--help")
+    assert code == 0
+    assert f"stseg-pipeline {' '.join(command)} " in out
+
+
+@pytest.mark.parametrize("command", [["status"], ["plan"], ["shards", "ls"], ["shards", "verify"], ["evaluate"]])
+def test_a_run_that_is_not_there_is_exit_4_with_the_command_that_makes_it(command: list[str], tmp_path: Path) -> None:
+    code, _, err = invoke(*command, "--run", str(tmp_path / "none"))
+    assert code == 4
+    assert "stseg-pipeline round --run" in err
+    assert len(err.strip().splitlines()) == 1
+
+
+def test_wrong_settings_are_exit_2_and_name_the_nearest(tmp_path: Path) -> None:
+    run = str(tmp_path / "run")
+    code, _, err = invoke("round", "--run", run, "--set", "refine.gate.treshold=0.8")
+    assert (code, "refine.gate.threshold" in err) == (2, True)
+    assert invoke("round", "--run", run, "--set", "nonsense")[0] == 2
+    assert invoke("round", "--run", run, "--config", str(tmp_path / "none.yaml"))[0] == 2
+    assert invoke("round", "--n", "-1")[0] == 2
+    assert not (tmp_path / "run" / "config.yaml").exists()
+
+
+def test_init_then_plan_and_status_before_any_work(tmp_path: Path) -> None:
+    images = tmp_path / "photos"
+    images.mkdir()
+    (images / "a.jpg").write_bytes(b"not looked into yet")
+    (tmp_path / "names.txt").write_text("cat\ndog\n")
+    run = str(tmp_path / "run")
+    arguments = ["init", run, "--images", str(images), "--classes", str(tmp_path / "names.txt")]
+    code, out, _ = invoke(*arguments, "--json")
+    assert code == 0
+    assert json.loads(out) == {"run": run, "images": 1, "shards": 1, "classes": 2}
+    assert invoke(*arguments)[0] == 3
+    code, out, _ = invoke("status", "--run", run, "--json")
+    assert [(stage["stage"], stage["done"], stage["total"]) for stage in json.loads(out)["stages"]] == [("embed", 0, 1)]
+
+
+def test_init_needs_images_and_names(tmp_path: Path) -> None:
+    (tmp_path / "names.txt").write_text("cat\n")
+    names, run = str(tmp_path / "names.txt"), str(tmp_path / "run")
+    (tmp_path / "empty").mkdir()
+    code, _, err = invoke("init", run, "--images", str(tmp_path / "empty"), "--classes", names)
+    assert (code, "holds no image" in err) == (2, True)
+    code, _, err = invoke("init", run, "--images", str(tmp_path / "none"), "--classes", names)
+    assert (code, "not a folder" in err) == (2, True)
+    assert invoke("init", run, "--images", str(tmp_path), "--classes", str(tmp_path / "none.txt"))[0] == 2
+
+
+def test_predict_without_classes_or_with_an_unreadable_image_says_so(tmp_path: Path) -> None:
+    (tmp_path / "text.png").write_text("text")
+    assert invoke("predict", str(tmp_path / "text.png"), "--classes", "cat")[0] == 4
+    assert invoke("predict", str(tmp_path / "none.png"), "--classes", "cat")[0] == 2

@@ -1,0 +1,64 @@
+import io
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from pipeline.report.drawing import classes_by_size, overlay, panels, png_bytes, scaled, with_legend
+from shards.data.vocabulary import Vocabulary
+
+VOCABULARY = Vocabulary.from_names(["grass", "a very long class name", "<b>odd</b>"])
+
+
+def test_ignored_pixels_are_dark_grey_and_labelled_ones_take_their_class_colour() -> None:
+    image = np.full((4, 6, 3), (200, 100, 0), np.uint8)
+    label = np.full((4, 6), 255, np.int32)
+    label[:, 3:] = 1
+    drawn = overlay(image, label, VOCABULARY)
+    assert drawn.shape == image.shape
+    assert len(set(drawn[0, 0].tolist())) == 1
+    assert drawn[0, 0, 0] < 60
+    colour = np.array(VOCABULARY.classes[1].colour)
+    assert np.abs(drawn[0, 5].astype(int) - colour).max() < np.abs(image[0, 5].astype(int) - colour).max()
+
+
+def test_all_ignored_and_sixteen_bit_ids_draw() -> None:
+    many = Vocabulary.from_names([f"class {index}" for index in range(300)])
+    image = np.zeros((3, 3, 3), np.uint8)
+    assert overlay(image, np.full((3, 3), many.ignore_index), many).shape == (3, 3, 3)
+    assert overlay(image, np.full((3, 3), 299), many).max() > 0
+
+
+def test_a_label_of_another_size_or_vocabulary_is_refused() -> None:
+    image = np.zeros((4, 4, 3), np.uint8)
+    with pytest.raises(ValueError, match="same size"):
+        overlay(image, np.zeros((4, 5), np.int32), VOCABULARY)
+    with pytest.raises(ValueError, match="vocabulary"):
+        overlay(image, np.full((4, 4), 7), VOCABULARY)
+
+
+@pytest.mark.parametrize(("size", "expected"), [((96, 96), (192, 192)), ((1, 1), (8, 8)), ((500, 1000), (120, 240))])
+def test_small_pictures_grow_in_whole_steps_and_large_ones_shrink(
+    size: tuple[int, int], expected: tuple[int, int]
+) -> None:
+    assert scaled(np.zeros((*size, 3), np.uint8), 240).shape[:2] == expected
+
+
+def test_a_sheet_holds_every_panel_and_its_legend_every_name() -> None:
+    pixels = np.zeros((96, 64, 3), np.uint8)
+    sheet = panels([("image", pixels), ("a title wider than its picture", pixels)])
+    with_names = with_legend(sheet, VOCABULARY, [np.array([[0, 1, 2]])])
+    assert with_names.height > sheet.height
+    assert with_names.width >= sheet.width
+    assert Image.open(io.BytesIO(png_bytes(with_names))).size == with_names.size
+
+
+def test_classes_come_by_size_without_ignored_pixels() -> None:
+    assert classes_by_size([np.array([[0, 255]]), np.array([[2, 2]])], VOCABULARY) == [2, 0]
+    assert classes_by_size([np.array([[255]])], VOCABULARY) == []
+
+
+def test_a_legend_of_very_many_classes_stays_small() -> None:
+    many = Vocabulary.from_names([f"class {index}" for index in range(300)])
+    sheet = panels([("image", np.zeros((96, 96, 3), np.uint8))])
+    assert with_legend(sheet, many, [np.arange(300)[None]]).height < 500

@@ -1,0 +1,140 @@
+"""A round that is stopped, or that holds a shard which cannot be done: exit codes, what is left, and the way on."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+from run_setup import SMALL, again, invoke, sets
+
+from jobs.cluster.connection import ROOT
+from jobs.stage import ShardTask
+from jobs.stages import embed, teacher
+from shards.files.atomic import sha256_path
+from shards.formats.records import Record
+
+COMMAND = [sys.executable, "-c", "from pipeline.cli.app import main; main()"]
+
+
+def artifacts(run: Path) -> dict[str, str]:
+    """Give the checksum of every stage's outputs of a run."""
+    found = [*run.glob("embeddings/*/*.zarr"), *run.glob("rounds/*/*/*.zarr")]
+    found += [*run.glob("rounds/*/pseudo/*.tar"), *run.glob("rounds/*/student/*.safetensors")]
+    return {str(path.relative_to(run)): sha256_path(path) for path in found}
+
+
+def stopped(arguments: Sequence[str], mark: Path) -> tuple[int, float, str]:
+    """Run the command line, send SIGTERM when `mark` is there; give exit code, seconds until the end, and its words."""
+    plain = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+    # Not a pipe: Ray's own processes inherit it, and may hold it open for longer than the command runs.
+    with tempfile.TemporaryFile("w+") as words:
+        process = subprocess.Popen([*COMMAND, *arguments], cwd=ROOT, env=plain, stderr=words)
+        deadline = time.monotonic() + 300
+        while not mark.exists() and process.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.01)
+        process.send_signal(signal.SIGTERM)
+        sent = time.monotonic()
+        code = process.wait(60)
+        seconds = time.monotonic() - sent
+        words.seek(0)
+        return code, seconds, words.read()
+
+
+def test_round_that_gets_sigterm_ends_as_resumable_and_comes_out_the_same(
+    one_round: Path, weights: dict[str, str], tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    arguments = ["round", "--n", "1", "--run", str(run), "--backend", "inline", *sets({**SMALL, **weights})]
+    code, seconds, words = stopped(arguments, run / "rounds" / "001" / "teacher" / "000000.json")
+    assert code == 75, words
+    assert seconds < 10
+    assert "resume with the same command" in words
+    assert not (run / "run.lock").exists()
+    left = artifacts(run)
+    assert left.keys() < artifacts(one_round).keys()
+    code, _, err = again(run)
+    assert code == 0, err
+    assert artifacts(run) == artifacts(one_round)
+
+
+def test_shard_that_always_fails_is_quarantined_and_named_and_the_rest_of_the_chain_is_done(
+    one_round: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = Path(shutil.copytree(one_round, tmp_path / "run"))
+    shutil.rmtree(run / "rounds" / "001")
+    whole = teacher.teacher_shard
+    tries = []
+
+    def poisoned(task: ShardTask, *rest: object) -> Record:
+        if task.shard == "000000":
+            tries.append(task.shard)
+            raise RuntimeError("poison")
+        return whole(task, *rest)  # type: ignore[arg-type]
+
+    with monkeypatch.context() as patch:
+        patch.setattr(teacher, "teacher_shard", poisoned)
+        code, _, err = again(run, "--set", "execution.max_attempts=2")
+    assert code == 4
+    assert len(tries) == 2
+    command = f"stseg-pipeline round --n 1 --run {run}"
+    assert "teacher 000000 (2 attempts): RuntimeError: poison" in err
+    assert "not tried because of these: refine 1, write 1" in err
+    assert command in err
+    assert (run / "rounds" / "001" / "pseudo" / "pseudo-000001.tar").is_file()
+    assert not list((run / "rounds" / "001").glob("student/*.safetensors"))
+
+    code, out, _ = invoke("status", "--run", str(run), "--json")
+    status = json.loads(out)
+    assert [(q["round"], q["stage"], q["shard"]) for q in status["quarantined"]] == [(1, "teacher", "000000")]
+    assert status["retry"] == command
+    _, out, _ = invoke("status", "--run", str(run))
+    assert "quarantined: teacher 000000 of round 1: RuntimeError: poison" in out
+    assert f"try again, when the cause is mended: {command}" in out
+
+    code, _, err = again(run)
+    assert code == 0, err
+    assert artifacts(run) == artifacts(one_round)
+    _, out, _ = invoke("status", "--run", str(run), "--json")
+    assert (json.loads(out)["quarantined"], json.loads(out)["retry"]) == ([], None)
+
+
+def test_shard_that_cannot_be_embedded_is_quarantined_and_the_chain_of_all_others_is_done(
+    one_round: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = Path(shutil.copytree(one_round, tmp_path / "run"))
+    shutil.rmtree(run / "rounds")
+    shutil.rmtree(run / "embeddings")
+    whole = embed.embed_shard
+
+    def poisoned(task: ShardTask, *rest: object) -> Record:
+        if (task.stage, task.shard) == ("embed", "000000"):
+            raise RuntimeError("poison")
+        return whole(task, *rest)  # type: ignore[arg-type]
+
+    with monkeypatch.context() as patch:
+        patch.setattr(embed, "embed_shard", poisoned)
+        code, _, err = again(run)
+    assert code == 4
+    assert "1 shards failed" in err
+    assert "embed 000000 (3 attempts): RuntimeError: poison" in err
+    assert "not tried because of these: teacher 1, refine 1, write 1" in err
+    assert f"stseg-pipeline round --n 1 --run {run}" in err
+    assert [path.name for path in (run / "rounds" / "001" / "pseudo").glob("*.tar")] == ["pseudo-000001.tar"]
+    assert not list((run / "rounds" / "001").glob("student/*.safetensors"))
+
+    _, out, _ = invoke("status", "--run", str(run), "--json")
+    status = json.loads(out)
+    done = {(row["round"], row["stage"]): (row["done"], row["total"]) for row in status["stages"]}
+    assert done[(0, "embed")] == done[(1, "teacher")] == done[(1, "refine")] == done[(1, "write")] == (1, 2)
+    assert [(q["round"], q["stage"], q["shard"]) for q in status["quarantined"]] == [(0, "embed", "000000")]
+
+    code, _, err = again(run)
+    assert code == 0, err
+    assert artifacts(run) == artifacts(one_round)

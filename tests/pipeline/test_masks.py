@@ -1,0 +1,96 @@
+"""`refine --masks`: the command with the tiny SAM of random weights, in this process."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from typer.testing import CliRunner
+
+from models.presets import SAM_TINY
+from models.sam.sam import build_sam
+from models.weights.files import write_weights
+from pipeline.cli.app import app
+from shards.files.atomic import sha256_path
+from shards.formats.tar import index_tar
+
+
+@pytest.fixture
+def folders(tmp_path: Path) -> Path:
+    torch.manual_seed(0)
+    write_weights(build_sam(SAM_TINY).state_dict(), tmp_path / "sam.safetensors")
+    for name in ("images", "masks"):
+        (tmp_path / name).mkdir()
+    rng = np.random.default_rng(0)
+    for key in ("a", "b", "c"):
+        Image.fromarray(rng.integers(0, 255, (40, 60, 3), dtype=np.uint8)).save(tmp_path / "images" / f"{key}.png")
+        label = np.full((40, 60), 255, np.uint8)
+        label[5:20, 10:40], label[30:38, :] = 0, 2
+        Image.fromarray(label).save(tmp_path / "masks" / f"{key}.png")
+    return tmp_path
+
+
+def refine(folder: Path, *more: str) -> tuple[int, str, str]:
+    arguments = ["refine", "--backend", "inline", "--set", f"model.sam_weights={folder / 'sam.safetensors'}"]
+    arguments += ["--masks", str(folder / "masks"), "--images", str(folder / "images"), "--out", str(folder / "out")]
+    result = CliRunner().invoke(app, [*arguments, *more], catch_exceptions=False)
+    return result.exit_code, result.stdout, result.stderr
+
+
+def test_masks_become_shards_and_the_same_command_again_changes_nothing(folders: Path) -> None:
+    code, out, _ = refine(folders, "--json", "--set", "shard_size=2")
+    found = json.loads(out)
+    assert code == 0
+    assert (found["images"], found["refined"], found["shards"]) == (3, 3, 2)
+    assert sum(found["masks"].values()) == 6
+    tars = Path(found["index"]).parent
+    assert list(index_tar(tars / "pseudo-000000.tar").places) == ["a", "b"]
+    digest = sha256_path(tars)
+    code, out, err = refine(folders)
+    assert code == 0
+    assert "nothing to do" in err
+    assert "3 of 3 images refined" in out
+    assert sha256_path(tars) == digest
+
+
+def test_image_without_a_mask_and_a_broken_image_are_named(folders: Path) -> None:
+    (folders / "masks" / "b.png").unlink()
+    (folders / "images" / "c.png").write_bytes(b"")
+    code, out, _ = refine(folders, "--json")
+    found = json.loads(out)
+    assert code == 0
+    assert (found["refined"], found["without_mask"]) == (1, ["b"])
+    assert [(drop["key"], drop["reason"]) for drop in found["quarantined"]] == [("c", "empty")]
+
+
+def test_mask_of_another_size_is_refused_with_both_sizes_and_the_file(folders: Path) -> None:
+    Image.fromarray(np.zeros((20, 60), np.uint8)).save(folders / "masks" / "b.png")
+    code, _, err = refine(folders)
+    assert code == 4
+    assert "the mask of b.png has 60 x 20 pixels, the image 60 x 40" in err
+
+
+def test_id_outside_the_class_list_is_refused_with_the_file(folders: Path) -> None:
+    (folders / "names.txt").write_text("sky\ngrass\n")
+    code, _, err = refine(folders, "--classes", str(folders / "names.txt"))
+    assert code == 4
+    assert "a.png: id 2" in err
+
+
+def test_a_run_for_other_masks_is_not_mixed_in(folders: Path) -> None:
+    assert refine(folders)[0] == 0
+    (folders / "masks").rename(folders / "others")
+    (folders / "masks").symlink_to(folders / "images")
+    code, _, err = refine(folders, "--masks", str(folders / "others"))
+    assert code == 3
+    assert "data.target.labels" in err
+
+
+def test_mask_that_changed_since_it_was_planned_is_refused(folders: Path) -> None:
+    assert refine(folders)[0] == 0
+    Image.fromarray(np.zeros((40, 60), np.uint8)).save(folders / "masks" / "a.png")
+    code, _, err = refine(folders, "--set", "refine.refinement.prompts.iterations=1")
+    assert code == 4
+    assert "a.png is not the file that was planned" in err

@@ -1,0 +1,36 @@
+from pathlib import Path
+
+import pytest
+
+from models.refinement.gate import AdaptiveThreshold, GateConfig
+from pipeline.report.report import gate_facts
+
+
+def test_the_default_gate_in_a_sentence() -> None:
+    assert gate_facts(GateConfig(), sigmoid=False)["definition"] == (
+        "The gate: a class of an image passes if its confidence is greater than 0.9. The confidence of a class is the "
+        "highest of its softmax probabilities over the grid cells of the image where it is the teacher's first choice."
+    )
+
+
+@pytest.mark.parametrize(
+    ("config", "said"),
+    [
+        (GateConfig(threshold=0.75), "greater than 0.75."),
+        (GateConfig(statistic="quantile:0.9"), "the 0.9-quantile of its"),
+        (GateConfig(statistic="area_mean"), "sum p^2 / sum p"),
+        (GateConfig(over="image"), "over all grid cells of the image, 0 where"),
+        (GateConfig(calibration=Path("/a/b/c.json")), "probabilities, calibrated by c.json, over"),
+        (
+            GateConfig(adaptive=AdaptiveThreshold(floor=0.4, share=0.8)),
+            "the class's own threshold, the highest that lets 80 % of its images pass, but at least 0.4 and at "
+            "most 0.9",
+        ),
+    ],
+)
+def test_every_setting_of_the_gate_is_said(config: GateConfig, said: str) -> None:
+    assert said in gate_facts(config, sigmoid=False)["definition"]
+
+
+def test_probabilities_are_called_what_they_are() -> None:
+    assert "sigmoid probabilities" in gate_facts(GateConfig(), sigmoid=True)["definition"]

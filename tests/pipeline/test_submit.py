@@ -1,0 +1,301 @@
+"""Stages as jobs: a fake job server does each job in this process, and can fail, hang, forget and be interrupted."""
+
+import json
+import shlex
+import shutil
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import pytest
+from run_setup import invoke
+
+from jobs.cluster.job_server import Job, JobState
+from pipeline.errors import EXIT_RESUMABLE, JobEnded, SettingsConflict, exit_code_of
+from pipeline.rounds.driver import RoundRequest
+from pipeline.run.job_outcome import read_outcome
+from pipeline.run.jobs import job_rows
+from pipeline.submit import submit
+from pipeline.submit.submit import submit_rounds, submit_stage
+from shards.files.atomic import sha256_file
+
+ROUND_1 = RoundRequest(rounds=1)
+
+
+class FakeServer:
+    """Does a job at once, when its log is followed; the states of those that it was given by hand stay."""
+
+    address = "http://fake:8265"
+
+    def __init__(self) -> None:
+        self.entries: dict[str, Job] = {}
+        self.commands: dict[str, list[str]] = {}
+        self.stopped: list[str] = []
+        self.uploads: list[bool] = []
+        self.cut_short: set[str] = set()
+        self.interrupted = False
+        self.drops = 0
+        self.followed: list[str] = []
+        self.running_at_first_log = 0
+
+    def jobs(self) -> list[Job]:
+        return list(self.entries.values())
+
+    def find(self, job_id: str) -> Job | None:
+        return self.entries.get(job_id)
+
+    def submit(self, job_id: str, entrypoint: str, metadata: Mapping[str, str], *, upload: bool) -> None:
+        if job_id in self.entries:
+            raise ConnectionError(f"{job_id} was used before")
+        self.commands[job_id] = shlex.split(entrypoint)
+        self.uploads.append(upload)
+        self.set_state(job_id, "running", metadata)
+
+    def set_state(self, job_id: str, state: JobState, metadata: Mapping[str, str] | None = None) -> None:
+        kept = self.entries[job_id].metadata if metadata is None else metadata
+        self.entries[job_id] = Job(job_id, state, kept, "the driver was killed" if state == "failed" else "")
+
+    def follow(self, job_id: str) -> Iterator[str]:
+        self.followed.append(job_id)
+        if len(self.followed) == 1:
+            self.running_at_first_log = sum(not job.over for job in self.entries.values())
+        yield "loading\n"
+        if self.drops > 0:
+            self.drops -= 1
+            raise ConnectionError("the connection broke")
+        if self.interrupted:
+            raise KeyboardInterrupt
+        if job_id in self.cut_short:
+            self.set_state(job_id, "failed")
+            yield "last words\n"
+            return
+        arguments = self.commands[job_id][3:]
+        place = arguments.index("--address")
+        code, _, err = invoke(*arguments[:place], *arguments[place + 2 :], "--backend", "inline")
+        self.set_state(job_id, "failed" if code else "succeeded")
+        yield err
+        yield "no newline at the end"
+
+    def stop(self, job_id: str) -> None:
+        self.stopped.append(job_id)
+        self.set_state(job_id, "stopped")
+
+
+@pytest.fixture
+def run(one_round: Path, tmp_path: Path) -> Path:
+    """A round that is done, but for its tars, their list, and its report."""
+    root = Path(shutil.copytree(one_round, tmp_path / "my run"))
+    for record in [*(root / "rounds" / "001" / "pseudo").glob("pseudo-*.json"), root / "rounds/001/report.record.json"]:
+        record.unlink()
+    return root
+
+
+@pytest.fixture
+def server(monkeypatch: pytest.MonkeyPatch) -> FakeServer:
+    monkeypatch.setattr(time, "sleep", lambda seconds: None)
+    return FakeServer()
+
+
+def facts(run: Path, stage: str) -> dict[str, str]:
+    return {"run": str(run), "round": "1", "stage": stage, "attempt": "1"}
+
+
+def test_each_open_stage_is_a_job_and_gives_the_same_bytes(run: Path, one_round: Path, server: FakeServer) -> None:
+    reports = submit_rounds(run, ROUND_1, server)
+    assert list(server.entries) == ["my_run-001-write-1", "my_run-001-report-1"]
+    assert server.uploads == [True, True]
+    assert [report["round"] for report in reports] == [0, 1]
+    for tar in (one_round / "rounds" / "001" / "pseudo").glob("*.tar"):
+        assert sha256_file(run / tar.relative_to(one_round)) == sha256_file(tar)
+    command = server.commands["my_run-001-write-1"]
+    assert command[:7] == ["python", "-m", "pipeline", "stage", "write", "--round", "1"]
+    assert command[command.index("--run") + 1] == str(run)
+    assert not (run / "run.lock").exists()
+
+
+@pytest.fixture
+def open_chain(one_round: Path, tmp_path: Path) -> Path:
+    """A round whose teacher has one shard to do again, and with it refine and write."""
+    root = Path(shutil.copytree(one_round, tmp_path / "my run"))
+    for stage, name in (("teacher", "000001"), ("refine", "000001"), ("pseudo", "pseudo-000001")):
+        (root / "rounds" / "001" / stage / f"{name}.json").unlink()
+    return root
+
+
+def test_the_stages_of_a_chain_are_submitted_together(open_chain: Path, one_round: Path, server: FakeServer) -> None:
+    submit_rounds(open_chain, ROUND_1, server)
+    chain = [f"my_run-001-{stage}-1" for stage in ("teacher", "refine", "write")]
+    assert list(server.entries)[:3] == chain
+    assert all("--together" in server.commands[job_id] for job_id in chain)
+    assert server.followed[:3] == chain
+    assert server.running_at_first_log == 3
+    for tar in (one_round / "rounds" / "001" / "pseudo").glob("*.tar"):
+        assert sha256_file(open_chain / tar.relative_to(one_round)) == sha256_file(tar)
+    assert not list((open_chain / "locks").glob("*.lock"))
+
+
+def test_of_a_chain_only_what_does_not_work_is_submitted_again(open_chain: Path, server: FakeServer) -> None:
+    server.interrupted = True
+    with pytest.raises(KeyboardInterrupt):
+        submit_rounds(open_chain, ROUND_1, server, "leave")
+    assert len(server.entries) == 3
+    server.interrupted = False
+    server.set_state("my_run-001-refine-1", "stopped")
+    submit_rounds(open_chain, ROUND_1, server)
+    assert list(server.entries)[3] == "my_run-001-refine-2"
+    assert "my_run-001-teacher-2" not in server.entries
+
+
+def test_jobs_beside_one_that_was_cut_short_end_resumably(open_chain: Path, server: FakeServer) -> None:
+    config = open_chain / "config.yaml"
+    config.write_text(config.read_text().replace("start_timeout_s: 600.0", "start_timeout_s: 0.1"))
+    server.cut_short.add("my_run-001-teacher-1")
+    with pytest.raises(JobEnded, match=r"teacher-1 \(round 1 teacher\) failed") as caught:
+        submit_rounds(open_chain, ROUND_1, server)
+    assert exit_code_of(caught.value) == EXIT_RESUMABLE
+    outcomes = [
+        read_outcome(open_chain / "jobs" / f"my_run-001-{stage}-1.outcome.json") for stage in ("refine", "write")
+    ]
+    assert [outcome and outcome.exit_code for outcome in outcomes] == [EXIT_RESUMABLE, EXIT_RESUMABLE]
+    assert outcomes[0] is not None
+    assert "teacher of round 1 is over, 1 shards are not done (000001)" in outcomes[0].message
+    submit_rounds(open_chain, ROUND_1, server)
+    assert "my_run-001-refine-2" in server.entries
+
+
+def test_what_damage_is_found_is_done_again(one_round: Path, tmp_path: Path, server: FakeServer) -> None:
+    root = Path(shutil.copytree(one_round, tmp_path / "my run"))
+    tar = root / "rounds" / "001" / "pseudo" / "pseudo-000001.tar"
+    whole = tar.read_bytes()
+    tar.write_bytes(whole[:-1] + b"x")
+    submit_rounds(root, ROUND_1, server)
+    assert server.entries == {}
+    submit_rounds(root, RoundRequest(rounds=1, verify=True), server)
+    assert list(server.entries) == ["my_run-001-write-1"]
+    assert tar.read_bytes() == whole
+
+
+def test_a_finished_run_submits_nothing(one_round: Path, server: FakeServer, tmp_path: Path) -> None:
+    root = Path(shutil.copytree(one_round, tmp_path / "run"))
+    submit_rounds(root, ROUND_1, server)
+    assert server.entries == {}
+
+
+def test_a_job_that_still_works_is_followed_and_not_submitted_again(run: Path, server: FakeServer) -> None:
+    server.interrupted = True
+    with pytest.raises(KeyboardInterrupt):
+        submit_stage(run, "write", ROUND_1, server, "leave")
+    assert server.stopped == []
+    server.interrupted = False
+    again = submit_stage(run, "write", ROUND_1, server)
+    assert again["job"] == "my_run-001-write-1"
+    assert list(server.entries) == ["my_run-001-write-1"]
+
+
+def test_interrupt_stops_the_job_when_asked_to(
+    run: Path, server: FakeServer, capfd: pytest.CaptureFixture[str]
+) -> None:
+    server.interrupted = True
+    with pytest.raises(KeyboardInterrupt):
+        submit_stage(run, "write", ROUND_1, server, "stop")
+    assert server.stopped == ["my_run-001-write-1"]
+    assert "stopped: my_run-001-write-1" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize("state", ["failed", "stopped", "vanished"])
+def test_a_job_that_is_gone_gets_the_next_attempt(state: str, run: Path, server: FakeServer) -> None:
+    server.interrupted = True
+    with pytest.raises(KeyboardInterrupt):
+        submit_stage(run, "write", ROUND_1, server, "leave")
+    server.interrupted = False
+    if state == "vanished":
+        server.entries.clear()  # a new head remembers nothing
+    else:
+        server.set_state("my_run-001-write-1", "failed" if state == "failed" else "stopped")
+    assert submit_stage(run, "write", ROUND_1, server)["job"] == "my_run-001-write-2"
+
+
+def test_jobs_of_another_run_of_the_same_name_only_take_their_ids(run: Path, server: FakeServer) -> None:
+    server.set_state("my_run-001-write-1", "running", {**facts(run, "write"), "run": "/elsewhere/my run"})
+    assert submit_stage(run, "write", ROUND_1, server)["job"] == "my_run-001-write-2"
+
+
+def test_a_job_without_an_outcome_is_resumable_and_shows_the_end_of_its_log(run: Path, server: FakeServer) -> None:
+    server.cut_short.add("my_run-001-write-1")
+    with pytest.raises(JobEnded, match=r"driver was killed[\s\S]*last words") as caught:
+        submit_rounds(run, ROUND_1, server)
+    assert exit_code_of(caught.value) == EXIT_RESUMABLE
+    assert "my_run-001-report-1" not in server.entries
+    submit_rounds(run, ROUND_1, server)
+    assert list(server.entries)[1:] == ["my_run-001-write-2", "my_run-001-report-1"]
+
+
+def test_the_exit_code_of_a_job_is_that_of_the_command(run: Path, server: FakeServer) -> None:
+    with pytest.raises(JobEnded, match="teacher of round 2 is not done") as caught:
+        submit_stage(run, "refine", RoundRequest(rounds=2), server)
+    assert exit_code_of(caught.value) == 4
+
+
+def test_a_broken_connection_goes_on_where_it_was(
+    run: Path, server: FakeServer, capfd: pytest.CaptureFixture[str]
+) -> None:
+    server.drops = 3
+    submit_stage(run, "write", ROUND_1, server)
+    assert capfd.readouterr().err.count("no newline at the end") == 1
+    server.drops = 1000
+    with pytest.raises(ConnectionError, match="same command goes on") as caught:
+        submit_stage(run, "report", ROUND_1, server)
+    assert exit_code_of(caught.value) == EXIT_RESUMABLE
+
+
+def test_success_without_the_output_is_no_success(
+    run: Path, server: FakeServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(FakeServer, "follow", lambda self, job_id: iter([self.set_state(job_id, "succeeded") or ""]))
+    jobs = run / "jobs"
+    jobs.mkdir()
+    (jobs / "my_run-001-write-1.outcome.json").write_text(json.dumps({"exit_code": 0, "message": ""}))
+    with pytest.raises(JobEnded):  # the old outcome is of an id that is not used again
+        submit_stage(run, "write", ROUND_1, server)
+    (jobs / "my_run-001-write-3.outcome.json").write_text(json.dumps({"exit_code": 0, "message": ""}))
+    monkeypatch.setattr(submit.SubmittedRun, "_next_attempt", lambda self, place: 3)
+    with pytest.raises(ValueError, match="see the same folder"):
+        submit_stage(run, "write", ROUND_1, server)
+
+
+def test_other_settings_are_refused_while_a_job_works(run: Path, server: FakeServer) -> None:
+    server.set_state("my_run-001-write-1", "running", facts(run, "write"))
+    before = (run / "config.yaml").read_bytes()
+    with pytest.raises(SettingsConflict, match=r"top_k 4 -> 3"):
+        submit_rounds(run, RoundRequest(rounds=1, sets=("teacher.top_k=3",)), server)
+    assert (run / "config.yaml").read_bytes() == before
+
+
+def test_another_stage_waits_for_the_job_that_works(run: Path, server: FakeServer) -> None:
+    server.set_state("my_run-001-train-1", "running", facts(run, "train"))
+    with pytest.raises(JobEnded, match="train-1 still works"):
+        submit_stage(run, "write", ROUND_1, server)
+
+
+def test_status_lists_jobs_also_without_their_server(run: Path, server: FakeServer) -> None:
+    submit_stage(run, "write", ROUND_1, server)
+    server.interrupted = True
+    with pytest.raises(KeyboardInterrupt):
+        submit_stage(run, "report", ROUND_1, server, "leave")
+
+    def refused(address: str) -> FakeServer:
+        raise ConnectionError(address)
+
+    assert [row["state"] for row in job_rows(run, lambda address: server)] == ["ended", "running"]
+    assert [row["state"] for row in job_rows(run, refused)] == ["ended", "unknown"]
+    server.entries.clear()
+    rows = job_rows(run, lambda address: server)
+    assert [(row["state"], row["exit_code"]) for row in rows] == [("ended", 0), ("vanished", None)]
+
+
+def test_two_places_at_once_are_refused(tmp_path: Path) -> None:
+    run = str(tmp_path / "run")
+    both = ["--address", "auto", "--submit", "http://127.0.0.1:1"]
+    assert invoke("round", "--run", run, *both)[0] == 2
+    assert invoke("round", "--run", run, "--backend", "inline", "--submit", "http://127.0.0.1:1")[0] == 2
+    assert not Path(run).exists()

@@ -1,0 +1,113 @@
+import shutil
+from pathlib import Path
+
+import pytest
+
+from jobs.stage import ShardTask, finish, prepare
+from pipeline.rounds.when_stale import WhenStale
+from pipeline.tasks.states import summarise, task_states
+from shards.formats.records import Record, read_record
+
+
+def chain(folder: Path, shards: int = 2, threshold: float = 0.9) -> list[ShardTask]:
+    first = [
+        ShardTask(stage="teacher", round=1, shard=f"{index:06d}", output=folder / "teacher" / f"{index:06d}.bin")
+        for index in range(shards)
+    ]
+    second = [
+        ShardTask(
+            stage="refine",
+            round=1,
+            shard=task.shard,
+            output=folder / "refine" / f"{task.shard}.bin",
+            inputs={"teacher": task.output},
+            fingerprint={"gate": {"threshold": threshold}},
+        )
+        for task in first
+    ]
+    return first + second
+
+
+class Copier:
+    """Writes the shard's name, or what it read."""
+
+    made = 0
+
+    def __init__(self) -> None:
+        Copier.made += 1
+
+    def run(self, task: ShardTask) -> Record:
+        prepare(task)
+        task.output.write_text("".join(path.read_text() for path in task.inputs.values()) + task.shard)
+        return finish(task, count=1, stats={})
+
+
+@pytest.fixture
+def done(tmp_path: Path) -> list[ShardTask]:
+    tasks = chain(tmp_path)
+    for task in tasks:
+        Copier().run(task)
+    return tasks
+
+
+def states(tasks: list[ShardTask]) -> list[str]:
+    return [state.state for state in task_states(tasks)]
+
+
+def test_nothing_done_is_all_to_do(tmp_path: Path) -> None:
+    assert states(chain(tmp_path)) == ["to do"] * 4
+
+
+def test_everything_done_is_done(done: list[ShardTask]) -> None:
+    assert states(done) == ["done"] * 4
+
+
+def test_a_changed_setting_makes_its_stage_stale_and_names_old_and_new(done: list[ShardTask], tmp_path: Path) -> None:
+    found = task_states(chain(tmp_path, threshold=0.8))
+    assert [state.state for state in found] == ["done", "done", "stale", "stale"]
+    assert found[2].reason == "gate.threshold 0.9 -> 0.8"
+    summary = summarise(found)
+    assert [(s.stage, s.complete) for s in summary] == [("teacher", True), ("refine", False)]
+    assert summary[1].reasons == {"gate.threshold 0.9 -> 0.8": 2}
+
+
+def test_a_deleted_record_concerns_its_shard_and_what_reads_it_alone(done: list[ShardTask]) -> None:
+    done[0].record.unlink()
+    assert states(done) == ["to do", "done", "depends", "done"]
+
+
+def test_changed_bytes_are_found_by_their_checksum_when_asked_to_verify(done: list[ShardTask]) -> None:
+    done[1].output.write_text("damaged")
+    assert [state.state for state in task_states(done, verify=True)] == ["done", "stale", "done", "depends"]
+    assert states(done) == ["done"] * 4
+
+
+def test_a_new_shard_is_to_do_and_leaves_the_others(done: list[ShardTask], tmp_path: Path) -> None:
+    assert states(chain(tmp_path, shards=3)) == ["done", "done", "to do", "done", "done", "to do"]
+
+
+def test_when_stale_leaves_a_shard_alone_whose_input_came_out_with_the_same_bytes(done: list[ShardTask]) -> None:
+    done[0].record.unlink()
+    Copier().run(done[0])
+    before = read_record(done[2].record), Copier.made
+    worker = WhenStale(Copier)
+    assert worker.run(done[2]) == before[0]
+    assert Copier.made == before[1]
+
+
+def test_when_stale_does_a_shard_whose_input_changed_and_makes_its_worker_once(done: list[ShardTask]) -> None:
+    for task in done[:2]:
+        task.output.write_text("other")
+        finish(task, count=1, stats={})
+    made = Copier.made
+    worker = WhenStale(Copier)
+    for task in done[2:]:
+        worker.run(task)
+    assert Copier.made == made + 1
+    assert done[2].output.read_text() == "other000000"
+    assert states(done) == ["done"] * 4
+
+
+def test_a_missing_input_folder_makes_a_done_task_depend(done: list[ShardTask]) -> None:
+    shutil.rmtree(done[0].output.parent)
+    assert states(done) == ["to do", "to do", "depends", "depends"]
