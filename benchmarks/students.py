@@ -112,12 +112,12 @@ def self_train(folder: Path, rounds: int, sets: Sequence[str]) -> dict[str, Any]
 def exchange_classes(folder: Path, sets: Sequence[str]) -> None:
     """Make round 1's refined labels and exchange their two most frequent classes, with records that fit."""
     import torch
+    from pipeline.tasks.chain import round_stages
 
     from jobs.stage import finish, stage_records
     from pipeline.rounds.driver import RoundRequest
     from pipeline.rounds.rounds import run_stage
     from pipeline.run.run import read_run
-    from pipeline.tasks.chain import round_stages
     from shards.formats.arrays import read_arrays, write_arrays
 
     torch.set_num_threads(1)

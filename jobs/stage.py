@@ -1,11 +1,11 @@
-"""What every stage has in common: a shard task, the record that says that it is done, and the plan of a stage."""
+"""The contract of a stage: what it is made of, its tasks, and the record that says that a task is done."""
 
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
-from typing import Annotated, Final, Protocol
+from typing import Annotated, Any, Final, Generic, Literal, Protocol, TypeVar
 
 from pydantic import (
     AfterValidator,
@@ -18,18 +18,20 @@ from pydantic import (
     model_validator,
 )
 
+from jobs.run import Run, RunRef
 from shards.data.samples import Samples
 from shards.files.atomic import sha256_path
 from shards.formats import records
-from shards.formats.layout import record_of
+from shards.formats.layout import record_path
 from shards.formats.records import Drop, Json, Record, read_record, write_record
 from shards.storage.store import as_shown
 
-CODE_VERSION: Final = 3  # goes up when the code of any stage gives other results for the same settings
 SAMPLES_ROLE: Final = "samples"
 _DIGEST_ATTEMPTS: Final = 5
 _DIGEST_PAUSE_S: Final = 0.2
 _RESERVED: Final = ("CPU", "GPU", "memory", "object_store_memory")
+
+_BATCHED: Final = ("embed", "teacher", "refine")  # the stages whose batch size is a setting
 
 ReadRecord = Callable[[Path], Record]
 
@@ -62,6 +64,17 @@ class InputDamaged(ValueError):  # noqa: N818 - as above
     """An input of a shard has other bytes than its record says."""
 
 
+class OutOfMemory(ValueError):  # noqa: N818 - named for what happened, as in the reports
+    """Memory does not suffice even for the smallest piece of work."""
+
+
+def memory_hint(stage: str) -> str:
+    """Return which settings make a stage need less memory."""
+    name = stage.partition("-")[0]
+    batch = f"lower {name}.batch_size or " if name in _BATCHED else "lower "
+    return f"{batch}resources.{name}.max_workers, or use machines with more memory"
+
+
 class ShardTask(BaseModel):
     """One stage's work on one shard: plain values, the same on every machine that sees the run folder.
 
@@ -74,6 +87,7 @@ class ShardTask(BaseModel):
         output: The file or folder that the stage writes.
         inputs: Outputs of earlier stages by role, each with a record beside it.
         fingerprint: What changes the result: settings, weights, vocabulary, code version.
+        by_record: Whether only the records of the inputs are read, so that their bytes need not be here or hashed.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -85,11 +99,64 @@ class ShardTask(BaseModel):
     output: Path
     inputs: dict[str, Path] = {}
     fingerprint: dict[str, Json] = {}
+    by_record: bool = False
 
     @property
     def record(self) -> Path:
         """Where the record lies: beside the output, same stem, `.json` (`.record.json` if the output is a `.json`)."""
         return record_path(self.output)
+
+
+@dataclass(frozen=True)
+class Done:
+    """What a stage returns of a shard whose output it has written; the runner does the rest.
+
+    Attributes:
+        count: Samples in the output.
+        stats: Numbers to add up over shards.
+        drops: Samples, classes or masks left out, each with its reason.
+        arrived: Samples that reached this stage; None: all of the task's. Earlier stages may have dropped some.
+    """
+
+    count: int
+    stats: dict[str, float] = field(default_factory=dict)
+    drops: Sequence[Drop] = ()
+    arrived: int | None = None
+
+
+Loaded = TypeVar("Loaded")
+Where = Literal["workers", "driver", "group"]
+
+
+@dataclass(frozen=True)
+class Stage(Generic[Loaded]):
+    """A stage, as its own module defines it.
+
+    Attributes:
+        name: Its name; a part of another stage has a dash behind that one's name, such as "refine-thresholds".
+        tasks: Plans the shards of a round, with inputs and outputs; none where the round or the run has no such stage.
+            It reads no weights, so that `status` can list the stages of any run. A task's `stage` is the stage's name,
+            or a part of it: "evaluate-baseline".
+        fingerprint: Returns what changes results, for one part of the stage: settings, weights, classes and the
+            module's VERSION, which goes up when its code gives other results for the same settings.
+        load: Loads models and opens sources, once per worker.
+        work: Does one shard: reads the inputs, writes the output. It knows of no Ray, no store and no record. None
+            where a group works: then `jobs.training.loop` does.
+        after: The stage whose shards it follows one by one, as soon as each is done; None: it starts when all that it
+            reads is done.
+        where: "workers"; "driver": in the command's own process, as it takes a moment; "group": the processes that
+            train together, see `jobs.training.group`.
+        resources: The section of `resources` that says what a worker needs; "": that of the stage's name.
+    """
+
+    name: str
+    tasks: Callable[[Run, int], list[ShardTask]]
+    fingerprint: Callable[[RunRef], dict[str, Json]]
+    load: Callable[[RunRef], Loaded]
+    work: Callable[[Loaded, ShardTask], Done] | None
+    after: str | None = None
+    where: Where = "workers"
+    resources: str = ""
 
 
 class Worker(Protocol):
@@ -147,15 +214,17 @@ class Resources(BaseModel):
 
 @dataclass(frozen=True)
 class StagePlan:
-    """A stage's share of a chain.
+    """What is to do of one part of a stage in one round.
 
     Attributes:
-        name: The stage.
-        worker: Makes a worker; picklable, for example `functools.partial(TeacherWorker, config)`.
+        name: The part, such as "embed-source".
+        worker: Makes a worker; picklable.
         tasks: The shards to do, each once; in the order in which they are started.
         resources: What a worker needs.
         after: An earlier stage of the chain: a shard starts when the same shard is done there (or not planned there).
         elsewhere: The job that does this stage; its shards are only waited for here. None: they are done here.
+        where: See `Stage`.
+        load: Loads what the stage needs; a group is given it instead of a worker.
     """
 
     name: str
@@ -164,11 +233,8 @@ class StagePlan:
     resources: Resources = field(default_factory=Resources)
     after: str | None = None
     elsewhere: OtherJob | None = None
-
-
-def record_path(output: Path) -> Path:
-    """Give the path of an output's record."""
-    return output.with_suffix(".record.json") if output.suffix == ".json" else record_of(output)
+    where: Where = "workers"
+    load: Callable[[], Any] | None = None
 
 
 def input_digests(task: ShardTask, read: ReadRecord = read_record) -> dict[str, str]:
@@ -214,21 +280,15 @@ def why_stale(task: ShardTask, *, verify: bool = False, read: ReadRecord = read_
     return records.why_stale(task.record, fingerprint=task.fingerprint, inputs=inputs, verify=verify, read=read)
 
 
-def prepare(task: ShardTask, *, verify: bool = True) -> None:
-    """Check what a shard is made from, and clear the place before it is written.
-
-    The old record goes first, so that it never stands beside new bytes.
-
-    Args:
-        task: The task.
-        verify: Compare the inputs' bytes with their checksums; False for who reads no more than their records.
+def prepare(task: ShardTask) -> None:
+    """Check what a shard is made from, and remove the old record, so that it never is next to new bytes.
 
     Raises:
         InputDamaged: An input is not what its record says.
         UpstreamMissing: An input is not done.
     """
     digests = input_digests(task)
-    for role, path in task.inputs.items() if verify else ():
+    for role, path in task.inputs.items() if not task.by_record else ():
         if _checksum_now(path) != digests[role]:
             raise InputDamaged(
                 f"{as_shown(path)}, the {role} of shard {task.shard}, does not match its checksum; the same command "
@@ -238,32 +298,17 @@ def prepare(task: ShardTask, *, verify: bool = True) -> None:
     task.output.parent.mkdir(parents=True, exist_ok=True)
 
 
-def finish(
-    task: ShardTask,
-    *,
-    count: int,
-    stats: dict[str, float],
-    drops: Iterable[Drop] = (),
-    seconds: float = 0.0,
-    arrived: int | None = None,
-) -> Record:
+def commit(task: ShardTask, done: Done, seconds: float) -> Record:
     """Commit a shard whose output is written: hash it and write the record, last.
-
-    Args:
-        task: The task.
-        count: Samples in the output.
-        stats: Numbers to add up over shards.
-        drops: Samples, classes or masks left out, each with its reason.
-        seconds: How long it took.
-        arrived: Samples that reached this stage; None: all of the task's. Earlier stages may have dropped some.
 
     Raises:
         EmptyShard: Samples arrived, some were not dropped for a reason, and the output still has none.
         UpstreamMissing: An input vanished meanwhile.
     """
-    kept = tuple(drops)
-    reached = len(task.samples) if arrived is None else arrived
-    if count == 0 and (dropped := len({drop.key for drop in kept} & {ref.key for ref in task.samples})) < reached:
+    kept = tuple(done.drops)
+    reached = len(task.samples) if done.arrived is None else done.arrived
+    dropped = len({drop.key for drop in kept} & {ref.key for ref in task.samples}) if done.count == 0 else 0
+    if done.count == 0 and dropped < reached:
         raise EmptyShard(
             f"{task.stage} of shard {task.shard} gave no sample though {reached} arrived and {dropped} were "
             "dropped for a reason; see its settings and inputs"
@@ -271,8 +316,8 @@ def finish(
     record = Record(
         stage=task.stage,
         shard=task.shard,
-        count=count,
-        stats=stats,
+        count=done.count,
+        stats=done.stats,
         drops=kept,
         outputs={task.output.name: _digest_of(task.output)},
         inputs=input_digests(task),

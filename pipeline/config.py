@@ -2,23 +2,26 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Any, Final
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt
+from pydantic import Field, NonNegativeInt
 
 from jobs.cluster.job_server import SubmitConfig
 from jobs.execution.execution import ExecutionConfig
-from jobs.inference.model import ModelConfig
+from jobs.inference.model import ModelSettings
+from jobs.run import DataSettings, RunSettings, Section
 from jobs.stage import Resources
+from jobs.stages.embed import Settings as EmbedSettings
+from jobs.stages.evaluate import Settings as EvaluateSettings
+from jobs.stages.promote import Settings as PromotionSettings
+from jobs.stages.refine import Settings as RefineSettings
+from jobs.stages.teacher import Settings as TeacherSettings
 from jobs.training.config import TrainConfig
 from jobs.training.group import GroupResources, require_group_fits
 from models.evaluation.alarms import AlarmConfig
-from models.refinement.gate import GateConfig
-from models.refinement.refine import RefinementConfig
-from pipeline.rounds.promotion import PromotionConfig
 from pipeline.settings import flat, read_settings, validated, with_sets
-from shards.data.sources import FolderSourceConfig, ScenesSourceConfig, SourceConfig
+from shards.data.sources import FolderSourceConfig, SourceConfig
 from shards.data.vocabulary import load_class_names
 from shards.files.atomic import write_bytes_atomic
 from shards.scenes.scenes import SCENE_CLASSES, SEEN
@@ -27,73 +30,7 @@ from shards.scenes.scenes import SCENE_CLASSES, SEEN
 IDENTITY: Final = ("seed", "shard_size", "model.preset", "data.target", "data.source", "vocabulary")
 
 
-class _Section(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class ModelSettings(_Section):
-    """Which model, and where the weights of round 0 come from.
-
-    Attributes:
-        preset: "tiny" (embedded, with weights), "base" (the paper's) or "large".
-        dea: Whether CLIP's features are aggregated with SAM's; without, the network is SED's.
-        clip_weights: CLIP's weights; null: the preset's own.
-        sam_weights: SAM's weights; null: the preset's own.
-        sam_dtype: What SAM's image encoder computes in: "float32", or "bfloat16" for half the time and embeddings that
-            differ by about one percent.
-        early_rejection: Classes that each pixel keeps at each of SED's gates when the network predicts; null: all.
-        stage1_weights: DEA and decoder after stage 1; null: those shipped for the preset.
-        baseline_weights: The decoder of the plain baseline without DEA; null: those shipped for the preset.
-    """
-
-    preset: Literal["tiny", "base", "large"] = "tiny"
-    dea: bool = True
-    clip_weights: Path | None = None
-    sam_weights: Path | None = None
-    stage1_weights: Path | None = None
-    baseline_weights: Path | None = None
-    sam_dtype: Literal["float32", "bfloat16"] = "float32"
-    early_rejection: PositiveInt | None = None
-
-    def with_weights(self, weights: Path | None, *, dea: bool | None = None, adds_dea: bool = False) -> ModelConfig:
-        """Give the model with a head's weights; `dea` overrides the setting."""
-        return ModelConfig(
-            preset=self.preset,
-            dea=self.dea if dea is None else dea,
-            weights=weights,
-            adds_dea=adds_dea,
-            clip_weights=self.clip_weights,
-            sam_weights=self.sam_weights,
-            sam_dtype=self.sam_dtype,
-            early_rejection=self.early_rejection,
-        )
-
-    def with_whole_paths(self) -> "ModelSettings":
-        """Give the settings with absolute paths of weights, which hold in any folder."""
-        files = {name: getattr(self, name) for name in ModelSettings.model_fields if name.endswith("_weights")}
-        return self.model_copy(
-            update={name: path.expanduser().resolve() for name, path in files.items() if path is not None}
-        )
-
-
-class DataSettings(_Section):
-    """Where images come from.
-
-    Attributes:
-        target: The images to label. Labels, if there are any, serve to measure the pseudo-labels and nothing else.
-        source: Labelled images that the rounds rehearse; null: training on pseudo-labels alone.
-        test: Labelled images that nothing but the evaluation of each round sees; null: no mIoU is reported.
-        validation: Labelled images to choose settings on, and to decide which student becomes the next teacher; null:
-            that is decided without labels.
-    """
-
-    target: SourceConfig = ScenesSourceConfig(split="target", count=400)
-    source: SourceConfig | None = ScenesSourceConfig(split="source", count=600)
-    test: SourceConfig | None = ScenesSourceConfig(split="test", count=200)
-    validation: SourceConfig | None = ScenesSourceConfig(split="validation", count=100)
-
-
-class VocabularySettings(_Section):
+class VocabularySettings(Section):
     """The classes.
 
     Attributes:
@@ -105,58 +42,7 @@ class VocabularySettings(_Section):
     seen: tuple[str, ...] | None = tuple(name for name in SCENE_CLASSES if name in SEEN)
 
 
-class EmbedSettings(_Section):
-    """How images are embedded with SAM.
-
-    Attributes:
-        batch_size: Images in memory at a time; halves where memory does not suffice.
-    """
-
-    batch_size: PositiveInt = 8
-
-
-class TeacherSettings(_Section):
-    """How the teacher predicts.
-
-    Attributes:
-        top_k: Classes kept for each pixel.
-        batch_size: Images at a time; halves where memory does not suffice.
-    """
-
-    top_k: PositiveInt = 4
-    batch_size: PositiveInt = 8
-
-
-class RefineSettings(_Section):
-    """How a teacher's prediction becomes a pseudo-label.
-
-    Attributes:
-        gate: Which classes of an image become prompts.
-        refinement: Prompts, acceptance and overlaps.
-        batch_size: Images a call of SAM's mask decoder; halves where memory does not suffice.
-    """
-
-    gate: GateConfig = GateConfig()
-    refinement: RefinementConfig = RefinementConfig()
-    batch_size: PositiveInt = 8
-
-
-class EvaluateSettings(_Section):
-    """How a round's student is judged. Images are drawn with the run's seed, the same in every round.
-
-    Attributes:
-        windows: Windows a side in which labelled images are looked at; 1 sees them whole, 2 is SED's sliding window, at
-            five times the work, and more for SAM, whose embeddings of whole images are then of no use.
-        holdout_images: Of `data.validation`, where these decide on promotion.
-        target_images: Of the target, for the waterfall, the alarms and the measures of promotion without labels.
-    """
-
-    windows: PositiveInt = 1
-    holdout_images: PositiveInt = 100
-    target_images: PositiveInt = 100
-
-
-class QuarantineSettings(_Section):
+class QuarantineSettings(Section):
     """How many images may turn out unreadable before the run stops.
 
     Attributes:
@@ -168,7 +54,7 @@ class QuarantineSettings(_Section):
     min_samples: NonNegativeInt = 5
 
 
-class ResourceSettings(_Section):
+class ResourceSettings(Section):
     """What the workers of each stage need; none of it changes results.
 
     The defaults suit two cores and the tiny preset, whose models take longer to load than a shard takes to do. Raise
@@ -195,11 +81,9 @@ TINY_TRAINING: Final = TrainConfig(
 )
 
 
-class RunConfig(_Section):
+class RunConfig(RunSettings):
     """All settings of a run. Its defaults are the embedded default: preset `tiny` on the generated scenes."""
 
-    seed: NonNegativeInt = 0
-    shard_size: PositiveInt = 50
     model: ModelSettings = ModelSettings()
     data: DataSettings = DataSettings()
     vocabulary: VocabularySettings = VocabularySettings()
@@ -208,7 +92,7 @@ class RunConfig(_Section):
     refine: RefineSettings = RefineSettings()
     train: TrainConfig = TINY_TRAINING
     evaluate: EvaluateSettings = EvaluateSettings()
-    promotion: PromotionConfig = PromotionConfig()
+    promotion: PromotionSettings = PromotionSettings()
     alarms: AlarmConfig = AlarmConfig()
     quarantine: QuarantineSettings = QuarantineSettings()
     resources: ResourceSettings = ResourceSettings()

@@ -12,7 +12,8 @@ from jobs.cluster.ray_sharing import Reserved, Sharing
 from jobs.cluster.ray_spares import Spares, kind_of
 from jobs.execution.execution import ExecutionConfig
 from jobs.execution.faults import Fault
-from jobs.execution.runner import Outcome, WorkerSlot
+from jobs.execution.runner import Outcome
+from jobs.execution.worker import WorkerSlot
 from jobs.stage import ShardTask, StagePlan, why_stale
 from shards.formats.records import read_record
 from shards.storage.store import place_of
@@ -291,8 +292,8 @@ class RayRunner:
         text = (
             f"no worker was ready {timeout:.0f} s after its process was up: its start hangs, or it loads slowly; then "
         )
-        cure = "wait longer (execution.start_timeout_s)"
-        return [Outcome(pool.plan.name, None, fault=Fault("error", f"{text}{cure}"))]
+        hint = "wait longer (execution.start_timeout_s)"
+        return [Outcome(pool.plan.name, None, fault=Fault("error", f"{text}{hint}"))]
 
     def _late_places(self, pool: Pool) -> list[Outcome]:
         """Tell of a stage that waits for its first place, and give it up where no machine has one for long."""
@@ -312,8 +313,8 @@ class RayRunner:
         self._stop(*pool.starting.values())
         pool.starting.clear()
         text = f"no worker was up within {timeout:.0f} s: it needs {asked} on one machine, the cluster has {there}; "
-        cure = f"change resources.{pool.plan.name}, add such a machine, or wait longer (execution.start_timeout_s)"
-        return [Outcome(pool.plan.name, None, fault=Fault("hopeless", f"{text}{cure}"))]
+        hint = f"change resources.{pool.plan.name}, add such a machine, or wait longer (execution.start_timeout_s)"
+        return [Outcome(pool.plan.name, None, fault=Fault("hopeless", f"{text}{hint}"))]
 
 
 def _brief(error: Exception) -> str:

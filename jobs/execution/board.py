@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 from jobs.execution.execution import ExecutionConfig
-from jobs.execution.faults import Fault, FaultKind, memory_cure
-from jobs.stage import ShardTask, StagePlan
+from jobs.execution.faults import Fault, FaultKind
+from jobs.stage import ShardTask, StagePlan, memory_hint
 
 _SHOWN_FAILURES = 20
 _SHOWN_SHARDS = 10
@@ -32,23 +32,23 @@ class StageFailed(RuntimeError):  # noqa: N818 - named for what happened, as in 
     Attributes:
         failures: Each failed shard with its cause.
         blocked: (stage, shard) that could not be tried because the same shard failed at an earlier stage.
-        cure: What to do about it, with the next command; may be empty.
+        hint: What to do about it, with the next command; may be empty.
     """
 
-    def __init__(self, failures: Sequence[ShardFailure], blocked: Sequence[Place] = (), cure: str = "") -> None:
+    def __init__(self, failures: Sequence[ShardFailure], blocked: Sequence[Place] = (), hint: str = "") -> None:
         self.failures = tuple(failures)
         self.blocked = tuple(blocked)
-        self.cure = cure
+        self.hint = hint
         shown = _shown(self.failures)
         if self.blocked:
             stages = ", ".join(f"{stage} {count}" for stage, count in Counter(s for s, _ in self.blocked).items())
             shown.append(f"not tried because of these: {stages}")
-        shown += [cure] if cure else []
+        shown += [hint] if hint else []
         super().__init__(f"{len(self.failures)} shards failed and are quarantined\n  " + "\n  ".join(shown))
 
     def __reduce__(self) -> tuple[type["StageFailed"], tuple[tuple[ShardFailure, ...], tuple[Place, ...], str]]:
         """Survive the way from another process."""
-        return StageFailed, (self.failures, self.blocked, self.cure)
+        return StageFailed, (self.failures, self.blocked, self.hint)
 
 
 def _shown(failures: Sequence[ShardFailure]) -> list[str]:
@@ -203,4 +203,4 @@ class Board:
 
 
 def _cause(stage: str, kind: FaultKind, message: str) -> str:
-    return f"out of memory: {message}; {memory_cure(stage)}" if kind == "memory" else message
+    return f"out of memory: {message}; {memory_hint(stage)}" if kind == "memory" else message

@@ -6,15 +6,14 @@ import sys
 import traceback
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, Literal
+from typing import Literal
 
+from jobs.stage import OutOfMemory
 from shards.files.errors import causes, store_fault
 
 logger = logging.getLogger(__name__)
 
 FaultKind = Literal["error", "transient", "memory", "hopeless", "disk_full", "read_only"]
-
-_BATCHED: Final = ("embed", "teacher", "refine")  # the stages whose batch size is a setting
 
 
 @dataclass(frozen=True)
@@ -35,10 +34,6 @@ class Fault:
     message: str
     errno: int = 0
     filename: str = ""
-
-
-class OutOfMemory(ValueError):  # noqa: N818 - named for what happened, as in the reports
-    """Memory does not suffice even for the smallest piece of work."""
 
 
 def fault_of(error: BaseException, folder: Path | None = None) -> Fault:
@@ -62,16 +57,9 @@ def fault_of(error: BaseException, folder: Path | None = None) -> Fault:
 
 def stopping_error(fault: Fault, place: str) -> OSError:
     """Give the error that ends a chain which cannot go on: a disk that is full, or a folder that cannot be written."""
-    cure = "free some space" if fault.kind == "disk_full" else "allow writing there"
-    text = f"{os.strerror(fault.errno)} ({place}); {cure}, then resume with the same command"
+    hint = "free some space" if fault.kind == "disk_full" else "allow writing there"
+    text = f"{os.strerror(fault.errno)} ({place}); {hint}, then resume with the same command"
     return OSError(fault.errno, text, fault.filename or None)
-
-
-def memory_cure(stage: str) -> str:
-    """Say which settings make a stage need less memory."""
-    name = stage.partition("-")[0]
-    batch = f"lower {name}.batch_size or " if name in _BATCHED else "lower "
-    return f"{batch}resources.{name}.max_workers, or use machines with more memory"
 
 
 def describe(error: BaseException) -> str:

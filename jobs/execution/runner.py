@@ -1,14 +1,14 @@
 """Who does the shards: the interface that the executor drives, and the runner that works in this process."""
 
-import gc
 import sys
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from jobs.execution.faults import Fault, fault_of
-from jobs.stage import ShardTask, StagePlan, Worker
+from jobs.execution.faults import Fault
+from jobs.execution.worker import WorkerSlot
+from jobs.stage import ShardTask, StagePlan
 from shards.formats.records import Record
 
 
@@ -48,53 +48,6 @@ class Runner(Protocol):
     def close(self) -> None:
         """Stop everything."""
         ...
-
-
-class WorkerSlot:
-    """A worker and how to make it. Errors come back as plain values, so that any exception survives the way home."""
-
-    def __init__(self, factory: Callable[[], Worker], threads: int) -> None:
-        self._factory = factory
-        self._threads = threads
-        self._worker: Worker | None = None
-        self._last: tuple[ShardTask, Record] | None = None
-
-    def placed(self) -> None:
-        """Answer, which it does as soon as its process is up."""
-
-    def start(self) -> Fault | None:
-        """Make the worker if there is none; give the fault if that fails."""
-        if self._worker is not None:
-            return None
-        try:
-            self._worker = self._factory()
-        except Exception as error:  # noqa: BLE001 - whatever it is, the executor counts and names it
-            return fault_of(error)
-        if "torch" in sys.modules:
-            sys.modules["torch"].set_num_threads(self._threads)
-        return None
-
-    def become(self, factory: Callable[[], Worker]) -> Fault | None:
-        """Make another stage's worker in the place of this one, whose models go first; give the fault if that fails."""
-        self._factory, self._worker, self._last = factory, None, None
-        gc.collect()
-        if "torch" in sys.modules and sys.modules["torch"].cuda.is_initialized():
-            sys.modules["torch"].cuda.empty_cache()
-        return self.start()
-
-    def run(self, task: ShardTask) -> tuple[Record | None, Fault | None]:
-        """Do a shard: its record, or the fault."""
-        assert self._worker is not None
-        try:
-            record = self._worker.run(task)
-        except Exception as error:  # noqa: BLE001 - one shard's failure must not stop the others
-            return None, fault_of(error, task.output.parent)
-        self._last = task, record
-        return record, None
-
-    def recall(self, task: ShardTask) -> Record | None:
-        """Give the record of a shard again, if it was the last one done: the answer may have been lost."""
-        return self._last[1] if self._last is not None and self._last[0] == task else None
 
 
 class InlineRunner:

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TypeVar
 
-from jobs.execution.faults import OutOfMemory
+from jobs.stage import OutOfMemory
 
 logger = logging.getLogger(__name__)
 
@@ -20,13 +20,13 @@ class BatchLimit:
         size: Things at a time; halved for good when memory runs out.
     """
 
-    def __init__(self, size: int, *, of: str, cure: str) -> None:
+    def __init__(self, size: int, *, of: str, hint: str) -> None:
         """Begin with a size.
 
         Args:
             size: At least 1.
             of: What the things are, for messages: "images".
-            cure: What to do where even one of them does not fit.
+            hint: What to do where even one of them does not fit.
 
         Raises:
             ValueError: The size is below 1.
@@ -35,7 +35,7 @@ class BatchLimit:
             raise ValueError(f"batch size is {size}; expected at least 1")
         self.size = size
         self._of = of
-        self._cure = cure
+        self._hint = hint
 
     def first(self, items: Sequence[Item], call: Callable[[Sequence[Item]], Result]) -> tuple[Sequence[Item], Result]:
         """Call with as many of the first items as fit; give these and what came of them.
@@ -55,7 +55,7 @@ class BatchLimit:
                 reason = str(error).splitlines()[0] if str(error) else type(error).__name__
             # Out of the handler: the error's traceback would keep the tensors alive.
             if len(chosen) <= 1:
-                raise OutOfMemory(f"not even one of the {self._of} fits into memory ({reason}); {self._cure}")
+                raise OutOfMemory(f"not even one of the {self._of} fits into memory ({reason}); {self._hint}")
             self.size = len(chosen) // 2
             free_cached_memory()
             logger.warning("out of memory with %d %s at a time; going on with %d", len(chosen), self._of, self.size)
@@ -85,11 +85,11 @@ class BatchLimit:
 
 
 @contextmanager
-def memory_told(what: str, cure: str) -> Iterator[None]:
+def memory_told(what: str, hint: str) -> Iterator[None]:
     """Turn a lack of memory within the block into one clear error.
 
     Raises:
-        OutOfMemory: Memory did not suffice; with the cure.
+        OutOfMemory: Memory did not suffice; with the hint.
     """
     from models.devices import is_out_of_memory
     from shards.files.errors import causes
@@ -100,7 +100,7 @@ def memory_told(what: str, cure: str) -> Iterator[None]:
         # Ray Train quotes the worker's error as text alone.
         if not any(is_out_of_memory(cause) or "outofmemoryerror" in str(cause).lower() for cause in causes(error)):
             raise
-        raise OutOfMemory(f"{what} ran out of memory ({_short(error)}); {cure}") from error
+        raise OutOfMemory(f"{what} ran out of memory ({_short(error)}); {hint}") from error
 
 
 def _short(error: BaseException) -> str:

@@ -11,9 +11,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from jobs.execution.faults import OutOfMemory
 from jobs.inference.batching import BatchLimit
 from jobs.inference.segmenter import Segmenter
+from jobs.stage import OutOfMemory
 from models.devices import is_out_of_memory
 from models.sam.sam import SamEmbedding
 from models.stseg.label_map import label_at_size
@@ -22,7 +22,7 @@ from models.stseg.sliding import MergedScores, Probabilities, cut_views
 Name = TypeVar("Name")
 Image = NDArray[np.uint8]
 
-_CURE: Final = "name fewer classes, or use --windows 1, --device cpu or a smaller preset"
+_HINT: Final = "name fewer classes, or use --windows 1, --device cpu or a smaller preset"
 
 
 @dataclass
@@ -66,7 +66,7 @@ class Labeller:
         self._side = side
         self._windows = windows
         self._probabilities = probabilities
-        self._limit = BatchLimit(batch_size, of="views", cure=_CURE)
+        self._limit = BatchLimit(batch_size, of="views", hint=_HINT)
 
     def labels(
         self, images: Iterable[tuple[Name, Image]], stored: Callable[[Name], SamEmbedding] | None = None
@@ -142,4 +142,4 @@ def _told(name: object) -> Iterator[None]:
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise
-        raise OutOfMemory(f"{name}: its scores do not fit into memory ({error}); {_CURE}") from error
+        raise OutOfMemory(f"{name}: its scores do not fit into memory ({error}); {_HINT}") from error

@@ -1,11 +1,15 @@
 """Which model a stage loads, and how the checksums of its weights enter fingerprints."""
 
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, Protocol
 
+import numpy as np
+from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, PositiveInt
 
+from jobs.run import Run, RunRef, Section
 from shards.data.vocabulary import Vocabulary
 from shards.files.atomic import sha256_file
 from shards.formats.layout import RunLayout
@@ -15,7 +19,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from models.presets import Preset
-    from models.sam.sam import SamEncoder, SamMaskDecoder
+    from models.sam.sam import SamEmbedding, SamEncoder, SamMaskDecoder
     from models.stseg.stseg import STSeg
 
 
@@ -44,6 +48,64 @@ class ModelConfig(BaseModel):
     sam_weights: Path | None = None
     sam_dtype: Literal["float32", "bfloat16"] = "float32"
     early_rejection: PositiveInt | None = None
+
+
+class ModelSettings(Section):
+    """Which model, and where the weights of round 0 come from.
+
+    Attributes:
+        preset: "tiny" (embedded, with weights), "base" (the paper's) or "large".
+        dea: Whether CLIP's features are aggregated with SAM's; without, the network is SED's.
+        clip_weights: CLIP's weights; null: the preset's own.
+        sam_weights: SAM's weights; null: the preset's own.
+        sam_dtype: What SAM's image encoder computes in: "float32", or "bfloat16" for half the time and embeddings that
+            differ by about one percent.
+        early_rejection: Classes that each pixel keeps at each of SED's gates when the network predicts; null: all.
+        stage1_weights: DEA and decoder after stage 1; null: those shipped for the preset.
+        baseline_weights: The decoder of the plain baseline without DEA; null: those shipped for the preset.
+    """
+
+    preset: Literal["tiny", "base", "large"] = "tiny"
+    dea: bool = True
+    clip_weights: Path | None = None
+    sam_weights: Path | None = None
+    stage1_weights: Path | None = None
+    baseline_weights: Path | None = None
+    sam_dtype: Literal["float32", "bfloat16"] = "float32"
+    early_rejection: PositiveInt | None = None
+
+    def with_weights(self, weights: Path | None, *, dea: bool | None = None, adds_dea: bool = False) -> ModelConfig:
+        """Return the model with a head's weights; `dea` overrides the setting."""
+        return ModelConfig(
+            preset=self.preset,
+            dea=self.dea if dea is None else dea,
+            weights=weights,
+            adds_dea=adds_dea,
+            clip_weights=self.clip_weights,
+            sam_weights=self.sam_weights,
+            sam_dtype=self.sam_dtype,
+            early_rejection=self.early_rejection,
+        )
+
+    def with_whole_paths(self) -> "ModelSettings":
+        """Return the settings with absolute paths of weights, which hold in any folder."""
+        files = {name: getattr(self, name) for name in ModelSettings.model_fields if name.endswith("_weights")}
+        return self.model_copy(
+            update={name: path.expanduser().resolve() for name, path in files.items() if path is not None}
+        )
+
+
+class ImageEncoder(Protocol):
+    """SAM's image encoder, or a test's fake."""
+
+    def encode(self, images: Sequence[NDArray[np.uint8]]) -> "SamEmbedding":
+        """Return (B, C, g, g) embeddings, and the (B, 2) share of each square that is image; B may be 0."""
+        ...
+
+
+def model_of(run: Run | RunRef, weights: Path | None = None, *, dea: bool | None = None) -> ModelConfig:
+    """Return the run's model with certain weights of its head; `dea` overrides the setting."""
+    return run.section(ModelSettings).with_weights(weights, dea=dea)
 
 
 def load_stseg(config: ModelConfig) -> "STSeg":

@@ -1,99 +1,133 @@
-"""The embed stage: SAM's embedding of every image, once for all rounds. It also finds the unreadable images."""
+"""Embed: SAM's embedding of every image, once for all rounds. It also finds the unreadable images."""
 
-import time
-from collections.abc import Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, PositiveInt
+from pydantic import PositiveInt
 
-from jobs.execution.faults import memory_cure
 from jobs.inference.batching import BatchLimit
 from jobs.inference.loaded_images import load_images
-from jobs.inference.model import ModelConfig, load_sam_encoder, sam_fingerprint
-from jobs.stage import CODE_VERSION, ShardTask, finish, prepare
-from shards.data.sources import Source, SourceConfig, open_source
-from shards.data.vocabulary import Vocabulary
+from jobs.inference.model import ImageEncoder, load_sam_encoder, model_of, sam_fingerprint
+from jobs.run import Run, RunRef, Section
+from jobs.stage import Done, ShardTask, Stage, memory_hint
+from jobs.training.config import TrainConfig
+from shards.data.plan import Plan
+from shards.data.sources import Source
 from shards.formats.arrays import write_arrays
-from shards.formats.records import Drop, Json, Record
+from shards.formats.layout import Dataset
+from shards.formats.records import Drop, Json
 
 if TYPE_CHECKING:
     from models.sam.sam import SamEmbedding
 
+VERSION: Final = 3  # goes up when the same images and settings give other embeddings
 
-class EmbedConfig(BaseModel):
-    """Settings of the embed stage.
+
+class Settings(Section):
+    """How images are embedded with SAM.
 
     Attributes:
-        model: Preset and SAM's weights; the rest of it is not used.
-        source: Where the images are.
-        vocabulary: Path of the run's `vocabulary.json`.
-        batch_size: Images in memory at a time; changes no result but for rounding, and halves where memory does not
-            suffice.
+        batch_size: Images in memory at a time; halved on OOM.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    model: ModelConfig
-    source: SourceConfig
-    vocabulary: Path
     batch_size: PositiveInt = 8
 
 
-class ImageEncoder(Protocol):
-    """SAM's image encoder, or a test's fake."""
+@dataclass(frozen=True)
+class Embedder:
+    """What embedding needs.
 
-    def encode(self, images: Sequence[NDArray[np.uint8]]) -> "SamEmbedding":
-        """Give (B, C, g, g) embeddings, and the (B, 2) share of each square that is image; B may be 0."""
-        ...
+    Attributes:
+        encoder: SAM's image encoder.
+        source: Where to read the images.
+        limit: Images in memory at a time, kept from shard to shard.
+    """
+
+    encoder: ImageEncoder
+    source: Source
+    limit: BatchLimit
 
 
-def embed_fingerprint(config: EmbedConfig) -> dict[str, Json]:
-    """What changes the embeddings: code and SAM."""
-    return {"code": CODE_VERSION, "sam": sam_fingerprint(config.model)}
+def tasks(run: Run, round: int) -> list[ShardTask]:
+    """Plan the shards of what is trained on: the target, and the labelled source where the training needs it."""
+    if round > 0:
+        return []
+    planned = dataset_tasks(run, "target", run.plan)
+    if run.section(TrainConfig).source_per_step:
+        planned += source_tasks(run, round)
+    return planned
 
 
-def embed_shard(task: ShardTask, encoder: ImageEncoder, source: Source, limit: BatchLimit | None = None) -> Record:
+def source_tasks(run: Run, round: int) -> list[ShardTask]:
+    """Plan the shards of the labelled source alone; a network without DEA reads no embeddings in training."""
+    if run.source_plan is None or round > 0 or not model_of(run).dea:
+        return []
+    return dataset_tasks(run, "source", run.source_plan)
+
+
+def dataset_tasks(run: Run, dataset: Dataset, plan: Plan) -> list[ShardTask]:
+    """Plan the shards of a data set."""
+    return [
+        ShardTask(
+            stage="embed" if dataset == "target" else f"embed-{dataset}",
+            shard=shard.name,
+            samples=shard.samples,
+            output=run.layout.embedding(dataset, shard.name),
+        )
+        for shard in plan.shards
+    ]
+
+
+def fingerprint(run: RunRef) -> dict[str, Json]:
+    """Return what changes the embeddings: code and SAM."""
+    return {"code": VERSION, "sam": sam_fingerprint(model_of(run))}
+
+
+def load(run: RunRef) -> Embedder:
+    """Load SAM's encoder and open the data set that the part is about."""
+    from jobs.inference.segmenter import worker_device
+
+    dataset: Dataset = run.part.partition("-")[2] or "target"  # type: ignore[assignment]
+    encoder = load_sam_encoder(model_of(run)).to(worker_device())
+    return Embedder(encoder, run.open(dataset), batch_limit(run.section(Settings).batch_size))
+
+
+def batch_limit(size: int) -> BatchLimit:
+    """Return the number of images that embedding begins with."""
+    return BatchLimit(size, of="images", hint=memory_hint("embed"))
+
+
+def work(embedder: Embedder, task: ShardTask) -> Done:
     """Embed the images of a shard.
 
     Writes `embedding` (n, C, g, g) float16 and `valid` (n, 2) float32, attrs `keys`, `sizes_hw`, `exif`. Later stages
     use these keys: an image that cannot be read is not among them, but among the record's drops.
 
-    Args:
-        task: The samples; no inputs.
-        encoder: SAM's.
-        source: Where to read the images.
-        limit: Images in memory at a time, kept from shard to shard; None: 8.
-
     Raises:
-        EmptyShard: Nothing came out though not every image was dropped.
         OutOfMemory: Not even one image fits.
     """
-    started = time.monotonic()
-    prepare(task)
     drops: list[Drop] = []
     keys: list[Json] = []
     sizes_hw: list[Json] = []
     exif: list[Json] = []
     embeddings: list[NDArray[np.float16]] = []
     valid: list[NDArray[np.float32]] = []
-    limit = limit or batch_limit(8)
-    encode = limit.batches(
-        load_images(task.samples, source, drops), lambda some: encoder.encode([loaded.image for loaded in some])
+    encode = embedder.limit.batches(
+        load_images(task.samples, embedder.source, drops),
+        lambda some: embedder.encoder.encode([loaded.image for loaded in some]),
     )
     for batch, encoded in encode:
         _add(encoded, embeddings, valid)
         keys += [loaded.ref.key for loaded in batch]
         sizes_hw += [list(loaded.size_hw) for loaded in batch]
         exif += [loaded.exif_orientation for loaded in batch]
-    if not keys:
-        _add(encoder.encode([]), embeddings, valid)
+    if not keys:  # arrays without rows still say what a row looks like
+        _add(embedder.encoder.encode([]), embeddings, valid)
     arrays: dict[str, NDArray[np.floating]] = {"embedding": np.concatenate(embeddings), "valid": np.concatenate(valid)}
     write_arrays(task.output, arrays, {"keys": keys, "sizes_hw": sizes_hw, "exif": exif})
-    stats = {"samples": float(len(keys)), "dropped": float(len(drops))}
-    return finish(task, count=len(keys), stats=stats, drops=drops, seconds=time.monotonic() - started)
+    return Done(len(keys), {"samples": float(len(keys)), "dropped": float(len(drops))}, drops)
 
 
 def _add(encoded: "SamEmbedding", embeddings: list[NDArray[np.float16]], valid: list[NDArray[np.float32]]) -> None:
@@ -101,21 +135,5 @@ def _add(encoded: "SamEmbedding", embeddings: list[NDArray[np.float16]], valid: 
     valid.append(encoded.valid_B2.cpu().numpy().astype(np.float32))
 
 
-def batch_limit(size: int) -> BatchLimit:
-    """Give the limit that embedding begins with."""
-    return BatchLimit(size, of="images", cure=memory_cure("embed"))
-
-
-class EmbedWorker:
-    """Loads SAM's encoder once and embeds shards."""
-
-    def __init__(self, config: EmbedConfig) -> None:
-        from jobs.inference.segmenter import worker_device
-
-        self._source = open_source(config.source, Vocabulary.load(config.vocabulary))
-        self._encoder = load_sam_encoder(config.model).to(worker_device())
-        self._limit = batch_limit(config.batch_size)
-
-    def run(self, task: ShardTask) -> Record:
-        """Embed a shard."""
-        return embed_shard(task, self._encoder, self._source, self._limit)
+STAGE: Final = Stage("embed", tasks, fingerprint, load, work)
+SOURCE_STAGE: Final = Stage("embed", source_tasks, fingerprint, load, work)  # all that stage 1 embeds

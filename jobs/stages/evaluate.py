@@ -1,127 +1,224 @@
-"""The evaluate stage: scores of a model on labelled images. A round's pseudo-labels are scored in the same terms."""
+"""Evaluate: scores of a model on labelled images. A round's pseudo-labels are scored in the same terms."""
 
 # K class, H W image
 
 import json
 import random
-import time
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Final, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, NonNegativeInt, PositiveInt
+from pydantic import PositiveInt
 
 from jobs.artifacts.embeddings import StoredEmbeddings
 from jobs.inference.labeller import Labeller
 from jobs.inference.loaded_images import load_images
-from jobs.inference.model import ModelConfig, stseg_fingerprint, text_cache_folder, weights_checksum
+from jobs.inference.model import ModelConfig, model_of, stseg_fingerprint, weights_checksum
 from jobs.inference.segmenter import Segmenter, StsegSegmenter
-from jobs.stage import CODE_VERSION, ShardTask, finish, prepare
+from jobs.run import WHOLE_ROUND, Run, RunRef, Section, baseline_weights, student_weights
+from jobs.stage import Done, ShardTask, Stage
+from jobs.stages import embed
+from jobs.stages.promote import promotion_measure
+from jobs.stages.start import has_baseline
+from jobs.stages.teacher import probabilities_of
 from models.evaluation.metrics import confusion, scores
 from models.presets import load_preset
 from models.stseg.sliding import Probabilities
+from shards.data.plan import make_plan
+from shards.data.samples import Samples
 from shards.data.sources import SampleRef, ScenesSourceConfig, Source, SourceConfig, open_source
 from shards.data.vocabulary import Vocabulary
 from shards.files.atomic import write_bytes_atomic
-from shards.formats.records import Drop, Json, Record
+from shards.formats.records import Drop, Json
 
-NO_LABEL = "no_label"
-OTHER_SIZE = "label_of_other_size"
+VERSION: Final = 3  # goes up when the same model and images give other scores
+NO_LABEL: Final = "no_label"
+SCORES: Final = ("miou", "miou_seen", "miou_unseen", "hiou")  # what reports compare
+OTHER_SIZE: Final = "label_of_other_size"
+
+Split = Literal["test", "validation"]
 
 
-class EvaluateConfig(BaseModel):
-    """Settings of the evaluate stage.
+class Settings(Section):
+    """How a round's student is judged. Images are drawn with the run's seed, the same in every round.
 
     Attributes:
-        model: The model.
-        source: Labelled images.
-        vocabulary: Path of the run's `vocabulary.json`.
-        count: How many images to take, drawn with `seed`; None: all.
-        seed: Seed of that draw.
-        windows: Windows a side; 1 looks at each image once, 2 is SED's sliding window.
-        probabilities: What of several windows is averaged; see `TeacherConfig`.
-        batch_size: Views at a time; changes no result but for rounding, and halves where memory does not suffice.
-        stored: Whether tasks have the images' SAM embeddings, so that no encoder is loaded.
+        windows: Windows per side in which labelled images are looked at; 1 sees them whole, 2 is SED's sliding window,
+            at five times the work, and more for SAM, whose embeddings of whole images are then of no use.
+        holdout_images: Of `data.validation`, where these decide on promotion.
+        target_images: Of the target, for the waterfall, the alarms and the measures of promotion without labels.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    model: ModelConfig
-    source: SourceConfig
-    vocabulary: Path
-    count: PositiveInt | None = None
-    seed: NonNegativeInt = 0
     windows: PositiveInt = 1
-    probabilities: Probabilities = "softmax"
-    batch_size: PositiveInt = 8
-    stored: bool = False
+    holdout_images: PositiveInt = 100
+    target_images: PositiveInt = 100
 
 
-def evaluate_fingerprint(config: EvaluateConfig, vocabulary: Vocabulary) -> dict[str, Json]:
-    """What changes the scores, except the head's weights, which are an input of the task ("weights")."""
+@dataclass(frozen=True)
+class Evaluation:
+    """A loaded model and the images that it is measured on.
+
+    Attributes:
+        model: Makes its own embeddings, unless the task has them or it needs none.
+        source: Images and labels.
+        vocabulary: The classes.
+        windows: Windows per side.
+        probabilities: What of several windows is averaged.
+        facts: What goes into the result next to the scores: split, seed, preset, weights, ...
+        side: Side of the model's input, pixels.
+        batch_size: Views at a time; halved on OOM.
+    """
+
+    model: Segmenter
+    source: Source
+    vocabulary: Vocabulary
+    windows: int
+    probabilities: Probabilities
+    facts: dict[str, Any]
+    side: int
+    batch_size: int = 8
+
+
+def tasks(run: Run, round: int) -> list[ShardTask]:
+    """Plan the evaluation of a round's model on test split and hold-out, and in round 0 of the plain baseline.
+
+    Raises:
+        ValueError: A split has no labels.
+    """
+    folder, weights = run.layout.round(round), student_weights(run, round)
+    planned = []
+    if run.data.test is not None:
+        planned.append(_task(run, round, "evaluate", "test", weights, folder / "evaluate.json"))
+        if round == 0 and has_baseline(run):
+            output = folder / "baseline" / "evaluate.json"
+            planned.append(_task(run, 0, "evaluate-baseline", "test", baseline_weights(run), output))
+    if promotion_measure(run) == "holdout":
+        planned.append(_task(run, round, "evaluate-holdout", "validation", weights, run.layout.holdout(round)))
+    return planned
+
+
+def whole_validation_task(run: Run, round: int) -> ShardTask:
+    """Plan the evaluation on the whole validation split, which no round does: rounds see the hold-out's part of it."""
+    output = run.layout.round(round) / "evaluate-validation.json"
+    return _task(run, round, "evaluate-validation", "validation", student_weights(run, round), output)
+
+
+def embed_tasks(run: Run, round: int) -> list[ShardTask]:
+    """Plan the embedding of the labelled images that every round's model is measured on; none without SAM.
+
+    Raises:
+        ValueError: A split has no labels.
+    """
+    if round > 0 or run.outputs_only or not model_of(run).dea or run.section(Settings).windows > 1:
+        return []
+    planned = []
+    if run.data.test is not None:
+        plan = make_plan(_labelled_samples(run, "test", None), run.config.shard_size)
+        planned += embed.dataset_tasks(run, "test", plan)
+    if promotion_measure(run) == "holdout":
+        count = run.section(Settings).holdout_images
+        plan = make_plan(_labelled_samples(run, "validation", count), run.config.shard_size)
+        planned += embed.dataset_tasks(run, "validation", plan)
+    return planned
+
+
+def _task(run: Run, round: int, part: str, split: Split, weights: Path, output: Path) -> ShardTask:
+    inputs = {"weights": weights}
+    if _stored(run, part):
+        inputs |= {f"embedding/{t.output.stem}": t.output for t in embed_tasks(run, 0) if t.stage == f"embed-{split}"}
+    count = run.section(Settings).holdout_images if part == "evaluate-holdout" else None
+    samples = Samples() if run.outputs_only else Samples.of(_labelled_samples(run, split, count))
+    return ShardTask(
+        stage=part,
+        round=round,
+        shard=WHOLE_ROUND,
+        samples=samples,
+        output=output,
+        inputs=inputs,
+    )
+
+
+def _stored(run: Run | RunRef, part: str) -> bool:
+    """Return whether the images' SAM embeddings are stored, so that no encoder is loaded."""
+    return (
+        part not in ("evaluate-validation", "evaluate-baseline")
+        and model_of(run).dea
+        and (run.section(Settings).windows == 1)
+    )
+
+
+def fingerprint(run: RunRef) -> dict[str, Json]:
+    """Return what changes the scores, except the head's weights, which are an input of the task ("weights")."""
+    windows = run.section(Settings).windows
     return {
-        "code": CODE_VERSION,
-        "model": stseg_fingerprint(config.model),
-        "vocabulary": vocabulary.digest,
-        "split": split_name(config.source),
-        "seed": config.seed,
-        "windows": config.windows,
-        "probabilities": config.probabilities if config.windows > 1 else None,
+        "code": VERSION,
+        "model": stseg_fingerprint(_model(run, None)),
+        "vocabulary": run.vocabulary.digest,
+        "split": split_name(run.data.of(_split(run))),
+        "seed": run.config.seed,
+        "windows": windows,
+        "probabilities": probabilities_of(run) if windows > 1 else None,
     }
 
 
-def evaluation_samples(config: EvaluateConfig, vocabulary: Vocabulary) -> tuple[SampleRef, ...]:
-    """Choose the images: the same for the same source, count and seed; sorted by key.
+def load(run: RunRef) -> Evaluation:
+    """Load the model of the part and open its images."""
+    weights = baseline_weights(run) if run.part == "evaluate-baseline" else student_weights(run, run.round)
+    config, source = _model(run, weights), run.data.of(_split(run))
+    windows = run.section(Settings).windows
+    facts = {
+        "split": split_name(source),
+        "seed": source.seed if isinstance(source, ScenesSourceConfig) else run.config.seed,
+        "preset": config.preset,
+        "dea": config.dea,
+        "windows": windows,
+        "weights": weights_checksum(weights),
+    }
+    model = StsegSegmenter(
+        config, run.vocabulary, with_encoder=not _stored(run, run.part), text_cache=run.layout.text_embeddings
+    )
+    side = load_preset(config.preset).image_size
+    return Evaluation(
+        model, open_source(source, run.vocabulary), run.vocabulary, windows, probabilities_of(run), facts, side
+    )
 
-    Raises:
-        ValueError: The source has no labels, or no images.
-    """
-    source = open_source(config.source, vocabulary)
-    if not source.labelled:
-        raise ValueError(f"{split_name(config.source)} has no labels; evaluation needs a labelled source")
-    refs = sorted(source.refs(), key=lambda ref: ref.key)
-    if config.count is not None and config.count < len(refs):
-        refs = sorted(random.Random(config.seed).sample(refs, config.count), key=lambda ref: ref.key)
-    return tuple(refs)
+
+def _split(run: RunRef) -> Split:
+    return "validation" if run.part in ("evaluate-holdout", "evaluate-validation") else "test"
 
 
-def split_name(source: SourceConfig) -> str:
-    """Name a labelled source in results: the scenes' split, or the name of the folder of images."""
-    return source.split if isinstance(source, ScenesSourceConfig) else Path(source.images).name
+def _model(run: RunRef, weights: Path | None) -> ModelConfig:
+    return model_of(run, weights, dea=False if run.part == "evaluate-baseline" else None)
 
 
-def evaluate_shard(
-    task: ShardTask, model: Segmenter, source: Source, vocabulary: Vocabulary, config: EvaluateConfig
-) -> Record:
+def work(evaluation: Evaluation, task: ShardTask) -> Done:
     """Score a model on the task's samples and write the result as JSON.
 
     Logits are resized to each image's size (bilinear) and the highest one is the prediction, as `predict` gives it.
     Images that cannot be read, or have no label or one of another size, are dropped and named in the record.
 
     Args:
+        evaluation: The model and its images.
         task: The samples; its output is a `.json`. Inputs "embedding/…" are the stored SAM embeddings of its images; an
             image that they lack could not be read.
-        model: Makes its own embeddings, unless the task has them or it needs none.
-        source: Images and labels.
-        vocabulary: The classes.
-        config: Goes into the result: split, seed, weights.
 
     Raises:
-        ValueError: Memory does not suffice for a single view.
+        OutOfMemory: Memory does not suffice for a single view.
     """
-    started = time.monotonic()
-    prepare(task)
+    vocabulary = evaluation.vocabulary
     drops: list[Drop] = []
-    labelled = _Labelled(task.samples, source, drops)
+    labelled = _Labelled(task.samples, evaluation.source, drops)
     stores = [path for role, path in sorted(task.inputs.items()) if role.startswith("embedding/")]
     labeller = Labeller(
-        model,
-        load_preset(config.model.preset).image_size,
-        windows=config.windows,
-        probabilities=config.probabilities,
-        batch_size=config.batch_size,
+        evaluation.model,
+        evaluation.side,
+        windows=evaluation.windows,
+        probabilities=evaluation.probabilities,
+        batch_size=evaluation.batch_size,
     )
     stored = StoredEmbeddings(stores).__getitem__ if stores else None
     matrix_KK = np.zeros((len(vocabulary), len(vocabulary)), np.int64)
@@ -129,10 +226,11 @@ def evaluate_shard(
     for key, _, prediction in labeller.labels(labelled, stored):
         matrix_KK += confusion(labelled.labels.pop(key), prediction, len(vocabulary), vocabulary.ignore_index)
         images += 1
-    result = {**_described(config, images), **named_scores(matrix_KK, vocabulary), "dropped": len(drops)}
+    facts = {"split": evaluation.facts["split"], "images": images, **evaluation.facts}
+    result = {**facts, **named_scores(matrix_KK, vocabulary), "dropped": len(drops)}
     write_bytes_atomic(task.output, (json.dumps(result, indent=1, ensure_ascii=False) + "\n").encode())
     stats = {name: float(value) for name, value in result.items() if isinstance(value, int | float)}
-    return finish(task, count=images, stats=stats, drops=drops, seconds=time.monotonic() - started)
+    return Done(images, stats, drops)
 
 
 class _Labelled:
@@ -158,40 +256,50 @@ class _Labelled:
             yield loaded.ref.key, loaded.image
 
 
-def _described(config: EvaluateConfig, images: int) -> dict[str, Any]:
-    seed = config.source.seed if isinstance(config.source, ScenesSourceConfig) else config.seed
-    return {
-        "split": split_name(config.source),
-        "images": images,
-        "seed": seed,
-        "preset": config.model.preset,
-        "dea": config.model.dea,
-        "windows": config.windows,
-        "weights": weights_checksum(config.model.weights),
-    }
-
-
 def named_scores(matrix_KK: NDArray[np.int64], vocabulary: Vocabulary) -> dict[str, Any]:
-    """Give the scores of a confusion matrix in per cent, None where there is nothing to average; IoU by class name."""
+    """Return a confusion matrix's scores in per cent, None where there is nothing to average; IoU by class name."""
     found: dict[str, Any] = dict(scores(matrix_KK, vocabulary.seen_ids, vocabulary.unseen_ids))
     found["iou"] = dict(zip(vocabulary.names, found["iou"], strict=True))
     return found
 
 
-class EvaluateWorker:
-    """Loads a model once and scores it."""
+def split_name(source: SourceConfig) -> str:
+    """Return the name of a labelled source in results: the scenes' split, or the name of the folder of images."""
+    return source.split if isinstance(source, ScenesSourceConfig) else Path(source.images).name
 
-    def __init__(self, config: EvaluateConfig) -> None:
-        self._config = config
-        self._vocabulary = Vocabulary.load(config.vocabulary)
-        self._source = open_source(config.source, self._vocabulary)
-        self._model = StsegSegmenter(
-            config.model,
-            self._vocabulary,
-            with_encoder=not config.stored,
-            text_cache=text_cache_folder(config.vocabulary),
-        )
 
-    def run(self, task: ShardTask) -> Record:
-        """Score the model on the task's samples."""
-        return evaluate_shard(task, self._model, self._source, self._vocabulary, self._config)
+def evaluation_samples(
+    source: SourceConfig, seed: int, count: int | None, vocabulary: Vocabulary
+) -> tuple[SampleRef, ...]:
+    """Return the images to measure on: the same for the same source, count and seed; sorted by key.
+
+    Args:
+        source: Labelled images.
+        seed: Seed of the draw.
+        count: How many to draw; None: all.
+        vocabulary: The classes.
+
+    Raises:
+        ValueError: The source has no labels, or no images.
+    """
+    opened = open_source(source, vocabulary)
+    if not opened.labelled:
+        raise ValueError(f"{split_name(source)} has no labels; evaluation needs a labelled source")
+    refs = sorted(opened.refs(), key=lambda ref: ref.key)
+    if count is not None and count < len(refs):
+        refs = sorted(random.Random(seed).sample(refs, count), key=lambda ref: ref.key)
+    return tuple(refs)
+
+
+def _labelled_samples(run: Run, split: Split, count: int | None) -> tuple[SampleRef, ...]:
+    return _cached_samples(run.data.of(split), run.config.seed, count, run.layout.vocabulary)
+
+
+@lru_cache(maxsize=8)
+def _cached_samples(source: SourceConfig, seed: int, count: int | None, vocabulary: Path) -> tuple[SampleRef, ...]:
+    # Every listing of the tasks needs them, and reading a split hashes all its files.
+    return evaluation_samples(source, seed, count, Vocabulary.load(vocabulary))
+
+
+STAGE: Final = Stage("evaluate", tasks, fingerprint, load, work)
+EMBED_STAGE: Final = Stage("embed-labelled", embed_tasks, embed.fingerprint, embed.load, embed.work, resources="embed")

@@ -1,140 +1,246 @@
-"""The refine stage: the teacher's stored scores and SAM's embeddings become pseudo-labels."""
+"""Refine: the teacher's scores, or given masks, and SAM's embeddings become pseudo-labels."""
 
 # k kept classes, h w score grid, H W image
 
-import time
+import json
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from functools import partial
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, PositiveInt
+from pydantic import PositiveInt
 
 from jobs.artifacts.embeddings import EmbeddingStore
 from jobs.artifacts.labels import write_refined
-from jobs.execution.faults import memory_cure
 from jobs.inference.batching import BatchLimit
-from jobs.inference.model import ModelConfig, load_sam_decoder, sam_fingerprint
-from jobs.stage import CODE_VERSION, ShardTask, finish, prepare
-from jobs.stages.class_gate import gate_fingerprint, load_gate
-from models.refinement.gate import ABSENT, GateConfig
+from jobs.inference.model import load_sam_decoder, model_of, sam_fingerprint
+from jobs.run import Run, RunRef, Section
+from jobs.stage import Done, ShardTask, Stage, memory_hint
+from models.refinement.calibration import Calibration, calibration_table
+from models.refinement.gate import ABSENT, ClassGate, GateConfig
+from models.refinement.label_input import label_as_input
 from models.refinement.predict import PromptDecoder
 from models.refinement.refine import RefinementConfig, refine_batch
 from models.refinement.types import RefinedLabel, RefineInput
+from shards.data.sources import Source
 from shards.data.vocabulary import Vocabulary
 from shards.formats.arrays import read_arrays
-from shards.formats.records import Json, Record
+from shards.formats.records import Drop, Json
+
+VERSION: Final = 3  # goes up when the same scores, embeddings and settings give other labels
+NO_TEACHER: Final = "masks"  # in the place of the teacher's checksum, where masks were given
+NO_MASK: Final = "no_mask"
 
 
-class RefineConfig(BaseModel):
-    """Settings of the refine stage.
+class Settings(Section):
+    """How a teacher's prediction becomes a pseudo-label.
 
     Attributes:
-        model: Preset and SAM's weights; the rest of it is not used.
-        vocabulary: Path of the run's `vocabulary.json`.
         gate: Which classes of an image become prompts.
-        refinement: The steps after the gate.
-        batch_size: Images a call of SAM's mask decoder; changes no result but for rounding, and halves where memory
-            does not suffice.
+        refinement: Prompts, acceptance and overlaps.
+        batch_size: Images per call of SAM's mask decoder; halved on OOM.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    model: ModelConfig
-    vocabulary: Path
     gate: GateConfig = GateConfig()
     refinement: RefinementConfig = RefinementConfig()
     batch_size: PositiveInt = 8
 
 
-def refine_fingerprint(config: RefineConfig, vocabulary: Vocabulary) -> dict[str, Json]:
-    """What changes the refined labels: code, SAM, the number of classes, gate and refinement."""
+@dataclass(frozen=True)
+class Refiner:
+    """What refinement needs.
+
+    Attributes:
+        decoder: SAM's mask decoder.
+        vocabulary: The classes.
+        settings: Gate and refinement.
+        limit: Images per call of the decoder, kept from shard to shard.
+        masks: The images whose labels are the masks to refine; None where the teacher's scores are refined.
+    """
+
+    decoder: PromptDecoder
+    vocabulary: Vocabulary
+    settings: Settings
+    limit: BatchLimit
+    masks: Source | None = None
+
+
+def tasks(run: Run, round: int) -> list[ShardTask]:
+    """Plan the shards of the target, from the teacher's scores."""
+    if round == 0:
+        return []
+    gate = {"thresholds": run.layout.thresholds(round)} if is_adaptive(run) else {}
+    planned = _tasks(run, round)
+    return [
+        task.model_copy(update={"inputs": {"teacher": run.layout.teacher(round, task.shard), **task.inputs, **gate}})
+        for task in planned
+    ]
+
+
+def mask_tasks(run: Run, round: int) -> list[ShardTask]:
+    """Plan the shards of given masks, in the place of round 1."""
+    return _tasks(run, round) if round == 1 else []
+
+
+def _tasks(run: Run, round: int) -> list[ShardTask]:
+    return [
+        ShardTask(
+            stage="refine",
+            round=round,
+            shard=shard.name,
+            samples=shard.samples,
+            output=run.layout.refine(round, shard.name),
+            inputs={"embedding": run.layout.embedding("target", shard.name)},
+        )
+        for shard in run.plan.shards
+    ]
+
+
+def fingerprint(run: RunRef) -> dict[str, Json]:
+    """Return what changes the refined labels: code, SAM, the number of classes, gate and refinement."""
+    return {**mask_fingerprint(run), "gate": gate_fingerprint(run.section(Settings).gate)}
+
+
+def mask_fingerprint(run: RunRef) -> dict[str, Json]:
+    """Return what changes refined masks; there is no gate: what a mask says is sure, and the masks are an input."""
     return {
-        "code": CODE_VERSION,
-        "sam": sam_fingerprint(config.model),
-        "classes": len(vocabulary),
-        "gate": gate_fingerprint(config.gate),
-        "refinement": config.refinement.model_dump(mode="json"),
+        "code": VERSION,
+        "sam": sam_fingerprint(model_of(run)),
+        "classes": len(run.vocabulary),
+        "refinement": run.section(Settings).refinement.model_dump(mode="json"),
     }
 
 
-def refine_shard(
-    task: ShardTask,
-    decoder: PromptDecoder,
-    vocabulary: Vocabulary,
-    config: RefineConfig,
-    limit: BatchLimit | None = None,
-) -> Record:
+def load(run: RunRef) -> Refiner:
+    """Load SAM's mask decoder."""
+    from jobs.inference.segmenter import worker_device
+
+    settings = run.section(Settings)
+    decoder = load_sam_decoder(model_of(run)).to(worker_device())
+    return Refiner(decoder, run.vocabulary, settings, batch_limit(settings.batch_size))
+
+
+def load_for_masks(run: RunRef) -> Refiner:
+    """Load SAM's mask decoder, and open the images whose labels are the masks."""
+    refiner = load(run)
+    return replace(refiner, masks=run.open("target"))
+
+
+def batch_limit(size: int) -> BatchLimit:
+    """Return the number of images that refinement begins with."""
+    return BatchLimit(size, of="images", hint=memory_hint("refine"))
+
+
+def work(refiner: Refiner, task: ShardTask) -> Done:
     """Refine the labels of a shard's images.
 
     Writes what `jobs.artifacts.labels` describes. An image, or a whole shard, where nothing passes the gate is stored
     with every pixel ignored: `coverage` in the record says so, and the write stage leaves such images out.
 
     Args:
+        refiner: What refinement needs.
         task: Inputs "teacher" (scores) and "embedding" (SAM's embeddings and the images' sizes); "thresholds" where the
             gate's are adaptive.
-        decoder: SAM's mask decoder.
-        vocabulary: The classes.
-        config: Gate and refinement.
-        limit: Images a call of the decoder, kept from shard to shard; None: as the settings say.
 
     Raises:
         OutOfMemory: Not even one image fits.
         ValueError: The teacher's scores cannot be right, or belong to other classes or images, or a file that the gate
             needs is missing or damaged.
     """
-    started = time.monotonic()
-    prepare(task)
-    gate = load_gate(config.gate, vocabulary, task.inputs.get("thresholds"))
+    gate = load_gate(refiner.settings.gate, refiner.vocabulary, task.inputs.get("thresholds"))
     store = EmbeddingStore.open(task.inputs["embedding"])
     scores, attrs = read_arrays(task.inputs["teacher"], names=("ids", "scores"))
-    read: dict[str, Any] = attrs
-    keys = [str(key) for key in read["keys"]]
+    keys: list[str] = [str(key) for key in attrs["keys"]]  # type: ignore[union-attr]
+    inputs = _scored_images(task, keys, scores, store)
+    return _refine(refiner, task, inputs, gate, store, str(attrs["teacher_weights"]))
+
+
+def work_on_masks(refiner: Refiner, task: ShardTask) -> Done:
+    """Refine the masks of a shard's images; an image without a mask is dropped as "no_mask".
+
+    Raises:
+        ValueError: A mask is damaged, has an id that is no class, or another size than its image; the file is named.
+    """
+    store = EmbeddingStore.open(task.inputs["embedding"])
+    drops: list[Drop] = []
+    gate = ClassGate(GateConfig(), len(refiner.vocabulary))
+    done = _refine(refiner, task, _masked_images(refiner, task, store, drops), gate, store, NO_TEACHER)
+    return replace(done, drops=drops, arrived=len(store.rows))
+
+
+def _refine(
+    refiner: Refiner,
+    task: ShardTask,
+    inputs: Iterable[tuple[str, RefineInput]],
+    gate: ClassGate,
+    store: EmbeddingStore,
+    teacher_weights: str,
+) -> Done:
+    keys: list[str] = []
     refined: list[RefinedLabel] = []
-    ask = partial(
-        refine_batch,
-        decoder=decoder,
-        class_gate=gate,
-        config=config.refinement,
-        ignore_index=vocabulary.ignore_index,
-    )
-    for _, some in (limit or batch_limit(config.batch_size)).batches(_inputs(task, keys, scores, store), ask):
-        refined += some
+
+    def refine(some: Sequence[tuple[str, RefineInput]]) -> list[RefinedLabel]:
+        ignore = refiner.vocabulary.ignore_index
+        images = [one for _, one in some]
+        return refine_batch(images, refiner.decoder, gate, refiner.settings.refinement, ignore_index=ignore)
+
+    for batch, labels in refiner.limit.batches(inputs, refine):
+        keys += [key for key, _ in batch]
+        refined += labels
     write_refined(
         task.output,
         keys,
         refined,
         [store.exif[store.rows[key]] for key in keys],
-        ignore_index=vocabulary.ignore_index,
-        teacher_weights=str(read["teacher_weights"]),
+        ignore_index=refiner.vocabulary.ignore_index,
+        teacher_weights=teacher_weights,
         fingerprint=task.fingerprint,
     )
-    stats = refine_stats(refined, vocabulary)
-    return finish(task, count=len(keys), stats=stats, seconds=time.monotonic() - started, arrived=len(keys))
+    return Done(len(keys), refine_stats(refined, refiner.vocabulary), arrived=len(keys))
 
 
-def batch_limit(size: int) -> BatchLimit:
-    """Give the limit that refinement begins with."""
-    return BatchLimit(size, of="images", cure=memory_cure("refine"))
-
-
-def _inputs(
+def _scored_images(
     task: ShardTask, keys: Sequence[str], scores: dict[str, NDArray[Any]], store: EmbeddingStore
-) -> Iterator[RefineInput]:
+) -> Iterator[tuple[str, RefineInput]]:
     for index, key in enumerate(keys):
         if key not in store.rows:
             raise ValueError(f"shard {task.shard} has teacher scores for {key}, but no embedding; redo the teacher")
         row = store.rows[key]
-        yield RefineInput(
-            ids=scores["ids"][index],
-            scores=scores["scores"][index],
-            embedding=store.embedding(row),
-            valid_hw=store.valid_hw(row),
-            original_hw=store.sizes_hw[row],
+        yield (
+            key,
+            RefineInput(
+                ids=scores["ids"][index],
+                scores=scores["scores"][index],
+                embedding=store.embedding(row),
+                valid_hw=store.valid_hw(row),
+                original_hw=store.sizes_hw[row],
+            ),
         )
+
+
+def _masked_images(
+    refiner: Refiner, task: ShardTask, store: EmbeddingStore, drops: list[Drop]
+) -> Iterator[tuple[str, RefineInput]]:
+    assert refiner.masks is not None
+    for ref in task.samples:
+        if ref.key not in store.rows:
+            continue
+        label = refiner.masks.read_label(ref)
+        if label is None:
+            drops.append(Drop(key=ref.key, reason=NO_MASK, detail=f"{ref.uri} has no index PNG of its name"))
+            continue
+        row = store.rows[ref.key]
+        height, width = store.sizes_hw[row]
+        if label.shape != (height, width):
+            raise ValueError(
+                f"the mask of {ref.uri} has {label.shape[1]} x {label.shape[0]} pixels, the image {width} x {height}; "
+                "a mask needs the size of its image"
+            )
+        ignore = refiner.vocabulary.ignore_index
+        yield ref.key, label_as_input(label, store.embedding(row), store.valid_hw(row), ignore_index=ignore)
 
 
 def refine_stats(refined: Sequence[RefinedLabel], vocabulary: Vocabulary) -> dict[str, float]:
@@ -142,7 +248,7 @@ def refine_stats(refined: Sequence[RefinedLabel], vocabulary: Vocabulary) -> dic
 
     Returns:
         `samples`, `samples_uncovered`, `pixels`, `pixels_covered`, `pixels_gated`; `masks_accepted` and
-        `masks_<reason>`; `classes_accepted` and `classes_<reason>`, counted once an image; per class id i,
+        `masks_<reason>`; `classes_accepted` and `classes_<reason>`, counted once per image; per class id i,
         `class_<i>_pixels` and `class_<i>_masks_<reason>`. All of these add up over shards. `coverage` does not: it is
         the share of this shard's pixels that are labelled, in per cent.
     """
@@ -162,17 +268,54 @@ def refine_stats(refined: Sequence[RefinedLabel], vocabulary: Vocabulary) -> dic
     return stats
 
 
-class RefineWorker:
-    """Loads SAM's mask decoder once and refines shards."""
+def is_adaptive(run: Run | RunRef) -> bool:
+    """Return whether the classes have thresholds of their own, which a round makes from all of its scores."""
+    return run.section(Settings).gate.adaptive is not None
 
-    def __init__(self, config: RefineConfig) -> None:
-        from jobs.inference.segmenter import worker_device
 
-        self._config = config
-        self._vocabulary = Vocabulary.load(config.vocabulary)
-        self._limit = batch_limit(config.batch_size)
-        self._decoder = load_sam_decoder(config.model).to(worker_device())
+def gate_fingerprint(config: GateConfig) -> dict[str, Json]:
+    """Return what of a gate changes results: its settings, and what the calibration says instead of where it lies.
 
-    def run(self, task: ShardTask) -> Record:
-        """Refine a shard."""
-        return refine_shard(task, self._decoder, self._vocabulary, self._config, self._limit)
+    Raises:
+        ValueError: The calibration cannot be read.
+    """
+    digest = None if config.calibration is None else Calibration.load(config.calibration).digest
+    return {**config.model_dump(mode="json"), "calibration": digest}
+
+
+def load_gate(config: GateConfig, vocabulary: Vocabulary, thresholds: Path | None) -> ClassGate:
+    """Return a gate ready for use.
+
+    Args:
+        config: Its settings.
+        vocabulary: The classes.
+        thresholds: The round's `thresholds.json`, where thresholds are adaptive.
+
+    Raises:
+        ValueError: A file cannot be read or is for other classes, or the thresholds are missing.
+    """
+    return ClassGate(
+        config=config,
+        num_classes=len(vocabulary),
+        calibration=calibration_table(config.calibration, vocabulary.names),
+        thresholds=None if thresholds is None else read_thresholds(thresholds, vocabulary),
+    )
+
+
+def read_thresholds(path: Path, vocabulary: Vocabulary) -> NDArray[np.float64]:
+    """Read the (K,) thresholds that `work` wrote.
+
+    Raises:
+        FileNotFoundError: There are none.
+        ValueError: The file is damaged, or is for other classes.
+    """
+    try:
+        content: Any = json.loads(path.read_bytes())
+        thresholds = {str(entry["name"]): float(entry["threshold"]) for entry in content["classes"]}
+        return np.array([thresholds[name] for name in vocabulary.names])
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{path} holds no thresholds of this vocabulary: {error!r}; delete its record") from error
+
+
+STAGE: Final = Stage("refine", tasks, fingerprint, load, work, after="teacher")
+MASKS_STAGE: Final = Stage("refine", mask_tasks, mask_fingerprint, load_for_masks, work_on_masks)

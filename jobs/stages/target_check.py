@@ -1,89 +1,144 @@
-"""A student on unlabelled images: against its teacher, its lessons, SAM and its own view of the mirrored image."""
+"""Evaluate-target: a student on unlabelled images, against its teacher, its lessons, SAM and the mirrored image."""
 
 # K class, H W image
 
 import json
-import time
+import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict
 
 from jobs.artifacts.embeddings import EmbeddingStore
 from jobs.artifacts.labels import LABEL_MAPS, read_refined
 from jobs.inference.loaded_images import LoadedImage, in_batches, load_images
-from jobs.inference.model import ModelConfig, load_sam_decoder, load_sam_encoder, text_cache_folder
+from jobs.inference.model import ImageEncoder, load_sam_decoder, load_sam_encoder, model_of
 from jobs.quality.target_findings import Findings, Views, Who
-from jobs.stage import EmptyShard, ShardTask, finish, prepare
-from jobs.stages.class_gate import load_gate
-from jobs.stages.embed import ImageEncoder
-from jobs.stages.refine import RefineConfig, refine_fingerprint
-from jobs.stages.teacher import Probabilities, TeacherConfig, teacher_fingerprint, top_scores
-from models.refinement.gate import ClassGate
+from jobs.run import WHOLE_ROUND, Run, RunRef, best_weights, student_weights
+from jobs.stage import Done, EmptyShard, ShardTask, Stage
+from jobs.stages import evaluate, refine, teacher
+from jobs.stages.promote import promotion_measure
+from jobs.stages.teacher import Probabilities, top_scores
+from models.refinement.gate import ClassGate, GateConfig
 from models.refinement.predict import PromptDecoder
-from models.refinement.refine import refine_batch
+from models.refinement.refine import RefinementConfig, refine_batch
 from models.refinement.types import RefineInput
 from models.stseg.label_map import label_at_size
-from shards.data.sources import Source, open_source
+from shards.data.samples import Samples
+from shards.data.sources import Source
 from shards.data.vocabulary import IGNORE_16_BIT, Vocabulary
 from shards.files.atomic import write_bytes_atomic
-from shards.formats.records import Drop, Json, Record
+from shards.formats.records import Drop, Json
 
 if TYPE_CHECKING:
     from jobs.inference.segmenter import Segmenter
     from models.sam.sam import SamEmbedding
 
 
-class TargetCheckConfig(BaseModel):
-    """Settings of the look at a student on the target.
-
-    Attributes:
-        student: How the student predicts: as it would as the next teacher.
-        teacher: The model that taught it.
-        refine: How its labels would be refined.
-        stability: Whether `stability` is measured; it encodes each image mirrored, by far the dearest part.
-    """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    student: TeacherConfig
-    teacher: ModelConfig
-    refine: RefineConfig
-    stability: bool = True
-
-
 @dataclass(frozen=True)
-class CheckModels:
-    """The loaded networks, or a test's fakes.
+class TargetCheck:
+    """The loaded networks, or a test's fakes, and how they are used: as the student would be as the next teacher.
 
     Attributes:
         student: The model in question.
-        teacher: The one that taught it; None where stability is not measured.
+        teacher: The one that taught it; None where stability is not measured, which encodes each image mirrored and is
+            by far the dearest part.
         decoder: SAM's mask decoder.
         encoder: SAM's image encoder, for mirrored images; None where there are none or no model wants embeddings.
+        source: Images, and labels where there are some; these are measured with and nothing else.
+        vocabulary: The classes.
+        gate: Settings of the gate.
+        refinement: How the student's labels would be refined.
+        top_k: Classes kept per cell.
+        probabilities: How logits become probabilities.
+        batch_size: Images at a time.
     """
 
     student: "Segmenter"
     teacher: "Segmenter | None"
     decoder: PromptDecoder
     encoder: ImageEncoder | None
+    source: Source
+    vocabulary: Vocabulary
+    gate: GateConfig
+    refinement: RefinementConfig
+    top_k: int
+    probabilities: Probabilities
+    batch_size: int
 
 
-def target_check_fingerprint(config: TargetCheckConfig, vocabulary: Vocabulary) -> dict[str, Json]:
-    """What changes the result, except both heads' weights, which are inputs ("weights", "teacher")."""
+def tasks(run: Run, round: int) -> list[ShardTask]:
+    """Plan one task per round from 1, on images drawn with the run's seed, the same in every round."""
+    if round == 0:
+        return []
+    picked = _target_samples(run)
+    inputs = {"weights": student_weights(run, round), "teacher": best_weights(run, round - 1)}
+    if refine.is_adaptive(run):
+        inputs["thresholds"] = run.layout.thresholds(round)
+    for name in picked:
+        inputs[f"embedding/{name}"] = run.layout.embedding("target", name)
+        inputs[f"refine/{name}"] = run.layout.refine(round, name)
+        if round > 1:
+            inputs[f"before/{name}"] = run.layout.refine(round - 1, name)
+    return [
+        ShardTask(
+            stage="evaluate-target",
+            round=round,
+            shard=WHOLE_ROUND,
+            samples=Samples(tuple(one for samples in picked.values() for one in samples.lists)),
+            output=run.layout.target_check(round),
+            inputs=inputs,
+        )
+    ]
+
+
+def _target_samples(run: Run) -> dict[str, Samples]:
+    count, places = run.section(evaluate.Settings).target_images, range(run.plan.sample_count)
+    return run.plan.pick(places if count >= len(places) else random.Random(run.config.seed).sample(places, count))
+
+
+def _measures_stability(run: RunRef) -> bool:
+    return promotion_measure(run) in ("proxies", "stability")
+
+
+def fingerprint(run: RunRef) -> dict[str, Json]:
+    """Return what changes the result, except both heads' weights, which are inputs ("weights", "teacher")."""
     return {
-        "student": teacher_fingerprint(config.student, vocabulary),
-        "refine": refine_fingerprint(config.refine, vocabulary),
-        "stability": config.stability,
+        "student": teacher.fingerprint(run),
+        "refine": refine.fingerprint(run),
+        "stability": _measures_stability(run),
     }
 
 
-def check_target(
-    task: ShardTask, models: CheckModels, source: Source, vocabulary: Vocabulary, config: TargetCheckConfig
-) -> Record:
+def load(run: RunRef) -> TargetCheck:
+    """Load the student, its teacher where stability is measured, and SAM."""
+    from jobs.inference.segmenter import StsegSegmenter, worker_device
+
+    cache, device = run.layout.text_embeddings, worker_device()
+    model = model_of(run, best_weights(run, run.round - 1))
+    student = StsegSegmenter(model_of(run, student_weights(run, run.round)), run.vocabulary, text_cache=cache)
+    taught_by = encoder = None
+    if _measures_stability(run):
+        taught_by = StsegSegmenter(model, run.vocabulary, text_cache=cache)
+        encoder = load_sam_encoder(model).to(device) if student.needs_embedding else None
+    return TargetCheck(
+        student=student,
+        teacher=taught_by,
+        decoder=load_sam_decoder(model).to(device),
+        encoder=encoder,
+        source=run.open("target"),
+        vocabulary=run.vocabulary,
+        gate=run.section(refine.Settings).gate,
+        refinement=run.section(refine.Settings).refinement,
+        top_k=run.section(teacher.Settings).top_k,
+        probabilities=teacher.probabilities_of(run),
+        batch_size=run.section(teacher.Settings).batch_size,
+    )
+
+
+def work(check: TargetCheck, task: ShardTask) -> Done:
     """Look at a student on the task's samples and write what was found as JSON.
 
     - `proxies`, each for `student` and `teacher`, in per cent, None where there is nothing to compare: `agreement`, the
@@ -96,49 +151,39 @@ def check_target(
     - `waterfall`: see `jobs.quality.waterfall`; None without labels.
 
     Args:
+        check: The networks, images and settings.
         task: Samples; for shard N "embedding/N", "refine/N" and, if there is an earlier round, "before/N".
-        models: The networks.
-        source: Images, and labels where there are some; these are measured with and nothing else.
-        vocabulary: The classes.
-        config: Settings.
 
     Raises:
         EmptyShard: Not one of the samples can be read.
     """
-    started = time.monotonic()
-    prepare(task)
     drops: list[Drop] = []
-    found = Findings(vocabulary)
-    gate = load_gate(config.refine.gate, vocabulary, task.inputs.get("thresholds"))
+    found = Findings(check.vocabulary)
+    gate = refine.load_gate(check.gate, check.vocabulary, task.inputs.get("thresholds"))
     refs = {ref.key: ref for ref in task.samples}
     for shard in sorted(role.partition("/")[2] for role in task.inputs if role.startswith("refine/")):
         store = read_refined(task.inputs[f"refine/{shard}"], LABEL_MAPS, refs)
         before = task.inputs.get(f"before/{shard}")
         earlier = None if before is None else read_refined(before, ("label",), refs)
         embeddings = EmbeddingStore.open(task.inputs[f"embedding/{shard}"])
-        images = load_images([refs[key] for key in store.keys], source, drops)
-        for batch in in_batches(images, config.student.batch_size):
-            looked = _views(batch, models, embeddings, config, gate)
-            for loaded, views in zip(batch, looked, strict=True):
-                found.add(loaded.ref.key, views, (store, earlier), source.read_label(loaded.ref))
+        images = load_images([refs[key] for key in store.keys], check.source, drops)
+        for batch in in_batches(images, check.batch_size):
+            for loaded, views in zip(batch, _views(batch, check, embeddings, gate), strict=True):
+                found.add(loaded.ref.key, views, (store, earlier), check.source.read_label(loaded.ref))
     if not found.images:
         raise EmptyShard(f"none of the {len(refs)} sampled target images can be read; raise evaluate.target_images")
     text = json.dumps(found.result(), indent=1, ensure_ascii=False) + "\n"
     write_bytes_atomic(task.output, text.encode())
-    return finish(task, count=found.images, stats={}, drops=drops, seconds=time.monotonic() - started)
+    return Done(found.images, drops=drops)
 
 
 def _views(
-    batch: Sequence[LoadedImage],
-    models: CheckModels,
-    embeddings: EmbeddingStore,
-    config: TargetCheckConfig,
-    gate: ClassGate,
+    batch: Sequence[LoadedImage], check: TargetCheck, embeddings: EmbeddingStore, gate: ClassGate
 ) -> Iterator[Views]:
     images = [loaded.image for loaded in batch]
     keys = [loaded.ref.key for loaded in batch]
-    sam = embeddings.batch(keys) if models.student.needs_embedding else None
-    ids, scores, _ = top_scores(models.student.logits(images, sam), config.student.top_k, config.student.probabilities)
+    sam = embeddings.batch(keys) if check.student.needs_embedding else None
+    ids, scores, _ = top_scores(check.student.logits(images, sam), check.top_k, check.probabilities)
     inputs = [
         RefineInput(
             ids=ids[index],
@@ -150,53 +195,32 @@ def _views(
         for index, row in enumerate(embeddings.rows[key] for key in keys)
     ]
     # Only its masks and the student's own labels are looked at, so that any id outside the classes serves to ignore.
-    refined = refine_batch(inputs, models.decoder, gate, config.refine.refinement, ignore_index=IGNORE_16_BIT)
-    mirrored = _mirrored(images, models, config.student.probabilities)
+    refined = refine_batch(inputs, check.decoder, gate, check.refinement, ignore_index=IGNORE_16_BIT)
+    mirrored = _mirrored(images, check)
     for index, one in enumerate(refined):
         yield Views(one, {who: labels[index] for who, labels in mirrored.items()})
 
 
-def _mirrored(
-    images: Sequence[NDArray[np.uint8]], models: CheckModels, kind: Probabilities
-) -> dict[Who, list[NDArray[np.int32]]]:
-    """Give both models' labels of the mirrored images; none where stability is not measured."""
-    if models.teacher is None:
+def _mirrored(images: Sequence[NDArray[np.uint8]], check: TargetCheck) -> dict[Who, list[NDArray[np.int32]]]:
+    """Return both models' labels of the mirrored images; none where stability is not measured."""
+    if check.teacher is None:
         return {}
     flipped = [np.ascontiguousarray(image[:, ::-1]) for image in images]
-    sam = None if models.encoder is None else models.encoder.encode(flipped)
+    sam = None if check.encoder is None else check.encoder.encode(flipped)
     return {
-        "student": _mirrored_labels(models.student, flipped, sam, kind),
-        "teacher": _mirrored_labels(models.teacher, flipped, sam, kind),
+        "student": _mirrored_labels(check.student, flipped, sam, check.probabilities),
+        "teacher": _mirrored_labels(check.teacher, flipped, sam, check.probabilities),
     }
 
 
 def _mirrored_labels(
     model: "Segmenter", flipped: Sequence[NDArray[np.uint8]], sam: "SamEmbedding | None", kind: Probabilities
 ) -> list[NDArray[np.int32]]:
-    """Give the labels of mirrored images, mirrored back; made as the refined labels' `teacher` maps are."""
+    """Return the labels of mirrored images, mirrored back; made as the refined labels' `teacher` maps are."""
     logits = model.logits(flipped, sam if model.needs_embedding else None)
     scores = logits.softmax(dim=1) if kind == "softmax" else logits.sigmoid()
     sizes = [(image.shape[0], image.shape[1]) for image in flipped]
     return [label_at_size(one, size)[:, ::-1] for one, size in zip(scores, sizes, strict=True)]
 
 
-class TargetCheckWorker:
-    """Loads both models and SAM once and looks at the student."""
-
-    def __init__(self, config: TargetCheckConfig) -> None:
-        from jobs.inference.segmenter import StsegSegmenter, worker_device
-
-        self._config = config
-        self._vocabulary = Vocabulary.load(config.student.vocabulary)
-        self._source = open_source(config.student.source, self._vocabulary)
-        cache, device = text_cache_folder(config.student.vocabulary), worker_device()
-        student = StsegSegmenter(config.student.model, self._vocabulary, text_cache=cache)
-        teacher = encoder = None
-        if config.stability:
-            teacher = StsegSegmenter(config.teacher, self._vocabulary, text_cache=cache)
-            encoder = load_sam_encoder(config.teacher).to(device) if student.needs_embedding else None
-        self._models = CheckModels(student, teacher, load_sam_decoder(config.teacher).to(device), encoder)
-
-    def run(self, task: ShardTask) -> Record:
-        """Look at the student on the task's samples."""
-        return check_target(task, self._models, self._source, self._vocabulary, self._config)
+STAGE: Final = Stage("evaluate-target", tasks, fingerprint, load, work, resources="evaluate")

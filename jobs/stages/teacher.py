@@ -2,126 +2,156 @@
 
 # B image, K class, k kept classes, h w score grid
 
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Final, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, PositiveInt
+from pydantic import PositiveInt
 
 from jobs.artifacts.embeddings import EmbeddingStore
-from jobs.execution.faults import memory_cure
 from jobs.inference.batching import BatchLimit
 from jobs.inference.loaded_images import LoadedImage, load_images
-from jobs.inference.model import ModelConfig, stseg_fingerprint, text_cache_folder, weights_checksum
-from jobs.stage import CODE_VERSION, ShardTask, finish, prepare
-from shards.data.sources import Source, SourceConfig, open_source
+from jobs.inference.model import ModelConfig, model_of, stseg_fingerprint, weights_checksum
+from jobs.run import Run, RunRef, Section, best_weights
+from jobs.stage import Done, ShardTask, Stage, memory_hint
+from jobs.training.config import TrainConfig
+from shards.data.sources import Source
 from shards.data.vocabulary import Vocabulary
 from shards.formats.arrays import write_arrays
-from shards.formats.records import Drop, Json, Record
+from shards.formats.records import Drop, Json
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from jobs.inference.segmenter import Segmenter
 
+VERSION: Final = 3  # goes up when the same model and images give other scores
+
 Probabilities = Literal["softmax", "sigmoid"]
 TopScores = tuple[NDArray[np.uint16], NDArray[np.float16], NDArray[np.float16]]
 
 
-class TeacherConfig(BaseModel):
-    """Settings of the teacher stage.
+class Settings(Section):
+    """How the teacher predicts.
 
     Attributes:
-        model: The teacher.
-        source: Where the images are.
-        vocabulary: Path of the run's `vocabulary.json`.
-        top_k: Classes kept for each cell.
-        probabilities: How logits become probabilities: "softmax" over the classes for a model trained with loss "eq6",
-            "sigmoid" for "bce".
-        batch_size: Images at a time; changes no result but for rounding, and halves where memory does not suffice.
+        top_k: Classes kept for each pixel.
+        batch_size: Images at a time; halved on OOM.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    model: ModelConfig
-    source: SourceConfig
-    vocabulary: Path
     top_k: PositiveInt = 4
-    probabilities: Probabilities = "softmax"
     batch_size: PositiveInt = 8
 
 
-def teacher_fingerprint(config: TeacherConfig, vocabulary: Vocabulary) -> dict[str, Json]:
-    """What changes the teacher's scores, except its head's weights, which are an input of the task ("weights")."""
+@dataclass(frozen=True)
+class Teacher:
+    """A loaded teacher.
+
+    Attributes:
+        model: The network.
+        source: Where to read the images.
+        settings: What is kept of its scores.
+        probabilities: How logits become probabilities, see `probabilities_of`.
+        weights: The checksum of its head's weights, which goes into the labels' provenance.
+        limit: Images at a time, kept from shard to shard.
+    """
+
+    model: "Segmenter"
+    source: Source
+    settings: Settings
+    probabilities: Probabilities
+    weights: str
+    limit: BatchLimit
+
+
+def tasks(run: Run, round: int) -> list[ShardTask]:
+    """Plan the shards of the target; the teacher of a round is the best model so far."""
+    if round == 0:
+        return []
+    weights = best_weights(run, round - 1)
+    return [
+        ShardTask(
+            stage="teacher",
+            round=round,
+            shard=shard.name,
+            samples=shard.samples,
+            output=run.layout.teacher(round, shard.name),
+            inputs={"embedding": run.layout.embedding("target", shard.name), "weights": weights},
+        )
+        for shard in run.plan.shards
+    ]
+
+
+def probabilities_of(run: Run | RunRef) -> Probabilities:
+    """Return how logits become probabilities: "softmax" over the classes after loss "eq6", "sigmoid" after "bce"."""
+    return "softmax" if run.section(TrainConfig).loss.kind == "eq6" else "sigmoid"
+
+
+def fingerprint(run: RunRef) -> dict[str, Json]:
+    """Return what changes the scores, except the head's weights, which are an input of the task ("weights")."""
+    return scores_fingerprint(model_of(run), run.vocabulary, run.section(Settings).top_k, probabilities_of(run))
+
+
+def scores_fingerprint(
+    model: ModelConfig, vocabulary: Vocabulary, top_k: int, probabilities: Probabilities
+) -> dict[str, Json]:
+    """Return what changes a model's scores besides its head's weights."""
     return {
-        "code": CODE_VERSION,
-        "model": stseg_fingerprint(config.model),
+        "code": VERSION,
+        "model": stseg_fingerprint(model),
         "vocabulary": vocabulary.digest,
-        "top_k": config.top_k,
-        "probabilities": config.probabilities,
+        "top_k": top_k,
+        "probabilities": probabilities,
     }
 
 
-def teacher_shard(
-    task: ShardTask, model: "Segmenter", source: Source, config: TeacherConfig, limit: BatchLimit | None = None
-) -> Record:
+def load(run: RunRef) -> Teacher:
+    """Load the best model up to the round before, with the text embeddings of the classes."""
+    from jobs.inference.segmenter import StsegSegmenter
+
+    settings, weights = run.section(Settings), best_weights(run, run.round - 1)
+    return Teacher(
+        StsegSegmenter(model_of(run, weights), run.vocabulary, text_cache=run.layout.text_embeddings),
+        run.open("target"),
+        settings,
+        probabilities_of(run),
+        weights_checksum(weights),
+        BatchLimit(settings.batch_size, of="images", hint=memory_hint("teacher")),
+    )
+
+
+def work(teacher: Teacher, task: ShardTask) -> Done:
     """Predict the images of a shard.
 
     Writes `ids` (n, k, h, w) uint16 and `scores` (n, k, h, w) float16, best first, and `class_max` (n, K) float16, each
-    class's highest probability; attrs `keys`, `teacher_weights`.
-
-    Args:
-        task: The samples, and the shard's embeddings under "embedding", which name the readable images.
-        model: The network.
-        source: Where to read the images.
-        config: Settings; `config.model` is only read for its weights' checksum.
-        limit: Images at a time, kept from shard to shard; None: as the settings say.
+    class's highest probability; attrs `keys`, `teacher_weights`. Embeddings name the readable images.
 
     Raises:
         OutOfMemory: Not even one image fits.
         ValueError: The logits are not finite.
     """
-    started = time.monotonic()
-    prepare(task)
     store = EmbeddingStore.open(task.inputs["embedding"])
     drops: list[Drop] = []
     keys: list[str] = []
     parts: list[TopScores] = []
+
+    def predict(batch: Sequence[LoadedImage]) -> TopScores:
+        sam = store.batch([loaded.ref.key for loaded in batch]) if teacher.model.needs_embedding else None
+        logits_BKhw = teacher.model.logits([loaded.image for loaded in batch], sam)
+        return top_scores(logits_BKhw, teacher.settings.top_k, teacher.probabilities)
+
     refs = [ref for ref in task.samples if ref.key in store.rows]
-    predict = _Predict(model, store, config)
-    for batch, top in (limit or batch_limit(config)).batches(load_images(refs, source, drops), predict):
+    for batch, top in teacher.limit.batches(load_images(refs, teacher.source, drops), predict):
         keys += [loaded.ref.key for loaded in batch]
         parts.append(top)
     names = ("ids", "scores", "class_max")
     arrays = dict(zip(names, map(np.concatenate, zip(*(parts or [_no_scores()]), strict=True)), strict=True))
-    attrs: dict[str, Json] = {"keys": list(keys), "teacher_weights": weights_checksum(config.model.weights)}
+    attrs: dict[str, Json] = {"keys": list(keys), "teacher_weights": teacher.weights}
     write_arrays(task.output, arrays, attrs)
     stats = {"samples": float(len(keys)), "dropped": float(len(drops)), "score_sum": _score_sum(arrays["scores"])}
-    seconds = time.monotonic() - started
-    return finish(task, count=len(keys), stats=stats, drops=drops, seconds=seconds, arrived=len(store.rows))
-
-
-def batch_limit(config: TeacherConfig) -> BatchLimit:
-    """Give the limit that the teacher begins with."""
-    return BatchLimit(config.batch_size, of="images", cure=memory_cure("teacher"))
-
-
-@dataclass(frozen=True)
-class _Predict:
-    """The best classes of some images."""
-
-    model: "Segmenter"
-    store: EmbeddingStore
-    config: TeacherConfig
-
-    def __call__(self, batch: Sequence[LoadedImage]) -> TopScores:
-        sam = self.store.batch([loaded.ref.key for loaded in batch]) if self.model.needs_embedding else None
-        logits_BKhw = self.model.logits([loaded.image for loaded in batch], sam)
-        return top_scores(logits_BKhw, self.config.top_k, self.config.probabilities)
+    return Done(len(keys), stats, drops, arrived=len(store.rows))
 
 
 def top_scores(logits_BKHW: "Tensor", top_k: int, probabilities: Probabilities) -> TopScores:
@@ -130,7 +160,7 @@ def top_scores(logits_BKHW: "Tensor", top_k: int, probabilities: Probabilities) 
     Args:
         logits_BKHW: (B, K, h, w) float.
         top_k: Classes to keep; K if there are fewer.
-        probabilities: See `TeacherConfig`.
+        probabilities: See `probabilities_of`.
 
     Returns:
         (B, k, h, w) uint16 ids and (B, k, h, w) float16 probabilities, best first, and (B, K) float16, the highest
@@ -160,18 +190,4 @@ def _score_sum(scores: NDArray[np.float16]) -> float:
     return float(scores[:, 0].astype(np.float64).mean(axis=(1, 2)).sum()) if len(scores) else 0.0
 
 
-class TeacherWorker:
-    """Loads the teacher once and predicts shards."""
-
-    def __init__(self, config: TeacherConfig) -> None:
-        from jobs.inference.segmenter import StsegSegmenter
-
-        vocabulary = Vocabulary.load(config.vocabulary)
-        self._config = config
-        self._source = open_source(config.source, vocabulary)
-        self._limit = batch_limit(config)
-        self._model = StsegSegmenter(config.model, vocabulary, text_cache=text_cache_folder(config.vocabulary))
-
-    def run(self, task: ShardTask) -> Record:
-        """Predict a shard."""
-        return teacher_shard(task, self._model, self._source, self._config, self._limit)
+STAGE: Final = Stage("teacher", tasks, fingerprint, load, work)

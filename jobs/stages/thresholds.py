@@ -1,78 +1,90 @@
-"""The thresholds of a round's classes, where they are adaptive: made from all of its teacher's scores."""
+"""Thresholds: a threshold per class, where the gate's are adaptive, made from all scores of a round."""
 
 import json
-import time
 from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict
 
 from jobs.artifacts.scores import stored_scores
-from jobs.stage import CODE_VERSION, ShardTask, finish, prepare
+from jobs.run import WHOLE_ROUND, Run, RunRef
+from jobs.stage import Done, ShardTask, Stage
+from jobs.stages import refine
+from jobs.stages.refine import gate_fingerprint, is_adaptive
 from models.refinement.calibration import CalibrationTable, calibration_table
 from models.refinement.gate import GateConfig, adaptive_thresholds, gate_confidence
 from shards.data.vocabulary import Vocabulary
 from shards.files.atomic import write_bytes_atomic
-from shards.formats.records import Json, Record
+from shards.formats.records import Json
+
+VERSION: Final = 3  # goes up when the same scores and gate give other thresholds
 
 
-class ThresholdsConfig(BaseModel):
-    """Settings of the thresholds task.
+@dataclass(frozen=True)
+class Gate:
+    """The settings of a gate, and the classes that it is about."""
 
-    Attributes:
-        vocabulary: Path of the run's `vocabulary.json`.
-        gate: The gate; its `adaptive` is set.
-    """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    vocabulary: Path
-    gate: GateConfig
+    config: GateConfig
+    vocabulary: Vocabulary
 
 
-def thresholds_fingerprint(gate: dict[str, Json], vocabulary: Vocabulary) -> dict[str, Json]:
-    """What changes the thresholds: the gate (its fingerprint), and the classes."""
-    return {"code": CODE_VERSION, "gate": gate, "vocabulary": vocabulary.digest}
+def tasks(run: Run, round: int) -> list[ShardTask]:
+    """Plan one task for the whole round, between teacher and refine; none where one threshold serves all classes."""
+    if round == 0 or not is_adaptive(run):
+        return []
+    return [
+        ShardTask(
+            stage="refine-thresholds",
+            round=round,
+            shard=WHOLE_ROUND,
+            output=run.layout.thresholds(round),
+            inputs={f"teacher/{shard.name}": run.layout.teacher(round, shard.name) for shard in run.plan.shards},
+        )
+    ]
 
 
-def thresholds_shard(task: ShardTask, vocabulary: Vocabulary, config: GateConfig) -> Record:
+def fingerprint(run: RunRef) -> dict[str, Json]:
+    """Return what changes the thresholds: the gate, and the classes."""
+    gate = gate_fingerprint(run.section(refine.Settings).gate)
+    return {"code": VERSION, "gate": gate, "vocabulary": run.vocabulary.digest}
+
+
+def load(run: RunRef) -> Gate:
+    """Return the gate's settings; no model is needed."""
+    return Gate(run.section(refine.Settings).gate, run.vocabulary)
+
+
+def work(gate: Gate, task: ShardTask) -> Done:
     """Write `thresholds.json`: of each class its threshold, the images it is seen in, and how many of them pass.
 
-    One task for the whole round: it reads every teacher's store in the order of the shards, of which only confidences
-    stay in memory, a number for each class of each image.
-
-    Args:
-        task: The stores of all shards are its inputs.
-        vocabulary: The classes.
-        config: The gate.
+    It reads every teacher's store in the order of the shards, of which only confidences stay in memory, a number per
+    class and image.
 
     Raises:
         ValueError: Scores cannot be right, or the gate is not adaptive.
     """
-    started = time.monotonic()
-    prepare(task)
+    config, names = gate.config, gate.vocabulary.names
     if config.adaptive is None:
         raise ValueError("gate.adaptive is not set: there are no thresholds to make; set it, or refine without them")
-    table = calibration_table(config.calibration, vocabulary.names)
-    confidences, images = class_confidences(task.inputs.values(), len(vocabulary), config, table)
+    table = calibration_table(config.calibration, names)
+    confidences, images = class_confidences(task.inputs.values(), len(names), config, table)
     thresholds = adaptive_thresholds(confidences, config.adaptive)
     classes = [
         {"name": name, "threshold": float(tau), "images": len(found), "passed": int((found > tau).sum())}
-        for name, tau, found in zip(vocabulary.names, thresholds, confidences, strict=True)
+        for name, tau, found in zip(names, thresholds, confidences, strict=True)
     ]
     content = {"version": 1, "classes": classes}
     write_bytes_atomic(task.output, (json.dumps(content, indent=1, ensure_ascii=False) + "\n").encode())
-    stats = {"samples": float(images)}
-    return finish(task, count=images, stats=stats, seconds=time.monotonic() - started, arrived=images)
+    return Done(images, {"samples": float(images)}, arrived=images)
 
 
 def class_confidences(
     stores: Iterable[Path], num_classes: int, config: GateConfig, calibration: CalibrationTable | None
 ) -> tuple[list[NDArray[np.float32]], int]:
-    """Give for each class its confidences in the images where it is some cell's first choice, and how many images."""
+    """Return for each class its confidences in the images where it is some cell's first choice, and how many images."""
     found: list[list[float]] = [[] for _ in range(num_classes)]
     images = 0
     for path in stores:
@@ -84,28 +96,5 @@ def class_confidences(
     return [np.array(values, dtype=np.float32) for values in found], images
 
 
-def read_thresholds(path: Path, vocabulary: Vocabulary) -> NDArray[np.float64]:
-    """Read the (K,) thresholds that `thresholds_shard` wrote.
-
-    Raises:
-        FileNotFoundError: There are none.
-        ValueError: The file is damaged, or is for other classes.
-    """
-    try:
-        content: Any = json.loads(path.read_bytes())
-        thresholds = {str(entry["name"]): float(entry["threshold"]) for entry in content["classes"]}
-        return np.array([thresholds[name] for name in vocabulary.names])
-    except (KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"{path} holds no thresholds of this vocabulary: {error!r}; delete its record") from error
-
-
-class ThresholdsWorker:
-    """Makes a round's thresholds."""
-
-    def __init__(self, config: ThresholdsConfig) -> None:
-        self._config = config
-        self._vocabulary = Vocabulary.load(config.vocabulary)
-
-    def run(self, task: ShardTask) -> Record:
-        """Make the thresholds."""
-        return thresholds_shard(task, self._vocabulary, self._config.gate)
+# Like write it reads arrays and needs no GPU.
+STAGE: Final = Stage("refine-thresholds", tasks, fingerprint, load, work, resources="write")

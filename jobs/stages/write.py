@@ -1,73 +1,91 @@
-"""The write stage: refined labels and their images become tars that webdataset, tar and Pillow open."""
+"""Write: refined labels and their images become tars that webdataset, tar and Pillow open, and a list of them."""
 
 import json
-import time
 from collections.abc import Iterator
-from pathlib import Path
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Final
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict
 
 from jobs.artifacts.labels import RefinedStore, read_refined
-from jobs.stage import CODE_VERSION, ShardTask, finish, prepare, require_samples, stage_records
+from jobs.run import WHOLE_ROUND, Run, RunRef
+from jobs.stage import Done, EmptyStage, ShardTask, Stage
 from shards.data.images import UnreadableImage
 from shards.data.labels import encode_label, encode_weight
-from shards.data.sources import SampleRef, Source, SourceConfig, open_source
+from shards.data.sources import SampleRef, Source
 from shards.data.vocabulary import Vocabulary
-from shards.formats.records import Drop, Json, Record, fingerprint_digest
+from shards.formats.layout import record_path
+from shards.formats.records import Drop, Json, fingerprint_digest, read_record
 from shards.formats.tar import TarSample, write_pseudo_index, write_tar
 
-ALL_IGNORED = "all_ignored"
+VERSION: Final = 3  # goes up when the same labels give other tars
+ALL_IGNORED: Final = "all_ignored"
 
 
-class WriteConfig(BaseModel):
-    """Settings of the write stage.
+@dataclass(frozen=True)
+class Writer:
+    """Where images are read, and the classes with their colours."""
 
-    Attributes:
-        source: Where the images are.
-        vocabulary: Path of the run's `vocabulary.json`.
-    """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    source: SourceConfig
-    vocabulary: Path
+    source: Source
+    vocabulary: Vocabulary
 
 
-def write_fingerprint(vocabulary: Vocabulary) -> dict[str, Json]:
-    """What changes the tars besides the refined labels: code, and the classes with their colours."""
-    return {"code": CODE_VERSION, "vocabulary": vocabulary.digest}
+def tasks(run: Run, round: int) -> list[ShardTask]:
+    """Plan the shards of the target."""
+    if round == 0:
+        return []
+    return [
+        ShardTask(
+            stage="write",
+            round=round,
+            shard=shard.name,
+            samples=shard.samples,
+            output=run.layout.pseudo(round, shard.name),
+            inputs={"refine": run.layout.refine(round, shard.name)},
+        )
+        for shard in run.plan.shards
+    ]
 
 
-def write_shard(task: ShardTask, source: Source, vocabulary: Vocabulary) -> Record:
+def index_tasks(run: Run, round: int) -> list[ShardTask]:
+    """Plan the list of a round's tars, written after the last of them."""
+    if round == 0:
+        return []
+    inputs = {f"pseudo/{shard.name}": run.layout.pseudo(round, shard.name) for shard in run.plan.shards}
+    output = run.layout.pseudo_index(round)
+    return [
+        ShardTask(stage="write-index", round=round, shard=WHOLE_ROUND, output=output, inputs=inputs, by_record=True)
+    ]
+
+
+def fingerprint(run: RunRef) -> dict[str, Json]:
+    """Return what changes the tars besides the refined labels: code, and the classes with their colours."""
+    return {"code": VERSION, "vocabulary": run.vocabulary.digest}
+
+
+def load(run: RunRef) -> Writer:
+    """Open the images; no model is needed."""
+    return Writer(run.open("target"), run.vocabulary)
+
+
+def work(writer: Writer, task: ShardTask) -> Done:
     """Write the pseudo-label tar of a shard.
 
     For each image with at least one labelled pixel: the file as it was, `.label.png`, `.weight.png` and `.json`, which
     says how the label came about. Images without a labelled pixel are left out and counted as "all_ignored".
-
-    Args:
-        task: The samples, and the refined labels under "refine".
-        source: Where to read the images.
-        vocabulary: The classes.
     """
-    started = time.monotonic()
-    prepare(task)
     store = read_refined(task.inputs["refine"], names=("label", "weight"))
     drops: list[Drop] = []
     stats = {"samples": 0.0, "pixels": 0.0, "pixels_covered": 0.0, "bytes": 0.0}
-    write_tar(task.output, _samples(task, source, vocabulary, store, drops, stats))
+    write_tar(task.output, _samples(task, writer, store, drops, stats))
     stats["bytes"] = float(task.output.stat().st_size)
     stats["dropped"] = float(len(drops))
-    seconds = time.monotonic() - started
-    count = int(stats["samples"])
-    return finish(task, count=count, stats=stats, drops=drops, seconds=seconds, arrived=len(store.keys))
+    return Done(int(stats["samples"]), stats, drops, arrived=len(store.keys))
 
 
 def _samples(
     task: ShardTask,
-    source: Source,
-    vocabulary: Vocabulary,
+    writer: Writer,
     store: RefinedStore,
     drops: list[Drop],
     stats: dict[str, float],
@@ -75,24 +93,24 @@ def _samples(
     refs = {ref.key: ref for ref in task.samples}
     for row, key in enumerate(store.keys):
         label, weight = store.maps["label"][row], store.maps["weight"][row]
-        covered = int((label != vocabulary.ignore_index).sum())
+        covered = int((label != writer.vocabulary.ignore_index).sum())
         if covered == 0:
             drops.append(Drop(key=key, reason=ALL_IGNORED, detail=_why_ignored(store, row)))
             continue
         try:
-            data, extension = source.read_image(refs[key])
+            data, extension = writer.source.read_image(refs[key])
         except UnreadableImage as error:
             drops.append(Drop(key=key, reason=error.reason, detail=error.detail))
             continue
         stats["samples"] += 1
         stats["pixels"] += label.size
         stats["pixels_covered"] += covered
-        facts = _provenance(task, refs[key], store, row, vocabulary)
+        facts = _provenance(task, refs[key], store, row, writer.vocabulary)
         yield TarSample(
             key,
             {
                 extension: data,
-                "label.png": encode_label(label.astype(np.int32), vocabulary, store.exif[row]),
+                "label.png": encode_label(label.astype(np.int32), writer.vocabulary, store.exif[row]),
                 "weight.png": encode_weight(weight.astype(np.uint8), store.exif[row]),
                 "json": (json.dumps(facts, sort_keys=True, ensure_ascii=False) + "\n").encode(),
             },
@@ -102,7 +120,7 @@ def _samples(
 def _provenance(
     task: ShardTask, ref: SampleRef, store: RefinedStore, row: int, vocabulary: Vocabulary
 ) -> dict[str, Any]:
-    """Say how an image's label came about; class names stand beside the ids."""
+    """Return how an image's label came about, with class names next to the ids."""
     names = vocabulary.names
     return {
         "key": ref.key,
@@ -125,29 +143,24 @@ def _why_ignored(store: RefinedStore, row: int) -> str:
     return f"{len(store.masks[row])} masks, none taken; highest class confidence {best:.3f}"
 
 
-def write_index(tasks: list[ShardTask], vocabulary: Vocabulary) -> Path:
-    """Write the `index.json` of a round's tars once all of them are there, and give its path.
+def write_index(vocabulary: Vocabulary, task: ShardTask) -> Done:
+    """Write the `index.json` of a round's tars; their checksums are in their records.
 
     Raises:
-        FileNotFoundError: A tar is not done.
         EmptyStage: No tar holds a sample.
     """
-    records = stage_records(tasks)
-    require_samples("write", records)
-    names = [task.output.name for task in tasks]
-    checksums = [record.outputs[name] for record, name in zip(records, names, strict=True)]
-    return write_pseudo_index(
-        tasks[0].output.parent, names, [record.count for record in records], checksums, vocabulary.digest
-    )
+    tars = list(task.inputs.values())
+    records = [read_record(record_path(path)) for path in tars]
+    counts = [record.count for record in records]
+    if not sum(counts):
+        raise EmptyStage(f"write gave no sample in {len(tars)} shards")
+    checksums = [record.outputs[path.name] for record, path in zip(records, tars, strict=True)]
+    names = [path.name for path in tars]
+    write_pseudo_index(task.output.parent, names, counts, checksums, vocabulary.digest)
+    return Done(len(tars), arrived=len(tars))
 
 
-class WriteWorker:
-    """Writes the tars of shards."""
-
-    def __init__(self, config: WriteConfig) -> None:
-        self._vocabulary = Vocabulary.load(config.vocabulary)
-        self._source = open_source(config.source, self._vocabulary)
-
-    def run(self, task: ShardTask) -> Record:
-        """Write a shard."""
-        return write_shard(task, self._source, self._vocabulary)
+STAGE: Final = Stage("write", tasks, fingerprint, load, work, after="refine")
+INDEX_STAGE: Final = Stage(
+    "write-index", index_tasks, fingerprint, lambda run: run.vocabulary, write_index, where="driver"
+)

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from jobs.stages.embed import ImageEncoder
+from jobs.inference.model import ImageEncoder
 from jobs.training.samples import TrainingSample
 from models.sam.sam import SamEmbedding
 from models.stseg.inputs import from_network_input

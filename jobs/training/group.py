@@ -3,20 +3,23 @@
 import logging
 import os
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final, Literal
 
 from pydantic import BaseModel, ConfigDict, NonNegativeFloat, PositiveInt, model_validator
 from torch import nn
 
-from jobs.execution.publishing import training_files
 from jobs.inference.batching import memory_told
+from jobs.inference.model import text_cache_folder
 from jobs.stage import CustomResources, ShardTask, prepare, why_stale
 from jobs.training.config import TrainConfig, TrainJob, require_equal_shares
 from jobs.training.loop import Group, SingleProcess, TrainingStopped, train_model
 from jobs.training.stop import run_interruptibly, signals_ask, stop_file
+from shards.formats.layout import record_path
 from shards.formats.records import Record, fingerprint_digest, read_record
-from shards.storage.mirror import publish, push_checkpoints, put_files
+from shards.storage import mirror
 from shards.storage.store import Place, Store, place_of
 
 log = logging.getLogger(__name__)
@@ -103,7 +106,8 @@ def run_training(
         KeyboardInterrupt: It was asked to stop (Ctrl-C, SIGTERM), and has saved its state if it could within seconds.
     """
     require_group_fits(job.train, resources)
-    prepare(task, verify=place_of(task.output).store is None)  # else they are compared where they are brought
+    # In a store the inputs are compared where they are brought to.
+    prepare(task if place_of(task.output).store is None else task.model_copy(update={"by_record": True}))
     with memory_told("the training", _LESS_MEMORY):
         if backend == "inline":
             _train_here(task, job, resources)
@@ -181,13 +185,27 @@ def _train(task: ShardTask, job: TrainJob, group: Group, place: Place | None = N
     run = place_of(task.output) if place is None else place
     if run.store is None and group.size == 1 and why_stale(task) is None:
         return  # `run_training` takes the old record away: this one is of a worker that was lost before it could tell
-    with training_files(run, task, job):
+    with _files_here(run, task, job):
         if run.store is not None and group.rank == 0:
             prepare(task)
         if train_model(task, job, group) is not None:
-            publish(run, task.output, task.record)
-            put_files(run, [task.output.parent / "metrics.jsonl"])
-            push_checkpoints(run, task.output.parent / "checkpoints")
+            mirror.publish(run, task.output, task.record)
+            mirror.put_files(run, [task.output.parent / "metrics.jsonl"])
+            mirror.push_checkpoints(run, task.output.parent / "checkpoints")
+
+
+@contextmanager
+def _files_here(place: Place, task: ShardTask, job: TrainJob) -> Iterator[None]:
+    """Have all that a training reads on this machine for the length of the block, its newest checkpoints included."""
+    if place.store is None:
+        yield
+        return
+    place.mark()
+    mirror.bring_files(place, [job.vocabulary, *task.samples.paths])
+    with mirror.fetched(place, [(path, record_path(path)) for path in task.inputs.values()]):
+        mirror.pull_checkpoints(place, task.output.parent / "checkpoints")
+        mirror.pull_cache(place, text_cache_folder(job.vocabulary))
+        yield
 
 
 def _train_worker(config: dict[str, Any]) -> None:

@@ -8,7 +8,7 @@ from torch import nn
 
 from jobs.inference.model import embed_vocabulary, load_stseg, text_cache_folder
 from jobs.inference.segmenter import worker_device
-from jobs.stage import ShardTask, finish, input_digests
+from jobs.stage import Done, ShardTask, commit, input_digests
 from jobs.training.batches import open_batches
 from jobs.training.checkpoints import TrainingProgress, load_checkpoint, save_checkpoint
 from jobs.training.config import TrainJob
@@ -124,6 +124,6 @@ def train_model(task: ShardTask, job: TrainJob, group: Group) -> Record | None:
         "workers": float(group.size),
         "resizes": float(len(sizes) - 1),
     }
-    record = finish(task, count=len(batches), stats=stats, drops=[], seconds=time.monotonic() - started)
+    record = commit(task, Done(len(batches), stats), time.monotonic() - started)
     remove_path(folder)
     return record

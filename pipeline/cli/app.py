@@ -213,7 +213,8 @@ def status(run: RunOption = DEFAULT_RUN, as_json: JsonOption = False) -> None:
     """
     from dataclasses import asdict
 
-    from pipeline.run.status import SCORES, run_status
+    from jobs.stages.evaluate import SCORES
+    from pipeline.run.status import run_status
 
     with exit_codes():
         found = run_status(run)

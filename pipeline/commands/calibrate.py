@@ -7,12 +7,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from jobs.artifacts.scores import stored_scores
-from jobs.execution.publishing import here
+from jobs.run import has_target_labels
 from models.refinement.calibration import Calibration
 from models.refinement.calibration_fit import LabelledCells, calibration_error, fit_calibration, joined, labelled_cells
 from pipeline.commands.replay import refuse_without_scores
-from pipeline.run.run import Run, read_run
-from pipeline.tasks.round_tasks import has_target_labels
+from pipeline.run.run import OpenRun, read_run
 from shards.data.sources import open_source
 from shards.storage.store import as_shown
 
@@ -60,7 +59,7 @@ def calibrate_round(root: Path, number: int, out: Path, images: int) -> dict[str
     }
 
 
-def _draw(run: Run, images: int) -> dict[str, NDArray[np.int32]]:
+def _draw(run: OpenRun, images: int) -> dict[str, NDArray[np.int32]]:
     """Give the labels of some images, by key."""
     if not has_target_labels(run):
         raise ValueError(
@@ -77,12 +76,12 @@ def _draw(run: Run, images: int) -> dict[str, NDArray[np.int32]]:
     return found
 
 
-def _cells(run: Run, number: int, labels: dict[str, NDArray[np.int32]]) -> LabelledCells:
+def _cells(run: OpenRun, number: int, labels: dict[str, NDArray[np.int32]]) -> LabelledCells:
     parts: list[LabelledCells] = []
     for shard in run.plan.shards:
         if labels.keys().isdisjoint(ref.key for ref in shard.samples):
             continue
-        with here(run.layout.teacher(number, shard.name)):
+        with run.here(run.layout.teacher(number, shard.name)):
             for image in stored_scores(run.layout.teacher(number, shard.name)):
                 if image.key in labels:
                     truth, ignored = labels[image.key], run.vocabulary.ignore_index

@@ -6,20 +6,22 @@ from functools import partial
 from pathlib import Path
 from typing import Any, get_args
 
-from jobs.execution.publishing import mirrored
 from jobs.executor import run_chain
-from jobs.inference.model import ModelConfig
+from jobs.inference.model import ModelConfig, model_of
+from jobs.run import best_weights, student_weights
 from jobs.stage import why_stale
+from jobs.stages import evaluate
+from jobs.stages.evaluate import Split
+from jobs.stages.start import start_weights
 from models.stseg.sliding import Probabilities
 from pipeline.config import RunConfig, resolve_config
 from pipeline.errors import DataFault
-from pipeline.run.run import Run, read_run
-from pipeline.run.status import begun_rounds, read_json
+from pipeline.run.run import OpenRun, read_run
+from pipeline.run.status import begun_rounds
 from pipeline.settings import read_settings
-from pipeline.tasks.chain import best_weights, model_config, student_weights
-from pipeline.tasks.recipe import Split, embed_stages_of_judges, evaluate_stage
-from pipeline.tasks.start import start_weights
+from pipeline.tasks.recipe import plans_of
 from shards.data.vocabulary import Vocabulary, load_class_names
+from shards.formats.records import read_json
 from shards.storage.store import as_shown
 
 logger = logging.getLogger(__name__)
@@ -38,15 +40,18 @@ def evaluate_round(root: Path, number: int, split: str) -> dict[str, Any]:
     if split not in get_args(Split):
         raise ValueError(f"--split is {split!r}; expected {' or '.join(get_args(Split))}")
     run = read_run(root)
-    weights = _trained_weights(run, number)
-    name = "evaluate.json" if split == "test" else f"evaluate-{split}.json"
-    output = run.layout.round(number) / name
-    stage = evaluate_stage(run, "test" if split == "test" else "validation", number, weights, output)
-    (task,) = stage.tasks
-    embedded = [one for one in embed_stages_of_judges(run) if one.tasks[0].output in task.inputs.values()]
-    for one in (*embedded, stage):
-        stale = [asked for asked in one.tasks if why_stale(asked) is not None]
-        run_chain([mirrored(replace(one, tasks=stale))], backend="inline", on_event=partial(logger.debug, "%s"))
+    _require_trained(run, number)
+    if split == "test":
+        task = next((one for one in evaluate.tasks(run, number) if one.stage == "evaluate"), None)
+    else:
+        task = evaluate.whole_validation_task(run, number)
+    if task is None:
+        raise ValueError(f"the run has no {split} split; name labelled images in data.{split}")
+    embedded = [one for one in evaluate.embed_tasks(run, 0) if one.output in task.inputs.values()]
+    plans = [*plans_of(evaluate.EMBED_STAGE, run, embedded), *plans_of(evaluate.STAGE, run, [task])]
+    for plan in plans:
+        stale = [one for one in plan.tasks if why_stale(one) is not None]
+        run_chain([replace(plan, tasks=stale, after=None)], backend="inline", on_event=partial(logger.debug, "%s"))
     result = read_json(task.output)
     assert result is not None
     return {"round": number, **result}
@@ -108,7 +113,7 @@ def choose_model(request: ModelRequest) -> ChosenModel:
     if run is not None and request.weights is None:
         newest = _newest_round(run)
         logger.info("using the best model up to round %d", newest)
-        return ChosenModel(model_config(run, best_weights(run, newest)), vocabulary, probabilities, text_cache)
+        return ChosenModel(model_of(run, best_weights(run, newest)), vocabulary, probabilities, text_cache)
     weights = start_weights(settings, dea=settings.dea)
     return ChosenModel(settings.with_weights(weights), vocabulary, probabilities, text_cache)
 
@@ -119,7 +124,7 @@ def _config(request: ModelRequest) -> RunConfig:
     return resolve_config(asked, request.sets, where=where)
 
 
-def _vocabulary(run: Run | None, preset: str, request: ModelRequest) -> Vocabulary:
+def _vocabulary(run: OpenRun | None, preset: str, request: ModelRequest) -> Vocabulary:
     from models.presets import load_preset
     from models.stseg.text import prompt_templates
 
@@ -138,7 +143,7 @@ def _vocabulary(run: Run | None, preset: str, request: ModelRequest) -> Vocabula
     return Vocabulary.from_names(names, templates=prompt_templates(load_preset(preset).templates))
 
 
-def _newest_round(run: Run) -> int:
+def _newest_round(run: OpenRun) -> int:
     decided = [number for number in begun_rounds(run.layout) if best_weights(run, number).is_file()]
     if not decided:
         root = as_shown(run.layout.root)
@@ -146,11 +151,10 @@ def _newest_round(run: Run) -> int:
     return decided[-1]
 
 
-def _trained_weights(run: Run, number: int) -> Path:
+def _require_trained(run: OpenRun, number: int) -> None:
     weights = student_weights(run, number)
     if not weights.is_file():
         root = as_shown(run.layout.root)
         raise DataFault(
             f"{root} has no model of round {number} yet; run: stseg-pipeline round --n {number} --run {root}"
         )
-    return weights

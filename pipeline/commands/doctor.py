@@ -11,10 +11,11 @@ from pathlib import Path
 from typing import Any, Final
 
 from jobs.cluster.connection import refuse_foreign_packages
+from jobs.inference.model import ModelSettings
+from jobs.stages.start import SHIPPED
 from models.interop.find_weights import Found, clip_places, find_weights, sam_file, sam_places
 from models.presets import Preset, load_preset
-from pipeline.config import ModelSettings, resolve_config
-from pipeline.tasks.start import SHIPPED
+from pipeline.config import resolve_config
 
 LIBRARIES: Final = ("torch", "open_clip_torch", "timm", "segment-anything", "ray", "zarr", "webdataset", "onnx")
 _SHARED_MEMORY: Final = Path("/dev/shm")  # where Ray puts its object store

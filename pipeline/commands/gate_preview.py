@@ -4,15 +4,14 @@ from typing import Any
 
 import numpy as np
 
-from jobs.execution.publishing import here
 from jobs.quality.gate_pairs import GatePairs, Kept, confidences_by_class, gather_pairs, keep
+from jobs.run import has_target_labels
 from models.refinement.gate import adaptive_thresholds
-from pipeline.run.run import Run
-from pipeline.tasks.round_tasks import has_target_labels
+from pipeline.run.run import OpenRun
 from shards.data.sources import open_source
 
 
-def preview_gate(run: Run, number: int) -> dict[str, Any]:
+def preview_gate(run: OpenRun, number: int) -> dict[str, Any]:
     """Gate the stored scores of a round with the run's settings; nothing is written and no network loaded.
 
     Args:
@@ -29,7 +28,7 @@ def preview_gate(run: Run, number: int) -> dict[str, Any]:
     labelled = has_target_labels(run)
     layout, names = run.layout, [shard.name for shard in run.plan.shards]
     stores = [(layout.teacher(number, name), layout.embedding("target", name)) for name in names]
-    with here(*(path for pair in stores for path in pair)):
+    with run.here(*(path for pair in stores for path in pair)):
         pairs = gather_pairs(
             stores,
             run.plan.samples,
@@ -63,7 +62,7 @@ def percent(part: float, whole: float) -> float | None:
     return 100 * float(part) / float(whole) if whole else None
 
 
-def _class_row(run: Run, kept: Kept, index: int, threshold: float) -> dict[str, Any]:
+def _class_row(run: OpenRun, kept: Kept, index: int, threshold: float) -> dict[str, Any]:
     entry = run.vocabulary.classes[index]
     return {
         "class": entry.name,

@@ -4,22 +4,17 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 
 from jobs.artifacts.labels import read_refined_map
-from jobs.execution.publishing import here
-from jobs.stage import record_path
 from pipeline.errors import DataFault
 from pipeline.report.drawing import overlay, panels, png_bytes, with_legend
-from pipeline.run.run import Run, read_run
-from shards.data.images import decode_image
-from shards.data.sources import SampleRef, open_source
+from pipeline.report.gallery import sample_image
+from pipeline.run.run import OpenRun, read_run
+from shards.data.sources import SampleRef
 from shards.files.atomic import write_bytes_atomic
+from shards.formats.layout import record_path
 from shards.formats.records import record_or_none
-from shards.formats.tar import index_tar, read_member
 from shards.storage.store import as_shown, place_of
-
-LABEL_EXTENSIONS = ("label.png", "weight.png", "json")
 
 
 @dataclass(frozen=True)
@@ -73,7 +68,7 @@ def show_sample(root: Path, number: int, key: str, out: Path | None = None) -> P
     shard, ref = _planned(run, key)
     path = run.layout.refine(number, shard)
     try:
-        with here(path):
+        with run.here(path):
             labels = {name: read_refined_map(path, name, key).astype(np.int32) for name in ("teacher", "label")}
     except FileNotFoundError as error:
         raise DataFault(f"shard {shard} of round {number} is not refined; {_how(run, number)}") from error
@@ -94,18 +89,7 @@ def show_sample(root: Path, number: int, key: str, out: Path | None = None) -> P
     return target
 
 
-def sample_image(run: Run, number: int, shard: str, ref: SampleRef) -> NDArray[np.uint8]:
-    """Read a sample's image, upright: out of the round's tar, or out of the source if it is not in there."""
-    tar = run.layout.pseudo(number, shard)
-    with here(tar):
-        places = index_tar(tar).places.get(ref.key, {}) if tar.is_file() else {}
-        for extension, place in places.items():
-            if extension not in LABEL_EXTENSIONS:
-                return decode_image(read_member(tar, *place)).image
-    return decode_image(open_source(run.config.data.target, run.vocabulary).read_image(ref)[0]).image
-
-
-def _row(run: Run, number: int, shard: str) -> ShardRow:
+def _row(run: OpenRun, number: int, shard: str) -> ShardRow:
     tar = run.layout.pseudo(number, shard)
     record, refined = record_or_none(record_path(tar)), record_or_none(record_path(run.layout.refine(number, shard)))
     place = place_of(run.layout.root)
@@ -127,14 +111,14 @@ def _row(run: Run, number: int, shard: str) -> ShardRow:
     )
 
 
-def _run_with_round(root: Path, number: int) -> Run:
+def _run_with_round(root: Path, number: int) -> OpenRun:
     run = read_run(root)
     if not run.layout.round(number).is_dir():
         raise DataFault(f"{as_shown(root)} has no round {number} yet; {_how(run, number)}")
     return run
 
 
-def _planned(run: Run, key: str) -> tuple[str, SampleRef]:
+def _planned(run: OpenRun, key: str) -> tuple[str, SampleRef]:
     found = run.plan.find(key)
     if found is not None:
         return found[0].name, found[1]
@@ -142,5 +126,5 @@ def _planned(run: Run, key: str) -> tuple[str, SampleRef]:
     raise DataFault(f"{key!r} is not in the plan of {as_shown(run.layout.root)}; keys look like {example!r}")
 
 
-def _how(run: Run, number: int) -> str:
+def _how(run: OpenRun, number: int) -> str:
     return f"run: stseg-pipeline round --n {max(number, 1)} --run {as_shown(run.layout.root)}"

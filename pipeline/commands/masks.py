@@ -7,16 +7,16 @@ from pathlib import Path
 from typing import Any
 
 from jobs.stage import stage_records
+from jobs.stages import embed, refine, write
 from models.refinement.refine import FOR_MASKS
 from pipeline.config import RunConfig, identity_changes, laid_over, load_config, resolve_config, save_config
 from pipeline.errors import SettingsConflict
 from pipeline.progress import RunProgress
 from pipeline.rounds.driver import Driver, RoundRequest
 from pipeline.run.lock import holding
-from pipeline.run.run import Run, load_run, make_run
+from pipeline.run.run import OpenRun, load_run, make_run
 from pipeline.settings import read_settings
-from pipeline.tasks.chain import embed_stages, mask_stages
-from pipeline.tasks.round_tasks import index_task
+from pipeline.tasks.recipe import MASKS, all_tasks
 from pipeline.tasks.states import task_states
 from shards.data.labels import decode_label
 from shards.data.vocabulary import IGNORE_8_BIT, IGNORE_16_BIT
@@ -65,18 +65,16 @@ def refine_masks(root: Path, request: MasksRequest, progress: RunProgress | None
     shown = RunProgress(layout.events) if progress is None else progress
     with holding(root):
         run = _open_or_make(root, request)
-        tasks = [task for stage in (*embed_stages(run), *mask_stages(run)) for task in stage.tasks]
-        states = task_states([*tasks, index_task(run, 1)], verify=request.run.verify)
+        states = task_states(all_tasks(run, 1, MASKS), verify=request.run.verify)
         if all(state.state == "done" for state in states):
             shown.say(f"{as_shown(root)}: nothing to do, the masks are refined ({len(states)} outputs)")
         else:
             with Driver(run, request.run, shown).connected() as driver:
-                driver.embed(then=lambda: mask_stages(run))
-                driver.masks()
+                driver.rounds(MASKS, (0, 1))
         return _summary(run)
 
 
-def _open_or_make(root: Path, request: MasksRequest) -> Run:
+def _open_or_make(root: Path, request: MasksRequest) -> OpenRun:
     for option, folder in (("--images", request.images), ("--masks", request.masks)):
         if not folder.is_dir():
             raise ValueError(f"{folder} is not a folder; {option} names a folder that exists")
@@ -128,23 +126,23 @@ def _numbered_classes(masks: Path) -> list[str]:
     return [f"class {number}" for number in range(highest + 1)]
 
 
-def _summary(run: Run) -> dict[str, Any]:
-    refine, write = (stage_records(stage.tasks) for stage in mask_stages(run))
-    embed = [record for stage in embed_stages(run) for record in stage_records(stage.tasks)]
+def _summary(run: OpenRun) -> dict[str, Any]:
+    embedded = stage_records(embed.tasks(run, 0))
+    refined, written = stage_records(refine.mask_tasks(run, 1)), stage_records(write.tasks(run, 1))
     total: Counter[str] = Counter()
-    for record in refine:
+    for record in refined:
         total.update({name: value for name, value in record.stats.items() if name != "coverage"})
     masks = {name.removeprefix("masks_"): int(n) for name, n in sorted(total.items()) if name.startswith("masks_")}
     place = place_of(run.layout.root)
     return {
         "run": place.shown(run.layout.root),
         "images": run.plan.sample_count,
-        "refined": sum(record.count for record in write),
+        "refined": sum(record.count for record in written),
         "shards": len(run.plan.shards),
         "coverage": 100 * total["pixels_covered"] / total["pixels"] if total["pixels"] else 0.0,
         "masks": masks,
-        "without_mask": [drop["key"] for drop in _drops(refine)],
-        "quarantined": _drops(embed) + _drops(write),
+        "without_mask": [drop["key"] for drop in _drops(refined)],
+        "quarantined": _drops(embedded) + _drops(written),
         "index": place.shown(run.layout.pseudo_index(1)),
     }
 

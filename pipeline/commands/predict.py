@@ -19,13 +19,12 @@ from models.presets import load_preset
 from pipeline.commands.choose_model import ChosenModel
 from pipeline.errors import DataFault
 from pipeline.report.drawing import classes_by_size, overlay, panels, png_bytes, with_legend
-from pipeline.run.status import read_json
 from shards.data.images import UnreadableImage, decode_image
 from shards.data.inputs import ImageInput, find_images
 from shards.data.labels import encode_label
 from shards.data.vocabulary import Vocabulary
 from shards.files.atomic import write_bytes_atomic
-from shards.formats.records import fingerprint_digest
+from shards.formats.records import fingerprint_digest, read_json
 
 logger = logging.getLogger(__name__)
 

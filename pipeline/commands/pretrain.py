@@ -1,27 +1,30 @@
 """Stage 1: train DEA and decoder on labelled images, for the shipped weights as for a user's own."""
 
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
-from pydantic import BaseModel, ConfigDict, NonNegativeInt, PositiveInt
+from pydantic import NonNegativeInt, PositiveInt
 
-from jobs.executor import Backend, run_chain
-from jobs.inference.model import ModelConfig, stseg_fingerprint, weights_checksum
-from jobs.stage import CODE_VERSION, Resources, ShardTask, StagePlan, stage_records, why_stale
-from jobs.stages.embed import EmbedConfig, EmbedWorker, embed_fingerprint
-from jobs.training.config import TrainConfig, TrainJob
-from jobs.training.group import GroupResources, require_group_fits, run_training
-from pipeline.config import ModelSettings, VocabularySettings, asks_for_tiny, laid_over
+from jobs.executor import Backend
+from jobs.inference.model import ModelSettings
+from jobs.run import DataSettings, Section, student_weights
+from jobs.stage import Resources
+from jobs.training.config import TrainConfig
+from jobs.training.group import GroupResources, require_group_fits
+from pipeline.config import ResourceSettings, RunConfig, VocabularySettings, asks_for_tiny, laid_over
 from pipeline.progress import RunProgress
+from pipeline.rounds.driver import Driver, RoundRequest
+from pipeline.run.run import OpenRun
 from pipeline.settings import read_settings, validated, with_sets
+from pipeline.tasks.recipe import STAGE1, all_tasks
+from pipeline.tasks.states import task_states
 from shards.data.plan import Plan, make_plan
 from shards.data.sources import ScenesSourceConfig, SourceConfig, open_source
 from shards.data.vocabulary import Vocabulary, load_class_names
 from shards.files.locks import RunLock
-from shards.formats.layout import RunLayout
-from shards.formats.records import Record, read_record
+from shards.formats.layout import RunLayout, record_path
+from shards.formats.records import read_record
 
 TINY_STAGE1: Final = TrainConfig(
     steps=400,
@@ -36,7 +39,7 @@ TINY_STAGE1: Final = TrainConfig(
 PAPER_STAGE1: Final = TrainConfig(target_per_step=0, source_per_step=4, classes="seen")
 
 
-class PretrainConfig(BaseModel):
+class PretrainConfig(Section):
     """The settings of stage 1; the defaults make the shipped weights, of preset `tiny`.
 
     Attributes:
@@ -48,8 +51,6 @@ class PretrainConfig(BaseModel):
         embed: What an embedding worker needs.
         group: The training group.
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     model: ModelSettings = ModelSettings()
     source: SourceConfig = ScenesSourceConfig(split="source", count=1600)
@@ -89,7 +90,7 @@ class PretrainRequest:
 
 
 def run_pretrain(request: PretrainRequest, progress: RunProgress | None = None) -> dict[str, Any]:
-    """Train stage 1 and write its weights as float16; give the number of steps and the last loss.
+    """Train stage 1 and write its weights as float16; return the number of steps and the last loss.
 
     Raises:
         ValueError: Settings or data are wrong.
@@ -102,16 +103,18 @@ def run_pretrain(request: PretrainRequest, progress: RunProgress | None = None) 
     layout = RunLayout(work.absolute())
     shown = RunProgress(layout.events) if progress is None else progress
     with RunLock(layout.lock):
-        vocabulary = _vocabulary(config)
-        vocabulary.save(layout.vocabulary)
-        source = open_source(config.source, vocabulary)
-        if not source.labelled:
-            raise ValueError("stage 1 needs labels; name the folder of index PNGs with --labels")
-        plan = make_plan((ref for ref in source.refs() if _has_label(ref.label_digest, config)), config.shard_size)
-        stage = _embed_stage(config, layout, plan)
-        record = _train(config, layout, plan, vocabulary, stage, request.backend, shown)
-        write_weights(read_weights(layout.student(0) / "model.safetensors"), request.out, half=True)
-    return {"out": str(request.out), "images": plan.sample_count, **record.stats}
+        run = _open(config, layout)
+        images = run.source_plan.sample_count if run.source_plan is not None else 0
+        states = task_states(all_tasks(run, 0, STAGE1))
+        if all(state.state == "done" for state in states):
+            shown.say("stage 1: nothing to do, its weights are there")
+        else:
+            shown.say(f"stage 1: {config.train.steps} steps on {images} images …")
+            with Driver(run, RoundRequest(rounds=0, backend=request.backend), shown).connected() as driver:
+                driver.rounds(STAGE1, (0,))
+        weights = student_weights(run, 0)
+        write_weights(read_weights(weights), request.out, half=True)
+    return {"out": str(request.out), "images": images, **read_record(record_path(weights)).stats}
 
 
 def pretrain_config(request: PretrainRequest) -> PretrainConfig:
@@ -144,81 +147,23 @@ def pretrain_config(request: PretrainRequest) -> PretrainConfig:
     return config.model_copy(update={"model": config.model.with_whole_paths()})
 
 
-def _train(
-    config: PretrainConfig,
-    layout: RunLayout,
-    plan: Plan,
-    vocabulary: Vocabulary,
-    stage: StagePlan,
-    backend: Backend,
-    progress: RunProgress,
-) -> Record:
-    from contextlib import ExitStack
-
-    from jobs.cluster.connection import connection
-
-    with ExitStack() as stack:
-        if backend == "ray":
-            stack.enter_context(connection())
-        if config.model.dea:
-            tasks = [task for task in stage.tasks if why_stale(task) is not None]
-            with progress.stages(0) as on_event:
-                run_chain(
-                    [StagePlan(stage.name, stage.worker, tasks, stage.resources)], backend=backend, on_event=on_event
-                )
-            stage_records(stage.tasks)
-        task = _train_task(config, layout, plan, vocabulary, stage)
-        if why_stale(task) is None:
-            progress.say("stage 1: nothing to do, its weights are there and verified")
-            return read_record(task.record)
-        progress.say(f"stage 1: {config.train.steps} steps on {plan.sample_count} images …")
-        job = TrainJob(
-            train=_training(config), model=_model(config), vocabulary=layout.vocabulary, source=config.source
-        )
-        return run_training(task, job, config.group, backend=backend, run=layout.root.resolve().name)
-
-
-def _train_task(
-    config: PretrainConfig, layout: RunLayout, plan: Plan, vocabulary: Vocabulary, stage: StagePlan
-) -> ShardTask:
-    return ShardTask(
-        stage="pretrain",
-        shard="000000",
-        samples=plan.samples,
-        output=layout.student(0) / "model.safetensors",
-        inputs={f"embedding/{task.output.stem}": task.output for task in stage.tasks} if config.model.dea else {},
-        fingerprint={
-            "code": CODE_VERSION,
-            "model": stseg_fingerprint(_model(config)),
-            "start": weights_checksum(config.model.stage1_weights),
-            "vocabulary": vocabulary.digest,
-            "train": _training(config).model_dump(mode="json", exclude={"checkpoint_every", "start"}),
-        },
+def _open(config: PretrainConfig, layout: RunLayout) -> OpenRun:
+    """Return stage 1 as a run with a labelled source and nothing to label."""
+    vocabulary = _vocabulary(config)
+    vocabulary.save(layout.vocabulary)
+    source = open_source(config.source, vocabulary)
+    if not source.labelled:
+        raise ValueError("stage 1 needs labels; name the folder of index PNGs with --labels")
+    settings = RunConfig(
+        seed=config.seed,
+        shard_size=config.shard_size,
+        model=config.model,
+        data=DataSettings(source=config.source, test=None, validation=None),
+        train=config.train,
+        resources=ResourceSettings(embed=config.embed, train=config.group),
     )
-
-
-def _embed_stage(config: PretrainConfig, layout: RunLayout, plan: Plan) -> StagePlan:
-    settings = EmbedConfig(model=_model(config), source=config.source, vocabulary=layout.vocabulary)
-    fingerprint = embed_fingerprint(settings)
-    tasks = [
-        ShardTask(
-            stage="embed-source",
-            shard=shard.name,
-            samples=shard.samples,
-            output=layout.embedding("source", shard.name),
-            fingerprint=fingerprint,
-        )
-        for shard in plan.shards
-    ]
-    return StagePlan("embed-source", partial(EmbedWorker, settings), tasks, config.embed)
-
-
-def _training(config: PretrainConfig) -> TrainConfig:
-    return config.train.model_copy(update={"seed": 1_000 * config.seed + config.train.seed})
-
-
-def _model(config: PretrainConfig) -> ModelConfig:
-    return config.model.with_weights(config.model.stage1_weights, adds_dea=config.model.dea)
+    plan = make_plan((ref for ref in source.refs() if _has_label(ref.label_digest, config)), config.shard_size)
+    return OpenRun(layout, settings, vocabulary, Plan(config.shard_size, ()), plan)
 
 
 def _init_from(path: Path) -> Path:

@@ -3,7 +3,6 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from jobs.stage import record_path
 from pipeline.rounds.driver import RoundRequest
 from pipeline.rounds.rounds import run_rounds
 from pipeline.run.lock import holding
@@ -11,7 +10,7 @@ from pipeline.run.run import read_run
 from pipeline.run.status import begun_rounds
 from pipeline.run.verify import Fault, is_finished, verify_run
 from shards.files.atomic import remove_path
-from shards.formats.layout import RunLayout
+from shards.formats.layout import RunLayout, record_path
 from shards.storage.mirror import discard
 from shards.storage.store import place_of
 

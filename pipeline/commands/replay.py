@@ -6,18 +6,17 @@ from pathlib import Path
 from typing import Any
 
 from jobs.executor import Backend
-from jobs.stage import record_path, stage_records
+from jobs.stage import stage_records
+from jobs.stages import refine, teacher, write
 from pipeline.commands.gate_preview import preview_gate
 from pipeline.config import changed_settings, resolve_config
 from pipeline.errors import DataFault, SettingsConflict
 from pipeline.progress import RunProgress
 from pipeline.rounds.driver import Driver, RoundRequest
 from pipeline.run.lock import holding
-from pipeline.run.run import Run, read_run
-from pipeline.run.status import read_json
-from pipeline.tasks.chain import refine_tasks, round_stages
-from shards.formats.layout import RunLayout
-from shards.formats.records import fingerprint_digest, read_record
+from pipeline.run.run import OpenRun, read_run
+from shards.formats.layout import RunLayout, record_path
+from shards.formats.records import Json, fingerprint_digest, read_json, read_record
 from shards.storage.store import as_shown
 
 SHOWN = ("coverage", "coverage_before", "miou_before", "miou_after", "miou_after_all", "images")
@@ -86,15 +85,15 @@ def _checked_layout(root: Path) -> RunLayout:
     return read_run(root).layout
 
 
-def _with_sets(run: Run, sets: tuple[str, ...]) -> Run:
+def _with_sets(run: OpenRun, sets: tuple[str, ...]) -> OpenRun:
     within = [f"refine.{text.strip()}" for text in sets]
     return replace(run, config=resolve_config({}, within, where="--set", base=run.config))
 
 
-def _named(own: Run, run: Run, request: ReplayRequest) -> Run:
+def _named(own: OpenRun, run: OpenRun, request: ReplayRequest) -> OpenRun:
     """Give the run with the replay's folder in the place of the round's own, once it is sure that it may be made."""
-    wanted = refine_tasks(run, request.number)[0].fingerprint
-    if wanted == refine_tasks(own, request.number)[0].fingerprint:
+    wanted = _fingerprint(run, request.number)
+    if wanted == _fingerprint(own, request.number):
         given = f"{', '.join(request.sets)} changes nothing" if request.sets else "no setting is given"
         raise ValueError(
             f"{given}: the pseudo-labels would be those of round {request.number} itself; name another value, such as "
@@ -102,7 +101,7 @@ def _named(own: Run, run: Run, request: ReplayRequest) -> Run:
         )
     name = request.name or fingerprint_digest(wanted)[:10]
     run = replace(run, layout=replace(run.layout, replay=name))
-    for task in refine_tasks(run, request.number):
+    for task in refine.tasks(run, request.number):
         try:
             made_with = read_record(task.record).fingerprint
         except (FileNotFoundError, ValueError):
@@ -115,7 +114,11 @@ def _named(own: Run, run: Run, request: ReplayRequest) -> Run:
     return run
 
 
-def refuse_without_scores(run: Run, number: int) -> None:
+def _fingerprint(run: OpenRun, number: int) -> dict[str, Json]:
+    return refine.fingerprint(run.ref(number, "refine"))
+
+
+def refuse_without_scores(run: OpenRun, number: int) -> None:
     """Refuse a round whose teacher is not done.
 
     Raises:
@@ -124,7 +127,7 @@ def refuse_without_scores(run: Run, number: int) -> None:
     """
     if number < 1:
         raise ValueError("round 0 is the start and has no pseudo-labels; name a round from 1 with --round")
-    tasks = round_stages(run, number)[0].tasks
+    tasks = teacher.tasks(run, number)
     missing = [task.shard for task in tasks if not record_path(task.output).is_file()]
     if missing:
         raise DataFault(
@@ -133,7 +136,7 @@ def refuse_without_scores(run: Run, number: int) -> None:
         )
 
 
-def _result(own: Run, run: Run, request: ReplayRequest) -> dict[str, Any]:
+def _result(own: OpenRun, run: OpenRun, request: ReplayRequest) -> dict[str, Any]:
     number = request.number
     scores = {name: read_json(one.layout.pseudo_scores(number)) for name, one in (("own", own), ("replay", run))}
     root = run.layout.root
@@ -143,7 +146,7 @@ def _result(own: Run, run: Run, request: ReplayRequest) -> dict[str, Any]:
         "name": run.layout.replay,
         "folder": str(run.layout.labels(number)),
         "changed": changed_settings(own.config, run.config),
-        "samples": sum(record.count for record in stage_records(round_stages(run, number)[-1].tasks)),
+        "samples": sum(record.count for record in stage_records(write.tasks(run, number))),
         **{name: None if found is None else {key: found.get(key) for key in SHOWN} for name, found in scores.items()},
         "next": f"stseg-pipeline round --n {number} --run {shlex.quote(str(root))} {sets}",
     }

@@ -8,14 +8,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from jobs.artifacts.labels import read_refined
-from jobs.execution.publishing import here
-from pipeline.commands.inspect import sample_image
+from jobs.run import Run, has_target_labels
 from pipeline.report.drawing import MAX_NAMED, classes_by_size, overlay, panels, png_bytes
 from pipeline.report.html import Picture
-from pipeline.run.run import Run
-from pipeline.tasks.round_tasks import has_target_labels
-from shards.data.images import UnreadableImage
+from shards.data.images import UnreadableImage, decode_image
 from shards.data.sources import SampleRef, Source, open_source
+from shards.formats.tar import index_tar, read_member
 
 PICTURES: Final = 12
 MAX_RANKED: Final = 2000  # of more images, evenly spread ones are shown, as ranking reads every label
@@ -25,6 +23,7 @@ PICTURES_NOTE: Final = (
     "those with a refined label; else images spread evenly over the run. Dark grey: ignored."
 )
 _SIDE: Final = 240
+_LABEL_EXTENSIONS: Final = ("label.png", "weight.png", "json")
 
 
 @dataclass(frozen=True)
@@ -55,17 +54,28 @@ def choose_samples(run: Run, number: int) -> list[Shown]:
 
 def draw_samples(run: Run, number: int, samples: Sequence[Shown]) -> list[Picture]:
     """Draw samples as panels with a legend; those that were left out as unreadable are passed over."""
-    source = open_source(run.config.data.target, run.vocabulary)
+    source = open_source(run.data.target, run.vocabulary)
     pictures = []
     for shard in dict.fromkeys(shown.shard for shown in samples):
         refs = {ref.key: ref for ref in run.plan.shard(shard).samples}
-        with here(run.layout.refine(number, shard)):
+        with run.here(run.layout.refine(number, shard)):
             store = read_refined(run.layout.refine(number, shard), names=("label", "teacher"))
         for shown in (shown for shown in samples if shown.shard == shard and shown.key in store.keys):
             row = store.keys.index(shown.key)
             labels = [store.maps[name][row].astype(np.int32) for name in ("teacher", "label")]
             pictures.append((samples.index(shown), _picture(run, number, shown, refs[shown.key], labels, source)))
     return [picture for _, picture in sorted(pictures, key=lambda pair: pair[0])]
+
+
+def sample_image(run: Run, number: int, shard: str, ref: SampleRef) -> NDArray[np.uint8]:
+    """Read a sample's image, upright: out of the round's tar, or out of the source if it is not in there."""
+    tar = run.layout.pseudo(number, shard)
+    with run.here(tar):
+        places = index_tar(tar).places.get(ref.key, {}) if tar.is_file() else {}
+        for extension, place in places.items():
+            if extension not in _LABEL_EXTENSIONS:
+                return decode_image(read_member(tar, *place)).image
+    return decode_image(open_source(run.data.target, run.vocabulary).read_image(ref)[0]).image
 
 
 def _picture(
@@ -84,11 +94,11 @@ def _picture(
 
 def _ranked(run: Run, number: int) -> list[tuple[float, Shown]]:
     """Give every labelled sample with what refinement gained in it, in per cent points, greatest gain first."""
-    source = open_source(run.config.data.target, run.vocabulary)
+    source = open_source(run.data.target, run.vocabulary)
     ranked = []
     for shard in run.plan.shards:
         refs = {ref.key: ref for ref in shard.samples}
-        with here(run.layout.refine(number, shard.name)):
+        with run.here(run.layout.refine(number, shard.name)):
             store = read_refined(run.layout.refine(number, shard.name), names=("label", "teacher"))
         for row, key in enumerate(store.keys):
             truth = _truth(run, source, refs[key])

@@ -1,28 +1,31 @@
 """The report of a round: numbers out of the run's files, as JSON, and a page to look at."""
 
 import json
-import time
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any, Final
 
-from jobs.stage import ShardTask, finish, prepare, stage_records
-from jobs.stages.thresholds import read_thresholds
+from jobs.inference.model import ModelSettings
+from jobs.run import WHOLE_ROUND, Run, RunRef, baseline_weights, student_weights
+from jobs.stage import Done, ShardTask, Stage, stage_records
+from jobs.stages import embed, evaluate, refine, target_check, teacher, thresholds, write
+from jobs.stages.evaluate import SCORES
+from jobs.training.config import TrainConfig
+from models.evaluation.alarms import AlarmConfig
 from models.refinement.gate import GateConfig
 from pipeline.report.gallery import PICTURES_NOTE, choose_samples, draw_samples
 from pipeline.report.html import render_page
 from pipeline.report.report_table import number as shown
 from pipeline.report.round_alarms import RoundFacts, round_alarms
-from pipeline.run.run import Run
-from pipeline.run.status import SCORES, read_json
-from pipeline.tasks.chain import embed_stages, round_stages
-from pipeline.tasks.recipe import baseline_weights, evaluate_stages, judging_stages
-from pipeline.tasks.round_tasks import pseudo_scores_task, train_task
 from shards.files.atomic import write_bytes_atomic
-from shards.formats.records import Record, read_record
+from shards.formats.layout import record_path
+from shards.formats.records import Json, Record, read_json, read_record
 from shards.storage.mirror import put_files
 from shards.storage.store import place_of
+
+VERSION: Final = 4  # goes up when the report of the same results reads otherwise
 
 _GATE_STATISTICS: Final = {
     "max": "the highest",
@@ -31,16 +34,36 @@ _GATE_STATISTICS: Final = {
 }
 
 
-def write_report(run: Run, task: ShardTask, number: int) -> dict[str, Any]:
-    """Write the report of a round whose other stages are done, as page and JSON, and give it.
+def tasks(run: Run, round: int) -> list[ShardTask]:
+    """Plan the report of a round; it shows the rounds before it, too."""
+    inputs: dict[str, Path] = {}
+    for earlier in range(round + 1):
+        scored = [*evaluate.tasks(run, earlier), *target_check.tasks(run, earlier)]
+        inputs |= {f"{task.stage}/{earlier:03d}": task.output for task in scored}
+        inputs[f"model/{earlier:03d}"] = student_weights(run, earlier)
+        inputs[f"promotion/{earlier:03d}"] = run.layout.promotion(earlier)
+        if earlier > 0:
+            inputs[f"pseudo/{earlier:03d}"] = run.layout.pseudo_index(earlier)
+            inputs[f"pseudo-scores/{earlier:03d}"] = run.layout.pseudo_scores(earlier)
+    if thresholds.tasks(run, round):
+        inputs["thresholds"] = run.layout.thresholds(round)
+    return [
+        ShardTask(stage="report", round=round, shard=WHOLE_ROUND, output=run.layout.report_json(round), inputs=inputs)
+    ]
 
-    Args:
-        run: The run.
-        task: The report's task.
-        number: The round.
-    """
-    started = time.monotonic()
-    prepare(task)
+
+def fingerprint(run: RunRef) -> dict[str, Json]:
+    """Return what changes the report besides what it shows: the gate, which it explains, and the alarms' thresholds."""
+    return {
+        "report": VERSION,
+        "gate": refine.gate_fingerprint(run.section(refine.Settings).gate),
+        "alarms": run.section(AlarmConfig).model_dump(mode="json", exclude={"stop"}),
+    }
+
+
+def work(run: Run, task: ShardTask) -> Done:
+    """Write the report of a round whose other stages are done, as page and JSON."""
+    number = task.round
     report = build_report(run, number)
     history = [read_json(run.layout.report_json(earlier)) or {} for earlier in range(number)]
     history = [past for past in history if past] + [report]
@@ -49,15 +72,14 @@ def write_report(run: Run, task: ShardTask, number: int) -> dict[str, Any]:
     write_bytes_atomic(run.layout.report_html(number), page.encode())
     put_files(place_of(run.layout.root), [run.layout.report_html(number)])
     write_bytes_atomic(task.output, (json.dumps(report, indent=1, ensure_ascii=False) + "\n").encode())
-    finish(task, count=1, stats={}, seconds=time.monotonic() - started)
-    return report
+    return Done(1)
 
 
 def build_report(run: Run, number: int) -> dict[str, Any]:
     """Gather the numbers of a round: everything in per cent, None where there is nothing to measure with."""
     evaluated = _evaluation(run, number)
     start = evaluated if number == 0 else _evaluation(run, 0)
-    baseline = read_json(baseline_weights(run).parent / "evaluate.json") if run.config.data.test is not None else None
+    baseline = read_json(baseline_weights(run).with_name("evaluate.json")) if run.data.test is not None else None
     report: dict[str, Any] = {
         "round": number,
         "run": run.name,
@@ -66,21 +88,26 @@ def build_report(run: Run, number: int) -> dict[str, Any]:
         "split_seed": evaluated.get("seed"),
         "baseline": None if baseline is None else {name: baseline.get(name) for name in SCORES},
         "gain": {"over_round_0": _gain(evaluated, start), "over_baseline": _gain(evaluated, baseline)},
-        "model": {"preset": run.config.model.preset, "dea": run.config.model.dea},
+        "model": {"preset": run.section(ModelSettings).preset, "dea": run.section(ModelSettings).dea},
     }
     chain: dict[str, list[Record]] = {}
     if number > 0:
-        chain = {stage.name: stage_records(stage.tasks) for stage in round_stages(run, number)}
-        report["gate"] = gate_facts(run.config.refine.gate, sigmoid=run.config.train.loss.kind == "bce")
+        chain = {
+            planned[0].stage: stage_records(planned)
+            for stage in (teacher, thresholds, refine, write)
+            if (planned := stage.tasks(run, number))
+        }
+        sigmoid = teacher.probabilities_of(run) == "sigmoid"
+        report["gate"] = gate_facts(run.section(refine.Settings).gate, sigmoid=sigmoid)
         report["pseudo_labels"] = _pseudo_labels(run, number, chain)
         report["training"] = _training(run, number)
         report |= _guards(run, number, chain["refine"])
     report["classes"] = _classes(run, evaluated, start, baseline, chain.get("refine", []))
-    if number > 0 and run.config.refine.gate.adaptive is not None:
-        thresholds = read_thresholds(run.layout.thresholds(number), run.vocabulary).tolist()
-        for entry, threshold in zip(report["classes"], thresholds, strict=True):
+    if thresholds.tasks(run, number):
+        found = refine.read_thresholds(run.layout.thresholds(number), run.vocabulary).tolist()
+        for entry, threshold in zip(report["classes"], found, strict=True):
             entry["threshold"] = threshold
-    embedded = [record for stage in embed_stages(run) for record in stage_records(stage.tasks)]
+    embedded = stage_records(embed.tasks(run, 0))
     report["timings"] = _timings(run, number, chain, embedded)
     report["drops"] = {stage: _reasons(records) for stage, records in {"embed": embedded, **chain}.items()}
     report["quarantined"] = [drop.model_dump() for record in embedded for drop in record.drops]
@@ -138,8 +165,7 @@ def alarm_lines(report: Mapping[str, Any]) -> list[str]:
 
 
 def _evaluation(run: Run, number: int) -> dict[str, Any]:
-    stages = evaluate_stages(run, number)
-    return (read_json(stages[0].tasks[0].output) or {}) if stages else {}
+    return {} if run.data.test is None else read_json(run.layout.round(number) / "evaluate.json") or {}
 
 
 def _gain(now: Mapping[str, Any], then: Mapping[str, Any] | None) -> dict[str, float | None] | None:
@@ -151,9 +177,9 @@ def _gain(now: Mapping[str, Any], then: Mapping[str, Any] | None) -> dict[str, f
 
 def _guards(run: Run, number: int, refined: Sequence[Record]) -> dict[str, Any]:
     check = read_json(run.layout.target_check(number)) or {}
-    before = stage_records(round_stages(run, number - 1)[1].tasks) if number > 1 else []
+    before = stage_records(refine.tasks(run, number - 1)) if number > 1 else []
     facts = RoundFacts(number, refined, before, check)
-    alarms = round_alarms(facts, run.vocabulary.names, run.config.alarms)
+    alarms = round_alarms(facts, run.vocabulary.names, run.section(AlarmConfig))
     return {
         "promotion": read_json(run.layout.promotion(number)),
         "alarms": [asdict(alarm) for alarm in alarms],
@@ -163,7 +189,7 @@ def _guards(run: Run, number: int, refined: Sequence[Record]) -> dict[str, Any]:
 
 
 def _pseudo_labels(run: Run, number: int, chain: Mapping[str, Sequence[Record]]) -> dict[str, Any]:
-    found = read_json(pseudo_scores_task(run, number).output) or {}
+    found = read_json(run.layout.pseudo_scores(number)) or {}
     stats = _summed(chain["refine"])
     teacher = _sum(chain["teacher"], "score_sum"), _sum(chain["teacher"], "samples")
     return {
@@ -190,8 +216,8 @@ def _counts(stats: Mapping[str, float], prefix: str) -> dict[str, int]:
 
 
 def _training(run: Run, number: int) -> dict[str, Any]:
-    record = read_record(train_task(run, number).record)
-    config = run.config.train
+    record = read_record(record_path(student_weights(run, number)))
+    config = run.section(TrainConfig)
     return {
         **{name: value for name, value in record.stats.items() if name in ("steps", "loss", "workers")},
         "learning_rate": config.learning_rate,
@@ -235,9 +261,9 @@ def _timings(
     if number == 0:
         seconds["embed"] = sum(record.seconds for record in embedded)
     else:
-        seconds["train"] = read_record(train_task(run, number).record).seconds
-    for stage in [*evaluate_stages(run, number), *judging_stages(run, number)]:
-        seconds[stage.name] = sum(record.seconds for record in stage_records(stage.tasks))
+        seconds["train"] = read_record(record_path(student_weights(run, number))).seconds
+    for task in [*evaluate.tasks(run, number), *target_check.tasks(run, number)]:
+        seconds[task.stage] = read_record(task.record).seconds
     return {stage: round(value, 2) for stage, value in seconds.items()}
 
 
@@ -247,3 +273,6 @@ def _reasons(records: Iterable[Record]) -> dict[str, int]:
 
 def _sum(records: Iterable[Record], name: str) -> float:
     return sum(record.stats.get(name, 0.0) for record in records)
+
+
+STAGE: Final = Stage("report", tasks, fingerprint, RunRef.reopened, work, where="driver")

@@ -1,35 +1,30 @@
 """Has the stages of a run done: works out what is to do, starts Ray when it is needed, tells of it."""
 
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 
 from jobs.cluster.ray_spares import Spares
-from jobs.execution.publishing import mirrored, published
+from jobs.execution.worker import lazily
 from jobs.executor import Backend, StageEvent, StageFailed, run_chain
-from jobs.stage import ShardTask, StagePlan, finish, prepare, require_samples, stage_records, why_stale
-from jobs.stages.write import write_index
+from jobs.stage import ShardTask, StagePlan, require_samples, stage_records, why_stale
+from jobs.stages.promote import read_decision
 from jobs.training.group import run_training
 from pipeline.errors import EXIT_RESUMABLE, JobEnded, RunGone
 from pipeline.progress import RunProgress
-from pipeline.report.pseudo_quality import measure_pseudo_labels
-from pipeline.report.report import alarm_lines, score_line, write_report
-from pipeline.rounds.promote import promote
+from pipeline.report import report
+from pipeline.report.report import alarm_lines, score_line
+from pipeline.rounds.concurrent import beside_others
 from pipeline.rounds.quarantine import check_quarantine
-from pipeline.rounds.together import CHAIN, beside_others, stage_of
-from pipeline.rounds.when_stale import WhenStale
-from pipeline.run.run import Run
+from pipeline.run.run import OpenRun
 from pipeline.run.status import retry_command
-from pipeline.tasks import recipe as judging_tasks
-from pipeline.tasks import round_tasks
-from pipeline.tasks.chain import embed_stages, mask_stages, round_stages, unbroken_parts
-from pipeline.tasks.start import import_start
+from pipeline.tasks.recipe import ROUND, Recipe, parts_of, shards_chain, stage_plans
 from pipeline.tasks.states import TaskState, summarise, task_states
 from pipeline.training_progress import followed
 from shards.files.atomic import remove_stale_temporaries_below
+from shards.formats.records import Record, read_json
 from shards.storage.mirror import bring
 from shards.storage.store import as_shown, place_of
 
@@ -62,24 +57,13 @@ class RoundRequest:
 class Driver:
     """Does stages of a run, one after the other; a chain's shard by shard. What is done already stays as it is."""
 
-    def __init__(self, run: Run, request: RoundRequest, progress: RunProgress) -> None:
+    def __init__(self, run: OpenRun, request: RoundRequest, progress: RunProgress) -> None:
         self._run = run
         self._request = request
         self._progress = progress
         self._stack = ExitStack()
         self._connected = False
         self._spares = Spares()
-        self._stages: dict[str, Callable[[int], None]] = {
-            "embed": lambda number: self.embed(),
-            "start": self._start,
-            "teacher": partial(self._chain, names=("teacher",)),
-            "refine": partial(self._chain, names=("refine",)),
-            "write": partial(self._chain, names=("write",)),
-            "train": self._train,
-            "evaluate": self._evaluate,
-            "promote": self._promote,
-            "report": self._report,
-        }
 
     @contextmanager
     def connected(self) -> Iterator["Driver"]:
@@ -107,154 +91,130 @@ class Driver:
         for line in stale:
             self._progress.say(f"stale, will be done again: {line}")
 
-    def embed(self, then: Callable[[], Sequence[StagePlan]] = list) -> None:
-        """Embed all images with SAM, once for all rounds, and hold the unreadable ones against the budget.
+    def rounds(self, recipe: Recipe, numbers: Iterable[int], after_each: Callable[[int], None] | None = None) -> None:
+        """Do rounds from the first stage to the last.
+
+        Where shards are given up, what reads nothing of them is still done, as far as there is such work: a poisoned
+        shard of the embedding costs its own labels, not those of its neighbours.
 
         Args:
-            then: Gives what follows in round 1, shard by shard. Where shards are given up, it is done of all others.
+            recipe: The stages.
+            numbers: The rounds.
+            after_each: Called when a round is done.
 
         Raises:
             StageFailed: Shards were given up.
             DataFault: More images than allowed cannot be read.
         """
-        stages = [*embed_stages(self._run), *judging_tasks.embed_stages_of_judges(self._run)]
-        try:
-            self._do(0, stages)
-        except StageFailed as lost:
-            raise self._without(lost, then()) from None
-        for stage in stages:
-            records = stage_records(stage.tasks)
-            total = sum(len(task.samples) for task in stage.tasks)
-            dataset = stage.name.partition("-")[2] or "target"
-            check_quarantine(records, total, self._run.config.quarantine, dataset)
-            require_samples(stage.name, records)
-
-    def first_chain(self) -> list[StagePlan]:
-        """Give what round 1 can do of a shard once it is embedded; the start, which that needs, is done."""
-        if self._request.rounds == 0:
-            return []
-        self._start(0)
-        return unbroken_parts(round_stages(self._run, 1))[0]
-
-    def _without(self, lost: StageFailed, stages: Sequence[StagePlan]) -> StageFailed:
-        """Do stages of round 1 without the shards that have no embedding, and give all that failed."""
-        gone = {failure.shard for failure in lost.failures if failure.stage == "embed"}
-        failures, blocked = [*lost.failures], [*lost.blocked]
-        blocked += [(task.stage, task.shard) for stage in stages for task in stage.tasks if task.shard in gone]
-        try:
-            self._do(1, [replace(s, tasks=[task for task in s.tasks if task.shard not in gone]) for s in stages])
-        except StageFailed as more:
-            failures += more.failures
-            blocked += more.blocked
-        return StageFailed(failures, blocked, lost.cure)
-
-    def round(self, number: int) -> None:
-        """Do a round: the chain, training, evaluation, promotion and report; of round 0, the start and the baseline."""
-        if number == 0:
-            self._start(number)
-        else:
-            self._chain(number)
-            self._train(number)
-        self._evaluate(number)
-        self._promote(number)
-        self._report(number)
-
-    def masks(self) -> None:
-        """Refine the masks that the run was made with, and write them in the place of round 1."""
-        stages = mask_stages(self._run)
-        self._do(1, stages)
-        for stage in stages:
-            require_samples(stage.name, stage_records(stage.tasks))
-        self._index(1, stages[-1].tasks)
+        lost: StageFailed | None = None
+        gone: set[Path] = set()
+        for number in numbers:
+            # Planned when it is its turn: what a round starts from is made by the one before.
+            for part in parts_of(stage_plans(recipe, self._run, number)):
+                left = _without(part, gone)
+                if not left:
+                    assert lost is not None
+                    raise lost
+                try:
+                    self._part(number, left)
+                except StageFailed as failed:
+                    undone = {(failure.stage, failure.shard) for failure in failed.failures} | {*failed.blocked}
+                    gone |= {t.output for plan in left for t in plan.tasks if (t.stage, t.shard) in undone}
+                    lost = failed if lost is None else _joined(lost, failed)
+            if after_each is not None and lost is None:
+                after_each(number)
+        if lost is not None:
+            raise lost
 
     def stage(self, name: str, number: int) -> None:
-        """Do one stage of a round."""
-        self._stages[name](number)
-
-    def _start(self, number: int) -> None:
-        for task, weights in round_tasks.start_tasks(self._run):
-            if self._why_stale(task) is not None:
-                with published(task):
-                    import_start(task, weights)
+        """Do one stage of a round; with `together`, beside the jobs that do the others of its chain."""
+        chain = shards_chain(name)
+        names = chain if self._request.together else (name,)
+        plans = stage_plans(ROUND, self._run, number, names)
+        if self._request.together:
+            plans = beside_others(self._run, number, name, plans)
+        for part in parts_of(plans):
+            self._part(number, part)
 
     def label(self, number: int) -> None:
         """Make pseudo-labels from the teacher's scores that are stored: refine, write, list and measure them."""
-        self._chain(number, names=("refine", "write"))
+        for part in parts_of(stage_plans(ROUND, self._run, number, ("refine", "write"))):
+            self._part(number, part)
 
-    def _chain(self, number: int, names: Sequence[str] = CHAIN) -> None:
-        stages = round_stages(self._run, number)
-        if self._request.together:
-            stages = beside_others(self._run, number, names[0], stages)
-        else:
-            chosen = [stage for stage in stages if stage_of(stage.name) in names]
-            stages = [stage if stage.after in names else replace(stage, after=None) for stage in chosen]
-        for part in unbroken_parts(stages):
+    def _part(self, number: int, part: Sequence[StagePlan]) -> None:
+        """Do plans of which none waits for all of another, and judge what came of them."""
+        if part[0].where == "workers":
             self._do(number, part)
-            for stage in part:
-                if stage.elsewhere is None:
-                    require_samples(f"{stage.name} of round {number}", stage_records(stage.tasks))
-        if "write" in names:
-            self._index(number, stages[-1].tasks)
-        if "refine" in names:
-            task = round_tasks.pseudo_scores_task(self._run, number)
-            if self._why_stale(task) is not None:
-                with published(task, fetch=True):
-                    measure_pseudo_labels(self._run, task, number)
+        for plan in part:
+            if plan.where == "group":
+                self._train(number, plan)
+            elif plan.where == "driver":
+                self._do_here(number, plan)
+        for plan in part:
+            if plan.elsewhere is None and plan.where == "workers":
+                self._require_enough(number, plan)
 
-    def _index(self, number: int, tars: Sequence[ShardTask]) -> None:
-        task = round_tasks.index_task(self._run, number)
-        if self._why_stale(task) is not None:
-            with published(task):
-                prepare(task, verify=False)  # the list takes checksums from the records
-                write_index(list(tars), self._run.vocabulary)
-                finish(task, count=len(tars), stats={})
+    def _require_enough(self, number: int, plan: StagePlan) -> None:
+        """Hold the images that a stage left out against the budget.
 
-    def _train(self, number: int) -> None:
-        task = round_tasks.train_task(self._run, number)
+        Raises:
+            DataFault: There are too many.
+            EmptyStage: Not one sample came out.
+        """
+        records = stage_records(plan.tasks)
+        stage, _, dataset = plan.name.partition("-")
+        if stage == "embed":
+            total = sum(len(task.samples) for task in plan.tasks)
+            check_quarantine(records, total, self._run.config.quarantine, dataset or "target")
+        require_samples(plan.name if stage == "embed" else f"{plan.name} of round {number}", records)
+
+    def _do_here(self, number: int, plan: StagePlan) -> None:
+        """Do what takes a moment in this process."""
+        worker = None
+        for task in plan.tasks:
+            if self._why_stale(task) is None:
+                if task.stage == "report" and not self._run.layout.report_html(number).is_file():
+                    report.work(self._run, task)  # the page has no record, and nothing reads it
+                continue
+            worker = plan.worker() if worker is None else worker
+            record = worker.run(task)
+            self._tell(number, task, record)
+
+    def _train(self, number: int, plan: StagePlan) -> None:
+        (task,) = plan.tasks
         reason = self._why_stale(task)
         if reason is None:
             return
         steps = self._run.config.train.steps
-        self._progress.note("started", round=number, stage="train", steps=steps, reason=reason)
-        self._progress.say(f"round {number} train: {steps} steps …")
+        self._progress.note("started", round=number, stage=plan.name, steps=steps, reason=reason)
+        self._progress.say(f"round {number} {plan.name}: {steps} steps …")
         self._connect()
         group = self._run.config.resources.train
         self._spares.make_room(group.amounts, group.workers)
 
         def tell(step: int, loss: float) -> None:
-            self._progress.say(f"round {number} train: step {step}/{steps}, loss {loss:.3f}")
+            self._progress.say(f"round {number} {plan.name}: step {step}/{steps}, loss {loss:.3f}")
 
+        assert plan.load is not None
         with followed(task.output.parent / "metrics.jsonl", tell):
-            record = run_training(
-                task,
-                round_tasks.train_job(self._run, number),
-                group,
-                backend=self._request.backend,
-                run=self._run.name,
-            )
+            record = run_training(task, plan.load(), group, backend=self._request.backend, run=self._run.name)
         bring(place_of(task.output))
-        self._progress.note("finished", round=number, stage="train", seconds=round(record.seconds, 2))
-        self._progress.say(f"round {number} train: done in {record.seconds:.0f} s, loss {record.stats['loss']:.3f}")
+        self._progress.note("finished", round=number, stage=plan.name, seconds=round(record.seconds, 2))
+        done = f"done in {record.seconds:.0f} s, loss {record.stats['loss']:.3f}"
+        self._progress.say(f"round {number} {plan.name}: {done}")
 
-    def _evaluate(self, number: int) -> None:
-        judged = judging_tasks.evaluate_stages(self._run, number), judging_tasks.judging_stages(self._run, number)
-        self._do(number, [stage for stages in judged for stage in stages])
-
-    def _promote(self, number: int) -> None:
-        decision = promote(self._run, number, verify=self._request.verify)
-        if decision is not None and number > 0:
+    def _tell(self, number: int, task: ShardTask, record: Record) -> None:
+        """Report what a decision or a report says."""
+        if task.stage == "promote" and number > 0:
+            decision = read_decision(task.output)
             facts = {"outcome": decision.outcome, "best_round": decision.best_round, "reason": decision.reason}
             self._progress.note("promotion", round=number, **facts)
             self._progress.say(decision.reason)
-
-    def _report(self, number: int) -> None:
-        task = round_tasks.report_task(self._run, number)
-        if self._why_stale(task) is not None or not self._run.layout.report_html(number).is_file():
-            with published(task):
-                report = write_report(self._run, task, number)
-            self._progress.note("report", round=number, **{name: report[name] for name in ("miou", "hiou")})
-            self._progress.say(score_line(report))
-            for alarm, line in zip(report.get("alarms", []), alarm_lines(report), strict=True):
+        elif task.stage == "report":
+            found = read_json(task.output) or {}
+            self._progress.note("report", round=number, **{name: found.get(name) for name in ("miou", "hiou")})
+            self._progress.say(score_line(found))
+            for alarm, line in zip(found.get("alarms", []), alarm_lines(found), strict=True):
                 self._progress.note("alarm", round=number, alarm=alarm["kind"], message=alarm["message"])
                 self._progress.say(line)
 
@@ -267,9 +227,9 @@ class Driver:
         wanted = []
         for stage in stages:
             tasks = [task for task in stage.tasks if (task.stage, task.shard) in to_do]
+            # Whether such a shard follows is known when its inputs are there: perhaps no model is needed at all.
             depends = any(to_do[(task.stage, task.shard)] == "depends" for task in tasks)
-            worker = partial(WhenStale, stage.worker) if depends else stage.worker
-            wanted.append(mirrored(replace(stage, tasks=tasks, worker=worker)))
+            wanted.append(replace(stage, tasks=tasks, worker=lazily(stage.worker) if depends else stage.worker))
         self._connect()
         with self._progress.stages(number) as on_event:
 
@@ -314,7 +274,7 @@ class Driver:
         Raises:
             RunGone: It did.
         """
-        if not self._run.layout.config.is_file():
+        if not self._run.layout.vocabulary.is_file():
             root = as_shown(self._run.layout.root)
             raise RunGone(f"{root} is gone: it was moved or unmounted. Put it back and resume with the same command")
 
@@ -326,3 +286,18 @@ class Driver:
         self._stack.enter_context(connection(self._request.address))
         self._stack.callback(self._spares.let_go)
         self._connected = True
+
+
+def _without(part: Sequence[StagePlan], gone: set[Path]) -> list[StagePlan]:
+    """Return what reads none of these outputs, and add those that then cannot be made either."""
+    left = []
+    for plan in part:
+        tasks = [task for task in plan.tasks if gone.isdisjoint(task.inputs.values())]
+        gone |= {task.output for task in plan.tasks} - {task.output for task in tasks}
+        if tasks:
+            left.append(replace(plan, tasks=tasks))
+    return left
+
+
+def _joined(lost: StageFailed, more: StageFailed) -> StageFailed:
+    return StageFailed((*lost.failures, *more.failures), (*lost.blocked, *more.blocked), lost.hint)

@@ -2,22 +2,24 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
+from jobs.run import best_weights
 from jobs.stage import ShardTask
-from pipeline.errors import DataFault
+from jobs.stages.promote import read_decision
+from pipeline.errors import DataFault, GateFailed
 from pipeline.progress import RunProgress
 from pipeline.report.report import alarm_lines, score_line
 from pipeline.rounds.driver import Driver, RoundRequest
-from pipeline.rounds.promote import require_no_regression
-from pipeline.rounds.together import CHAIN, stage_of
 from pipeline.run.lock import holding, holding_stage
-from pipeline.run.run import Run, open_or_make_run, read_run
-from pipeline.run.status import read_json
-from pipeline.tasks.round_tasks import all_tasks
+from pipeline.run.run import OpenRun, open_or_make_run, read_run
+from pipeline.tasks.recipe import ROUND, all_tasks, shards_chain, stage_names, stage_of, stage_plans
 from pipeline.tasks.states import StageSummary, summarise, task_states
 from shards.formats.layout import RunLayout
+from shards.formats.records import read_json
 from shards.storage.store import as_shown, place_of
+
+_NAMED: Final = 3  # alarms in a message; all of them are in the report
 
 
 def run_rounds(root: Path, request: RoundRequest, progress: RunProgress | None = None) -> list[dict[str, Any]]:
@@ -42,10 +44,11 @@ def run_rounds(root: Path, request: RoundRequest, progress: RunProgress | None =
         else:
             with Driver(run, request, shown).connected() as driver:
                 driver.note_start(states)
-                driver.embed(then=driver.first_chain)
-                for number in range(request.rounds + 1):
-                    driver.round(number)
-                    require_no_regression(run, number, request.rounds)
+                driver.rounds(
+                    ROUND,
+                    range(request.rounds + 1),
+                    after_each=lambda number: require_no_regression(run, number, request.rounds),
+                )
         return [read_json(run.layout.report_json(number)) or {} for number in range(request.rounds + 1)]
 
 
@@ -61,8 +64,8 @@ def run_stage(root: Path, name: str, request: RoundRequest, progress: RunProgres
     """
     shown = RunProgress(RunLayout(root).events) if progress is None else progress
     number = request.rounds
-    if request.together and name not in CHAIN:
-        raise ValueError(f"{name} works alone; stages that work together are {', '.join(CHAIN)}")
+    if request.together and len(shards_chain(name)) == 1:
+        raise ValueError(f"{name} works alone: no stage follows it shard by shard")
     with holding_stage(root, number, name) if request.together else holding(root):
         run = read_run(root) if request.together else open_or_make_run(root, request.file, request.sets)
         tasks = stage_tasks(run, name, number)
@@ -89,26 +92,56 @@ def plan_rounds(root: Path, rounds: int, file: Path | None, sets: Sequence[str],
     return summarise(task_states(all_tasks(run, rounds), verify=verify))
 
 
-def stage_tasks(run: Run, name: str, number: int, *, required: bool = True) -> list[ShardTask]:
-    """Give the tasks of one stage of one round.
+def stage_tasks(run: OpenRun, name: str, number: int, *, required: bool = True) -> list[ShardTask]:
+    """Return the tasks of one stage of one round.
 
     Raises:
         ValueError: There are none, and they are required.
     """
-    tasks = [task for task in all_tasks(run, number) if task.round == number or name == "embed"]
-    found = [task for task in tasks if stage_of(task.stage) == name]
+    first = 0 if name == "embed" else number  # it is done once for all rounds
+    found = [task for plan in stage_plans(ROUND, run, first, (name,)) for task in plan.tasks]
     if not found and required:
-        stages = dict.fromkeys(task.stage for task in tasks if "-" not in task.stage)
-        raise ValueError(f"round {number} has no stage {name!r}; it has {', '.join(stages)}")
+        names = [*stage_names(run, number), *(["embed"] if number else [])]
+        raise ValueError(f"round {number} has no stage {name!r}; it has {', '.join(names)}")
     return found
 
 
-def chain_before(run: Run, name: str, number: int) -> list[ShardTask]:
-    """Give the tasks of the stages of a round's chain that come before one of them, in their order."""
-    return [task for stage in CHAIN[: CHAIN.index(name)] for task in stage_tasks(run, stage, number)]
+def chain_before(run: OpenRun, name: str, number: int) -> list[ShardTask]:
+    """Return the tasks of the stages of a round's chain that come before one of them, in their order."""
+    chain = shards_chain(name)
+    return [task for stage in chain[: chain.index(name)] for task in stage_tasks(run, stage, number)]
 
 
-def _refuse_incomplete(run: Run, tasks: Sequence[ShardTask], number: int) -> None:
+def require_no_regression(run: OpenRun, number: int, rounds: int) -> None:
+    """Stop where the settings say so: after a regression, or an alarm. The round's report is there by then.
+
+    Args:
+        run: The run.
+        number: The round, done to its report.
+        rounds: How many rounds are asked for; the message's command names them.
+
+    Raises:
+        GateFailed: What happened, by how much, and how to go on.
+    """
+    decision = read_decision(run.layout.promotion(number))
+    again = f"stseg-pipeline round --n {rounds} --run {as_shown(run.layout.root)} --set"
+    page = as_shown(run.layout.report_html(number))
+    if decision.outcome == "regressed" and run.config.promotion.on_regression == "stop":
+        raise GateFailed(
+            f"{decision.reason}. See {page}; the best model is {as_shown(best_weights(run, number))}. "
+            f"To go on with it: {again} promotion.on_regression=keep"
+        )
+    alarms: Sequence[dict[str, str]] = (read_json(run.layout.report_json(number)) or {}).get("alarms", [])
+    if alarms and run.config.alarms.stop:
+        shown = "; ".join(alarm["message"] for alarm in alarms[:_NAMED])
+        more = f"; and {len(alarms) - _NAMED} more" if len(alarms) > _NAMED else ""
+        raise GateFailed(
+            f"round {number} raised {len(alarms)} alarm{'s' if len(alarms) > 1 else ''}: {shown}{more}. See {page}. "
+            f"To go on all the same: {again} alarms.stop=false"
+        )
+
+
+def _refuse_incomplete(run: OpenRun, tasks: Sequence[ShardTask], number: int) -> None:
     wanted = {path for task in tasks for path in task.inputs.values()} - {task.output for task in tasks}
     upstream = [state for state in task_states(all_tasks(run, number)) if state.task.output in wanted]
     missing = [state for state in upstream if state.state != "done"]
@@ -127,7 +160,7 @@ def _looked_at(request: RoundRequest) -> str:
     return "verified" if request.verify else "by their records; --verify compares their bytes, too"
 
 
-def _pages_there(run: Run, rounds: int) -> bool:
+def _pages_there(run: OpenRun, rounds: int) -> bool:
     return all(run.layout.report_html(number).is_file() for number in range(rounds + 1))
 
 

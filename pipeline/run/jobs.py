@@ -6,8 +6,8 @@ from typing import Any, Final
 
 from jobs.cluster.job_server import Job, JobServer, RayJobServer
 from pipeline.run.job_outcome import JobOutcome, read_outcome
-from pipeline.run.status import read_json
 from shards.formats.layout import RunLayout
+from shards.formats.records import read_json
 
 _OUTCOME: Final = ".outcome.json"
 

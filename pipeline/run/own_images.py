@@ -7,7 +7,7 @@ from typing import Any
 from pipeline.config import laid_over, resolve_config
 from pipeline.errors import SettingsConflict
 from pipeline.run.lock import holding
-from pipeline.run.run import Run, make_run
+from pipeline.run.run import OpenRun, make_run
 from pipeline.settings import read_settings
 from shards.formats.layout import RunLayout
 
@@ -20,7 +20,7 @@ def make_own_run(
     preset: str | None,
     config: Path | None,
     sets: Sequence[str],
-) -> Run:
+) -> OpenRun:
     """Make a run folder: settings, vocabulary and the plan of shards. No image is decoded yet.
 
     The rounds train on pseudo-labels alone, unless `data.source` names labelled images of the user's. Labels given

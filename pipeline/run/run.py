@@ -5,10 +5,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from jobs import run as jobs_run
+from jobs.run import Run
 from pipeline.config import RunConfig, changed_settings, identity_changes, load_config, resolve_config, save_config
 from pipeline.errors import DataFault, SettingsConflict
 from pipeline.settings import read_settings
-from shards.data.plan import Plan, write_plan
+from shards.data.plan import write_plan
 from shards.data.sources import open_source
 from shards.data.vocabulary import Vocabulary
 from shards.formats.layout import RunLayout
@@ -22,30 +24,13 @@ _OWN_BEFORE_CONFIG |= {"run.lock", "run.lock.guard", "locks"}
 
 
 @dataclass(frozen=True)
-class Run:
-    """What a run is made of.
+class OpenRun(Run):
+    """A run whose settings are all that the command line knows, not only those that stages ask for."""
 
-    Attributes:
-        layout: Where everything lies.
-        config: The settings.
-        vocabulary: The classes.
-        plan: The unlabelled images in shards.
-        source_plan: The labelled images in shards; None without a labelled source.
-    """
-
-    layout: RunLayout
     config: RunConfig
-    vocabulary: Vocabulary
-    plan: Plan
-    source_plan: Plan | None
-
-    @property
-    def name(self) -> str:
-        """What the run is called: its folder's name."""
-        return self.layout.root.resolve().name
 
 
-def open_or_make_run(root: Path, file: Path | None = None, sets: Sequence[str] = ()) -> Run:
+def open_or_make_run(root: Path, file: Path | None = None, sets: Sequence[str] = ()) -> OpenRun:
     """Open the run in a folder, or make one there with the embedded default; call it under the run lock.
 
     Args:
@@ -70,7 +55,7 @@ def open_or_make_run(root: Path, file: Path | None = None, sets: Sequence[str] =
     return make_run(root, _resolved(file, sets, None))
 
 
-def read_run(root: Path, file: Path | None = None, sets: Sequence[str] = ()) -> Run:
+def read_run(root: Path, file: Path | None = None, sets: Sequence[str] = ()) -> OpenRun:
     """Open a run that exists, as it would be with other settings; nothing is written.
 
     Raises:
@@ -102,7 +87,7 @@ def asked_config(root: Path, saved: RunConfig, file: Path | None, sets: Sequence
     return config
 
 
-def make_run(root: Path, config: RunConfig) -> Run:
+def make_run(root: Path, config: RunConfig) -> OpenRun:
     """Make a run folder: vocabulary and plans, and the settings last.
 
     Raises:
@@ -124,7 +109,7 @@ def make_run(root: Path, config: RunConfig) -> Run:
     lists = [*plan.samples.paths, *(() if source_plan is None else source_plan.samples.paths)]
     upload(place_of(root), lists)
     put_files(place_of(root), [layout.vocabulary, layout.plan, layout.source_plan, layout.config])
-    return Run(layout, config, vocabulary, plan, source_plan)
+    return OpenRun(layout, config, vocabulary, plan, source_plan)
 
 
 def build_vocabulary(config: RunConfig) -> Vocabulary:
@@ -144,19 +129,17 @@ def _resolved(file: Path | None, sets: Sequence[str], base: RunConfig | None) ->
     return resolve_config(asked, sets, where="--set" if file is None else f"{file} or --set", base=base)
 
 
-def load_run(layout: RunLayout, config: RunConfig) -> Run:
+def load_run(layout: RunLayout, config: RunConfig) -> OpenRun:
     """Read vocabulary and plans of a run folder whose settings are known.
 
     Raises:
         DataFault: One is missing or damaged.
     """
     try:
-        vocabulary = Vocabulary.load(layout.vocabulary)
-        plan = Plan.load(layout.plan)
-        source_plan = None if config.data.source is None else Plan.load(layout.source_plan)
+        run = jobs_run.load_run(layout, config)
     except (FileNotFoundError, ValueError) as error:
         raise DataFault(f"{error}; the run folder is damaged: put the file back or start a new run") from error
-    return Run(layout, config, vocabulary, plan, source_plan)
+    return OpenRun(run.layout, config, run.vocabulary, run.plan, run.source_plan)
 
 
 def _is_own(path: Path) -> bool:

@@ -1,22 +1,21 @@
 """How far a run is, read from its plain files alone: no model, no Ray, also while it runs."""
 
-import json
 import os
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from pipeline.errors import DataFault
+from jobs.stage import ShardTask
+from jobs.stages.evaluate import SCORES
 from pipeline.run.lock import run_holder, stage_holders
-from shards.data.plan import Plan
+from pipeline.run.run import read_run
+from pipeline.tasks.recipe import ROUND
 from shards.formats.events import read_events
-from shards.formats.layout import RunLayout, record_of
-from shards.formats.records import read_counts
-from shards.storage.mirror import bring
-from shards.storage.store import as_shown, place_of
-
-SCORES = ("miou", "miou_seen", "miou_unseen", "hiou")
+from shards.formats.layout import RunLayout
+from shards.formats.records import read_counts, read_json
+from shards.storage.store import as_shown
 
 
 @dataclass(frozen=True)
@@ -108,18 +107,13 @@ def run_status(root: Path) -> RunStatus:
     Raises:
         DataFault: The folder holds no run.
     """
-    place = place_of(root)
-    bring(place)
-    layout = RunLayout(root)
-    try:
-        shards = [shard.name for shard in Plan.load(layout.plan).shards]
-    except FileNotFoundError as error:
-        where = place.shown(root)
-        raise DataFault(f"{where} holds no run (no plan.json); make one: stseg-pipeline round --run {where}") from error
-    stages = [_stage(0, "embed", [layout.embedding("target", name) for name in shards])]
-    rounds = {}
-    for number in begun_rounds(layout):
-        stages += _round_stages(layout, number, shards)
+    run = replace(read_run(root), outputs_only=True)
+    layout = run.layout
+    stages: list[StageStatus] = []
+    rounds: dict[int, dict[str, Any]] = {}
+    for number in sorted({0, *begun_rounds(layout)}):
+        for stage in ROUND:
+            stages += _counted(number, stage.tasks(run, number))
         report = read_json(layout.report_json(number))
         if report is not None:
             rounds[number] = {name: report.get(name) for name in (*SCORES, "pseudo_labels", "promotion", "alarms")}
@@ -166,52 +160,22 @@ def retry_command(root: Path, rounds: int, backend: str = "ray") -> str:
     return f"stseg-pipeline round --n {rounds} --run {as_shown(root)}{inline}"
 
 
-def read_json(path: Path) -> dict[str, Any] | None:
-    """Read a JSON object; None if there is none or it is damaged."""
-    try:
-        content = json.loads(path.read_bytes())
-    except (OSError, ValueError):
-        return None
-    return content if isinstance(content, dict) else None
-
-
-def _round_stages(layout: RunLayout, number: int, shards: list[str]) -> list[StageStatus]:
-    outputs = {
-        "teacher": [layout.teacher(number, name) for name in shards],
-        "refine": [layout.refine(number, name) for name in shards],
-        "write": [layout.pseudo(number, name) for name in shards],
-    }
-    stages = [_stage(number, name, paths) for name, paths in outputs.items()] if number > 0 else []
-    thresholds = layout.thresholds(number).with_suffix(".record.json")
-    if thresholds.is_file():  # there are some where they are adaptive
-        stages.insert(1, _summed(number, "refine-thresholds", [thresholds]))
-    single = {
-        "start" if number == 0 else "train": layout.student(number) / "model.json",
-        "evaluate": layout.round(number) / "evaluate.record.json",
-        "promote": layout.round(number) / "promotion.record.json",
-        "report": layout.round(number) / "report.record.json",
-    }
-    return stages + [_summed(number, name, [record]) for name, record in single.items()]
-
-
-def _stage(number: int, name: str, outputs: list[Path]) -> StageStatus:
-    return _summed(number, name, [record_of(path) for path in outputs])
-
-
-def _summed(number: int, name: str, paths: list[Path]) -> StageStatus:
+def _counted(number: int, tasks: Iterable[ShardTask]) -> Iterator[StageStatus]:
     """Count the records that are there; folders are listed, so that a shard that is not done costs nothing."""
-    listed: dict[Path, set[str]] = {folder: _listing(folder) for folder in {path.parent for path in paths}}
-    there = [path for path in paths if path.name in listed[path.parent]]
-    counts = [found for found in map(read_counts, there) if found is not None]
-    return StageStatus(
-        round=number,
-        stage=name,
-        done=len(counts),
-        total=len(paths),
-        samples=sum(found.samples for found in counts),
-        dropped=sum(found.dropped for found in counts),
-        seconds=sum(found.seconds for found in counts),
-    )
+    for name, group in groupby(tasks, key=lambda task: task.stage):
+        records = [task.record for task in group]
+        listed = {folder: _listing(folder) for folder in {path.parent for path in records}}
+        there = [path for path in records if path.name in listed[path.parent]]
+        counts = [found for found in map(read_counts, there) if found is not None]
+        yield StageStatus(
+            round=number,
+            stage=name,
+            done=len(counts),
+            total=len(records),
+            samples=sum(found.samples for found in counts),
+            dropped=sum(found.dropped for found in counts),
+            seconds=sum(found.seconds for found in counts),
+        )
 
 
 def _listing(folder: Path) -> set[str]:

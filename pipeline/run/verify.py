@@ -5,12 +5,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from jobs.stage import record_path
 from jobs.training.checkpoints import checkpoint_fault
 from pipeline.errors import DataFault
-from pipeline.run.run import Run, read_run
+from pipeline.run.run import OpenRun, read_run
 from pipeline.run.status import begun_rounds
 from shards.formats import records
+from shards.formats.layout import record_path
 from shards.formats.records import read_record, record_or_none
 from shards.formats.tar import read_pseudo_index
 from shards.storage.mirror import NotInStore, check
@@ -84,12 +84,12 @@ def verify_run(root: Path, number: int | None = None) -> Verdict:
     return Verdict(len(found | planned.keys()) - undone, undone, tuple(faults))
 
 
-def is_finished(run: Run, number: int) -> bool:
+def is_finished(run: OpenRun, number: int) -> bool:
     """Tell whether a round was done to its report."""
     return record_path(run.layout.report_json(number)).is_file()
 
 
-def _planned(run: Run, number: int) -> Iterator[Path]:
+def _planned(run: OpenRun, number: int) -> Iterator[Path]:
     """Give the outputs that a round has in any case; the others are known by their records."""
     names = [shard.name for shard in run.plan.shards]
     layout = run.layout

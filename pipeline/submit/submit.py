@@ -19,24 +19,21 @@ from pipeline.config import changed_settings, load_config
 from pipeline.errors import EXIT_RESUMABLE, DataFault, JobEnded, SettingsConflict
 from pipeline.progress import RunProgress
 from pipeline.rounds.driver import RoundRequest
-from pipeline.rounds.promote import require_no_regression
-from pipeline.rounds.rounds import stage_tasks
-from pipeline.rounds.together import CHAIN
+from pipeline.rounds.rounds import require_no_regression, stage_tasks
 from pipeline.run.job_outcome import read_outcome
 from pipeline.run.lock import holding
-from pipeline.run.run import Run, open_or_make_run, read_run
-from pipeline.run.status import read_json
+from pipeline.run.run import OpenRun, open_or_make_run, read_run
 from pipeline.submit.logs import LOOK_AGAIN_S, JobLogs
+from pipeline.tasks.recipe import job_groups
 from pipeline.tasks.states import task_states
 from shards.files.atomic import write_bytes_atomic
 from shards.formats.layout import RunLayout
+from shards.formats.records import read_json
 from shards.storage.mirror import bring, put_files
 from shards.storage.store import as_shown, place_of
 
 OnInterrupt = Literal["ask", "leave", "stop"]
 
-_ROUND_0: Final = (("embed",), ("start",), ("evaluate",), ("promote",), ("report",))
-_LATER_ROUND: Final = (CHAIN, ("train",), ("evaluate",), ("promote",), ("report",))
 _STOP_WITHIN: Final = 6  # looks
 
 
@@ -68,7 +65,7 @@ def submit_rounds(
     """
     jobs = SubmittedRun(root, request, server, on_interrupt)
     for number in range(request.rounds + 1):
-        for stages in _LATER_ROUND if number else _ROUND_0:
+        for stages in job_groups(jobs.run, number):
             jobs.do([Place(number, stage) for stage in stages])
         require_no_regression(jobs.run, number, request.rounds)
     return [read_json(jobs.run.layout.report_json(number)) or {} for number in range(request.rounds + 1)]
@@ -149,7 +146,7 @@ class SubmittedRun:
                 ids[place] = self._submit(place, reasons[place], together=len(wanted) > 1)
         return ids
 
-    def _open(self, request: RoundRequest) -> Run:
+    def _open(self, request: RoundRequest) -> OpenRun:
         """Open the run. Its settings are written once, here, and the jobs read them; not while one of them works."""
         if any(not job.over for job in self._jobs()):
             run = read_run(self._root, request.file, request.sets)

@@ -1,228 +1,158 @@
-"""The tasks that judge a round's student: on labelled splits, on the target, for promotion. Nothing runs here."""
+"""The list of stages. Driver, plan, status, verify, repair, submit and report go through it; there is no other."""
 
-import random
-from functools import lru_cache, partial
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import replace
+from functools import partial
+from itertools import groupby
 from pathlib import Path
-from typing import Literal
+from typing import Any, Final
 
-from jobs.inference.model import ModelConfig
-from jobs.stage import CODE_VERSION, ShardTask, StagePlan
-from jobs.stages.evaluate import EvaluateConfig, EvaluateWorker, evaluate_fingerprint, evaluation_samples
-from jobs.stages.target_check import TargetCheckConfig, TargetCheckWorker, target_check_fingerprint
-from pipeline.rounds.promotion import PROXIES, Measure
-from pipeline.run.run import Run
-from pipeline.tasks.chain import (
-    WHOLE_ROUND,
-    best_weights,
-    embed_stage,
-    model_config,
-    refine_config,
-    student_weights,
-    teacher_config,
+from jobs.execution.worker import stage_worker
+from jobs.run import Run
+from jobs.stage import Resources, ShardTask, Stage, StagePlan
+from jobs.stages import (
+    embed,
+    evaluate,
+    promote,
+    pseudo_scores,
+    refine,
+    start,
+    target_check,
+    teacher,
+    thresholds,
+    train,
+    write,
 )
-from pipeline.tasks.start import start_weights
-from shards.data.plan import Plan, make_plan
-from shards.data.samples import Samples
-from shards.data.sources import SampleRef, SourceConfig
-from shards.data.vocabulary import Vocabulary
-from shards.formats.records import Json
+from pipeline.report import report
+from shards.data.collector import collector_paused
 
-Split = Literal["test", "validation"]
-Evaluation = Literal["evaluate", "evaluate-baseline", "evaluate-holdout"]
+Recipe = Sequence[Stage[Any]]
 
+ROUND: Final[Recipe] = (
+    embed.STAGE,
+    evaluate.EMBED_STAGE,
+    start.STAGE,
+    teacher.STAGE,
+    thresholds.STAGE,
+    refine.STAGE,
+    write.STAGE,
+    write.INDEX_STAGE,
+    pseudo_scores.STAGE,
+    train.STAGE,
+    evaluate.STAGE,
+    target_check.STAGE,
+    promote.STAGE,
+    report.STAGE,
+)
+"""What a round is made of. A stage whose tasks are of round 0 alone is done once, for all rounds."""
 
-def has_baseline(run: Run) -> bool:
-    """Tell whether the plain baseline can be measured."""
-    if run.config.data.test is None:
-        return False
-    try:
-        start_weights(run.config.model, dea=False)
-    except ValueError:
-        return False
-    return True
+MASKS: Final[Recipe] = (embed.STAGE, refine.MASKS_STAGE, write.STAGE, write.INDEX_STAGE)
+"""Given masks, refined in the place of round 1."""
 
-
-def baseline_weights(run: Run) -> Path:
-    """Where the plain baseline's weights lie in the run."""
-    return run.layout.round(0) / "baseline" / "model.safetensors"
-
-
-def evaluate_stages(run: Run, number: int) -> list[StagePlan]:
-    """Give the evaluation of a round's model on the test split, and of the plain baseline in round 0; none without it.
-
-    Raises:
-        ValueError: The test split has no labels.
-    """
-    if run.config.data.test is None:
-        return []
-    output = run.layout.round(number) / "evaluate.json"
-    stages = [evaluate_stage(run, "test", number, student_weights(run, number), output)]
-    if number == 0 and has_baseline(run):
-        output = run.layout.round(0) / "baseline" / "evaluate.json"
-        stages.append(evaluate_stage(run, "test", 0, baseline_weights(run), output, kind="evaluate-baseline"))
-    return stages
+STAGE1: Final[Recipe] = (embed.SOURCE_STAGE, train.STAGE1)
+"""The training of the first teacher."""
 
 
-def evaluate_stage(
-    run: Run, split: Split, number: int, weights: Path, output: Path, *, kind: Evaluation = "evaluate"
-) -> StagePlan:
-    """Give the evaluation of weights of the run on one of its labelled splits; for the hold-out, on a part of it.
-
-    Raises:
-        ValueError: The settings name no such split, or it has no labels.
-    """
-    source = run.config.data.test if split == "test" else run.config.data.validation
-    if source is None:
-        raise ValueError(f"the run has no {split} split; name labelled images in data.{split}")
-    model = model_config(run, weights, dea=False if kind == "evaluate-baseline" else None)
-    whole = split == "validation" and kind == "evaluate"  # asked for by hand; rounds look at the hold-out's part of it
-    stored = [] if whole or not model.dea else embed_stages_of_judges(run)
-    config = EvaluateConfig(
-        model=model,
-        source=source,
-        vocabulary=run.layout.vocabulary,
-        count=run.config.evaluate.holdout_images if kind == "evaluate-holdout" else None,
-        seed=run.config.seed,
-        windows=run.config.evaluate.windows,
-        probabilities=teacher_config(run, weights).probabilities,
-        stored=bool(stored),
-    )
-    embedded = [task.output for stage in stored if stage.name == f"embed-{split}" for task in stage.tasks]
-    task = ShardTask(
-        stage=kind,
-        round=number,
-        shard=WHOLE_ROUND,
-        samples=Samples.of(_labelled_samples(config.source, config.seed, config.count, run.layout.vocabulary)),
-        output=output,
-        inputs={"weights": weights, **{f"embedding/{path.stem}": path for path in embedded}},
-        fingerprint=evaluate_fingerprint(config, run.vocabulary),
-    )
-    return StagePlan(kind, partial(EvaluateWorker, config), [task], run.config.resources.evaluate)
+def stage_of(name: str) -> str:
+    """Return the stage that a part of one belongs to, as users name it: refine for refine-thresholds."""
+    return name.partition("-")[0]
 
 
-def embed_stages_of_judges(run: Run) -> list[StagePlan]:
-    """Give the embed stages of the labelled images that every round's model is measured on; none without SAM.
+def shards_chain(name: str) -> tuple[str, ...]:
+    """Return the stages that follow each other shard by shard with a stage, in order; the stage alone if none does."""
+    chain = [name]
+    after = {stage.name: stage.after for stage in ROUND if stage.after is not None}
+    while (before := after.get(chain[0])) is not None:
+        chain.insert(0, before)
+    while follower := next((stage for stage, before in after.items() if before == chain[-1]), None):
+        chain.append(follower)
+    return tuple(chain)
+
+
+@collector_paused()
+def stage_plans(recipe: Recipe, run: Run, round: int, names: Collection[str] | None = None) -> list[StagePlan]:
+    """Return what a round is to do, in order: a plan for each part of each stage that the run has in that round.
+
+    Args:
+        recipe: The stages.
+        run: The run.
+        round: The round.
+        names: Only these stages, as users name them; None: all.
 
     Raises:
-        ValueError: A split has no labels.
+        ValueError: Weights, labels or files that the settings name are missing.
     """
-    if not run.config.model.dea or run.config.evaluate.windows > 1:
-        return []
-    asked: list[tuple[Split, SourceConfig | None, int | None]] = [("test", run.config.data.test, None)]
-    if promotion_measure(run) == "holdout":
-        asked.append(("validation", run.config.data.validation, run.config.evaluate.holdout_images))
-    stages = []
-    for split, source, count in asked:
-        if source is not None:
-            plan = _labelled_plan(source, run.config.seed, count, run.layout.vocabulary, run.config.shard_size)
-            stages.append(embed_stage(run, split, source, plan))
-    return stages
+    plans: list[StagePlan] = []
+    for stage in recipe:
+        if names is not None and stage_of(stage.name) not in names:
+            continue
+        # Something between a stage and the one that it follows, such as thresholds, waits for all shards.
+        follows = bool(plans) and plans[-1].name == stage.after
+        for plan in plans_of(stage, run, stage.tasks(run, round)):
+            plans.append(plan if follows else replace(plan, after=None))
+    return plans
 
 
-def promotion_measure(run: Run) -> Measure:
-    """Give how the run decides on promotion.
+def plans_of(stage: Stage[Any], run: Run, tasks: Iterable[ShardTask]) -> list[StagePlan]:
+    """Return the plans of a stage's tasks, one for each part, whose tasks share their fingerprint."""
+    plans = []
+    for part, group in groupby(tasks, key=lambda task: task.stage):
+        members = list(group)
+        ref = run.ref(members[0].round, part)
+        fingerprint = stage.fingerprint(ref)
+        plans.append(
+            StagePlan(
+                name=part,
+                worker=stage_worker(stage, ref),
+                tasks=[task.model_copy(update={"fingerprint": fingerprint}) for task in members],
+                resources=_resources(run, stage.resources or stage_of(part)),
+                after=stage.after,
+                where=stage.where,
+                load=partial(stage.load, ref),
+            )
+        )
+    return plans
+
+
+def all_tasks(run: Run, rounds: int, recipe: Recipe = ROUND) -> list[ShardTask]:
+    """Return every task of a run up to a round, each after those that it reads from.
 
     Raises:
-        ValueError: By held-out labels, and there are none.
+        ValueError: Weights or labels that the settings name are missing.
     """
-    return run.config.promotion.resolved(has_holdout=run.config.data.validation is not None)
+    numbers = range(rounds + 1)
+    return [task for number in numbers for plan in stage_plans(recipe, run, number) for task in plan.tasks]
 
 
-def judging_stages(run: Run, number: int) -> list[StagePlan]:
-    """Give what is measured of a round's model for promotion and alarms, besides the test split, which decides nothing.
-
-    Raises:
-        ValueError: The held-out images have no labels.
-    """
-    stages = []
-    if promotion_measure(run) == "holdout":
-        weights, output = student_weights(run, number), run.layout.holdout(number)
-        stages.append(evaluate_stage(run, "validation", number, weights, output, kind="evaluate-holdout"))
-    if number > 0:
-        stages.append(_target_check_stage(run, number))
-    return stages
+def stage_names(run: Run, round: int) -> list[str]:
+    """Return the stages of a round as users name them, in order."""
+    return list(dict.fromkeys(stage_of(stage.name) for stage in ROUND if stage.tasks(run, round)))
 
 
-def _target_check_stage(run: Run, number: int) -> StagePlan:
-    student, teacher = student_weights(run, number), best_weights(run, number - 1)
-    config = TargetCheckConfig(
-        student=teacher_config(run, student),
-        teacher=model_config(run, teacher),
-        refine=refine_config(run),
-        stability=promotion_measure(run) in ("proxies", "stability"),
-    )
-    picked = _target_samples(run.plan, run.config.evaluate.target_images, run.config.seed)
-    inputs = {"weights": student, "teacher": teacher}
-    if config.refine.gate.adaptive is not None:
-        inputs["thresholds"] = run.layout.thresholds(number)
-    for name in picked:
-        inputs[f"embedding/{name}"] = run.layout.embedding("target", name)
-        inputs[f"refine/{name}"] = run.layout.refine(number, name)
-        if number > 1:
-            inputs[f"before/{name}"] = run.layout.refine(number - 1, name)
-    task = ShardTask(
-        stage="evaluate-target",
-        round=number,
-        shard=WHOLE_ROUND,
-        samples=Samples(tuple(one for samples in picked.values() for one in samples.lists)),
-        output=run.layout.target_check(number),
-        inputs=inputs,
-        fingerprint=target_check_fingerprint(config, run.vocabulary),
-    )
-    return StagePlan(task.stage, partial(TargetCheckWorker, config), [task], run.config.resources.evaluate)
+def job_groups(run: Run, round: int) -> list[tuple[str, ...]]:
+    """Return the stages of a round in groups: those of a group work at the same time, shard by shard."""
+    groups: dict[tuple[str, ...], None] = {}
+    for name in stage_names(run, round):
+        groups[shards_chain(name)] = None
+    return list(groups)
 
 
-def promotion_tasks(run: Run, number: int) -> list[ShardTask]:
-    """Give the decision on a round's student and, after round 0, the copy of the best model; in this order.
-
-    Raises:
-        ValueError: The measure needs labels that there are not.
-    """
-    measure, config = promotion_measure(run), run.config.promotion
-    inputs = {} if number == 0 else {"before": run.layout.promotion(number - 1)}
-    if measure == "holdout":
-        inputs["holdout"] = run.layout.holdout(number)
-    elif number > 0 and (measure == "proxies" or measure in PROXIES):
-        inputs["target"] = run.layout.target_check(number)
-    fingerprint: dict[str, Json] = {"code": CODE_VERSION, "measure": measure, "tolerance": config.tolerance}
-    if measure == "holdout":
-        fingerprint["score"] = config.holdout_score
-    decision = ShardTask(
-        stage="promote",
-        round=number,
-        shard=WHOLE_ROUND,
-        output=run.layout.promotion(number),
-        inputs=inputs,
-        fingerprint=fingerprint,
-    )
-    if number == 0:
-        return [decision]
-    weights = ShardTask(
-        stage="promote-weights",
-        round=number,
-        shard=WHOLE_ROUND,
-        output=best_weights(run, number),
-        inputs={
-            "decision": decision.output,
-            "student": student_weights(run, number),
-            "best": best_weights(run, number - 1),
-        },
-        fingerprint={"code": CODE_VERSION},
-    )
-    return [decision, weights]
+def parts_of(plans: Iterable[StagePlan]) -> list[list[StagePlan]]:
+    """Split plans where one has to wait for all shards of those before it: where it reads what they make."""
+    parts: list[list[StagePlan]] = []
+    made: set[Path] = set()
+    for plan in plans:
+        follows = bool(parts) and any(plan.after == other.name for other in parts[-1])
+        alike = bool(parts) and plan.where == parts[-1][0].where == "workers"
+        if not alike or not (follows or made.isdisjoint(path for t in plan.tasks for path in t.inputs.values())):
+            parts.append([])
+            made = set()
+        parts[-1].append(plan if follows else replace(plan, after=None))
+        made.update(task.output for task in plan.tasks)
+    return parts
 
 
-@lru_cache(maxsize=8)
-def _labelled_samples(source: SourceConfig, seed: int, count: int | None, vocabulary: Path) -> tuple[SampleRef, ...]:
-    config = EvaluateConfig(model=ModelConfig(), source=source, vocabulary=vocabulary, count=count, seed=seed)
-    return evaluation_samples(config, Vocabulary.load(vocabulary))
-
-
-@lru_cache(maxsize=8)
-def _labelled_plan(source: SourceConfig, seed: int, count: int | None, vocabulary: Path, shard_size: int) -> Plan:
-    return make_plan(_labelled_samples(source, seed, count, vocabulary), shard_size)
-
-
-def _target_samples(plan: Plan, count: int, seed: int) -> dict[str, Samples]:
-    places = range(plan.sample_count)
-    return plan.pick(places if count >= len(places) else random.Random(seed).sample(places, count))
+def _resources(run: Run, name: str) -> Resources:
+    """Return what a worker of a stage needs, by the settings; the defaults of a stage that they do not name."""
+    found = getattr(getattr(run.config, "resources", None), name, None)
+    return found if isinstance(found, Resources) else Resources()

@@ -170,6 +170,11 @@ def record_of(artifact: Path) -> Path:
     return record
 
 
+def record_path(output: Path) -> Path:
+    """Return the path of an output's record: the same stem, `.json`; `.record.json` where the output is a `.json`."""
+    return output.with_suffix(".record.json") if output.suffix == ".json" else record_of(output)
+
+
 def _checked(shard: str) -> str:
     if not _SHARD_NAME.fullmatch(shard):
         raise ValueError(f"{shard!r} is not a shard name; expected at least six digits, as in 000012")

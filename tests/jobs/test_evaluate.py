@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from jobs.quality.pseudo_scores import pseudo_label_scores
 from numpy.typing import NDArray
 from PIL import Image
 from shard_setup import SIZES_HW, VOCABULARY, FakeEncoder, refined_shard
@@ -14,7 +15,6 @@ from torch import Tensor
 
 from jobs.artifacts.labels import read_refined
 from jobs.inference.model import ModelConfig
-from jobs.quality.pseudo_scores import pseudo_label_scores
 from jobs.stage import ShardTask, why_stale
 from jobs.stages.embed import embed_shard
 from jobs.stages.evaluate import EvaluateConfig, evaluate_fingerprint, evaluate_shard, evaluation_samples

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from jobs.quality.pseudo_scores import pseudo_label_scores
 from numpy.typing import NDArray
 from PIL import Image
 from shard_setup import FakeDecoder, FakeEncoder, embed_task, next_task, refine_config, teacher_config
@@ -17,7 +18,6 @@ from training_setup import QUICK, training_setup
 import jobs.training.step
 from jobs.artifacts.labels import read_refined
 from jobs.inference.model import ModelConfig
-from jobs.quality.pseudo_scores import pseudo_label_scores
 from jobs.stage import ShardTask
 from jobs.stages.embed import embed_shard
 from jobs.stages.evaluate import EvaluateConfig, evaluate_shard

@@ -5,11 +5,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from jobs.stages.class_gate import gate_fingerprint, load_gate
 from shard_setup import VOCABULARY, FakeDecoder, refine_config, refined_shard
 
 from jobs.artifacts.scores import stored_scores
 from jobs.stage import ShardTask, why_stale
-from jobs.stages.class_gate import gate_fingerprint, load_gate
 from jobs.stages.refine import refine_shard
 from jobs.stages.thresholds import read_thresholds, thresholds_shard
 from models.refinement.calibration import Calibration, ClassCalibration

@@ -6,11 +6,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from pipeline.tasks.chain import round_stages
 from run_setup import again, invoke, report, sets, snapshot
 
 from jobs.stage import ShardTask, finish
 from pipeline.run.run import read_run
-from pipeline.tasks.chain import round_stages
 from pipeline.tasks.recipe import judging_stages
 from shards.files.atomic import sha256_file
 from shards.formats.arrays import read_arrays, write_arrays

@@ -1,7 +1,6 @@
 from pathlib import Path
 
 import pytest
-
 from pipeline.rounds.promotion import (
     Comparison,
     Decision,

@@ -6,13 +6,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pipeline.tasks.chain import refine_tasks, round_stages, unbroken_parts
 from run_setup import invoke, sets
 
 from models.refinement.calibration import Calibration, ClassCalibration
 from pipeline.report.html import render_page
 from pipeline.report.report import build_report
 from pipeline.run.run import read_run
-from pipeline.tasks.chain import refine_tasks, round_stages, unbroken_parts
 from shards.files.atomic import sha256_file
 from shards.files.locks import RunLock
 from shards.formats.records import read_record

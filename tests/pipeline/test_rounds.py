@@ -8,11 +8,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from pipeline.tasks.round_tasks import train_job, train_task
 from run_setup import again, invoke, report, sets, snapshot
 
 from jobs.stage import why_stale
 from pipeline.run.run import read_run
-from pipeline.tasks.round_tasks import train_job, train_task
 from shards.files.atomic import sha256_file, sha256_path
 from shards.formats.records import read_record
 from shards.formats.tar import index_tar

@@ -13,13 +13,13 @@ from store_setup import files_of, results_of
 from torch import nn
 from training_setup import training_setup
 
-from jobs.stage import record_path
 from jobs.training.group import GroupResources, run_training
 from jobs.training.samples import TrainingSample
 from jobs.training.step import TrainingStep
 from shards.files.atomic import sha256_file
 from shards.files.locks import RunLock
 from shards.formats.events import append_event
+from shards.formats.layout import record_path
 from shards.formats.records import Json
 from shards.storage.mirror import fetched, publish, put_files
 from shards.storage.store import MIRROR_VARIABLE, place_of, run_folder

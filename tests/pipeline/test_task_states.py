@@ -2,9 +2,9 @@ import shutil
 from pathlib import Path
 
 import pytest
+from pipeline.rounds.when_stale import WhenStale
 
 from jobs.stage import ShardTask, finish, prepare
-from pipeline.rounds.when_stale import WhenStale
 from pipeline.tasks.states import summarise, task_states
 from shards.formats.records import Record, read_record
 

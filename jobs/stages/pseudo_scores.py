@@ -1,18 +1,88 @@
-"""How good a round's pseudo-labels are, where the images' true labels can be read: measured, never used."""
+"""Refine-scores: how good a round's pseudo-labels are. Labels, where the target has some, only measure."""
 
 # K class; the matrices have a row and a column more, for pixels that a pseudo-label ignores
 
+import json
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
 
 from jobs.artifacts.labels import LABEL_MAPS, read_refined
+from jobs.run import WHOLE_ROUND, Run, RunRef, has_target_labels
+from jobs.stage import Done, ShardTask, Stage
 from models.evaluation.metrics import confusion
+from shards.data.plan import Plan
 from shards.data.sources import SampleRef, Source
 from shards.data.vocabulary import Vocabulary
+from shards.files.atomic import write_bytes_atomic
+from shards.formats.layout import record_path
+from shards.formats.records import Json, Record, fingerprint_digest, read_record
+
+VERSION: Final = 3  # goes up when the same labels give other scores
+
+
+@dataclass(frozen=True)
+class TargetLabels:
+    """What pseudo-labels are measured with.
+
+    Attributes:
+        vocabulary: The classes.
+        source: The target's own labels; None: only coverage is measured, from records.
+        plan: Its samples; None without labels.
+    """
+
+    vocabulary: Vocabulary
+    source: Source | None = None
+    plan: Plan | None = None
+
+
+def tasks(run: Run, round: int) -> list[ShardTask]:
+    """Plan one task for the whole round."""
+    if round == 0:
+        return []
+    return [
+        ShardTask(
+            stage="refine-scores",
+            round=round,
+            shard=WHOLE_ROUND,
+            output=run.layout.pseudo_scores(round),
+            inputs={f"refine/{shard.name}": run.layout.refine(round, shard.name) for shard in run.plan.shards},
+            by_record=not has_target_labels(run),
+        )
+    ]
+
+
+def fingerprint(run: RunRef) -> dict[str, Json]:
+    """Return what changes the scores besides the refined labels: the classes, and the target's labels."""
+    labels: Json = None
+    if has_target_labels(run):
+        labels = fingerprint_digest({"labels": [*Plan.load(run.layout.plan).digests]})
+    return {"code": VERSION, "vocabulary": run.vocabulary.digest, "labels": labels}
+
+
+def load(run: RunRef) -> TargetLabels:
+    """Open the target's labels, where it has some."""
+    if not has_target_labels(run):
+        return TargetLabels(run.vocabulary)
+    return TargetLabels(run.vocabulary, run.open("target"), Plan.load(run.layout.plan))
+
+
+def work(labels: TargetLabels, task: ShardTask) -> Done:
+    """Measure the pseudo-labels of a round and write the numbers as JSON.
+
+    Scores and shares are in per cent. Without labels the scores are None and the shares are summed from records.
+    """
+    stores = list(task.inputs.values())
+    if labels.source is None or labels.plan is None:
+        found = _shares([read_record(record_path(store)) for store in stores])
+    else:
+        found = pseudo_label_scores(stores, labels.plan.samples, labels.source, labels.vocabulary)
+    write_bytes_atomic(task.output, (json.dumps(found, indent=1) + "\n").encode())
+    return Done(int(found["images"]), arrived=0)
 
 
 def pseudo_label_scores(
@@ -63,7 +133,7 @@ _MATRICES = ("miou_before", "miou_after", "miou_before_all", "miou_after_all", "
 
 
 def _ids(label: NDArray[Any], vocabulary: Vocabulary) -> NDArray[np.int64]:
-    """Give ids with K in the place of the ignore index."""
+    """Return ids with K in the place of the ignore index."""
     wide = label.astype(np.int64)
     wide[wide == vocabulary.ignore_index] = len(vocabulary)
     return wide
@@ -90,7 +160,7 @@ def _add(
 
 
 def _miou(matrix: NDArray[np.int64]) -> float | None:
-    """Give the mean IoU of the K classes in per cent; the column of ignored pixels only adds misses."""
+    """Return the mean IoU of the K classes in per cent; the column of ignored pixels only adds misses."""
     hits = np.diagonal(matrix)[:-1].astype(np.float64)
     union = (matrix.sum(axis=0) + matrix.sum(axis=1))[:-1] - hits
     present: Sequence[float] = [100 * h / u for h, u in zip(hits.tolist(), union.tolist(), strict=True) if u > 0]
@@ -99,3 +169,24 @@ def _miou(matrix: NDArray[np.int64]) -> float | None:
 
 def _percent(part: int, whole: int) -> float | None:
     return 100 * part / whole if whole else None
+
+
+def _shares(records: list[Record]) -> dict[str, Any]:
+    def total(name: str) -> float:
+        return sum(record.stats.get(name, 0.0) for record in records)
+
+    pixels = total("pixels")
+    return {
+        "miou_before": None,
+        "miou_after": None,
+        "miou_before_all": None,
+        "miou_after_all": None,
+        "miou_teacher": None,
+        "coverage": 100 * total("pixels_covered") / pixels if pixels else None,
+        "coverage_before": 100 * total("pixels_gated") / pixels if pixels else None,
+        "images": int(total("samples")),
+        "labelled_images": 0,
+    }
+
+
+STAGE: Final = Stage("refine-scores", tasks, fingerprint, load, work, where="driver")

@@ -4,38 +4,32 @@ import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Final
 
 from jobs.stage import StagePlan
 from pipeline.run.jobs import newest_outcome
 from pipeline.run.lock import stage_holder
-from pipeline.run.run import Run
+from pipeline.run.run import OpenRun
+from pipeline.tasks.recipe import shards_chain, stage_of
 from shards.storage.mirror import bring_folder
 from shards.storage.store import place_of
 
-CHAIN: Final = ("teacher", "refine", "write")
 
-
-def stage_of(name: str) -> str:
-    """Give the stage that a step of it belongs to: refine-thresholds to refine."""
-    return name.partition("-")[0]
-
-
-def beside_others(run: Run, number: int, name: str, stages: Sequence[StagePlan]) -> list[StagePlan]:
-    """Give a round's chain as the job sees it that does one stage.
+def beside_others(run: OpenRun, number: int, name: str, plans: Sequence[StagePlan]) -> list[StagePlan]:
+    """Return a round's chain as the job sees it that does one stage.
 
     The stages before it are waited for, shard by shard. Of those after it nothing is to do here; they are there because
-    room is left for their workers.
+    capacity is left for their workers.
     """
-    place = CHAIN.index(name)
+    chain = shards_chain(name)
     seen = []
-    for stage in stages:
-        other = CHAIN.index(stage_of(stage.name))
-        if other == place:
-            seen.append(stage)
-        else:
-            job = StageJob(run, number, CHAIN[other])
-            seen.append(replace(stage, tasks=stage.tasks if other < place else (), elsewhere=job))
+    for plan in plans:
+        other = stage_of(plan.name)
+        if other == name:
+            seen.append(plan)
+        elif plan.where == "workers":
+            before = chain.index(other) < chain.index(name)
+            job = StageJob(run, number, other)
+            seen.append(replace(plan, tasks=plan.tasks if before else (), elsewhere=job))
     return seen
 
 
@@ -46,7 +40,7 @@ class StageJob:
     stage for `execution.start_timeout_s` seconds.
     """
 
-    def __init__(self, run: Run, number: int, stage: str) -> None:
+    def __init__(self, run: OpenRun, number: int, stage: str) -> None:
         self._run = run
         self._number = number
         self._stage = stage

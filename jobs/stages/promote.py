@@ -1,4 +1,4 @@
-"""Whether a student becomes the next teacher: scores of the student and of the best so far in, a decision out."""
+"""Promote: whether a student becomes the next teacher, and the best model where the next round finds it."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -6,7 +6,14 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
+
+from jobs.run import WHOLE_ROUND, Run, RunRef, Section, best_weights, student_weights
+from jobs.stage import Done, ShardTask, Stage
+from shards.files.atomic import write_bytes_atomic
+from shards.formats.records import Json
+
+VERSION: Final = 3  # goes up when the same scores give another decision
 
 Measure = Literal["auto", "holdout", "proxies", "agreement", "sam_agreement", "stability", "none"]
 Outcome = Literal["start", "promoted", "kept", "regressed"]
@@ -14,7 +21,7 @@ Outcome = Literal["start", "promoted", "kept", "regressed"]
 PROXIES: Final = ("agreement", "sam_agreement", "stability")
 
 
-class PromotionConfig(BaseModel):
+class Settings(Section):
     """When a student becomes the next teacher.
 
     Attributes:
@@ -27,15 +34,13 @@ class PromotionConfig(BaseModel):
             "keep": it goes on with the best teacher. Either way a regressed student teaches nobody.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
     measure: Measure = "auto"
     holdout_score: Literal["miou", "hiou"] = "miou"
     tolerance: float = Field(default=2.0, ge=0)
     on_regression: Literal["stop", "keep"] = "stop"
 
     def resolved(self, *, has_holdout: bool) -> Measure:
-        """Give the measure with "auto" made into "holdout" or "proxies".
+        """Return the measure with "auto" made into "holdout" or "proxies".
 
         Raises:
             ValueError: "holdout" is asked for and there is none.
@@ -90,7 +95,7 @@ class Decision:
     reason: str
 
     def as_json(self) -> str:
-        """Give it as the text of `promotion.json`; the same text for the same decision."""
+        """Return the text of `promotion.json`; the same text for the same decision."""
         return json.dumps(asdict(self), indent=1) + "\n"
 
 
@@ -108,8 +113,8 @@ def read_decision(path: Path) -> Decision:
         raise ValueError(f"{path} is no decision on a promotion: {error!r}; delete its record to redo it") from error
 
 
-def start_decision(measure: Measure, config: PromotionConfig, holdout: Mapping[str, Any] | None) -> Decision:
-    """Give the decision of round 0: the start is the best there is."""
+def start_decision(measure: Measure, config: Settings, holdout: Mapping[str, Any] | None) -> Decision:
+    """Return the decision of round 0: the start is the best there is."""
     score = None if holdout is None else holdout[config.holdout_score]
     return Decision(0, "start", 0, measure, (), config.tolerance, score, "the start teaches round 1")
 
@@ -119,12 +124,12 @@ def comparisons(
     before: Decision,
     holdout: Mapping[str, Any] | None,
     proxies: Mapping[str, Mapping[str, float | None]],
-    config: PromotionConfig,
+    config: Settings,
 ) -> tuple[Comparison, ...]:
-    """Set a student's figures beside those of the best model so far.
+    """Compare a student's figures with those of the best model so far.
 
     Args:
-        measure: As `PromotionConfig.resolved` gives it.
+        measure: As `Settings.resolved` gives it.
         before: The decision of the round before, which holds the best model's score.
         holdout: The student's scores on the held-out images, where these decide.
         proxies: "student" and "teacher" of each proxy, where these decide; the teacher is the best model so far.
@@ -150,7 +155,7 @@ def decide(
 
     Args:
         number: The round.
-        measure: As `PromotionConfig.resolved` gives it.
+        measure: As `Settings.resolved` gives it.
         before: The decision of the round before.
         compared: What `comparisons` gives.
         tolerance: Points.
@@ -172,8 +177,8 @@ def decide(
         reason = f"round {number}'s student teaches on ({figures or 'promotion.measure is none'})"
         return Decision(number, "promoted", number, measure, compared, tolerance, score, reason)
     best = "the start" if before.best_round == 0 else f"round {before.best_round}'s student"
-    verdict = f"regressed by more than {tolerance:g} points" if regressed else "is not better"
-    reason = f"round {number}'s student {verdict}, {best} stays the teacher ({figures})"
+    outcome_text = f"regressed by more than {tolerance:g} points" if regressed else "is not better"
+    reason = f"round {number}'s student {outcome_text}, {best} stays the teacher ({figures})"
     outcome: Outcome = "regressed" if regressed else "kept"
     return Decision(number, outcome, before.best_round, measure, compared, tolerance, before.holdout, reason)
 
@@ -182,3 +187,88 @@ def _points(row: Comparison) -> str:
     if row.student is None or row.best is None:
         return "not measured"
     return f"{row.student:.1f} against {row.best:.1f}, {row.student - row.best:+.1f}"
+
+
+def promotion_measure(run: Run | RunRef) -> Measure:
+    """Return how the run decides on promotion.
+
+    Raises:
+        ValueError: By held-out labels, and there are none.
+    """
+    return run.section(Settings).resolved(has_holdout=run.data.validation is not None)
+
+
+def tasks(run: Run, round: int) -> list[ShardTask]:
+    """Plan the decision on a round's student and, after round 0, the copy of the best model; in this order.
+
+    Raises:
+        ValueError: The measure needs labels that there are not.
+    """
+    measure = promotion_measure(run)
+    inputs = {} if round == 0 else {"before": run.layout.promotion(round - 1)}
+    if measure == "holdout":
+        inputs["holdout"] = run.layout.holdout(round)
+    elif round > 0 and (measure == "proxies" or measure in PROXIES):
+        inputs["target"] = run.layout.target_check(round)
+    decision = ShardTask(
+        stage="promote", round=round, shard=WHOLE_ROUND, output=run.layout.promotion(round), inputs=inputs
+    )
+    if round == 0:
+        return [decision]
+    weights = ShardTask(
+        stage="promote-weights",
+        round=round,
+        shard=WHOLE_ROUND,
+        output=best_weights(run, round),
+        inputs={
+            "decision": decision.output,
+            "student": student_weights(run, round),
+            "best": best_weights(run, round - 1),
+        },
+    )
+    return [decision, weights]
+
+
+def fingerprint(run: RunRef) -> dict[str, Json]:
+    """Return what changes the decision besides the scores: measure and tolerance; the copy follows the decision."""
+    if run.part == "promote-weights":
+        return {"code": VERSION}
+    measure, settings = promotion_measure(run), run.section(Settings)
+    found: dict[str, Json] = {"code": VERSION, "measure": measure, "tolerance": settings.tolerance}
+    return {**found, "score": settings.holdout_score} if measure == "holdout" else found
+
+
+def load(run: RunRef) -> RunRef:
+    """Return the run: its settings decide, no model is needed."""
+    return run
+
+
+def work(run: RunRef, task: ShardTask) -> Done:
+    """Write the decision, or copy the model that it names.
+
+    Raises:
+        ValueError: Nothing could be compared.
+    """
+    if task.stage == "promote-weights":
+        promoted = read_decision(task.inputs["decision"]).outcome == "promoted"
+        write_bytes_atomic(task.output, task.inputs["student" if promoted else "best"].read_bytes())
+        return Done(1)
+    settings, measure = run.section(Settings), promotion_measure(run)
+    holdout = _read_json(task.inputs["holdout"]) if "holdout" in task.inputs else None
+    if task.round == 0:
+        decision = start_decision(measure, settings, holdout)
+    else:
+        before = read_decision(task.inputs["before"])
+        target = _read_json(task.inputs["target"]) if "target" in task.inputs else {}
+        compared = comparisons(measure, before, holdout, target.get("proxies", {}), settings)
+        decision = decide(task.round, measure, before, compared, settings.tolerance)
+    write_bytes_atomic(task.output, decision.as_json().encode())
+    return Done(1)
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    content: dict[str, Any] = json.loads(path.read_bytes())
+    return content
+
+
+STAGE: Final = Stage("promote", tasks, fingerprint, load, work, where="driver")

@@ -1,0 +1,203 @@
+"""A run as its stages see it: settings, classes, plans, and where the weights of its rounds are."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Final, TypeVar
+
+from pydantic import BaseModel, ConfigDict, NonNegativeInt, PositiveInt
+
+from shards.data.plan import Plan
+from shards.data.sources import ScenesSourceConfig, Source, SourceConfig, open_source
+from shards.data.vocabulary import Vocabulary
+from shards.formats.layout import Dataset, RunLayout, record_path
+from shards.storage.mirror import fetched
+from shards.storage.store import place_of
+
+MODEL_FILE: Final = "model.safetensors"
+WHOLE_ROUND: Final = "000000"  # the shard of tasks that are about a whole round
+
+
+class Section(BaseModel):
+    """A section of `config.yaml`: frozen, unknown names refused."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+Settings = TypeVar("Settings", bound=BaseModel)
+
+
+class DataSettings(Section):
+    """Where images come from.
+
+    Attributes:
+        target: The images to label. Labels, if there are any, serve to measure the pseudo-labels and nothing else.
+        source: Labelled images that the rounds rehearse; null: training on pseudo-labels alone.
+        test: Labelled images that nothing but the evaluation of each round sees; null: no mIoU is reported.
+        validation: Labelled images to choose settings on, and to decide which student becomes the next teacher; null:
+            that is decided without labels.
+    """
+
+    target: SourceConfig = ScenesSourceConfig(split="target", count=400)
+    source: SourceConfig | None = ScenesSourceConfig(split="source", count=600)
+    test: SourceConfig | None = ScenesSourceConfig(split="test", count=200)
+    validation: SourceConfig | None = ScenesSourceConfig(split="validation", count=100)
+
+    def of(self, dataset: Dataset) -> SourceConfig:
+        """Return where the images of a data set come from.
+
+        Raises:
+            ValueError: The settings name none.
+        """
+        source: SourceConfig | None = getattr(self, dataset)
+        if source is None:
+            raise ValueError(f"the run has no {dataset} split; name labelled images in data.{dataset}")
+        return source
+
+
+class RunSettings(Section):
+    """The settings that every run has. What adds sections to them is the command line's `RunConfig`.
+
+    A stage asks for a section by its class, so that it needs to know no other stage's.
+    """
+
+    seed: NonNegativeInt = 0
+    shard_size: PositiveInt = 50
+
+    def section(self, kind: type[Settings]) -> Settings:
+        """Return the section of a class; its defaults where the settings have no such section."""
+        for name in type(self).model_fields:
+            value = getattr(self, name)
+            if type(value) is kind:
+                return value
+        return kind()
+
+
+@dataclass(frozen=True)
+class RunRef:
+    """What a worker is given of a run: small, picklable, without the plan. A replay's settings travel in it.
+
+    Attributes:
+        layout: Where everything is, under the same path on every machine.
+        config: The settings, which need not be those in `config.yaml`.
+        round: The round that is worked on; 0 for what all rounds share.
+        part: The stage, or the part of it, such as "embed-source" or "evaluate-baseline".
+    """
+
+    layout: RunLayout
+    config: RunSettings
+    round: int = 0
+    part: str = ""
+
+    def section(self, kind: type[Settings]) -> Settings:
+        """Return the section of the settings of a class."""
+        return self.config.section(kind)
+
+    @property
+    def data(self) -> DataSettings:
+        """Where images come from."""
+        return self.section(DataSettings)
+
+    @cached_property
+    def vocabulary(self) -> Vocabulary:
+        """The classes, read from the run folder."""
+        return Vocabulary.load(self.layout.vocabulary)
+
+    def reopened(self) -> "Run":
+        """Return the whole run, read from its folder; for what works in the command's own process.
+
+        Raises:
+            FileNotFoundError: A file of the run is missing.
+            ValueError: One is damaged.
+        """
+        return load_run(self.layout, self.config)
+
+    def open(self, dataset: Dataset) -> Source:
+        """Return the images of a data set.
+
+        Raises:
+            ValueError: The settings name none.
+        """
+        return open_source(self.data.of(dataset), self.vocabulary)
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run that is open in this process.
+
+    Attributes:
+        layout: Where everything is.
+        config: The settings.
+        vocabulary: The classes.
+        plan: The unlabelled images in shards.
+        source_plan: The labelled images in shards; None without a labelled source.
+        outputs_only: Whether tasks are asked only for their outputs, as by `status`: labelled splits, which have no
+            plan in the run folder, are then not read, and have no samples.
+    """
+
+    layout: RunLayout
+    config: RunSettings
+    vocabulary: Vocabulary
+    plan: Plan
+    source_plan: Plan | None
+    outputs_only: bool = False
+
+    @property
+    def name(self) -> str:
+        """What the run is called: its folder's name."""
+        return self.layout.root.resolve().name
+
+    @property
+    def data(self) -> DataSettings:
+        """Where images come from."""
+        return self.section(DataSettings)
+
+    def section(self, kind: type[Settings]) -> Settings:
+        """Return the section of the settings of a class."""
+        return self.config.section(kind)
+
+    def ref(self, round: int, part: str) -> RunRef:
+        """Return what a worker of a stage is given."""
+        return RunRef(self.layout, self.config, round, part)
+
+    @contextmanager
+    def here(self, *outputs: Path) -> Iterator[None]:
+        """Have outputs on this machine for the length of the block; those that are not done are passed over."""
+        done = [(output, record_path(output)) for output in outputs if record_path(output).is_file()]
+        with fetched(place_of(self.layout.root), done):
+            yield
+
+
+def load_run(layout: RunLayout, config: RunSettings) -> Run:
+    """Read vocabulary and plans of a run folder whose settings are known.
+
+    Raises:
+        FileNotFoundError: One is missing.
+        ValueError: One is damaged.
+    """
+    source = config.section(DataSettings).source
+    source_plan = None if source is None else Plan.load(layout.source_plan)
+    return Run(layout, config, Vocabulary.load(layout.vocabulary), Plan.load(layout.plan), source_plan)
+
+
+def has_target_labels(run: Run | RunRef) -> bool:
+    """Return whether pseudo-labels can be measured: scenes know their labels, folders may have some."""
+    target = run.data.target
+    return isinstance(target, ScenesSourceConfig) or target.labels is not None
+
+
+def student_weights(run: Run | RunRef, number: int) -> Path:
+    """Return the path of the model that a round trained; of round 0, the start."""
+    return run.layout.student(number) / MODEL_FILE
+
+
+def best_weights(run: Run | RunRef, number: int) -> Path:
+    """Return the path of the best model up to a round: the teacher of the next one, and its student's start."""
+    return student_weights(run, 0) if number == 0 else run.layout.best(number) / MODEL_FILE
+
+
+def baseline_weights(run: Run | RunRef) -> Path:
+    """Return the path of the plain baseline's weights: without DEA and without self-training."""
+    return run.layout.round(0) / "baseline" / MODEL_FILE

@@ -1,0 +1,94 @@
+"""Start: round 0's weights, of the first teacher. They are copied into the run, so that it stands alone."""
+
+from pathlib import Path
+from typing import Final
+
+from jobs.inference.model import ModelSettings
+from jobs.run import WHOLE_ROUND, Run, RunRef, baseline_weights, student_weights
+from jobs.stage import Done, ShardTask, Stage
+from shards.files.atomic import sha256_file, write_bytes_atomic
+from shards.formats.records import Json
+
+VERSION: Final = 3  # goes up when the same weights are copied as other bytes
+SHIPPED: Final = {True: "stage1_dea.safetensors", False: "stage1_baseline.safetensors"}
+
+
+def tasks(run: Run, round: int) -> list[ShardTask]:
+    """Plan the copy of the stage-1 weights, and of the plain baseline's where these are at hand and can be measured."""
+    if round > 0:
+        return []
+    planned = [ShardTask(stage="start", shard=WHOLE_ROUND, output=student_weights(run, 0))]
+    if has_baseline(run):
+        planned.append(ShardTask(stage="start-baseline", shard=WHOLE_ROUND, output=baseline_weights(run)))
+    return planned
+
+
+def has_baseline(run: Run | RunRef) -> bool:
+    """Return whether the plain baseline can be measured."""
+    if run.data.test is None:
+        return False
+    try:
+        start_weights(run.section(ModelSettings), dea=False)
+    except ValueError:
+        return False
+    return True
+
+
+def start_weights(settings: ModelSettings, *, dea: bool) -> Path:
+    """Return the file of stage-1 weights for the model with or without DEA.
+
+    Raises:
+        ValueError: None is named and none is shipped for the preset, or the named one is not there.
+    """
+    name = "stage1_weights" if dea == settings.dea else "baseline_weights"
+    own: Path | None = getattr(settings, name)
+    if own is not None:
+        if not own.is_file():
+            raise ValueError(f"model.{name} names {own}, which is not there")
+        return own
+    from models.weights.files import WEIGHTS_FOLDER
+
+    shipped = WEIGHTS_FOLDER / SHIPPED[dea]
+    if settings.preset == "tiny" and shipped.is_file():
+        return shipped
+    raise ValueError(
+        f"no stage-1 weights are shipped for preset {settings.preset} with dea: {str(dea).lower()}; train some with "
+        f"stseg-pipeline pretrain, and name the file with --set model.{name}=FILE"
+    )
+
+
+def fingerprint(run: RunRef) -> dict[str, Json]:
+    """Return what changes the start: the weights.
+
+    Raises:
+        ValueError: There are none.
+    """
+    return {"code": VERSION, "weights": sha256_file(load(run))}
+
+
+def load(run: RunRef) -> Path:
+    """Return the file that the part's weights come from.
+
+    Raises:
+        ValueError: There is none.
+    """
+    settings = run.section(ModelSettings)
+    return start_weights(settings, dea=settings.dea and run.part != "start-baseline")
+
+
+def work(weights: Path, task: ShardTask) -> Done:
+    """Copy weights to a task's output, as safetensors whatever they were.
+
+    Raises:
+        ValueError: They are not plain weights.
+    """
+    if weights.suffix == ".safetensors":
+        write_bytes_atomic(task.output, weights.read_bytes())
+    else:
+        from models.weights.files import read_weights, write_weights
+
+        write_weights(read_weights(weights), task.output)
+    return Done(1)
+
+
+STAGE: Final = Stage("start", tasks, fingerprint, load, work, where="driver")
