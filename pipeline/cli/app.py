@@ -111,7 +111,7 @@ def run_round(
 
             reports = submit_rounds(run, request, _job_server(submit), on_interrupt.value)
         if as_json:
-            print_json(reports)
+            print_json([report.model_dump(mode="json", exclude_unset=True) for report in reports])
         else:
             typer.echo("\n".join(result_lines(run, reports)))
 

@@ -4,12 +4,13 @@ import base64
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
-from typing import Any, Final
+from typing import Final
 
 from models.refinement.acceptance import ACCEPTED
 from pipeline.report.curves import Curve, curves_svg
-from pipeline.report.report_guards import alarms_part, promotion_part, waterfall_part
 from pipeline.report.report_table import number, row, swatch, table
+from pipeline.report.round_report import RoundReport
+from pipeline.report.trust import alarms_part, promotion_part, waterfall_part
 
 COLOURS: Final = {"miou": "#1d4ed8", "miou_seen": "#6b7280", "miou_unseen": "#b45309", "hiou": "#047857"}
 TITLES: Final = {"miou": "mIoU", "miou_seen": "seen", "miou_unseen": "unseen", "hiou": "harmonic mean"}
@@ -47,9 +48,9 @@ class Picture:
 
 
 def render_page(
-    report: Mapping[str, Any], history: Sequence[Mapping[str, Any]], pictures: Sequence[Picture], pictures_note: str
+    report: RoundReport, history: Sequence[RoundReport], pictures: Sequence[Picture], pictures_note: str
 ) -> str:
-    """Give the page of a round as HTML.
+    """Return the page of a round as HTML.
 
     Args:
         report: The round's report.json.
@@ -57,7 +58,7 @@ def render_page(
         pictures: Before and after.
         pictures_note: What the pictures show and how they were chosen.
     """
-    title = f"{report['run']}: " + ("the start" if report["round"] == 0 else f"round {report['round']}")
+    title = f"{report.run}: " + ("the start" if report.round == 0 else f"round {report.round}")
     parts = [f"<h1>{escape(title)}</h1>", f'<p class="note">{escape(_where_measured(report))}</p>']
     parts += _scores(report, history)
     parts += promotion_part(report) + alarms_part(report)
@@ -76,37 +77,37 @@ def render_page(
     )
 
 
-def _where_measured(report: Mapping[str, Any]) -> str:
-    if report.get("split") is None:
-        return "There is no labelled test split: no mIoU can be given. Seed " + str(report["seed"]) + "."
-    return f"Scores in per cent on the {report['split']} split, {report['images']} images; seed {report['seed']}."
+def _where_measured(report: RoundReport) -> str:
+    if report.split is None:
+        return f"There is no labelled test split: no mIoU can be given. Seed {report.seed}."
+    return f"Scores in per cent on the {report.split} split, {report.images} images; seed {report.seed}."
 
 
-def _scores(report: Mapping[str, Any], history: Sequence[Mapping[str, Any]]) -> list[str]:
-    if report.get("miou") is None:
+def _scores(report: RoundReport, history: Sequence[RoundReport]) -> list[str]:
+    if report.miou is None:
         return []
-    baseline = report.get("baseline") or {}
+    baseline = report.baseline
     curves = [
-        Curve(TITLES[name], COLOURS[name], {r["round"]: r.get(name) for r in history}, baseline.get(name))
+        Curve(TITLES[name], COLOURS[name], {r.round: getattr(r, name) for r in history}, getattr(baseline, name, None))
         for name in ("miou", "miou_unseen", "hiou")
     ]
     rows = [
         row(
-            "start" if r["round"] == 0 else f"round {r['round']}",
-            [number(r.get(name)) for name in TITLES],
+            "start" if r.round == 0 else f"round {r.round}",
+            [number(getattr(r, name)) for name in TITLES],
             "this" if r is history[-1] else "",
         )
         for r in history
     ]
-    if baseline:
-        rows.append(row("plain baseline", [number(baseline.get(name)) for name in TITLES], "base"))
+    if baseline is not None:
+        rows.append(row("plain baseline", [number(getattr(baseline, name)) for name in TITLES], "base"))
     note = "Dashed: the plain baseline, without DEA and without self-training." if baseline else ""
     numbers = table(["", *TITLES.values()], rows, "")
     return ["<h2>Scores</h2>", curves_svg(curves), f'<p class="note">{note}</p>', numbers]
 
 
-def _pseudo_labels(report: Mapping[str, Any], history: Sequence[Mapping[str, Any]]) -> list[str]:
-    rounds = [r for r in history if r.get("pseudo_labels")]
+def _pseudo_labels(report: RoundReport, history: Sequence[RoundReport]) -> list[str]:
+    rounds = {r.round: r.pseudo_labels for r in history if r.pseudo_labels is not None}
     if not rounds:
         return []
     names = {
@@ -116,47 +117,44 @@ def _pseudo_labels(report: Mapping[str, Any], history: Sequence[Mapping[str, Any
         "miou_before_all": "gated, ignored = wrong",
         "miou_after_all": "refined, ignored = wrong",
     }
-    shown = {
-        name: title for name, title in names.items() if any(r["pseudo_labels"].get(name) is not None for r in rounds)
-    }
-    rows = [row(f"round {r['round']}", [number(r["pseudo_labels"].get(name)) for name in shown]) for r in rounds]
+    shown = {name: title for name, title in names.items() if any(getattr(f, name) is not None for f in rounds.values())}
+    rows = [row(f"round {n}", [number(getattr(facts, name)) for name in shown]) for n, facts in rounds.items()]
     parts = [
         "<h2>Pseudo-labels</h2>",
         table(["", *shown.values()], rows, "In per cent; coverage: pixels with a label."),
     ]
-    gate = report.get("gate")
-    if gate:
-        parts.append(f'<p class="note">{escape(str(gate["definition"]))}</p>')
-    masks = (report.get("pseudo_labels") or {}).get("masks") or {}
+    if report.gate is not None:
+        parts.append(f'<p class="note">{escape(report.gate.definition)}</p>')
+    masks = {} if report.pseudo_labels is None else report.pseudo_labels.masks
     if masks:
         rows = [row(reason, [str(count)]) for reason, count in masks.items()]
         parts.append(table(["mask", "number"], rows, "What became of the masks:"))
     return parts
 
 
-def _classes(report: Mapping[str, Any]) -> list[str]:
-    classes = report.get("classes") or []
-    measured = any(entry.get("iou") is not None for entry in classes)
+def _classes(report: RoundReport) -> list[str]:
+    classes = report.classes
+    measured = any(entry.iou is not None for entry in classes)
     if not classes:
         return []
-    adaptive = any("threshold" in entry for entry in classes)
-    asked = any(entry.get("masks") is not None for entry in classes)
+    adaptive = any(entry.threshold is not None for entry in classes)
+    refined = any(entry.masks is not None for entry in classes)
     rows = []
     for entry in classes:
-        cells = [number(entry.get(name)) for name in ("iou", "iou_round_0", "iou_baseline")] if measured else []
-        cells += [number(entry["threshold"], 3)] if adaptive else []
-        cells.append(number(entry.get("pixel_share"), 2))
-        cells += _fates(entry["masks"]) if asked else []
-        seen = "seen" if entry["seen"] else "unseen"
-        rows.append(row(swatch(entry["colour"]) + escape(entry["name"]), [seen, *cells], escaped=True))
+        cells = [number(iou) for iou in (entry.iou, entry.iou_round_0, entry.iou_baseline)] if measured else []
+        cells += [number(entry.threshold, 3)] if adaptive else []
+        cells.append(number(entry.pixel_share, 2))
+        cells += _outcomes(entry.masks or {}) if refined else []
+        seen = "seen" if entry.seen else "unseen"
+        rows.append(row(swatch(entry.colour) + escape(entry.name), [seen, *cells], escaped=True))
     scores = ["IoU", "at the start", "baseline"] if measured else []
     head = ["class", "", *scores, *(["threshold"] if adaptive else []), "% of labelled pixels"]
-    head += ["masks taken", "else mostly"] if asked else []
+    head += ["masks taken", "else mostly"] if refined else []
     return ["<h2>Classes</h2>", table(head, rows, "")]
 
 
-def _fates(masks: Mapping[str, int]) -> list[str]:
-    """Say how many of a class's masks were taken, and the most frequent reason of the others with its number."""
+def _outcomes(masks: Mapping[str, int]) -> list[str]:
+    """Return how many of a class's masks were taken, and the most frequent reason of the others with its number."""
     if not masks:
         return ["-", "-"]
     others = {reason: count for reason, count in masks.items() if reason != ACCEPTED}
@@ -165,15 +163,12 @@ def _fates(masks: Mapping[str, int]) -> list[str]:
     return [taken, "-" if mostly is None else f"{mostly} {others[mostly]}"]
 
 
-def _facts(report: Mapping[str, Any]) -> list[str]:
-    timings = {name: seconds for name, seconds in (report.get("timings") or {}).items() if seconds is not None}
-    training = report.get("training") or {}
+def _facts(report: RoundReport) -> list[str]:
+    timings = report.timings
     parts = []
-    if training:
-        rows = [
-            row(name, [number(value, 4) if isinstance(value, float) else str(value)])
-            for name, value in training.items()
-        ]
+    if report.training is not None:
+        facts = report.training.model_dump().items()
+        rows = [row(name, [number(value, 4) if isinstance(value, float) else str(value)]) for name, value in facts]
         parts += ["<h2>Training</h2>", table(["", ""], rows, "")]
     if timings:
         rows = [row(name, [number(seconds)]) for name, seconds in timings.items()]
@@ -181,11 +176,11 @@ def _facts(report: Mapping[str, Any]) -> list[str]:
     return parts
 
 
-def _quarantined(report: Mapping[str, Any]) -> list[str]:
-    drops = report.get("quarantined") or []
+def _quarantined(report: RoundReport) -> list[str]:
+    drops = report.quarantined
     if not drops:
         return []
-    rows = [row(drop["key"], [drop["reason"], drop.get("detail", "")], text=True) for drop in drops[:_MAX_DROPS]]
+    rows = [row(drop.key, [drop.reason, drop.detail], text=True) for drop in drops[:_MAX_DROPS]]
     more = f" {len(drops) - _MAX_DROPS} more stand in report.json." if len(drops) > _MAX_DROPS else ""
     note = f"{len(drops)} images could not be read and were left out.{more}"
     return ["<h2>Quarantined images</h2>", table(["key", "reason", "detail"], rows, note, text=True)]

@@ -1,9 +1,7 @@
 """The report of a round: numbers out of the run's files, as JSON, and a page to look at."""
 
-import json
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Final
 
@@ -12,6 +10,7 @@ from jobs.run import WHOLE_ROUND, Run, RunRef, baseline_weights, student_weights
 from jobs.stage import Done, ShardTask, Stage, stage_records
 from jobs.stages import embed, evaluate, refine, target_check, teacher, thresholds, write
 from jobs.stages.evaluate import SCORES
+from jobs.stages.promote import read_decision
 from jobs.training.config import TrainConfig
 from models.evaluation.alarms import AlarmConfig
 from models.refinement.gate import GateConfig
@@ -19,6 +18,17 @@ from pipeline.report.gallery import PICTURES_NOTE, choose_samples, draw_samples
 from pipeline.report.html import render_page
 from pipeline.report.report_table import number as shown
 from pipeline.report.round_alarms import RoundFacts, round_alarms
+from pipeline.report.round_report import (
+    ClassFacts,
+    Gain,
+    GateFacts,
+    ModelFacts,
+    PseudoLabelFacts,
+    RoundReport,
+    Scores,
+    TrainingFacts,
+    read_report,
+)
 from shards.files.atomic import write_bytes_atomic
 from shards.formats.layout import record_path
 from shards.formats.records import Json, Record, read_json, read_record
@@ -65,57 +75,53 @@ def work(run: Run, task: ShardTask) -> Done:
     """Write the report of a round whose other stages are done, as page and JSON."""
     number = task.round
     report = build_report(run, number)
-    history = [read_json(run.layout.report_json(earlier)) or {} for earlier in range(number)]
-    history = [past for past in history if past] + [report]
+    history = [past for n in range(number) if (past := read_report(run.layout.report_json(n))) is not None]
     pictures = draw_samples(run, number, choose_samples(run, number)) if number else []
-    page = render_page(report, history, pictures, PICTURES_NOTE)
+    page = render_page(report, [*history, report], pictures, PICTURES_NOTE)
     write_bytes_atomic(run.layout.report_html(number), page.encode())
     put_files(place_of(run.layout.root), [run.layout.report_html(number)])
-    write_bytes_atomic(task.output, (json.dumps(report, indent=1, ensure_ascii=False) + "\n").encode())
+    write_bytes_atomic(task.output, report.as_json().encode())
     return Done(1)
 
 
-def build_report(run: Run, number: int) -> dict[str, Any]:
-    """Gather the numbers of a round: everything in per cent, None where there is nothing to measure with."""
+def build_report(run: Run, number: int) -> RoundReport:
+    """Gather the numbers of a round out of the run's files."""
     evaluated = _evaluation(run, number)
     start = evaluated if number == 0 else _evaluation(run, 0)
     baseline = read_json(baseline_weights(run).with_name("evaluate.json")) if run.data.test is not None else None
-    report: dict[str, Any] = {
-        "round": number,
-        "run": run.name,
-        **{name: evaluated.get(name) for name in (*SCORES, "pixel_accuracy", "split", "images")},
-        "seed": run.config.seed,
-        "split_seed": evaluated.get("seed"),
-        "baseline": None if baseline is None else {name: baseline.get(name) for name in SCORES},
-        "gain": {"over_round_0": _gain(evaluated, start), "over_baseline": _gain(evaluated, baseline)},
-        "model": {"preset": run.section(ModelSettings).preset, "dea": run.section(ModelSettings).dea},
-    }
-    chain: dict[str, list[Record]] = {}
-    if number > 0:
-        chain = {
-            planned[0].stage: stage_records(planned)
-            for stage in (teacher, thresholds, refine, write)
-            if (planned := stage.tasks(run, number))
-        }
-        sigmoid = teacher.probabilities_of(run) == "sigmoid"
-        report["gate"] = gate_facts(run.section(refine.Settings).gate, sigmoid=sigmoid)
-        report["pseudo_labels"] = _pseudo_labels(run, number, chain)
-        report["training"] = _training(run, number)
-        report |= _guards(run, number, chain["refine"])
-    report["classes"] = _classes(run, evaluated, start, baseline, chain.get("refine", []))
-    if thresholds.tasks(run, number):
-        found = refine.read_thresholds(run.layout.thresholds(number), run.vocabulary).tolist()
-        for entry, threshold in zip(report["classes"], found, strict=True):
-            entry["threshold"] = threshold
+    settings = run.section(ModelSettings)
     embedded = stage_records(embed.tasks(run, 0))
-    report["timings"] = _timings(run, number, chain, embedded)
-    report["drops"] = {stage: _reasons(records) for stage, records in {"embed": embedded, **chain}.items()}
-    report["quarantined"] = [drop.model_dump() for record in embedded for drop in record.drops]
-    return report
+    chain: dict[str, list[Record]] = {}
+    facts: dict[str, Any] = {}  # what round 0 does not have is left unset
+    if number > 0:
+        planned = (stage.tasks(run, number) for stage in (teacher, thresholds, refine, write))
+        chain = {tasks[0].stage: stage_records(tasks) for tasks in planned if tasks}
+        sigmoid = teacher.probabilities_of(run) == "sigmoid"
+        facts = {
+            "gate": gate_facts(run.section(refine.Settings).gate, sigmoid=sigmoid),
+            "pseudo_labels": _pseudo_labels(run, number, chain),
+            "training": _training(run, number),
+            **_guards(run, number, chain["refine"]),
+        }
+    return RoundReport(
+        round=number,
+        run=run.name,
+        **{name: evaluated.get(name) for name in (*SCORES, "pixel_accuracy", "split", "images")},
+        seed=run.config.seed,
+        split_seed=evaluated.get("seed"),
+        baseline=None if baseline is None else _scores(baseline),
+        gain=Gain(over_round_0=_gain(evaluated, start), over_baseline=_gain(evaluated, baseline)),
+        model=ModelFacts(preset=settings.preset, dea=settings.dea),
+        **facts,
+        classes=_classes(run, number, {"iou": evaluated, "iou_round_0": start, "iou_baseline": baseline or {}}, chain),
+        timings=_timings(run, number, chain, embedded),
+        drops={stage: _reasons(records) for stage, records in {"embed": embedded, **chain}.items()},
+        quarantined=tuple(drop for record in embedded for drop in record.drops),
+    )
 
 
-def gate_facts(config: GateConfig, *, sigmoid: bool) -> dict[str, Any]:
-    """Give the gate's settings, and what they mean in a sentence."""
+def gate_facts(config: GateConfig, *, sigmoid: bool) -> GateFacts:
+    """Return the gate's settings, and what they mean in a sentence."""
     statistic = _GATE_STATISTICS.get(config.statistic) or f"the {config.statistic.partition(':')[2]}-quantile"
     threshold, region = f"{config.threshold:g}", "the grid cells of the image where it is the teacher's first choice"
     if config.adaptive is not None:
@@ -131,75 +137,76 @@ def gate_facts(config: GateConfig, *, sigmoid: bool) -> dict[str, Any]:
         f"The gate: a class of an image passes if its confidence is greater than {threshold}. The confidence "
         f"of a class is {statistic} of its {kind} probabilities{calibrated} over {region}."
     )
-    return {**config.model_dump(mode="json"), "definition": definition}
+    return GateFacts(**config.model_dump(), definition=definition)
 
 
-def score_line(report: Mapping[str, Any]) -> str:
-    """Give a round's numbers in one line."""
-    name = "start  " if report.get("round") == 0 else f"round {report.get('round')}"
+def score_line(report: RoundReport) -> str:
+    """Return a round's numbers in one line."""
+    name = "start  " if report.round == 0 else f"round {report.round}"
     parts = []
-    if report.get("miou") is not None:
+    if report.miou is not None:
         parts.append(
-            f"mIoU {shown(report['miou'])}, seen {shown(report.get('miou_seen'))}, unseen "
-            f"{shown(report.get('miou_unseen'))}, harmonic {shown(report.get('hiou'))} ({report.get('split')}, "
-            f"{report.get('images')} images, seed {report.get('seed')})"
+            f"mIoU {shown(report.miou)}, seen {shown(report.miou_seen)}, unseen {shown(report.miou_unseen)}, "
+            f"harmonic {shown(report.hiou)} ({report.split}, {report.images} images, seed {report.seed})"
         )
-    elif report.get("split") is None:
+    elif report.split is None:
         parts.append("no labelled test split, no mIoU")
-    pseudo = report.get("pseudo_labels")
-    if pseudo:
-        quality = f", mIoU {shown(pseudo['miou_before'])} -> {shown(pseudo['miou_after'])}"
-        measured = pseudo["miou_after"] is not None
-        parts.append(f"pseudo-labels: coverage {shown(pseudo['coverage'])}{quality if measured else ''}")
-    if report.get("round") == 0 and report.get("baseline"):
-        parts.append(f"plain baseline: mIoU {shown(report['baseline']['miou'])}")
-    promotion = report.get("promotion")
-    if promotion:
-        parts.append(f"{promotion['outcome']}, best: round {promotion['best_round']}")
+    pseudo = report.pseudo_labels
+    if pseudo is not None:
+        quality = f", mIoU {shown(pseudo.miou_before)} -> {shown(pseudo.miou_after)}"
+        measured = pseudo.miou_after is not None
+        parts.append(f"pseudo-labels: coverage {shown(pseudo.coverage)}{quality if measured else ''}")
+    if report.round == 0 and report.baseline is not None:
+        parts.append(f"plain baseline: mIoU {shown(report.baseline.miou)}")
+    if report.promotion is not None:
+        parts.append(f"{report.promotion.outcome}, best: round {report.promotion.best_round}")
     return f"{name}: {'; '.join(parts)}"
 
 
-def alarm_lines(report: Mapping[str, Any]) -> list[str]:
-    """Give a line for each alarm of a round; none for no alarm."""
-    return [f"alarm: {alarm['message']}" for alarm in report.get("alarms") or []]
+def alarm_lines(report: RoundReport) -> list[str]:
+    """Return a line for each alarm of a round; none for no alarm."""
+    return [f"alarm: {alarm.message}" for alarm in report.alarms or ()]
 
 
 def _evaluation(run: Run, number: int) -> dict[str, Any]:
     return {} if run.data.test is None else read_json(run.layout.round(number) / "evaluate.json") or {}
 
 
-def _gain(now: Mapping[str, Any], then: Mapping[str, Any] | None) -> dict[str, float | None] | None:
+def _scores(found: Mapping[str, Any]) -> Scores:
+    return Scores(**{name: found.get(name) for name in SCORES})
+
+
+def _gain(now: Mapping[str, Any], then: Mapping[str, Any] | None) -> Scores | None:
     if then is None or not now:
         return None
     pairs = {name: (now.get(name), then.get(name)) for name in SCORES}
-    return {name: None if a is None or b is None else a - b for name, (a, b) in pairs.items()}
+    return Scores(**{name: None if a is None or b is None else a - b for name, (a, b) in pairs.items()})
 
 
 def _guards(run: Run, number: int, refined: Sequence[Record]) -> dict[str, Any]:
     check = read_json(run.layout.target_check(number)) or {}
     before = stage_records(refine.tasks(run, number - 1)) if number > 1 else []
     facts = RoundFacts(number, refined, before, check)
-    alarms = round_alarms(facts, run.vocabulary.names, run.section(AlarmConfig))
     return {
-        "promotion": read_json(run.layout.promotion(number)),
-        "alarms": [asdict(alarm) for alarm in alarms],
+        "promotion": read_decision(run.layout.promotion(number)),
+        "alarms": tuple(round_alarms(facts, run.vocabulary.names, run.section(AlarmConfig))),
         "proxies": check.get("proxies"),
         "waterfall": check.get("waterfall"),
     }
 
 
-def _pseudo_labels(run: Run, number: int, chain: Mapping[str, Sequence[Record]]) -> dict[str, Any]:
+def _pseudo_labels(run: Run, number: int, chain: Mapping[str, Sequence[Record]]) -> PseudoLabelFacts:
     found = read_json(run.layout.pseudo_scores(number)) or {}
     stats = _summed(chain["refine"])
-    teacher = _sum(chain["teacher"], "score_sum"), _sum(chain["teacher"], "samples")
-    return {
+    teacher_sum, teacher_count = _sum(chain["teacher"], "score_sum"), _sum(chain["teacher"], "samples")
+    return PseudoLabelFacts(
         **found,
-        "samples": sum(record.count for record in chain["write"]),
-        "samples_uncovered": int(stats["samples_uncovered"]),
-        "mean_confidence": 100 * teacher[0] / teacher[1] if teacher[1] else None,
-        "masks": _counts(stats, "masks_"),
-        "classes": _counts(stats, "classes_"),
-    }
+        samples=sum(record.count for record in chain["write"]),
+        samples_uncovered=int(stats["samples_uncovered"]),
+        mean_confidence=100 * teacher_sum / teacher_count if teacher_count else None,
+        masks=_counts(stats, "masks_"),
+        classes=_counts(stats, "classes_"),
+    )
 
 
 def _summed(refined: Iterable[Record]) -> defaultdict[str, float]:
@@ -215,43 +222,46 @@ def _counts(stats: Mapping[str, float], prefix: str) -> dict[str, int]:
     return {name.removeprefix(prefix): int(value) for name, value in sorted(stats.items()) if name.startswith(prefix)}
 
 
-def _training(run: Run, number: int) -> dict[str, Any]:
-    record = read_record(record_path(student_weights(run, number)))
+def _training(run: Run, number: int) -> TrainingFacts:
+    stats = read_record(record_path(student_weights(run, number))).stats
     config = run.section(TrainConfig)
-    return {
-        **{name: value for name, value in record.stats.items() if name in ("steps", "loss", "workers")},
-        "learning_rate": config.learning_rate,
-        "target_per_step": config.target_per_step,
-        "source_per_step": config.source_per_step,
-        "start": config.start,
-        "ema": config.ema,
-        "loss_kind": config.loss.kind,
-        "alpha": config.loss.alpha,
-    }
+    return TrainingFacts(
+        **{name: value for name, value in stats.items() if name in ("steps", "loss", "workers")},
+        learning_rate=config.learning_rate,
+        target_per_step=config.target_per_step,
+        source_per_step=config.source_per_step,
+        start=config.start,
+        ema=config.ema,
+        loss_kind=config.loss.kind,
+        alpha=config.loss.alpha,
+    )
 
 
 def _classes(
-    run: Run,
-    evaluated: Mapping[str, Any],
-    start: Mapping[str, Any],
-    baseline: Mapping[str, Any] | None,
-    refined: Sequence[Record],
-) -> list[dict[str, Any]]:
+    run: Run, number: int, scored: Mapping[str, Mapping[str, Any]], chain: Mapping[str, Sequence[Record]]
+) -> tuple[ClassFacts, ...]:
+    refined = chain.get("refine", [])
     stats = _summed(refined)
     covered = stats["pixels_covered"]
-    columns = {"iou": evaluated, "iou_round_0": start, "iou_baseline": baseline or {}}
-    return [
-        {
-            "id": index,
-            "name": entry.name,
-            "seen": entry.seen,
-            "colour": list(entry.colour),
-            **{name: (source.get("iou") or {}).get(entry.name) for name, source in columns.items()},
-            "pixel_share": 100 * stats[f"class_{index}_pixels"] / covered if covered else None,
-            "masks": _counts(stats, f"class_{index}_masks_") if refined else None,
-        }
-        for index, entry in enumerate(run.vocabulary.classes)
-    ]
+    found = []
+    own: list[float] = []
+    if thresholds.tasks(run, number):
+        own = refine.read_thresholds(run.layout.thresholds(number), run.vocabulary).tolist()
+    for index, entry in enumerate(run.vocabulary.classes):
+        facts = {name: (source.get("iou") or {}).get(entry.name) for name, source in scored.items()}
+        found.append(
+            ClassFacts(
+                id=index,
+                name=entry.name,
+                seen=entry.seen,
+                colour=entry.colour,
+                **facts,
+                pixel_share=100 * stats[f"class_{index}_pixels"] / covered if covered else None,
+                masks=_counts(stats, f"class_{index}_masks_") if refined else None,
+                **({"threshold": own[index]} if own else {}),
+            )
+        )
+    return tuple(found)
 
 
 def _timings(

@@ -16,6 +16,7 @@ from pipeline.errors import EXIT_RESUMABLE, JobEnded, RunGone
 from pipeline.progress import RunProgress
 from pipeline.report import report
 from pipeline.report.report import alarm_lines, score_line
+from pipeline.report.round_report import read_report
 from pipeline.rounds.concurrent import beside_others
 from pipeline.rounds.quarantine import check_quarantine
 from pipeline.run.run import OpenRun
@@ -24,7 +25,7 @@ from pipeline.tasks.recipe import ROUND, Recipe, parts_of, shards_chain, stage_p
 from pipeline.tasks.states import TaskState, summarise, task_states
 from pipeline.training_progress import followed
 from shards.files.atomic import remove_stale_temporaries_below
-from shards.formats.records import Record, read_json
+from shards.formats.records import Record
 from shards.storage.mirror import bring
 from shards.storage.store import as_shown, place_of
 
@@ -211,11 +212,12 @@ class Driver:
             self._progress.note("promotion", round=number, **facts)
             self._progress.say(decision.reason)
         elif task.stage == "report":
-            found = read_json(task.output) or {}
-            self._progress.note("report", round=number, **{name: found.get(name) for name in ("miou", "hiou")})
+            found = read_report(task.output)
+            assert found is not None
+            self._progress.note("report", round=number, miou=found.miou, hiou=found.hiou)
             self._progress.say(score_line(found))
-            for alarm, line in zip(found.get("alarms", []), alarm_lines(found), strict=True):
-                self._progress.note("alarm", round=number, alarm=alarm["kind"], message=alarm["message"])
+            for alarm, line in zip(found.alarms or (), alarm_lines(found), strict=True):
+                self._progress.note("alarm", round=number, alarm=alarm.kind, message=alarm.message)
                 self._progress.say(line)
 
     def _do(self, number: int, stages: Sequence[StagePlan]) -> None:

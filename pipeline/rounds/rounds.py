@@ -1,6 +1,6 @@
 """The rounds of a run: all of them, one stage of one, or only what they would be."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -10,19 +10,19 @@ from jobs.stages.promote import read_decision
 from pipeline.errors import DataFault, GateFailed
 from pipeline.progress import RunProgress
 from pipeline.report.report import alarm_lines, score_line
+from pipeline.report.round_report import RoundReport, read_report
 from pipeline.rounds.driver import Driver, RoundRequest
 from pipeline.run.lock import holding, holding_stage
 from pipeline.run.run import OpenRun, open_or_make_run, read_run
 from pipeline.tasks.recipe import ROUND, all_tasks, shards_chain, stage_names, stage_of, stage_plans
 from pipeline.tasks.states import StageSummary, summarise, task_states
 from shards.formats.layout import RunLayout
-from shards.formats.records import read_json
 from shards.storage.store import as_shown, place_of
 
 _NAMED: Final = 3  # alarms in a message; all of them are in the report
 
 
-def run_rounds(root: Path, request: RoundRequest, progress: RunProgress | None = None) -> list[dict[str, Any]]:
+def run_rounds(root: Path, request: RoundRequest, progress: RunProgress | None = None) -> list[RoundReport]:
     """Do rounds up to `request.rounds` and give their reports, round 0 first. What is done stays as it is.
 
     Raises:
@@ -49,7 +49,23 @@ def run_rounds(root: Path, request: RoundRequest, progress: RunProgress | None =
                     range(request.rounds + 1),
                     after_each=lambda number: require_no_regression(run, number, request.rounds),
                 )
-        return [read_json(run.layout.report_json(number)) or {} for number in range(request.rounds + 1)]
+        return reports_of(run, request.rounds)
+
+
+def reports_of(run: OpenRun, rounds: int) -> list[RoundReport]:
+    """Return the reports of rounds that are done, round 0 first.
+
+    Raises:
+        DataFault: One is missing or damaged.
+    """
+    reports = []
+    for number in range(rounds + 1):
+        report = read_report(run.layout.report_json(number))
+        if report is None:
+            where = as_shown(run.layout.report_json(number))
+            raise DataFault(f"{where} is missing or damaged; the same command with --verify makes it again")
+        reports.append(report)
+    return reports
 
 
 def run_stage(root: Path, name: str, request: RoundRequest, progress: RunProgress | None = None) -> dict[str, Any]:
@@ -131,9 +147,10 @@ def require_no_regression(run: OpenRun, number: int, rounds: int) -> None:
             f"{decision.reason}. See {page}; the best model is {as_shown(best_weights(run, number))}. "
             f"To go on with it: {again} promotion.on_regression=keep"
         )
-    alarms: Sequence[dict[str, str]] = (read_json(run.layout.report_json(number)) or {}).get("alarms", [])
+    report = read_report(run.layout.report_json(number))
+    alarms = (report.alarms if report is not None else None) or ()
     if alarms and run.config.alarms.stop:
-        shown = "; ".join(alarm["message"] for alarm in alarms[:_NAMED])
+        shown = "; ".join(alarm.message for alarm in alarms[:_NAMED])
         more = f"; and {len(alarms) - _NAMED} more" if len(alarms) > _NAMED else ""
         raise GateFailed(
             f"round {number} raised {len(alarms)} alarm{'s' if len(alarms) > 1 else ''}: {shown}{more}. See {page}. "
@@ -164,13 +181,12 @@ def _pages_there(run: OpenRun, rounds: int) -> bool:
     return all(run.layout.report_html(number).is_file() for number in range(rounds + 1))
 
 
-def result_lines(root: Path, reports: Sequence[Mapping[str, Any]]) -> list[str]:
+def result_lines(root: Path, reports: Sequence[RoundReport]) -> list[str]:
     """Give what a person wants to know at the end: the numbers, what was left out, and where everything lies."""
     layout = RunLayout(root)
     last = len(reports) - 1
     lines = [line for report in reports for line in (score_line(report), *alarm_lines(report))]
-    for drop in reports[0].get("quarantined", []):
-        lines.append(f"quarantined: {drop['key']}: {drop['reason']} ({drop['detail']})")
+    lines += [f"quarantined: {drop.key}: {drop.reason} ({drop.detail})" for drop in reports[0].quarantined]
     place = place_of(root)
     lines.append(f"report: {place.shown(layout.report_html(last))}")
     if last:

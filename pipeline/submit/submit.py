@@ -18,8 +18,9 @@ from jobs.cluster.job_server import Job, JobServer
 from pipeline.config import changed_settings, load_config
 from pipeline.errors import EXIT_RESUMABLE, DataFault, JobEnded, SettingsConflict
 from pipeline.progress import RunProgress
+from pipeline.report.round_report import RoundReport
 from pipeline.rounds.driver import RoundRequest
-from pipeline.rounds.rounds import require_no_regression, stage_tasks
+from pipeline.rounds.rounds import reports_of, require_no_regression, stage_tasks
 from pipeline.run.job_outcome import read_outcome
 from pipeline.run.lock import holding
 from pipeline.run.run import OpenRun, open_or_make_run, read_run
@@ -28,7 +29,6 @@ from pipeline.tasks.recipe import job_groups
 from pipeline.tasks.states import task_states
 from shards.files.atomic import write_bytes_atomic
 from shards.formats.layout import RunLayout
-from shards.formats.records import read_json
 from shards.storage.mirror import bring, put_files
 from shards.storage.store import as_shown, place_of
 
@@ -50,7 +50,7 @@ class Place:
 
 def submit_rounds(
     root: Path, request: RoundRequest, server: JobServer, on_interrupt: OnInterrupt = "ask"
-) -> list[dict[str, Any]]:
+) -> list[RoundReport]:
     """Do rounds up to `request.rounds`, each stage as a job, and give their reports. What is done stays as it is.
 
     Teacher, refine and write of a round work beside each other, shard by shard. This process only submits and looks on:
@@ -68,7 +68,7 @@ def submit_rounds(
         for stages in job_groups(jobs.run, number):
             jobs.do([Place(number, stage) for stage in stages])
         require_no_regression(jobs.run, number, request.rounds)
-    return [read_json(jobs.run.layout.report_json(number)) or {} for number in range(request.rounds + 1)]
+    return reports_of(jobs.run, request.rounds)
 
 
 def submit_stage(

@@ -1,0 +1,164 @@
+"""The report of a round as typed values: what `report.json` holds."""
+
+import json
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from jobs.stages.promote import Decision
+from models.evaluation.alarms import Alarm
+from models.refinement.gate import GateConfig
+from shards.formats.records import Drop
+
+
+class _Facts(BaseModel):
+    # A report of an earlier version may say more than this one reads.
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+
+class Scores(_Facts):
+    """Scores in per cent; None where there is nothing to measure with."""
+
+    miou: float | None = None
+    miou_seen: float | None = None
+    miou_unseen: float | None = None
+    hiou: float | None = None
+
+
+class Gain(_Facts):
+    """Points above round 0, and above the plain baseline."""
+
+    over_round_0: Scores | None = None
+    over_baseline: Scores | None = None
+
+
+class ModelFacts(_Facts):
+    """Which model was trained."""
+
+    preset: str
+    dea: bool
+
+
+class GateFacts(GateConfig):
+    """The gate's settings, and what they mean in a sentence."""
+
+    definition: str = ""
+
+
+class PseudoLabelFacts(_Facts):
+    """How good a round's pseudo-labels are, in per cent, and what became of masks and classes, as counts."""
+
+    miou_before: float | None = None
+    miou_after: float | None = None
+    miou_before_all: float | None = None
+    miou_after_all: float | None = None
+    miou_teacher: float | None = None
+    coverage: float | None = None
+    coverage_before: float | None = None
+    images: int = 0
+    labelled_images: int = 0
+    samples: int = 0
+    samples_uncovered: int = 0
+    mean_confidence: float | None = None
+    masks: dict[str, int] = {}
+    classes: dict[str, int] = {}
+
+
+class TrainingFacts(_Facts):
+    """How the student was trained."""
+
+    loss: float
+    steps: float
+    workers: float
+    learning_rate: float
+    target_per_step: int
+    source_per_step: int
+    start: str
+    ema: float
+    loss_kind: str
+    alpha: float
+
+
+class StepScores(Scores):
+    """Scores of the labels after one step of the waterfall; an ignored pixel counts as wrong, but in `miou_covered`."""
+
+    boundary_iou: float | None = None
+    coverage: float | None = None
+    miou_covered: float | None = None
+    iou: dict[str, float | None] = {}
+
+
+class Waterfall(_Facts):
+    """Where quality is won or lost: teacher, gated, refined and student's labels of the same images."""
+
+    images: int
+    stages: dict[Literal["teacher", "gated", "refined", "student"], StepScores]
+
+
+class Proxy(_Facts):
+    """A measure of a model that needs no label, in per cent, of the student and of its teacher."""
+
+    student: float | None = None
+    teacher: float | None = None
+
+
+class ClassFacts(_Facts):
+    """One class: its IoU now, at the start and of the baseline, and its share of the pseudo-labels."""
+
+    id: int = 0
+    name: str
+    seen: bool
+    colour: tuple[int, int, int]
+    iou: float | None = None
+    iou_round_0: float | None = None
+    iou_baseline: float | None = None
+    pixel_share: float | None = None
+    masks: dict[str, int] | None = None
+    threshold: float | None = None
+
+
+class RoundReport(_Facts):
+    """The numbers of a round: everything in per cent, None where there is nothing to measure with.
+
+    What a round does not have (a start has no pseudo-labels) is None here and absent in the file.
+    """
+
+    round: int
+    run: str
+    miou: float | None = None
+    miou_seen: float | None = None
+    miou_unseen: float | None = None
+    hiou: float | None = None
+    pixel_accuracy: float | None = None
+    split: str | None = None
+    images: int | None = None
+    seed: int = 0
+    split_seed: int | None = None
+    baseline: Scores | None = None
+    gain: Gain | None = None
+    model: ModelFacts | None = None
+    gate: GateFacts | None = None
+    pseudo_labels: PseudoLabelFacts | None = None
+    training: TrainingFacts | None = None
+    promotion: Decision | None = None
+    alarms: tuple[Alarm, ...] | None = None
+    proxies: dict[str, Proxy] | None = None
+    waterfall: Waterfall | None = None
+    classes: tuple[ClassFacts, ...] = ()
+    timings: dict[str, float] = {}
+    drops: dict[str, dict[str, int]] = {}
+    quarantined: tuple[Drop, ...] = ()
+
+    def as_json(self) -> str:
+        """Return the text of `report.json`."""
+        content = self.model_dump(mode="json", exclude_unset=True)
+        return json.dumps(content, indent=1, ensure_ascii=False) + "\n"
+
+
+def read_report(path: Path) -> RoundReport | None:
+    """Read a `report.json`; None if there is none or it is damaged."""
+    try:
+        return RoundReport.model_validate_json(path.read_bytes())
+    except (OSError, ValidationError):
+        return None
