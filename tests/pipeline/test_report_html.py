@@ -4,6 +4,7 @@ from typing import Any
 
 from pipeline.report.html import Picture, render_page
 from pipeline.report.report_table import number
+from pipeline.report.round_report import RoundReport, TrainingFacts
 
 NASTY = '<script>alert("x")</script>'
 
@@ -17,7 +18,7 @@ class Tags(HTMLParser):
         self.seen.append(tag)
 
 
-def report(round_number: int, **more: Any) -> dict[str, Any]:
+def report(round_number: int, **more: Any) -> RoundReport:
     base: dict[str, Any] = {
         "round": round_number,
         "run": NASTY,
@@ -32,10 +33,10 @@ def report(round_number: int, **more: Any) -> dict[str, Any]:
         "pseudo_labels": None,
         "classes": [{"name": NASTY, "seen": True, "colour": [1, 2, 3], "iou": 40.0, "pixel_share": None}],
         "timings": {"teacher": 1.5},
-        "training": {NASTY: 3},
+        "training": dict.fromkeys(TrainingFacts.model_fields, 3) | {"start": NASTY, "loss_kind": NASTY},
         "quarantined": [{"key": "a", "reason": "truncated", "detail": NASTY}],
     }
-    return {**base, **more}
+    return RoundReport.model_validate({**base, **more})
 
 
 def test_names_out_of_files_never_become_markup() -> None:
@@ -101,11 +102,12 @@ def test_promotion_alarms_and_waterfall_stand_on_the_page_with_every_name_escape
     guarded = report(
         1,
         promotion={
-            "outcome": "regressed", "reason": NASTY, "tolerance": 2.0,
+            "round": 1, "outcome": "regressed", "best_round": 0, "measure": "holdout", "reason": NASTY, "tolerance": 2.0,
+            "holdout": None,
             "compared": [{"name": "holdout miou", "student": 51.0, "best": None}],
         },
         proxies={"stability": {"student": 71.0, "teacher": 72.0}},
-        alarms=[{"kind": "class_churn", "message": NASTY}],
+        alarms=[{"kind": "class_churn", "about": NASTY, "value": 1.0, "threshold": 0.5, "message": NASTY}],
         waterfall={"images": 7, "stages": dict.fromkeys(("teacher", "gated", "refined", "student"), scores)},
     )  # fmt: skip
     page = render_page(guarded, [report(0), guarded], [], "")
