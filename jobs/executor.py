@@ -5,12 +5,11 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from jobs.cluster.ray_spares import Spares
+from jobs.cluster.actors import Spares
 from jobs.execution.board import Board, ShardFailure, StageFailed
 from jobs.execution.execution import Clock, ExecutionConfig
 from jobs.execution.faults import Fault, stopping_error
-from jobs.execution.following import FollowingRunner
-from jobs.execution.runner import InlineRunner, Outcome, Runner
+from jobs.execution.runner import FollowingRunner, InlineRunner, Outcome, Runner
 from jobs.stage import Resources, StagePlan
 from shards.files.atomic import remove_stale_temporaries
 from shards.formats.records import Record

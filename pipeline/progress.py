@@ -1,12 +1,15 @@
 """What a person sees while a run works: bars on a terminal, a line per interval elsewhere; and the run's log."""
 
+import json
 import logging
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Final
+from types import TracebackType
+from typing import Final, Self
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
@@ -108,3 +111,94 @@ class RunProgress:
             return ""
         left = (event.total - event.done) * seconds / max(event.done, 1)
         return f"{samples / seconds:.1f} images/s" + (f", {left:.0f} s left" if event.done < event.total else "")
+
+
+class ImageProgress:
+    """Counts images on standard error, so that standard output is free for results."""
+
+    def __init__(self, console: Console | None = None, clock: Callable[[], float] = time.monotonic) -> None:
+        self._console = Console(stderr=True, highlight=False) if console is None else console
+        self._clock = clock
+        self._began = self._shown_at = clock()
+        self._done = 0
+        self._worked = 0
+        self._bar: Progress | None = None
+        self._row: TaskID | None = None
+
+    def __enter__(self) -> Self:
+        """Show a bar, where there is a terminal."""
+        if self._console.is_terminal:
+            columns = (BarColumn(bar_width=30), MofNCompleteColumn(), TextColumn("{task.fields[rate]}"))
+            self._bar = Progress(TextColumn("images"), *columns, TimeElapsedColumn(), console=self._console)
+            self._bar.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Take the bar away."""
+        if self._bar is not None:
+            self._bar.stop()
+            self._bar = None
+
+    def say(self, text: str) -> None:
+        """Show a line."""
+        (self._bar.console if self._bar else self._console).print(Text(text), soft_wrap=True)
+
+    def count(self, total: int, *, worked: bool = True) -> None:
+        """Take in one image more of `total`; `worked`: it took the network, and counts for the rate."""
+        self._done += 1
+        self._worked += worked
+        now = self._clock()
+        rate = f"{self._worked / (now - self._began):.1f} images/s" if self._worked and now > self._began else ""
+        if self._bar is not None:
+            if self._row is None:
+                self._row = self._bar.add_task("images", total=total, rate="")
+            self._bar.update(self._row, completed=self._done, rate=rate)
+        elif now - self._shown_at >= LINE_INTERVAL_S:
+            self._shown_at = now
+            self.say(f"{self._done}/{total} images{', ' + rate if rate else ''}")
+
+
+@contextmanager
+def followed(metrics: Path, tell: Callable[[int, float], None], interval_s: float = 10.0) -> Iterator[None]:
+    """Follow a training for the length of the block.
+
+    Args:
+        metrics: Its `metrics.jsonl`; its last line from before is passed over, and it need not be there yet.
+        tell: Called with the newest step and its loss when there are new lines, from another thread.
+        interval_s: Seconds between looks.
+    """
+    before = newest_line(metrics)
+    done = threading.Event()
+
+    def look() -> None:
+        told = before
+        while not done.wait(interval_s):
+            newest = newest_line(metrics)
+            if newest is not None and newest != told:
+                told = newest
+                tell(*newest)
+
+    thread = threading.Thread(target=look, name="training-progress", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+        thread.join()
+
+
+def newest_line(metrics: Path) -> tuple[int, float] | None:
+    """Give step and loss of the last line that can be read; None if there is none."""
+    try:
+        lines = metrics.read_bytes().splitlines()
+    except FileNotFoundError:
+        return None
+    for line in reversed(lines):
+        try:
+            found = json.loads(line)
+            return int(found["step"]), float(found["loss"])
+        except (ValueError, KeyError, TypeError):
+            continue
+    return None

@@ -5,11 +5,8 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from jobs.cluster.actors import Member, Pool, Silent
-from jobs.cluster.capacity import Machines
-from jobs.cluster.ray_room import shown, wanted
-from jobs.cluster.ray_sharing import Reserved, Sharing
-from jobs.cluster.ray_spares import Spares, kind_of
+from jobs.cluster.actors import Member, Pool, Reserved, Sharing, Silent, Spares, kind_of
+from jobs.cluster.capacity import Machines, shown, wanted
 from jobs.execution.execution import ExecutionConfig
 from jobs.execution.faults import Fault
 from jobs.execution.runner import Outcome

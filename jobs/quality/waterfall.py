@@ -1,15 +1,19 @@
 """Where quality is won or lost in a round: teacher, gate, refinement and student against labels, on the same images."""
 
 # K class; the confusion matrices have a row and a column more, for pixels that a stage ignores
+# K class, H W image
 
-from collections.abc import Mapping
-from typing import Any, Final
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
+from jobs.artifacts.labels import RefinedStore
 from models.evaluation.boundary_iou import boundary_counts, boundary_iou
 from models.evaluation.metrics import confusion, scores
+from models.refinement.types import RefinedLabel
 from shards.data.vocabulary import Vocabulary
 
 STAGES: Final = ("teacher", "gated", "refined", "student")
@@ -70,3 +74,107 @@ class Waterfall:
             "miou_covered": on_covered["miou"],
             "iou": dict(zip(vocabulary.names, iou, strict=True)),
         }
+
+
+Who = Literal["student", "teacher"]
+BOTH: Final[tuple[Who, Who]] = ("student", "teacher")
+CHANGES: Final = ("teacher_to_student", "teacher_to_refined", "before_to_refined")
+
+
+@dataclass(frozen=True)
+class Views:
+    """What the models make of one image: the student's refined label, and both models' labels of its mirror image.
+
+    The latter are left out where stability is not measured.
+    """
+
+    student: RefinedLabel
+    mirrored: dict[Who, NDArray[np.int32]]
+
+
+class Findings:
+    """The counts over all images."""
+
+    def __init__(self, vocabulary: Vocabulary) -> None:
+        classes = len(vocabulary)
+        self.images = 0
+        self._vocabulary = vocabulary
+        names = (*CHANGES, "refined_to_student", "mirrored_student", "mirrored_teacher")
+        self._counts = {name: np.zeros((classes, classes), np.int64) for name in names}
+        self._earlier = False
+        self._sam: dict[Who, list[float]] = {"student": [], "teacher": []}
+        self._waterfall = Waterfall(vocabulary)
+
+    def add(
+        self,
+        key: str,
+        views: Views,
+        stores: tuple[RefinedStore, RefinedStore | None],
+        truth_HW: NDArray[np.int32] | None,
+    ) -> None:
+        """Take in an image: what the student makes of it, the stores of this round and the one before, its label."""
+        store, earlier = stores
+        row = store.keys.index(key)
+        teacher, gated, refined = (store.maps[name][row] for name in ("teacher", "gated", "label"))
+        student = views.student.teacher
+        self.images += 1
+        if truth_HW is not None:
+            maps = {"teacher": teacher, "gated": gated, "refined": refined, "student": student}
+            self._waterfall.add(truth_HW, maps)
+        self._count("teacher_to_student", teacher, student)
+        self._count("teacher_to_refined", teacher, refined)
+        self._count("refined_to_student", refined, student)
+        for who, label in views.mirrored.items():
+            self._count(f"mirrored_{who}", {"student": student, "teacher": teacher}[who], label)
+        if earlier is not None and key in earlier.keys:
+            self._earlier = True
+            self._count("before_to_refined", earlier.maps["label"][earlier.keys.index(key)], refined)
+        self._sam["student"] += [fact.iou_with_coarse for fact in views.student.masks]
+        self._sam["teacher"] += [float(fact["iou_with_coarse"]) for fact in store.masks[row]]
+
+    def result(self) -> dict[str, Any]:
+        """Give what `jobs.stages.target_check.check_target` writes."""
+        counts = self._counts
+        agreement = {"student": counts["refined_to_student"], "teacher": counts["teacher_to_refined"].T}
+        proxies: dict[str, dict[str, float | None]] = {
+            "agreement": {who: _iou_of_present(agreement[who]) for who in BOTH},
+            "sam_agreement": {who: 100 * float(np.mean(self._sam[who])) if self._sam[who] else None for who in BOTH},
+            "stability": {who: _iou_of_present(counts[f"mirrored_{who}"]) for who in BOTH},
+        }
+        changes = {name: _triples(counts[name]) for name in CHANGES}
+        if not self._earlier:
+            changes["before_to_refined"] = None
+        return {
+            "images": self.images,
+            "masks": {who: len(self._sam[who]) for who in BOTH},
+            "proxies": proxies,
+            "changes": changes,
+            "waterfall": self._waterfall.result(),
+        }
+
+    def _count(self, name: str, before: NDArray[np.integer], after: NDArray[np.integer]) -> None:
+        self._counts[name] += confusion(before, after, len(self._vocabulary), self._vocabulary.ignore_index)
+
+
+def _iou_of_present(matrix_KK: NDArray[np.int64]) -> float | None:
+    """Give the mean IoU in per cent over the classes of the rows; None for no pixel."""
+    rows, hits = matrix_KK.sum(axis=1), np.diagonal(matrix_KK)
+    union = rows + matrix_KK.sum(axis=0) - hits
+    present = rows > 0
+    return 100 * float((hits[present] / union[present]).mean()) if present.any() else None
+
+
+def _triples(matrix_KK: NDArray[np.int64]) -> list[list[int]] | None:
+    """Give the entries that are not zero as [row, column, count]."""
+    rows, columns = matrix_KK.nonzero()
+    return [
+        list(entry) for entry in zip(rows.tolist(), columns.tolist(), matrix_KK[rows, columns].tolist(), strict=True)
+    ]
+
+
+def counted_changes(triples: Sequence[Sequence[int]], num_classes: int) -> NDArray[np.int64]:
+    """Give the (K, K) matrix of one of the result's `changes`."""
+    matrix_KK = np.zeros((num_classes, num_classes), np.int64)
+    for before, after, pixels in triples:
+        matrix_KK[before, after] = pixels
+    return matrix_KK

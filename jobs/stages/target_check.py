@@ -15,7 +15,7 @@ from jobs.artifacts.embeddings import EmbeddingStore
 from jobs.artifacts.labels import LABEL_MAPS, read_refined
 from jobs.inference.loaded_images import LoadedImage, in_batches, load_images
 from jobs.inference.model import ImageEncoder, load_sam_decoder, load_sam_encoder, model_of
-from jobs.quality.target_findings import Findings, Views, Who
+from jobs.quality.waterfall import Findings, Views, Who
 from jobs.run import WHOLE_ROUND, Run, RunRef, best_weights, student_weights
 from jobs.stage import Done, EmptyShard, ShardTask, Stage
 from jobs.stages import evaluate, refine, teacher

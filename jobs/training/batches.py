@@ -1,8 +1,13 @@
 """What each step of a training sees: which samples, changed at random, and which worker has which of them."""
 
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import lru_cache
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from jobs.artifacts.embeddings import StoredEmbeddings
 from jobs.inference.model import load_sam_encoder
@@ -10,7 +15,6 @@ from jobs.stage import ShardTask
 from jobs.training.augment import Augmenter
 from jobs.training.config import TrainConfig, TrainJob, require_equal_shares
 from jobs.training.samples import Labelled, PseudoLabelled, Remembered, TrainingData, TrainingSample, collate
-from jobs.training.training_order import samples_of_step
 from models.presets import load_preset
 from shards.data.sources import open_source
 from shards.data.vocabulary import Vocabulary
@@ -95,3 +99,68 @@ def _augmenter(job: TrainJob, vocabulary: Vocabulary, device: torch.device) -> A
             raise ValueError("train.augment.embeddings is 'encode', but without DEA (model.dea) nothing reads them")
         encoder = load_sam_encoder(job.model).to(device)
     return Augmenter(job.train.augment, job.train.seed, vocabulary.ignore_index, encoder)
+
+
+def samples_of_step(step: int, per_step: int, count: int, seed: int) -> list[int]:
+    """Give the samples of one step over all workers.
+
+    The data set is walked through in a new order each epoch; a step at the end of an epoch goes on into the next, so
+    that every step has the same size and no sample is left out.
+
+    Args:
+        step: Number of the step, from 0.
+        per_step: Samples a step over all workers; 0 gives none.
+        count: Samples in the data set, > 0 unless per_step is 0.
+        seed: Seed of the order.
+
+    Returns:
+        `per_step` indices in 0 .. count - 1.
+    """
+    places = range(step * per_step, (step + 1) * per_step)
+    return [int(_order(seed, place // count, count)[place % count]) for place in places]
+
+
+@lru_cache(maxsize=4)
+def _order(seed: int, epoch: int, count: int) -> NDArray[np.int64]:
+    return np.random.default_rng([seed, epoch]).permutation(count)
+
+
+def classes_of_step(
+    step: int, present: NDArray[np.int64], candidates: NDArray[np.int64], wanted: int, seed: int
+) -> NDArray[np.int64]:
+    """Give the classes that a step tells apart: all that occur in its labels, filled up by chance.
+
+    Args:
+        step: Number of the step.
+        present: (n,) ids that occur; always kept.
+        candidates: (m,) ids to fill up from.
+        wanted: How many classes; 0 or more than there are: all candidates.
+        seed: Seed of the choice.
+
+    Returns:
+        Sorted ids; more than `wanted` only if more are present.
+    """
+    absent = np.setdiff1d(candidates, present)
+    missing = len(absent) if wanted == 0 else max(0, min(wanted - len(present), len(absent)))
+    chosen = np.random.default_rng([seed, step, 1]).permutation(absent)[:missing]
+    return np.union1d(present, chosen)
+
+
+def batches_ahead(of_step: Callable[[int], TrainingSample], first: int, last: int) -> Iterator[TrainingSample]:
+    """Give the batches of steps in order, one of them made ahead in a thread of its own.
+
+    What a batch holds depends on its step alone, so that the order of making does not matter; what making one raises
+    is raised when its turn comes.
+
+    Args:
+        of_step: Makes the batch of a step; called by one thread at a time, in order.
+        first: The first step.
+        last: The step after the last one.
+    """
+    with ThreadPoolExecutor(1, thread_name_prefix="batches") as pool:
+        ahead: Future[TrainingSample] | None = pool.submit(of_step, first) if first < last else None
+        for step in range(first, last):
+            assert ahead is not None
+            batch = ahead.result()
+            ahead = pool.submit(of_step, step + 1) if step + 1 < last else None
+            yield batch

@@ -2,14 +2,15 @@
 
 import json
 import logging
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
-from jobs.training.training_average import WeightAverage
 from models.weights.files import read_weights, write_weights
 from shards.files.atomic import remove_path, remove_stale_temporaries, sha256_file, write_bytes_atomic
 
@@ -17,6 +18,41 @@ log = logging.getLogger(__name__)
 
 _NAME = "step-{:08d}"
 _KEPT = 2  # so that a damaged newest one costs an interval and not the training
+
+
+class WeightAverage:
+    """An average that follows the trained parameters; with a decay of 0 there is none, and it holds no memory.
+
+    Step t, from 0, moves it by 1 - min(decay, (1 + t) / (10 + t)) of the way to the parameters: a new average forgets
+    its start quickly instead of holding on to it for 1 / (1 - decay) steps. Workers of a group have equal parameters
+    after each step, and so each has the same average without a word between them.
+
+    Source: Polyak averaging as in Mean Teacher (Tarvainen, Valpola 2017); the warm-up is TensorFlow's
+    `ExponentialMovingAverage(num_updates=t)`.
+
+    Attributes:
+        values: The average by parameter name, on the parameters' devices; empty without one.
+    """
+
+    def __init__(self, parameters: Mapping[str, nn.Parameter], decay: float) -> None:
+        self.values: dict[str, Tensor] = {}
+        if decay > 0:
+            self.values = {name: parameter.detach().clone() for name, parameter in parameters.items()}
+        self._parameters = {name: parameters[name] for name in self.values}
+        self._decay = decay
+
+    @torch.no_grad()
+    def update(self, step: int) -> None:
+        """Take in the parameters after a step."""
+        kept = min(self._decay, (1 + step) / (10 + step))
+        for name, value in self.values.items():
+            value.lerp_(self._parameters[name], 1 - kept)
+
+    @torch.no_grad()
+    def load_into_parameters(self) -> None:
+        """Put the average in the parameters' place; they stay as they are without one."""
+        for name, value in self.values.items():
+            self._parameters[name].copy_(value)
 
 
 @dataclass(frozen=True)
@@ -135,3 +171,54 @@ def _read_facts(path: Path) -> dict[str, Any]:
     except (OSError, ValueError):
         return {}
     return facts if isinstance(facts, dict) else {}
+
+
+LINE_EVERY: Final = 20
+_KEPT_LOSSES: Final = 50
+
+log = logging.getLogger(__name__)
+
+
+class TrainingMetrics:
+    """The losses of the last fifty steps, and a line with their mean in `metrics.jsonl` every twenty.
+
+    The file is written whole each time, so that a worker which is thought dead and still writes cannot double a line.
+
+    Args:
+        path: The file; None: there is none (all workers but the first).
+        step: Steps done; lines of later ones, from before a resume, are dropped, and so is what cannot be read.
+        losses: The losses of the last steps before that.
+    """
+
+    def __init__(self, path: Path | None, step: int, losses: Sequence[float]) -> None:
+        self._path = path
+        self._losses = list(losses)
+        self._lines = [] if path is None else [line for line in _lines(path) if line["step"] <= step]
+
+    @property
+    def losses(self) -> tuple[float, ...]:
+        """The losses of the last steps, oldest first."""
+        return tuple(self._losses)
+
+    def add(self, step: int, loss: float) -> None:
+        """Take in one step's loss; steps count from 0."""
+        self._losses = [*self._losses[1 - _KEPT_LOSSES :], loss]
+        if self._path is not None and (step + 1) % LINE_EVERY == 0:
+            self._lines.append({"step": step + 1, "loss": round(self.mean(), 5)})
+            write_bytes_atomic(self._path, "".join(json.dumps(line) + "\n" for line in self._lines).encode())
+            log.info("step %d loss %.4f", step + 1, self.mean())
+
+    def mean(self) -> float:
+        """Give the mean loss of the last fifty steps."""
+        return float(np.mean(self._losses)) if self._losses else 0.0
+
+
+def _lines(path: Path) -> list[dict[str, float]]:
+    found = []
+    for text in path.read_text(errors="replace").splitlines() if path.is_file() else ():
+        try:
+            line = json.loads(text)
+            found.append({"step": int(line["step"]), "loss": float(line["loss"])})
+        except (ValueError, KeyError, TypeError):
+            continue
+    return found

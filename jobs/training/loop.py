@@ -9,12 +9,10 @@ from torch import nn
 from jobs.inference.model import embed_vocabulary, load_stseg, text_cache_folder
 from jobs.inference.segmenter import worker_device
 from jobs.stage import Done, ShardTask, commit, input_digests
-from jobs.training.batches import open_batches
-from jobs.training.checkpoints import TrainingProgress, load_checkpoint, save_checkpoint
+from jobs.training.batches import batches_ahead, open_batches
+from jobs.training.checkpoints import TrainingMetrics, TrainingProgress, load_checkpoint, save_checkpoint
 from jobs.training.config import TrainJob
 from jobs.training.step import TrainingStep
-from jobs.training.training_ahead import batches_ahead
-from jobs.training.training_metrics import TrainingMetrics
 from models.weights.files import write_weights
 from shards.data.vocabulary import Vocabulary
 from shards.files.atomic import remove_path

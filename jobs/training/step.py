@@ -6,11 +6,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from jobs.training.checkpoints import TrainingState
+from jobs.training.batches import classes_of_step
+from jobs.training.checkpoints import TrainingState, WeightAverage
 from jobs.training.config import TrainConfig
 from jobs.training.samples import TrainingSample
-from jobs.training.training_average import WeightAverage
-from jobs.training.training_order import classes_of_step
 from models.stseg.stseg import STSeg
 from models.training.losses import class_weights, segmentation_loss
 from shards.data.vocabulary import Vocabulary

@@ -146,7 +146,7 @@ def stage(
     """
     from pipeline.rounds.driver import RoundRequest
     from pipeline.rounds.rounds import run_stage
-    from pipeline.run.job_outcome import outcome_written
+    from pipeline.run.jobs import outcome_written
 
     with outcome_written(outcome), exit_codes():
         request = RoundRequest(

@@ -69,7 +69,7 @@ def predict(
     with exit_codes():
         from pipeline.commands.choose_model import ModelRequest, choose_model
         from pipeline.commands.predict import PredictRequest, Seen, predict_images
-        from pipeline.image_progress import ImageProgress
+        from pipeline.progress import ImageProgress
 
         model = ModelRequest(
             run=run, weights=weights, classes=classes, classes_file=classes_file, file=config, sets=tuple(sets or ())

@@ -14,10 +14,10 @@ from jobs.stages.promote import read_decision
 from jobs.training.config import TrainConfig
 from models.evaluation.alarms import AlarmConfig
 from models.refinement.gate import GateConfig
+from pipeline.report.alarms import RoundFacts, round_alarms
 from pipeline.report.gallery import PICTURES_NOTE, choose_samples, draw_samples
 from pipeline.report.html import render_page
 from pipeline.report.report_table import number as shown
-from pipeline.report.round_alarms import RoundFacts, round_alarms
 from pipeline.report.round_report import (
     ClassFacts,
     Gain,

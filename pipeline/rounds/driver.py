@@ -6,14 +6,14 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from jobs.cluster.ray_spares import Spares
+from jobs.cluster.actors import Spares
 from jobs.execution.worker import lazily
 from jobs.executor import Backend, StageEvent, StageFailed, run_chain
 from jobs.stage import ShardTask, StagePlan, require_samples, stage_records, why_stale
 from jobs.stages.promote import read_decision
 from jobs.training.group import run_training
 from pipeline.errors import EXIT_RESUMABLE, JobEnded, RunGone
-from pipeline.progress import RunProgress
+from pipeline.progress import RunProgress, followed
 from pipeline.report import report
 from pipeline.report.report import alarm_lines, score_line
 from pipeline.report.round_report import read_report
@@ -23,7 +23,6 @@ from pipeline.run.run import OpenRun
 from pipeline.run.status import retry_command
 from pipeline.tasks.recipe import ROUND, Recipe, parts_of, shards_chain, stage_plans
 from pipeline.tasks.states import TaskState, summarise, task_states
-from pipeline.training_progress import followed
 from shards.files.atomic import remove_stale_temporaries_below
 from shards.formats.records import Record
 from shards.storage.mirror import bring

@@ -21,7 +21,7 @@ from pipeline.progress import RunProgress
 from pipeline.report.round_report import RoundReport
 from pipeline.rounds.driver import RoundRequest
 from pipeline.rounds.rounds import reports_of, require_no_regression, stage_tasks
-from pipeline.run.job_outcome import read_outcome
+from pipeline.run.jobs import read_outcome
 from pipeline.run.lock import holding
 from pipeline.run.run import OpenRun, open_or_make_run, read_run
 from pipeline.submit.logs import LOOK_AGAIN_S, JobLogs

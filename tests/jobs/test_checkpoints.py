@@ -11,11 +11,11 @@ from torch import nn
 from jobs.training.checkpoints import (
     TrainingProgress,
     TrainingState,
+    WeightAverage,
     checkpoint_fault,
     load_checkpoint,
     save_checkpoint,
 )
-from jobs.training.training_average import WeightAverage
 
 
 def trained(value: float) -> TrainingState:

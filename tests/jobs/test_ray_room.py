@@ -4,7 +4,7 @@ import pytest
 from pydantic import ValidationError
 
 from jobs.cluster.actors import Member, Pool, Silent
-from jobs.cluster.ray_room import fit, holds, shown, shown_machines, wanted
+from jobs.cluster.capacity import fit, holds, shown, shown_machines, wanted
 from jobs.stage import Resources, StagePlan, Worker
 from jobs.training.group import GroupResources
 

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from fake_ray import FakeRay, at_work, made, plan, waited
 
+from jobs.cluster.actors import Spares
 from jobs.cluster.connection import PRIVATE_NAMESPACE
-from jobs.cluster.ray_spares import Spares
 from jobs.executor import run_chain
 from jobs.stage import Resources, ShardTask, StagePlan, finish, prepare
 from shards.files.atomic import write_bytes_atomic

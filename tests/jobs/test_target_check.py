@@ -23,12 +23,12 @@ from torch import Tensor
 
 from jobs.artifacts.labels import read_refined
 from jobs.inference.model import ModelConfig
-from jobs.quality.target_findings import counted_changes
+from jobs.quality.waterfall import counted_changes
 from jobs.stage import EmptyShard, ShardTask, why_stale
 from jobs.stages.target_check import CheckModels, TargetCheckConfig, check_target
 from models.evaluation.alarms import AlarmConfig
 from models.sam.sam import SamEmbedding
-from pipeline.report.round_alarms import RoundFacts, round_alarms
+from pipeline.report.alarms import RoundFacts, round_alarms
 from shards.data.samples import Samples
 from shards.data.sources import FolderSource, SampleRef
 from shards.formats.records import read_record

@@ -5,7 +5,7 @@ from typing import Any, cast
 
 import pytest
 
-from jobs.training.training_ahead import batches_ahead
+from jobs.training.batches import batches_ahead
 
 
 def test_batches_come_in_order_and_one_is_made_ahead() -> None:

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from jobs.training.training_average import WeightAverage
+from jobs.training.checkpoints import WeightAverage
 
 
 def _parameters(value: float = 0.0) -> dict[str, nn.Parameter]:

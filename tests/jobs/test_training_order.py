@@ -4,7 +4,7 @@ from collections import Counter
 
 import numpy as np
 
-from jobs.training.training_order import classes_of_step, samples_of_step
+from jobs.training.batches import classes_of_step, samples_of_step
 
 
 def test_every_sample_is_seen_once_an_epoch() -> None:

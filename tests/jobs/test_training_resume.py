@@ -10,8 +10,8 @@ from torch import nn
 from training_processes import train_in_two_processes
 from training_setup import QUICK, training_setup
 
+from jobs.training import checkpoints
 from jobs.training import loop as train
-from jobs.training import training_metrics
 from jobs.training.config import TrainConfig
 from jobs.training.group import GroupResources, TrainingIncompleteError, run_training
 from jobs.training.loop import SingleProcess, train_model
@@ -30,13 +30,13 @@ class _KilledError(Exception):
 
 @pytest.fixture(autouse=True)
 def _a_line_every_step(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(training_metrics, "LINE_EVERY", 1)
+    monkeypatch.setattr(checkpoints, "LINE_EVERY", 1)
 
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, dict[str, float], bytes]:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(training_metrics, "LINE_EVERY", 1)
+        patch.setattr(checkpoints, "LINE_EVERY", 1)
         return _train(tmp_path_factory.mktemp("whole"), QUICK)
 
 

@@ -19,7 +19,7 @@ import jobs.inference.segmenter
 import models.sam.sam
 from pipeline.cli.app import app
 from pipeline.commands.predict import usual_batch
-from pipeline.image_progress import ImageProgress
+from pipeline.progress import ImageProgress
 from shards.scenes.scenes import render_scene
 
 

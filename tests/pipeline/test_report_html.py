@@ -102,8 +102,8 @@ def test_promotion_alarms_and_waterfall_stand_on_the_page_with_every_name_escape
     guarded = report(
         1,
         promotion={
-            "round": 1, "outcome": "regressed", "best_round": 0, "measure": "holdout", "reason": NASTY, "tolerance": 2.0,
-            "holdout": None,
+            "round": 1, "outcome": "regressed", "best_round": 0, "measure": "holdout", "reason": NASTY,
+            "tolerance": 2.0, "holdout": None,
             "compared": [{"name": "holdout miou", "student": 51.0, "best": None}],
         },
         proxies={"stability": {"student": 71.0, "teacher": 72.0}},

@@ -1,5 +1,5 @@
 from models.evaluation.alarms import AlarmConfig
-from pipeline.report.round_alarms import RoundFacts, round_alarms
+from pipeline.report.alarms import RoundFacts, round_alarms
 from shards.formats.records import Record
 
 NAMES = ("cat", "dog", "grass", "sky")

@@ -13,8 +13,7 @@ from run_setup import invoke
 from jobs.cluster.job_server import Job, JobState
 from pipeline.errors import EXIT_RESUMABLE, JobEnded, SettingsConflict, exit_code_of
 from pipeline.rounds.driver import RoundRequest
-from pipeline.run.job_outcome import read_outcome
-from pipeline.run.jobs import job_rows
+from pipeline.run.jobs import job_rows, read_outcome
 from pipeline.submit import submit
 from pipeline.submit.submit import submit_rounds, submit_stage
 from shards.files.atomic import sha256_file

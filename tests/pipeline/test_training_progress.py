@@ -1,7 +1,7 @@
 import time
 from pathlib import Path
 
-from pipeline.training_progress import followed, newest_line
+from pipeline.progress import followed, newest_line
 
 
 def test_the_newest_line_that_can_be_read_counts(tmp_path: Path) -> None:

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
+from jobs.cluster.actors import Spares
 from jobs.cluster.pool import RayRunner
-from jobs.cluster.ray_spares import Spares
 from jobs.execution.execution import ExecutionConfig
 from jobs.execution.runner import Outcome
 from jobs.stage import Resources, ShardTask, StagePlan, Worker

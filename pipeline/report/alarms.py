@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from jobs.quality.target_findings import counted_changes
+from jobs.quality.waterfall import counted_changes
 from models.evaluation.alarms import Alarm, AlarmConfig, change_alarms, churn_alarms, coverage_alarms, state_alarms
 from shards.formats.records import Record
 
