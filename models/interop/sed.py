@@ -11,7 +11,8 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor, nn
 
-from models.presets import PRESETS, ClipConfig, load_preset
+from models.presets import PRESETS, load_preset
+from models.stseg.clip import ClipConfig
 from models.stseg.decoder import CostAwareDecoder, DecoderConfig
 
 logger = logging.getLogger(__name__)
@@ -77,7 +78,15 @@ def sort_sed(checkpoint: Mapping[str, Any], preset: str | None = None) -> SedPar
 
 
 def decoder_from_sed(checkpoint: Mapping[str, Any]) -> CostAwareDecoder:
-    """Build a decoder with the weights of a SED checkpoint; see `CostAwareDecoder.from_sed`."""
+    """Build SED's decoder, in evaluation mode, with all sizes read off the tensors.
+
+    Args:
+        checkpoint: A SED checkpoint, `{"model": ...}` or bare; `sem_seg_head.predictor.transformer.*` is taken, or the
+            decoder's own names where there is no such prefix. What has no place is logged by name.
+
+    Raises:
+        ValueError: Tensors are missing or have shapes that do not fit together; they are named.
+    """
     state = _bare(checkpoint)
     own = _under(state, _DECODER) or dict(state)
     config, guidance, prompts = decoder_sizes(own)

@@ -3,7 +3,7 @@
 # B image, K class, k class of a chunk, P template, D embedding, C channel, H W grid of the image features.
 # Rows of a chunk are k * B, class by class, images inside.
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, NamedTuple
 
@@ -137,21 +137,6 @@ class CostAwareDecoder(nn.Module):
             self.add_module(f"decoder{level + 1}", self._new_level(level))
             self.add_module(f"head{level}", nn.Conv2d(channels, 1, 3, padding=1))
         self.head = nn.Conv2d(config.decoder_dims[-1], 1, 3, padding=1)
-
-    @classmethod
-    def from_sed(cls, state_dict: Mapping[str, Any]) -> "CostAwareDecoder":
-        """Give SED's decoder, in evaluation mode, with all sizes read off the tensors.
-
-        Args:
-            state_dict: A SED checkpoint, `{"model": ...}` or bare; `sem_seg_head.predictor.transformer.*` is taken, or
-                the decoder's own names where there is no such prefix. What has no place is logged by name.
-
-        Raises:
-            ValueError: Tensors are missing or have shapes that do not fit together; they are named.
-        """
-        from models.interop.sed import decoder_from_sed
-
-        return decoder_from_sed(state_dict)
 
     def _new_level(self, level: int) -> Level:
         config = self.config

@@ -6,9 +6,8 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from models.presets import Preset
 from models.sam.sam import SamEmbedding
-from models.stseg.clip import DenseClip, build_clip
+from models.stseg.clip import DenseClip
 from models.stseg.dea import DualEmbeddingAggregation
 from models.stseg.decoder import CostAwareDecoder, DecoderOutput
 from models.stseg.early_rejection import best_of_pixels, filled, kept_logits
@@ -83,15 +82,6 @@ class STSeg(nn.Module):
         return {name: value for name, value in self.state_dict().items() if name.startswith(kept)}
 
 
-def build_stseg(preset: Preset, clip: DenseClip, *, dea: bool) -> STSeg:
-    """Build the network around a CLIP, with random DEA (at its identity start) and decoder."""
-    aggregation = None
-    if dea:
-        aggregation = DualEmbeddingAggregation(preset.dea, clip.embedding_dim, preset.sam.embedding_dim)
-    decoder = CostAwareDecoder(preset.decoder, clip.guidance_channels(preset.image_size), _template_count(preset))
-    return STSeg(clip, aggregation, decoder)
-
-
 def load_head(model: STSeg, path: Path, *, may_lack_dea: bool = False) -> None:
     """Fill DEA and decoder, and CLIP's image tower if the file has it, from a checkpoint.
 
@@ -119,14 +109,3 @@ def load_head(model: STSeg, path: Path, *, may_lack_dea: bool = False) -> None:
         model.load_state_dict(state, strict=False)
     except RuntimeError as error:
         raise ValueError(f"{path} does not fit this preset: {error}") from error
-
-
-def _template_count(preset: Preset) -> int:
-    from models.stseg.text import prompt_templates
-
-    return len(prompt_templates(preset.templates))
-
-
-def build_random_stseg(preset: Preset, *, dea: bool) -> STSeg:
-    """Build the network with random weights throughout."""
-    return build_stseg(preset, build_clip(preset.clip, random=True), dea=dea)

@@ -6,9 +6,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from models.stseg.captions import CAPTION_TEMPLATES
 from models.stseg.clip import DenseClip
 from models.stseg.text_tower import encode_tokens
+from models.stseg.tiny_clip import CAPTION_TEMPLATES
 
 if TYPE_CHECKING:
     from shards.data.vocabulary import Vocabulary

@@ -14,6 +14,16 @@ _WORDS: Final = (
     *("photo", "picture", "view", "there", "is", "scene", "close", "up", "some", "this"),
 )
 _CHARACTERS: Final = "abcdefghijklmnopqrstuvwxyz0123456789"
+CAPTION_TEMPLATES: Final = (
+    "a {}",
+    "a photo of a {}",
+    "a picture of a {}",
+    "a view of a {}",
+    "there is a {} in the scene",
+    "a close up of a {}",
+    "this is a photo of a {}",
+    "a scene with a {}",
+)
 
 
 class WordTokenizer:

@@ -12,9 +12,8 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from models.stseg.captions import draw_caption
 from models.stseg.clip import DenseClip
-from models.stseg.tiny_clip import EMBEDDING_DIM, WordTokenizer, build_tiny_clip
+from models.stseg.tiny_clip import CAPTION_TEMPLATES, EMBEDDING_DIM, WordTokenizer, build_tiny_clip
 from models.weights.files import load_weights_into
 from shards.scenes.scenes import OBJECT_CLASSES, SCENE_CLASSES, SceneRecipe, compose_scene
 
@@ -146,6 +145,34 @@ def _step_loss(
     loss = contrastive_loss(pooled, dense.encode_text(captions), named, torch.from_numpy(shows), scale)
     read = (named.float() @ CLASS_WORDS).clamp(max=1)
     return loss + bag_of_words * F.binary_cross_entropy_with_logits(words(pooled), read)
+
+
+def draw_caption(
+    rng: np.random.Generator, classes: NDArray[np.int64], object_share: float
+) -> tuple[str, NDArray[np.int64]]:
+    """Write a caption for a picture that shows these classes.
+
+    Args:
+        rng: The source of chance.
+        classes: (n,) ids into `SCENE_CLASSES`, n >= 1.
+        object_share: How often a caption of one class is kept for the objects, where there are any.
+
+    Returns:
+        The caption, and the (m,) ids of the classes it names, 1 <= m <= n.
+    """
+    objects = classes[classes < len(OBJECT_CLASSES)]
+    kind = rng.random()
+    if kind < 0.45:
+        named = rng.permutation(classes)[:1]
+        if len(objects) and rng.random() < object_share:
+            named = rng.permutation(objects)[:1]
+    elif kind < 0.7 and len(objects):
+        named = rng.permutation(objects)
+    else:
+        named = rng.permutation(classes)
+    named = named[:4]
+    template = CAPTION_TEMPLATES[int(rng.integers(len(CAPTION_TEMPLATES)))]
+    return template.format(" and a ".join(SCENE_CLASSES[i] for i in named)), named
 
 
 def contrastive_loss(image_BD: Tensor, text_BD: Tensor, named_BK: Tensor, present_BK: Tensor, scale: Tensor) -> Tensor:

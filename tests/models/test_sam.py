@@ -10,11 +10,12 @@ from tensor_sizes import LargestResult
 
 import models.sam.decoder
 import models.sam.sam_two_way
-from models.presets import PRESETS, SAM_TINY, SAM_VIT_B, SAM_VIT_L, SamConfig
+from models.presets import PRESETS, SAM_TINY, SAM_VIT_B, SAM_VIT_L
 from models.sam.decoder import decode_tokens, embed_prompts
 from models.sam.frame import sam_input, size_in_frame
 from models.sam.sam import (
     MaskPrompts,
+    SamConfig,
     SamEncoder,
     SamMaskDecoder,
     build_sam,
@@ -241,7 +242,7 @@ def test_decoder_refuses_prompts_that_do_not_fit(prompts: MaskPrompts, message: 
 def test_load_sam_without_decoder_keeps_only_the_encoder(tmp_path: Path) -> None:
     sam = _random_sam(SAM_TINY)
     write_weights(sam.state_dict(), tmp_path / "sam.safetensors")
-    whole = load_sam(PRESETS["tiny"], tmp_path / "sam.safetensors", with_decoder=True)
+    whole = load_sam(PRESETS["tiny"].sam, tmp_path / "sam.safetensors", with_decoder=True)
     lean = load_sam(SAM_TINY, tmp_path / "sam.safetensors", with_decoder=False)
     assert not any("decoder" in name or "prompt" in name for name, _ in lean.named_parameters())
     expected = SamEncoder(sam).encode(_images()).embedding_BCHW
