@@ -8,8 +8,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from models.evaluation.boundary_iou import boundary_counts, boundary_iou
-from models.evaluation.metrics import confusion, scores
+from models.evaluation.metrics import boundary_counts, boundary_iou, confusion, scores
 from shards.data.vocabulary import Vocabulary
 
 STAGES: Final = ("teacher", "gated", "refined", "student")

@@ -14,10 +14,9 @@ from jobs.inference.model import ModelConfig, load_sam_decoder, sam_fingerprint
 from jobs.stage import CODE_VERSION, ShardTask, finish, prepare
 from jobs.stages.refine import batch_limit, refine_stats
 from models.refinement.gate import ClassGate, GateConfig
-from models.refinement.label_input import label_as_input
 from models.refinement.predict import PromptDecoder
 from models.refinement.refine import FOR_MASKS, RefinementConfig, refine_batch
-from models.refinement.types import RefinedLabel, RefineInput
+from models.refinement.types import RefinedLabel, RefineInput, label_as_input
 from shards.data.sources import SampleRef, Source, SourceConfig, open_source
 from shards.data.vocabulary import Vocabulary
 from shards.formats.records import Drop, Json, Record

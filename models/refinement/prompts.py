@@ -12,10 +12,15 @@ from numpy.typing import NDArray
 from pydantic import Field, field_validator, model_validator
 
 from models.refinement.components import Component, ComponentConfig
-from models.refinement.prompt_points import NO_POINT, ON_OBJECT, background_points, deepest_points
-from models.refinement.prompt_shapes import boxes_in_sam_frame, elastic_box
-from models.sam.grid_frame import GridFrame
-from models.sam.letterbox import letterbox_bilinear
+from models.refinement.prompt_shapes import (
+    NO_POINT,
+    ON_OBJECT,
+    background_points,
+    boxes_in_sam_frame,
+    deepest_points,
+    elastic_box,
+)
+from models.sam.frame import GridFrame, letterbox_bilinear
 
 PromptKind = Literal["mask", "box", "point", "negative_point"]
 

@@ -22,9 +22,7 @@ from models.refinement.overlaps import ResolveConfig, claim_pixels, near_boundar
 from models.refinement.predict import PromptDecoder, ask_sam, join_prompts
 from models.refinement.prompts import ImagePrompts, PromptConfig, PromptSource, image_prompts
 from models.refinement.types import MaskFact, RefinedLabel, RefineInput
-from models.sam.frame import masks_to_original, size_in_frame
-from models.sam.grid_frame import GridFrame
-from models.sam.letterbox import letterbox_nearest
+from models.sam.frame import GridFrame, letterbox_nearest, masks_to_original, size_in_frame
 
 
 class RefinementConfig(BaseModel):
@@ -104,19 +102,6 @@ def refine_batch(
         logits_Mss, predicted_iou_M = ask_sam(decoder, embedding_BCgg, prompts, config.prompts)
     answers = zip(prepared, torch.split(logits_Mss, counts), torch.split(predicted_iou_M, counts), strict=True)
     return [_finish(p, logits, iou, (decoder.image_size, ignore_index), config) for p, logits, iou in answers]
-
-
-def refine_image(
-    source: RefineInput,
-    decoder: PromptDecoder,
-    class_gate: ClassGate,
-    config: RefinementConfig,
-    *,
-    ignore_index: int,
-) -> RefinedLabel:
-    """Refine the label of one image; see `refine_batch`."""
-    (refined,) = refine_batch([source], decoder, class_gate, config, ignore_index=ignore_index)
-    return refined
 
 
 def _prepare(source: RefineInput, image_size: int, class_gate: ClassGate, config: PromptConfig) -> _Prepared:

@@ -169,6 +169,11 @@ class SamEmbedding:
         return SamEmbedding(self.embedding_BCHW.to(device).float(), self.valid_B2.to(device))
 
 
+def _images_at_once(image_size: int) -> int:
+    # About as many tokens as one published frame of 1024 pixels has: small SAMs batch, published ones go one by one.
+    return max(1, (1024 // image_size) ** 2 // 4)
+
+
 class SamEncoder(nn.Module):
     """SAM's image encoder with its preprocessing; nothing else of the model is kept alive."""
 
@@ -189,12 +194,11 @@ class SamEncoder(nn.Module):
         self.register_buffer("pixel_std", sam.pixel_std, persistent=False)
 
     @torch.no_grad()
-    def encode(self, images: Sequence[NDArray[np.uint8]], *, chunk: int | None = None) -> SamEmbedding:
+    def encode(self, images: Sequence[NDArray[np.uint8]]) -> SamEmbedding:
         """Give the embeddings of images.
 
         Args:
             images: (H, W, 3) uint8 RGB each, upright; sizes may differ, since every frame is the same square.
-            chunk: Images to run at once; None: what holds about as many tokens as one published frame of 1024 pixels.
 
         Returns:
             Embeddings in float32 whatever the encoder computes in, on its device, in the images' order; B may be 0.
@@ -203,7 +207,7 @@ class SamEncoder(nn.Module):
             ValueError: An image has another shape or dtype.
         """
         device, dtype, side = self.pixel_mean.device, self.image_encoder.neck[0].weight.dtype, self.image_size
-        size = chunk or max(1, (1024 // side) ** 2 // 4)
+        size = _images_at_once(side)
         embeddings, valid = [], torch.ones(len(images), 2)
         for start in range(0, len(images), size):
             frames = []

@@ -9,6 +9,7 @@ import torch
 from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
 
+from models.stseg.tiny_clip import WordTokenizer, build_tiny_clip
 from models.weights.files import load_weights_into, shipped_weights
 
 # Shape suffixes: B image, D embedding width, C channel, H W grid, N text
@@ -105,26 +106,26 @@ def _guidance(maps: list[Tensor]) -> tuple[Tensor, ...]:
     return tuple(deepest[side] for side in sorted(deepest, reverse=True))
 
 
-def build_clip(config: ClipConfig, *, weights: Path | None = None, random: bool = False) -> DenseClip:
-    """Build a CLIP in evaluation mode.
+def build_clip(config: ClipConfig) -> DenseClip:
+    """Build a CLIP with random weights, in evaluation mode."""
+    if config.architecture == "stseg_tiny":
+        return DenseClip(build_tiny_clip(), WordTokenizer()).eval()
+    import open_clip
+
+    clip = open_clip.create_model(config.architecture, pretrained=None)
+    return DenseClip(clip, open_clip.get_tokenizer(config.architecture)).eval()
+
+
+def load_clip(config: ClipConfig, weights: Path | None = None) -> DenseClip:
+    """Load a CLIP, in evaluation mode.
 
     Args:
         config: Which architecture, and its default weights.
         weights: A safetensors or `.pth` file to load instead of the default ones.
-        random: Load no weights at all (tests, training from nothing).
 
     Raises:
         ValueError: The weights are missing or do not fit.
     """
-    if config.architecture == "stseg_tiny":
-        from models.stseg.tiny_clip import WordTokenizer, build_tiny_clip
-
-        dense = DenseClip(build_tiny_clip(), WordTokenizer())
-    else:
-        import open_clip
-
-        clip = open_clip.create_model(config.architecture, pretrained=None)
-        dense = DenseClip(clip, open_clip.get_tokenizer(config.architecture))
-    if not random:
-        load_weights_into(dense.clip, weights or shipped_weights(config.weights, what=f"CLIP {config.architecture}"))
-    return dense.eval()
+    dense = build_clip(config)
+    load_weights_into(dense.clip, weights or shipped_weights(config.weights, what=f"CLIP {config.architecture}"))
+    return dense

@@ -39,12 +39,12 @@ class WordTokenizer:
         self.end_id = self.start_id + 1
         self.vocab_size = self.end_id + 1
 
-    def __call__(self, texts: str | list[str], context_length: int = CONTEXT_LENGTH) -> Tensor:
+    def __call__(self, texts: str | list[str]) -> Tensor:
         """Give the token ids of one or more texts."""
         rows = [texts] if isinstance(texts, str) else texts
-        tokens = torch.zeros(len(rows), context_length, dtype=torch.long)
+        tokens = torch.zeros(len(rows), CONTEXT_LENGTH, dtype=torch.long)
         for row, text in zip(tokens, rows, strict=True):
-            ids = [self.start_id, *self._words(text)[: context_length - 2], self.end_id]
+            ids = [self.start_id, *self._words(text)[: CONTEXT_LENGTH - 2], self.end_id]
             row[: len(ids)] = torch.tensor(ids)
         return tokens
 

@@ -4,7 +4,6 @@
 
 import logging
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Final
 
 import numpy as np
@@ -20,11 +19,11 @@ from models.tiny.sam_data import (
     CoarseMaskRecipe,
     boxes_around,
     coarse_masks,
+    draw_batch,
+    draw_outlines,
     jitter_boxes,
     points_inside,
 )
-from models.tiny.sam_pictures import draw_batch, draw_outlines
-from models.weights.files import load_weights_into
 
 log = logging.getLogger(__name__)
 KINDS: Final = ("m", "b", "p", "mb", "bp", "mbp", "mp")
@@ -53,8 +52,8 @@ class SamTrainingConfig:
     """How the tiny SAM is trained.
 
     Attributes:
-        cycles: Each starts from the last one's weights as they would be shipped, so that a training can be continued
-            from a file. The first alone ends just short of the goal; the second adds the edges and worse prompts.
+        cycles: Each starts from the last one's weights as they would be shipped. The first alone ends just short
+            of the goal; the second adds the edges and worse prompts.
         prompts: Prompts per image, a multiple of 2: each half of a batch's prompts is of one kind.
         crop_share: Share of pictures cut short on one side and padded, as pictures that are not square are.
     """
@@ -70,25 +69,12 @@ class SamTrainingConfig:
     crop_share: float = 0.15
 
 
-def train_tiny_sam(config: SamTrainingConfig, *, first_cycle: int = 0, start: Path | None = None) -> Sam:
-    """Train a tiny SAM; the same config gives the same scenes, prompts and start.
-
-    Args:
-        config: How.
-        first_cycle: The cycle to start with.
-        start: Weights after the cycle before; needed if that is not the first.
-
-    Raises:
-        ValueError: A later cycle has no weights to start from, or they do not fit.
-    """
+def train_tiny_sam(config: SamTrainingConfig) -> Sam:
+    """Train a tiny SAM; the same config gives the same scenes, prompts and start."""
     torch.manual_seed(config.seed)
     sam = build_sam(SAM_TINY)
     nn.init.trunc_normal_(sam.image_encoder.pos_embed, std=0.02)
-    if start is not None:
-        load_weights_into(sam, start)
-    elif first_cycle:
-        raise ValueError(f"cycle {first_cycle} starts from the weights of the one before: name them")
-    for number in range(first_cycle, len(config.cycles)):
+    for number in range(len(config.cycles)):
         _train_cycle(sam, config, number)
         sam.load_state_dict({k: v.half().float() for k, v in sam.state_dict().items()})
     return sam.eval()

@@ -51,18 +51,18 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     return state
 
 
-def load_weights_into(module: nn.Module, path: Path, *, strict: bool = True) -> None:
+def load_weights_into(module: nn.Module, path: Path) -> None:
     """Fill a module with weights, converted to its own dtypes.
 
     Raises:
-        ValueError: Keys are missing or left over (when strict), or a shape differs; they are named.
+        ValueError: Keys are missing or left over, or a shape differs; they are named.
     """
     state = {
         name: value.to(torch.float32) if value.is_floating_point() else value
         for name, value in read_weights(path).items()
     }
     try:
-        module.load_state_dict(state, strict=strict)
+        module.load_state_dict(state)
     except RuntimeError as error:
         raise ValueError(f"{path} does not fit {type(module).__name__}: {error}") from error
 

@@ -8,8 +8,14 @@ from numpy.typing import NDArray
 
 from jobs.artifacts.scores import stored_scores
 from jobs.execution.publishing import here
-from models.refinement.calibration import Calibration
-from models.refinement.calibration_fit import LabelledCells, calibration_error, fit_calibration, joined, labelled_cells
+from models.refinement.calibration import (
+    Calibration,
+    LabelledCells,
+    calibration_error,
+    fit_calibration,
+    joined,
+    labelled_cells,
+)
 from pipeline.commands.replay import refuse_without_scores
 from pipeline.run.run import Run, read_run
 from pipeline.tasks.round_tasks import has_target_labels

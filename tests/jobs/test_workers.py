@@ -40,7 +40,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> ModelConfig:
     folder = tmp_path_factory.mktemp("weights")
     torch.manual_seed(0)
     preset = PRESETS["tiny"]
-    write_weights(build_clip(preset.clip, random=True).clip.state_dict(), folder / "clip.safetensors")
+    write_weights(build_clip(preset.clip).clip.state_dict(), folder / "clip.safetensors")
     write_weights(build_sam(preset.sam).state_dict(), folder / "sam.safetensors")
     write_weights(build_random_stseg(preset, dea=True).head_state(), folder / "head.safetensors")
     return ModelConfig(

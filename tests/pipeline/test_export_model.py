@@ -12,8 +12,7 @@ from torch import Tensor
 from typer.testing import CliRunner
 
 import pipeline.commands.export
-from models.interop.export import check_format, read_exported, write_exported
-from models.interop.fixed_vocabulary import FixedVocabulary
+from models.interop.export import FixedVocabulary, check_format, read_exported, write_exported
 from models.presets import PRESETS
 from models.sam.sam import SamEncoder, build_sam
 from pipeline.cli.app import app

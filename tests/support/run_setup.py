@@ -61,7 +61,7 @@ def random_weights(folder: Path) -> dict[str, str]:
 
     preset = load_preset("tiny")
     torch.manual_seed(0)
-    clip = build_clip(preset.clip, random=True)
+    clip = build_clip(preset.clip)
     states = {
         "clip_weights": clip.clip.state_dict(),
         "sam_weights": build_sam(preset.sam).state_dict(),

@@ -6,4 +6,4 @@ from models.stseg.stseg import STSeg
 
 
 def build_random_stseg(preset: Preset, *, dea: bool) -> STSeg:
-    return build_stseg(preset, build_clip(preset.clip, random=True), dea=dea)
+    return build_stseg(preset, build_clip(preset.clip), dea=dea)
