@@ -37,13 +37,13 @@ class Preset(BaseModel):
 
 SAM_TINY: Final = SamConfig(
     image_size=96,
-    patch_size=6,
+    patch_size=6,  # a grid of 16 x 16, and low-resolution masks of 64 x 64
     encoder_dim=96,
     encoder_depth=4,
     encoder_heads=4,
     encoder_mlp_ratio=3.0,
     global_blocks=(0, 1, 2, 3),
-    window_size=0,
+    window_size=0,  # the whole grid is 16 x 16, a published window 14 x 14
     relative_positions=False,
     embedding_dim=64,
     decoder_mlp_dim=128,
@@ -51,6 +51,7 @@ SAM_TINY: Final = SamConfig(
     iou_head_dim=64,
     weights="sam_tiny.safetensors",
 )
+# The published sizes have no weights here: files of hundreds of megabytes are named by the user, never downloaded.
 SAM_VIT_B: Final = SamConfig(encoder_dim=768, encoder_depth=12, encoder_heads=12, global_blocks=(2, 5, 8, 11))
 SAM_VIT_L: Final = SamConfig(encoder_dim=1024, encoder_depth=24, encoder_heads=16, global_blocks=(5, 11, 17, 23))
 
@@ -69,17 +70,17 @@ PRESETS: Final[dict[str, Preset]] = {
             corr_proj_dims=(8, 4),
             kernel_size=5,
             pooling=(2, 2),
-            cost_scale=10.0,
+            cost_scale=10.0,  # plain cosines are small, and this decoder starts from random weights
         ),
     ),
     "base": Preset(
         name="base",
-        image_size=768,
+        image_size=768,  # the paper's crop, in training and inference
         templates="openai80",
         clip=ClipConfig(architecture="convnext_base_w_320", weights="laion_aesthetic_s13b_b82k_augreg"),
         sam=SAM_VIT_B,
         dea=DeaConfig(heads=8, ffn_ratio=4),
-        decoder=DecoderConfig(),
+        decoder=DecoderConfig(),  # SED's sizes, so that its published weights fit
     ),
     "large": Preset(
         name="large",
@@ -94,7 +95,7 @@ PRESETS: Final[dict[str, Preset]] = {
 
 
 def load_preset(name: str) -> Preset:
-    """Give the preset of that name.
+    """Return the preset of that name.
 
     Raises:
         ValueError: There is none.

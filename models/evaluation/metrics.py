@@ -32,7 +32,8 @@ def confusion(label: Labels, prediction: Labels, num_classes: int, ignore_index:
         prediction: Integers of the same shape, 0..K-1 or `ignore_index`.
         num_classes: K, at least 1.
         ignore_index: Marks pixels to leave out. In `label` they have no truth; in `prediction` they are pixels that a
-            pseudo-label does not cover, so its scores hold for covered pixels and its coverage must stand beside them.
+            pseudo-label does not cover, so its scores hold for covered pixels and its coverage must be
+            reported next to them.
 
     Returns:
         (K, K) int64, row = label, column = prediction; all zero if every pixel is ignored.
@@ -46,12 +47,14 @@ def confusion(label: Labels, prediction: Labels, num_classes: int, ignore_index:
         )
     if num_classes < 1 or 0 <= ignore_index < num_classes:
         raise ValueError(f"ignore_index {ignore_index} must lie outside the {num_classes} class ids; use 255 or 65535")
+    # Unlike SED, whose 255 also swallows class 255 of a large vocabulary, the ignore index is never a class.
     counted = (label != ignore_index) & (prediction != ignore_index)
     true, found = label[counted].astype(np.int64), prediction[counted].astype(np.int64)
     for name, ids in (("label", true), ("prediction", found)):
         if ids.size and (ids.min() < 0 or ids.max() >= num_classes):
             stray = int(ids.min()) if ids.min() < 0 else int(ids.max())
             raise ValueError(f"{name} holds {stray}, expected 0..{num_classes - 1} or the ignore index {ignore_index}")
+    # One pass: a pair of classes is one number.
     counts = np.bincount(true * num_classes + found, minlength=num_classes * num_classes)
     return counts.reshape(num_classes, num_classes).astype(np.int64)
 
@@ -71,7 +74,7 @@ def scores(matrix_KK: NDArray[np.int64], seen_ids: Sequence[int], unseen_ids: Se
         side is 0 and None if either is None.
 
     Raises:
-        ValueError: The matrix is not square or an id lies outside it.
+        ValueError: The matrix is not square or an id is outside it.
     """
     if matrix_KK.ndim != 2 or matrix_KK.shape[0] != matrix_KK.shape[1]:
         raise ValueError(f"a confusion matrix is (K, K), got {matrix_KK.shape}")
@@ -79,6 +82,7 @@ def scores(matrix_KK: NDArray[np.int64], seen_ids: Sequence[int], unseen_ids: Se
     stray = [i for i in (*seen_ids, *unseen_ids) if not 0 <= i < classes]
     if stray:
         raise ValueError(f"class ids {stray} lie outside the {classes} classes of the confusion matrix")
+    # float64 holds counts up to 2^53 exactly.
     hits_K = np.diagonal(matrix_KK).astype(np.float64)
     union_K = (matrix_KK.sum(axis=0) + matrix_KK.sum(axis=1)).astype(np.float64) - hits_K
     iou = [100 * float(h / u) if u > 0 else None for h, u in zip(hits_K, union_K, strict=True)]
@@ -110,15 +114,15 @@ def boundary_counts(
 ) -> NDArray[np.int64]:
     """Count, for each class, the pixels of intersection and union of the boundary bands of two label maps.
 
-    The band of a class are its pixels that an erosion by `band` times the image's diagonal (a square, at least one
-    pixel each way) takes away; what lies outside of the image is no class, so that a mask that touches the image's edge
-    has a band there.
+    The band of a class is those of its pixels that an erosion by `band` times the image's diagonal (a square, at least
+    one pixel each way) removes. The outside of the image is no class, so a mask that touches the image's edge has a
+    band there.
 
     Args:
         label_HW: (H, W) integers, 0..K-1 or `ignore_index`.
         prediction_HW: The same; what it ignores is in no class's band.
         num_classes: K.
-        ignore_index: Outside 0..K-1. Pixels without a truth are counted in neither band; a label beside one has its
+        ignore_index: Outside 0..K-1. Pixels without a truth are counted in neither band; a label next to one has its
             band there.
         band: Width of the band as a share of the diagonal.
 
@@ -140,6 +144,8 @@ def boundary_counts(
         raise ValueError(f"band is {band}; expected a share of the diagonal in (0, 1), such as 0.02")
     if label_HW.size == 0:
         return np.zeros((2, num_classes), np.int64)
+    # All classes at once: a pixel is in its class's band if the highest and lowest id around it differ, which replaces
+    # K erosions. IoU hides outlines in large masks: SAM lifts a round's IoU by 12 points and boundary IoU by 27.
     pixels = max(1, round(band * math.hypot(*label_HW.shape)))
     known = label_HW != ignore_index
     true = near_another(label_HW, pixels) & known
@@ -152,13 +158,14 @@ def boundary_counts(
 
 
 def boundary_iou(counts_2K: NDArray[np.int64]) -> float | None:
-    """Give the mean boundary IoU in per cent over the classes that have a band; None if none has."""
+    """Return the mean boundary IoU in per cent over the classes that have a band; None if none has."""
     present = counts_2K[:, counts_2K[1] > 0].astype(np.float64)
     return 100 * float((present[0] / present[1]).mean()) if present.size else None
 
 
 def near_another(label_HW: Labels, pixels: int) -> NDArray[np.bool_]:
-    """Give the pixels with another id, or the outside of the image, within the square of `pixels` each way."""
+    """Return the pixels with another id, or the outside of the image, within the square of `pixels` each way."""
+    # "constant" for the minimum only: an id below all others marks the outside, so the maximum need not see it.
     ids = label_HW.astype(np.int64)
     size, outside = 2 * pixels + 1, int(ids.min()) - 1
     lowest = minimum_filter(ids, size, mode="constant", cval=outside)

@@ -26,7 +26,7 @@ class FixedVocabulary(nn.Module):
     """
 
     def __init__(self, model: STSeg, text_KPD: Tensor, encoder: SamEncoder | None, preset: Preset) -> None:
-        """Put the parts together.
+        """Assemble the parts.
 
         Raises:
             ValueError: The model has DEA and no encoder is given.
@@ -42,11 +42,12 @@ class FixedVocabulary(nn.Module):
         self.register_buffer("text_KPD", text_KPD.detach().clone())
 
     def forward(self, image_B3NN: Tensor) -> Tensor:
-        """Give (B, K, h, w) logits.
+        """Return (B, K, h, w) logits.
 
         Args:
             image_B3NN: RGB in [0, 1], resized to the square of `side` pixels, without keeping the aspect.
         """
+        # Both networks read the same pixels, resized inside: whoever runs the file has one input to prepare.
         size = (self.image_size, self.image_size)
         image_B3SS = image_B3NN
         if tuple(image_B3NN.shape[-2:]) != size:
@@ -56,13 +57,15 @@ class FixedVocabulary(nn.Module):
         if self.encoder is not None:
             frame_B3NN = (image_B3NN * 255 - self.encoder.pixel_mean) / self.encoder.pixel_std
             valid_B2 = torch.ones(len(image_B3NN), 2, device=image_B3NN.device)
+            # segment_anything's own forward: `encode_frames` works in place and under no_grad.
             sam = SamEmbedding(self.encoder.image_encoder(frame_B3NN), valid_B2)
         logits_BKhw: Tensor = self.model(image_B3SS, self.text_KPD, sam).logits_BKHW
         return logits_BKhw
 
 
 def without_text_tower(model: STSeg) -> STSeg:
-    """Take what only serves to embed class names off a network, in place."""
+    """Remove what only serves to embed class names from a network, in place."""
+    # Half of CLIP's parameters, and constants once the classes are.
     for name in ("transformer", "token_embedding", "ln_final"):
         if hasattr(model.clip.clip, name):
             delattr(model.clip.clip, name)
@@ -78,7 +81,7 @@ _INPUT, _OUTPUT = "image", "logits"
 
 
 def check_format(name: str, module: nn.Module | None = None) -> Format:
-    """Give the format of that name.
+    """Check a format's name, its packages, and that the network fits into it.
 
     Raises:
         ValueError: There is none, a package is missing, or the network is too large for it.
@@ -101,6 +104,7 @@ def check_format(name: str, module: nn.Module | None = None) -> Format:
 @torch.no_grad()
 def write_exported(module: nn.Module, image_13NN: Tensor, path: Path, kind: Format) -> None:
     """Write a module that takes one image, for inputs of exactly this shape."""
+    # Shapes are fixed: the decoder chooses its chunks by them.
     program = torch.export.export(module, (image_13NN,))
     if kind == "pt2":
         torch.export.save(program, path)

@@ -17,7 +17,7 @@ from torch import Tensor
 
 
 def size_in_frame(original_hw: tuple[int, int], image_size: int) -> tuple[int, int]:
-    """Give the height and width, pixels, that an image has in SAM's frame; at least one pixel each.
+    """Return the height and width, in pixels, of an image in SAM's frame; at least one pixel each.
 
     Raises:
         ValueError: A side of the image is not positive.
@@ -47,6 +47,7 @@ def sam_input(image: NDArray[np.uint8], image_size: int) -> tuple[Tensor, tuple[
     if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
         raise ValueError(f"expected a (H, W, 3) uint8 RGB image, got {image.shape} {image.dtype}")
     height, width = size_in_frame((image.shape[0], image.shape[1]), image_size)
+    # segment_anything's predictor resizes with Pillow; a tensor's resize gives other pixels and so other embeddings.
     resized = np.array(Image.fromarray(np.ascontiguousarray(image)).resize((width, height), Image.Resampling.BILINEAR))
     return torch.from_numpy(resized).permute(2, 0, 1).contiguous(), (height, width)
 
@@ -65,6 +66,7 @@ def to_sam_frame(coordinates: Tensor | NDArray[np.generic], original_hw: tuple[i
     Raises:
         ValueError: The last axis is neither 2 nor 4.
     """
+    # float64 until the end, as in segment_anything's `apply_coords`.
     moved = torch.as_tensor(coordinates).to(torch.float64)
     if moved.shape[-1] not in (2, 4):
         raise ValueError(f"expected points (..., 2) or boxes (..., 4), got {tuple(moved.shape)}")
@@ -85,8 +87,9 @@ def masks_to_original(low_res_Mhw: Tensor, original_hw: tuple[int, int], image_s
         (M, H, W) logits; the mask is where they are above 0.
 
     Source: `Sam.postprocess_masks` of segment_anything, its two steps: to the square, cut off the padding, to the
-    image. One step straight to the image gives other outlines.
+    image.
     """
+    # One step straight to the image would be three times as fast, and changes the sign of 2 % of the pixels.
     if not len(low_res_Mhw):
         return low_res_Mhw.new_empty(0, *original_hw)
     height, width = size_in_frame(original_hw, image_size)
@@ -98,20 +101,21 @@ def masks_to_original(low_res_Mhw: Tensor, original_hw: tuple[int, int], image_s
 def letterbox_bilinear(
     grid_MHW: NDArray[np.float32], valid_hw: tuple[float, float], side: int, padding: float
 ) -> NDArray[np.float32]:
-    """Draw score grids into SAM's square, bilinear with half-pixel centres and antialias.
+    """Draw score grids into SAM's square, bilinear with half-pixel centres and antialiasing.
 
     Args:
         grid_MHW: (M, h, w) float32; M may be 0.
         valid_hw: Share of the square that is image, each in (0, 1].
         side: S, e.g. 256 for the mask prompts of a 1024 pixel SAM.
-        padding: The value of pixels whose centre lies outside the image.
+        padding: The value of pixels whose centre is outside the image.
 
     Returns:
         (M, S, S) float32.
 
     Raises:
-        ValueError: A share lies outside (0, 1].
+        ValueError: A share is outside (0, 1].
     """
+    # Bilinear resizing is separable: two small matrix products per map, whatever share of the square is image.
     valid_SS = letterbox_valid(valid_hw, side)
     rows_SH = _axis_weights(grid_MHW.shape[1], valid_hw[0], side)
     columns_SW = _axis_weights(grid_MHW.shape[2], valid_hw[1], side)
@@ -123,19 +127,19 @@ def letterbox_bilinear(
 def letterbox_nearest(
     grid_HW: NDArray[np.int32], valid_hw: tuple[float, float], side: int, padding: int
 ) -> NDArray[np.int32]:
-    """Draw one grid of integers into SAM's square, each pixel from the cell its centre lies in.
+    """Draw one grid of integers into SAM's square, each pixel from the cell that its centre is in.
 
     Args:
         grid_HW: (h, w) int32.
         valid_hw: Share of the square that is image, each in (0, 1].
         side: S.
-        padding: The value of pixels whose centre lies outside the image.
+        padding: The value of pixels whose centre is outside the image.
 
     Returns:
         (S, S) int32.
 
     Raises:
-        ValueError: A share lies outside (0, 1].
+        ValueError: A share is outside (0, 1].
     """
     valid_SS = letterbox_valid(valid_hw, side)
     rows = _cells_of_pixels(grid_HW.shape[0], valid_hw[0], side)
@@ -145,10 +149,10 @@ def letterbox_nearest(
 
 
 def letterbox_valid(valid_hw: tuple[float, float], side: int) -> NDArray[np.bool_]:
-    """Give (S, S) bool, True where a pixel's centre lies in the image.
+    """Return (S, S) bool, True where a pixel's centre is in the image.
 
     Raises:
-        ValueError: A share lies outside (0, 1].
+        ValueError: A share is outside (0, 1].
     """
     for share in valid_hw:
         if not 0 < share <= 1:
@@ -159,14 +163,16 @@ def letterbox_valid(valid_hw: tuple[float, float], side: int) -> NDArray[np.bool
 
 
 def _cells_of_pixels(cells: int, share: float, side: int) -> NDArray[np.float64]:
-    """Give where on an axis of the grid each pixel's centre lies, in cells from the edge, kept inside."""
+    """Return the position of each pixel's centre on an axis of the grid, in cells from the edge, kept inside."""
     position = (np.arange(side) + 0.5) / side / share * cells
+    # Pixels of the padding are beyond the last cell; they are overwritten, but must index a cell until then.
     return np.clip(position, 0.0, np.nextafter(float(cells), 0.0))
 
 
 def _axis_weights(cells: int, share: float, side: int) -> NDArray[np.float32]:
-    """Give (side, cells) float32, rows of sum 1: how much each cell of an axis counts for each pixel."""
+    """Return (side, cells) float32, rows of sum 1: the weight of each cell of an axis in each pixel."""
     centre = np.clip(_cells_of_pixels(cells, share, side) - 0.5, 0, cells - 1)
+    # A triangle as wide as the pixel where the grid shrinks, which is antialiasing, and bilinear where it grows.
     width = max(1.0, cells / (share * side))
     weights = np.maximum(0.0, 1.0 - np.abs(centre[:, None] - np.arange(cells)[None, :]) / width)
     normalised: NDArray[np.float32] = (weights / weights.sum(axis=1, keepdims=True)).astype(np.float32)

@@ -8,7 +8,7 @@ from torch import Tensor
 
 
 def unit_pixels(dense_BDHW: Tensor) -> Tensor:
-    """Give the features with every pixel's vector scaled to unit length, same shape."""
+    """Scale every pixel's features to unit length, same shape."""
     return F.normalize(dense_BDHW, dim=1)
 
 
@@ -32,13 +32,13 @@ def cost_rows(pixels_BDHW: Tensor, text_kPD: Tensor) -> Tensor:
     text_MD = F.normalize(text_kPD, dim=-1).flatten(0, 1).to(pixels_BDHW.dtype)
     cost_BNM = pixels_BDHW.flatten(2).transpose(1, 2) @ text_MD.T
     cost_BNkP = torch.unflatten(cost_BNM, -1, (classes, templates))
-    # Of one image this is a view without `contiguous`, and then the convolutions that follow would lose the order.
+    # For one image this is a view without `contiguous`, and then the convolutions that follow would lose the order.
     rows_RHWP = cost_BNkP.permute(2, 0, 1, 3).contiguous().view(classes * batch, height, width, templates)
     return rows_RHWP.permute(0, 3, 1, 2)
 
 
 def check_cost_inputs(dense_BDHW: Tensor, text_KPD: Tensor) -> None:
-    """Refuse features and text embeddings that do not fit each other.
+    """Reject features and text embeddings that do not fit each other.
 
     Raises:
         ValueError: The widths D differ, there are no classes or no templates, or a tensor has the wrong rank.

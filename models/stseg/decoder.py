@@ -19,7 +19,7 @@ from models.stseg.decoder_blocks import ClassSums, Level, one_map
 # the last level; GPUs want more work at once.
 _CHUNK_BYTES: Final = {"cpu": 5 << 18}
 _CHUNK_BYTES_ELSEWHERE: Final = 1 << 28
-_FINEST_CHUNKS: Final = 4  # so many times as much on the finest grid
+_FINEST_CHUNKS: Final = 4  # multiple of `_CHUNK_BYTES` on the finest grid, see above
 # In training, chunks whose rows are larger than this are computed again in the backward pass instead of being kept.
 _KEPT_ROW_BYTES: Final = 1 << 17
 
@@ -85,11 +85,11 @@ class DecoderConfig(BaseModel):
 
 
 class DecoderOutput(NamedTuple):
-    """What the decoder gives.
+    """The decoder's output.
 
     Attributes:
-        logits_BKHW: (B, K, 2^L H, 2^L W) float, a logit for each class; SED's sigmoid or Eq. 6's softmax follows.
-        aux: (B, K, 2^i H, 2^i W) for i = 0..L-1, coarse to fine, from detached features; empty unless asked for.
+        logits_BKHW: (B, K, 2^L H, 2^L W) float, a logit per class; SED's sigmoid or Eq. 6's softmax follows.
+        aux: (B, K, 2^i H, 2^i W) for i = 0..L-1, coarse to fine, from detached features; empty unless requested.
     """
 
     logits_BKHW: Tensor
@@ -97,17 +97,18 @@ class DecoderOutput(NamedTuple):
 
 
 class CostAwareDecoder(nn.Module):
-    """Image features, class names and CLIP's multi-scale features in, a logit for each class and pixel out.
-
-    Classes are worked on in chunks, so that memory grows little with their number and temporaries stay in the cache;
-    in training at the paper's sizes the chunks' activations are computed again in the backward pass.
+    """Image features, class names and CLIP's multi-scale features in, a logit per class and pixel out.
 
     Source: SED (Xie et al., CVPR 2024), whose parameter names and shapes it has, so that SED's weights load; STSeg,
     section 2.2. The result is SED's up to rounding.
     """
 
+    # Classes are worked on in chunks: SED holds 20 MB per class at the paper's sizes (17 GB for 847 classes), chunks
+    # 2 MB per class, and their temporaries stay in the cache. Linear attention over classes is a sum over them, so
+    # chunks change no result.
+
     def __init__(self, config: DecoderConfig, guidance_channels: Sequence[int], prompt_channels: int) -> None:
-        """Build for guidance of these channels, fine to coarse, one for each level, and P = `prompt_channels`.
+        """Build for guidance of these channels, fine to coarse, one per level, and P = `prompt_channels`.
 
         Raises:
             ValueError: The number of guidance maps is not the number of levels, or there is no template.
@@ -119,6 +120,7 @@ class CostAwareDecoder(nn.Module):
                 f"{levels} levels (decoder_dims {config.decoder_dims}) need {levels} guidance maps and at least one "
                 f"template, got channels {tuple(guidance_channels)} and {prompt_channels} templates"
             )
+        # From here on names and shapes are SED's: its checkpoints load by name.
         self.config = config
         self.prompt_channels = prompt_channels
         self.conv1 = nn.Conv2d(
@@ -148,7 +150,7 @@ class CostAwareDecoder(nn.Module):
     def forward(
         self, dense_BDHW: Tensor, text_KPD: Tensor, guidance: Sequence[Tensor], with_aux: bool = False
     ) -> DecoderOutput:
-        """Give the logits on 2^L times the grid of the image features.
+        """Return the logits on 2^L times the grid of the image features.
 
         Args:
             dense_BDHW: (B, D, H, W) float image features, any grid.
@@ -181,18 +183,21 @@ class CostAwareDecoder(nn.Module):
         batch, _, height, width = pixels_BDHW.shape
         row_bytes = self.config.hidden_dim * height * width * pixels_BDHW.element_size()
         chunk = max(1, _chunk_bytes(pixels_BDHW.device) // (row_bytes * batch))
+        # Small rows are kept: recomputing them would cost time and save little.
         recompute = torch.is_grad_enabled() and row_bytes > _KEPT_ROW_BYTES
         costs = [cost_rows(pixels_BDHW, text_kPD) * self.config.cost_scale for text_kPD in torch.split(text_KPD, chunk)]
         return ClassChunks([self.conv1(cost_RPHW) for cost_RPHW in costs], costs, batch, recompute)
 
     def advance(self, level: int, classes: "ClassChunks", guidance_BCHW: Tensor) -> None:
-        """Take all classes through a level but the last; chunks are replaced one by one, so that memory stays small."""
+        """Take all classes through a level other than the last."""
+        # Chunks are replaced one by one: the old and the new grid of all classes never exist together.
         fuse = self._gathered(level, classes, guidance_BCHW)
         for i, cost_RPHW in enumerate(classes.costs):
             classes.features[i] = classes.run(fuse, classes.features[i], cost_RPHW)
 
     def finish(self, classes: "ClassChunks", guidance_BCHW: Tensor) -> Tensor:
-        """Take all classes through the last level and give (B, K, h, w) logits; only these are kept of a chunk."""
+        """Take all classes through the last level and return (B, K, h, w) logits."""
+        # On the finest grid a chunk has four times the cells and half the channels; only its logits are kept.
         fuse = self._gathered(len(self.config.decoder_dims) - 1, classes, guidance_BCHW)
 
         def logits(x_RCHW: Tensor, cost_RPHW: Tensor) -> Tensor:
@@ -209,14 +214,13 @@ class CostAwareDecoder(nn.Module):
     def _gathered(
         self, level: int, classes: "ClassChunks", guidance_BCHW: Tensor
     ) -> Callable[[Tensor, Tensor], Tensor]:
-        """Do a level's first pass, and give its second one: from a chunk and its cost volume to twice the grid.
-
-        The cost volume is projected from the start for every level: a fiftieth of the work more, and what is kept of it
-        neither grows with the grid nor breaks up the memory that features leave free.
-        """
+        """Run the first pass of a level and return the second: from a chunk and its cost volume to twice the grid."""
+        # The cost volume is projected from the start for every level: a fiftieth more work, and what is kept of it
+        # neither grows with the grid nor breaks up the memory that features leave free.
         block = self.get_submodule(f"decoder{level + 1}")
         assert isinstance(block, Level)
         project_corr = nn.Sequential(*self.decoder_corr_guidance_projection[: level + 1])
+        # Detached, as in SED: no gradient reaches CLIP through the guidance.
         shared = block.shared(self.decoder_guidance_projection[level](guidance_BCHW.detach()))
         total: ClassSums | None = None
         for i, x_RCHW in enumerate(classes.features):
@@ -231,7 +235,7 @@ class CostAwareDecoder(nn.Module):
         return fuse
 
     def coarse_logits(self, level: int, classes: "ClassChunks") -> Tensor:
-        """Give (B, K, h, w) coarse logits before a level, from detached features."""
+        """Return (B, K, h, w) coarse logits before a level, from detached features."""
         head = self.get_submodule(f"head{level}")
         assert isinstance(head, nn.Conv2d)
         logits_Rhw = torch.cat([one_map(x.detach(), head) for x in classes.features])
@@ -261,10 +265,10 @@ class ClassChunks:
     """All classes on their way through the decoder, in chunks.
 
     Attributes:
-        features: A (k * B, C, h, w) tensor a chunk, on the grid of the level that comes next.
+        features: A (k * B, C, h, w) tensor per chunk, on the grid of the next level.
         costs: The (k * B, P, H, W) cost volume of each.
         batch: B.
-        recompute: Whether a step keeps its inputs alone and is run again for the backward pass.
+        recompute: Whether a step keeps only its inputs and is run again for the backward pass.
     """
 
     features: list[Tensor]
@@ -273,7 +277,7 @@ class ClassChunks:
     recompute: bool
 
     def take(self, ids: Tensor) -> "ClassChunks":
-        """Give only these (n,) classes, in chunks of the same size."""
+        """Return only these (n,) classes, in chunks of the same size."""
         size = len(self.features[0]) // self.batch
         rows = (ids[:, None] * self.batch + torch.arange(self.batch, device=ids.device)).flatten()
         features, costs = (
@@ -284,5 +288,6 @@ class ClassChunks:
     def run(self, step: Callable[..., Any], *inputs: Any) -> Any:
         """Run a step on a chunk."""
         if self.recompute:
+            # Nothing in a chunk draws random numbers, so their state need not be kept.
             return checkpoint(step, *inputs, use_reentrant=False, preserve_rng_state=False)
         return step(*inputs)

@@ -25,11 +25,11 @@ PROMPT_KINDS: Final = {"mask": "m", "box": "b", "mask+box": "mb", "mask+box+poin
 
 
 def evaluate_tiny_sam(sam: Sam, seed: int, scenes: int) -> dict[str, float]:
-    """Give the mean IoU with the true outlines of every part of held-out scenes of the target domain.
+    """Measure the mean IoU with the true outlines of every part of held-out scenes of the target domain.
 
     Args:
         sam: A SAM of the size of the scenes, with its decoder.
-        seed: Number of the held-out stream of scenes and prompts; training never draws from it.
+        seed: Which held-out stream of scenes and prompts; training never draws from it.
         scenes: How many, at least 1.
 
     Returns:
@@ -39,10 +39,11 @@ def evaluate_tiny_sam(sam: Sam, seed: int, scenes: int) -> dict[str, float]:
         `quality_correlation`: its correlation with the true IoU.
 
     Raises:
-        ValueError: No scene is asked for.
+        ValueError: No scene is requested.
     """
     if scenes < 1:
         raise ValueError(f"scenes is {scenes}; expected at least 1")
+    # 83 is this stream; training draws from 81 and 82.
     outlines = draw_outlines([seed, 83], scenes, RECIPES["target"])
     draw = torch.Generator().manual_seed(seed)
     embedding = SamEncoder(sam).encode(list(outlines.image)).embedding_BCHW
@@ -54,8 +55,8 @@ def evaluate_tiny_sam(sam: Sam, seed: int, scenes: int) -> dict[str, float]:
     for name, kind in PROMPT_KINDS.items():
         prompts = make_prompts(true.float(), kind, decoder.low_res_size, EVALUATION_RECIPE, draw, jitter=False)
         labels = None if prompts.points is None else torch.ones(prompts.points.shape[:2])
-        asked = MaskPrompts(index, prompts.boxes, prompts.mask, prompts.points, labels)
-        logits, quality = decoder.decode(embedding, asked, chunk=16)
+        batch = MaskPrompts(index, prompts.boxes, prompts.mask, prompts.points, labels)
+        logits, quality = decoder.decode(embedding, batch, chunk=16)
         iou = mask_iou(masks_to_original(logits, (true.shape[1], true.shape[2]), decoder.image_size) > 0, true)
         facts[name] = float(iou.mean())
         if kind == "mb" and prompts.mask is not None:
@@ -64,7 +65,7 @@ def evaluate_tiny_sam(sam: Sam, seed: int, scenes: int) -> dict[str, float]:
 
 
 def _against_coarse(mask_M1ss: Tensor, true_MSS: Tensor, iou_M: Tensor, quality_M: Tensor) -> dict[str, float]:
-    """Compare answers with the mask prompts they came from, and the predicted IoU with the true one."""
+    """Compare predictions with the mask prompts they came from, and the predicted IoU with the true one."""
     size_hw = (true_MSS.shape[1], true_MSS.shape[2])
     coarse = F.interpolate(mask_M1ss, size_hw, mode="bilinear", align_corners=False)[:, 0] > 0
     before = mask_iou(coarse, true_MSS)
@@ -77,7 +78,7 @@ def _against_coarse(mask_M1ss: Tensor, true_MSS: Tensor, iou_M: Tensor, quality_
 
 
 def main() -> None:
-    """Train what is named on the command line."""
+    """Train the model that the command line names."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("model", choices=("clip", "sam"))
     parser.add_argument("--seed", type=int, default=0)
