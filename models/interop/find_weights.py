@@ -5,7 +5,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, Literal
+from typing import Final, Literal, NamedTuple
 
 from models.sam.sam import SamConfig
 from models.stseg.clip import ClipConfig
@@ -19,6 +19,13 @@ _HUB_FILES: Final = (
     "open_clip_pytorch_model.bin",
 )
 _SAM_FILES: Final = {768: "sam_vit_b_01ec64.pth", 1024: "sam_vit_l_0b3195.pth"}
+
+
+class Location(NamedTuple):
+    """A folder, and the pattern of the files in it that would do."""
+
+    folder: Path
+    pattern: str
 
 
 @dataclass(frozen=True)
@@ -42,13 +49,13 @@ class Found:
         return self.state in ("set", "shipped", "cached")
 
 
-def find_weights(own: Path | None, shipped: str | None, cached: Sequence[tuple[Path, str]] = ()) -> Found:
+def find_weights(own: Path | None, shipped: str | None, cached: Sequence[Location] = ()) -> Found:
     """Look for a file of weights: the one that the settings name, the shipped one, then other programs' caches.
 
     Args:
         own: The file that the settings name; if there is one, no other is looked for.
         shipped: File name under `models/weights`.
-        cached: Folders and patterns to look for in them; a folder that is not there is no error.
+        cached: Where else to look; a folder that does not exist is no error.
     """
     if own is not None:
         return _first_usable([("set", own)] if own.is_file() else [], (str(own),))
@@ -64,7 +71,7 @@ def find_weights(own: Path | None, shipped: str | None, cached: Sequence[tuple[P
     return _first_usable(candidates, tuple(looked))
 
 
-def clip_locations(config: ClipConfig) -> list[tuple[Path, str]]:
+def clip_locations(config: ClipConfig) -> list[Location]:
     """Return the folders where open_clip and the model hub keep the CLIP of a preset, with patterns."""
     if config.weights is None or (WEIGHTS_FOLDER / config.weights).is_file() or config.architecture == "stseg_tiny":
         return []
@@ -75,8 +82,8 @@ def clip_locations(config: ClipConfig) -> list[tuple[Path, str]]:
     repository = str(published.get("hf_hub", "")).strip("/")
     if repository:
         folder = _hub_folder() / f"models--{repository.replace('/', '--')}"
-        locations += [(folder, f"snapshots/*/{name}") for name in _HUB_FILES]
-    locations.append((Path.home() / ".cache" / "clip", f"*{config.architecture}*{config.weights}*"))
+        locations += [Location(folder, f"snapshots/*/{name}") for name in _HUB_FILES]
+    locations.append(Location(Path.home() / ".cache" / "clip", f"*{config.architecture}*{config.weights}*"))
     return locations
 
 
@@ -85,14 +92,15 @@ def sam_file(config: SamConfig) -> str:
     return _SAM_FILES.get(config.encoder_dim, f"a SAM with an encoder of width {config.encoder_dim}")
 
 
-def sam_locations(config: SamConfig) -> list[tuple[Path, str]]:
+def sam_locations(config: SamConfig) -> list[Location]:
     """Return the folders where SAM's published file may be, with patterns: PyTorch's cache and the working folder."""
     name = _SAM_FILES.get(config.encoder_dim)
     if name is None:
         return []
     # With and without the checksum in the name.
     pattern = re.sub(r"_[0-9a-f]{6}\.", "*.", name)
-    return [(_cache_folder("TORCH_HOME", "torch") / "hub" / "checkpoints", pattern), (Path.cwd(), pattern)]
+    checkpoints = _cache_folder("TORCH_HOME", "torch") / "hub" / "checkpoints"
+    return [Location(checkpoints, pattern), Location(Path.cwd(), pattern)]
 
 
 def _first_usable(candidates: list[tuple[State, Path]], looked: tuple[str, ...]) -> Found:

@@ -113,8 +113,10 @@ def teacher_layers(
     source: RefineInput,
     gate: GateResult,
     fill_hw: NDArray[np.float32],
-    target: tuple[torch.device, int],
     config: ResolveConfig,
+    *,
+    device: torch.device,
+    ignore_index: int,
 ) -> TeacherLayers:
     """Bring the teacher's label to the image's size: whole, gated, and as it is kept where no mask is.
 
@@ -122,10 +124,10 @@ def teacher_layers(
         source: The image's stored scores.
         gate: Which classes passed.
         fill_hw: (h, w) float32 from `fill_weights`.
-        target: The device to work on, and the ignore index.
         config: With `uncovered` = "teacher" classes that did not pass are filled in too.
+        device: Where to compute.
+        ignore_index: Marks the pixels without a label.
     """
-    device, ignore_index = target
     ids_khw = torch.from_numpy(source.ids.astype(np.int64)).to(device)
     scores_khw = torch.from_numpy(source.scores.astype(np.float32)).to(device)
     teacher = teacher_label(ids_khw, scores_khw, source.original_hw)

@@ -54,6 +54,7 @@ FOR_MASKS: Final = RefinementConfig(
 @dataclass(frozen=True)
 class _Prepared:
     source: RefineInput
+    image_size: int
     gate: GateResult
     components: Components
     prompts: ImagePrompts
@@ -104,7 +105,7 @@ def refine_batch(
         prompts = join_prompts([p.prompts for p in prepared], config.prompts)
         logits_Mss, predicted_iou_M = predict_masks(decoder, embedding_BCgg, prompts, config.prompts)
     results = zip(prepared, torch.split(logits_Mss, counts), torch.split(predicted_iou_M, counts), strict=True)
-    return [_finish(p, logits, iou, (decoder.image_size, ignore_index), config) for p, logits, iou in results]
+    return [_finish(p, logits, iou, config, ignore_index) for p, logits, iou in results]
 
 
 def _prepare(source: RefineInput, image_size: int, class_gate: ClassGate, config: PromptConfig) -> _Prepared:
@@ -121,14 +122,13 @@ def _prepare(source: RefineInput, image_size: int, class_gate: ClassGate, config
     components = find_components(first_hw, result.accepted_ids, config)
     frame = GridFrame((source.ids.shape[1], source.ids.shape[2]), source.valid_hw, image_size)
     prompt_source = PromptSource(source.ids, source.scores, source.embedding, frame)
-    return _Prepared(source, result, components, image_prompts(components.kept, prompt_source, config))
+    return _Prepared(source, image_size, result, components, image_prompts(components.kept, prompt_source, config))
 
 
 def _finish(
-    prepared: _Prepared, logits_Mss: Tensor, predicted_iou_M: Tensor, frame: tuple[int, int], config: RefinementConfig
+    prepared: _Prepared, logits_Mss: Tensor, predicted_iou_M: Tensor, config: RefinementConfig, ignore_index: int
 ) -> RefinedLabel:
-    """Judge the masks of one image and paint its label; `frame` holds SAM's image size and the ignore index."""
-    image_size, ignore_index = frame
+    """Judge the masks of one image and paint its label."""
     source, kept = prepared.source, prepared.components.kept
     judged = _judge(prepared, logits_Mss, predicted_iou_M, config.accept)
     taken = [number for number, mask in enumerate(judged) if mask.accepted]
@@ -138,12 +138,14 @@ def _finish(
     claims = claim_pixels(
         logits_Mss[taken],
         [c * min(max(judged[number].predicted_iou, 0.0), 1.0) for c, number in zip(sure, taken, strict=True)],
-        partial(masks_to_original, original_hw=source.original_hw, image_size=image_size),
+        partial(masks_to_original, original_hw=source.original_hw, image_size=prepared.image_size),
         source.original_hw,
     )
     outcomes = [mask.reason for mask in judged]
     fill_hw = fill_weights(source, prepared.gate, prepared.components, outcomes, config.resolve)
-    painted = teacher_layers(source, prepared.gate, fill_hw, (logits_Mss.device, ignore_index), config.resolve)
+    painted = teacher_layers(
+        source, prepared.gate, fill_hw, config.resolve, device=logits_Mss.device, ignore_index=ignore_index
+    )
     covered = claims.winner >= 0
     winner = claims.winner[covered]
     class_ids = [kept[number].class_id for number in taken]
@@ -153,14 +155,15 @@ def _finish(
         painted.label[near_boundary(painted.label, config.resolve.boundary_band)] = ignore_index
     # At least 1 where there is a label: 0 means ignored.
     weight = (255 * painted.weight).round().clamp(1, 255) * (painted.label != ignore_index)
-    seen = dict(zip(taken, zip(claims.areas, claims.boxes, strict=True), strict=True))
+    areas = dict(zip(taken, claims.areas, strict=True))
+    boxes = dict(zip(taken, claims.boxes, strict=True))
     return RefinedLabel(
         label=_int32(painted.label),
         weight=weight.cpu().numpy().astype(np.uint8),
         teacher=_int32(painted.teacher),
         gated=_int32(painted.gated),
         masks=tuple(
-            _fact(prepared, number, mask, seen.get(number), (image_size, config.prompts))
+            _fact(prepared, number, mask, config.prompts.kinds, areas.get(number), boxes.get(number))
             for number, mask in enumerate(judged)
         ),
         gate=prepared.gate,
@@ -184,15 +187,16 @@ def _fact(
     prepared: _Prepared,
     number: int,
     mask: Acceptance,
-    seen: tuple[int, tuple[int, int, int, int]] | None,
-    frame: tuple[int, PromptConfig],
+    kinds: tuple[str, ...],
+    area: int | None,
+    box_xyxy: tuple[int, int, int, int] | None,
 ) -> MaskFact:
-    """Describe one mask; `seen` is the area and box of an accepted one, `frame` SAM's image size and the settings."""
+    """Describe one mask; `area` and `box_xyxy` are those of an accepted one at the image's size."""
     source, component = prepared.source, prepared.components.kept[number]
     (height, width), (rows, columns) = source.original_hw, source.ids.shape[1:]
     x0, y0, x1, y1 = component.box
     box = (x0 * width / columns, y0 * height / rows, x1 * width / columns, y1 * height / rows)
-    point = (prepared.prompts.points[number, 0] + 0.5) / frame[0] / np.array(source.valid_hw[::-1]) * (
+    point = (prepared.prompts.points[number, 0] + 0.5) / prepared.image_size / np.array(source.valid_hw[::-1]) * (
         width,
         height,
     ) - 0.5
@@ -201,9 +205,9 @@ def _fact(
     return MaskFact(
         class_id=component.class_id,
         confidence=float(prepared.gate.confidence[component.class_id]),
-        area=seen[0] if seen else coarse_area,
-        box_xyxy=seen[1] if seen else coarse_box,
-        prompts=frame[1].kinds,
+        area=coarse_area if area is None else area,
+        box_xyxy=coarse_box if box_xyxy is None else box_xyxy,
+        prompts=kinds,
         prompt_box_xyxy=(round(box[0], 2), round(box[1], 2), round(box[2], 2), round(box[3], 2)),
         prompt_point_xy=(round(float(point[0]), 2), round(float(point[1]), 2)),
         predicted_iou=mask.predicted_iou,

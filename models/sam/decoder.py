@@ -6,8 +6,8 @@ meet, the projection of the patches is moved onto the tokens: `(patches W_q) k^T
 published sizes.
 """
 
-# M prompt, C channel, h w embedding grid, N = h * w patch, T point or token, t wanted mask token,
-# a head, d its channel, A = a * T
+# M prompt, C channel, h w embedding grid, N = h * w patch, n patch of a part, T point or token, t wanted mask token,
+# a head, d its channel, A = a * T, E channel of an enlarged patch
 
 import math
 from collections.abc import Callable
@@ -193,16 +193,15 @@ def run_two_way(
     """
     query_MTC = tokens_MTC
     for layer in transformer.layers:
-        query_MTC, patches_MNC = _run_layer(layer, query_MTC, patches_MNC, (tokens_MTC, position_NC))
+        query_MTC, patches_MNC = _run_layer(layer, query_MTC, tokens_MTC, patches_MNC, position_NC)
     last = transformer.final_attn_token_to_image
     seen_MTC = attend_tokens_to_image(last, query_MTC + tokens_MTC, patches_MNC, position_NC)
     return transformer.norm_final_attn(query_MTC + seen_MTC), patches_MNC
 
 
 def _run_layer(
-    layer: TwoWayAttentionBlock, query_MTC: Tensor, patches_MNC: Tensor, positions: tuple[Tensor, Tensor]
+    layer: TwoWayAttentionBlock, query_MTC: Tensor, token_position_MTC: Tensor, patches_MNC: Tensor, position_NC: Tensor
 ) -> tuple[Tensor, Tensor]:
-    token_position_MTC, position_NC = positions
     if layer.skip_first_layer_pe:
         query_MTC = layer.self_attn(q=query_MTC, k=query_MTC, v=query_MTC)
     else:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from models.stseg.cost_volume import check_cost_inputs, cost_rows, unit_pixels
-from models.stseg.decoder_blocks import ClassSums, Level, one_map
+from models.stseg.decoder_blocks import ClassSums, Level, LevelSizes, one_map
 
 # Measured at the paper's sizes: chunks of 4 rows, 1.2 MB at level 1, are fastest on CPUs, and of 2 rows, 4.7 MB, behind
 # the last level; GPUs want more work at once.
@@ -62,6 +62,19 @@ class DecoderConfig(BaseModel):
     def norm_groups(self, channels: int) -> int:
         """Number of groups of a group norm over `channels`."""
         return max(1, channels // self.norm_group_channels)
+
+    def level_sizes(self, level: int) -> LevelSizes:
+        """Return the sizes of one level, counted from 0."""
+        return LevelSizes(
+            features=self.input_dims[level],
+            guidance=self.guidance_proj_dims[level],
+            corr=self.corr_proj_dims[level],
+            out=self.decoder_dims[level],
+            heads=self.heads,
+            groups=self.norm_groups(self.decoder_dims[level]),
+            kernel_size=self.kernel_size,
+            pooling=self.pooling[level],
+        )
 
     @model_validator(mode="after")
     def _sizes_fit(self) -> "DecoderConfig":
@@ -136,16 +149,9 @@ class CostAwareDecoder(nn.Module):
             for channels, projected in zip(corr_inputs, config.corr_proj_dims, strict=True)
         )
         for level, channels in enumerate(config.input_dims):
-            self.add_module(f"decoder{level + 1}", self._new_level(level))
+            self.add_module(f"decoder{level + 1}", Level(config.level_sizes(level)))
             self.add_module(f"head{level}", nn.Conv2d(channels, 1, 3, padding=1))
         self.head = nn.Conv2d(config.decoder_dims[-1], 1, 3, padding=1)
-
-    def _new_level(self, level: int) -> Level:
-        config = self.config
-        features = config.input_dims[level]
-        channels = (features, config.guidance_proj_dims[level], config.corr_proj_dims[level], config.heads)
-        out = config.decoder_dims[level]
-        return Level(channels, out, config.norm_groups(out), config.kernel_size, config.pooling[level])
 
     def forward(
         self, dense_BDHW: Tensor, text_KPD: Tensor, guidance: Sequence[Tensor], with_aux: bool = False

@@ -7,7 +7,7 @@ once, and it is linear: its sums over classes are gathered in a first pass over 
 # k class of a chunk, B image, C channel, H W grid, N pooled pixel of all images, A head, E channel of a head.
 # Rows of a chunk are k * B, class by class, images inside; `x_RCHW` is stored as R H W C (channels last).
 
-from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
@@ -170,18 +170,42 @@ class LevelShared(NamedTuple):
     added_BcHW: Tensor
 
 
+@dataclass(frozen=True)
+class LevelSizes:
+    """Sizes of one level.
+
+    Attributes:
+        features: Channels that enter it.
+        guidance: Channels of CLIP's projected features.
+        corr: Channels of the projected cost volume.
+        out: Channels that leave it.
+        heads: Heads of the class attention.
+        groups: Groups of the group norms.
+        kernel_size: Side of the depth-wise convolution.
+        pooling: Side of the average pooling before class attention.
+    """
+
+    features: int
+    guidance: int
+    corr: int
+    out: int
+    heads: int
+    groups: int
+    kernel_size: int
+    pooling: int
+
+
 class Level(nn.Module):
     """One level: spatial aggregation, class aggregation, then twice the grid with CLIP's and the cost's detail."""
 
-    def __init__(self, channels: Sequence[int], out_channels: int, groups: int, kernel_size: int, pooling: int) -> None:
-        """Build for `channels` = those of features, guidance and cost volume, and the heads of the attention."""
+    def __init__(self, sizes: LevelSizes) -> None:
         super().__init__()
-        features, guidance, corr, heads = channels
-        self.parts = (features - guidance, guidance, corr)
-        self.up = nn.ConvTranspose2d(features, features - guidance, 2, stride=2)
-        self.conv = DoubleConv(sum(self.parts), out_channels, groups)
-        self.cnext = SpatialAggregation(features, kernel_size)
-        self.attention = ClassAggregation(features, heads, pooling)
+        upsampled = sizes.features - sizes.guidance
+        self.parts = (upsampled, sizes.guidance, sizes.corr)
+        self.up = nn.ConvTranspose2d(sizes.features, upsampled, 2, stride=2)
+        self.conv = DoubleConv(sum(self.parts), sizes.out, sizes.groups)
+        self.cnext = SpatialAggregation(sizes.features, sizes.kernel_size)
+        self.attention = ClassAggregation(sizes.features, sizes.heads, sizes.pooling)
 
     def shared(self, guidance_BCHW: Tensor) -> LevelShared:
         """Compute what all classes share."""

@@ -115,7 +115,8 @@ def _train_cycle(dense: DenseClip, config: ClipTrainingConfig, number: int) -> N
                 for group in optimizer.param_groups:
                     group["lr"] = config.learning_rate * _schedule(done, total, config.warmup_steps)
                 rows = rng.choice(len(pictures), size=phase.batch, replace=False)
-                loss = _step_loss(dense, words, pictures[rows], shows[rows], rng, phase, config.bag_of_words)
+                contrast, spelling = _step_losses(dense, words, pictures[rows], shows[rows], rng, phase)
+                loss = contrast + config.bag_of_words * spelling
                 optimizer.zero_grad()
                 loss.backward()  # type: ignore[no-untyped-call]
                 nn.utils.clip_grad_norm_(parameters, 1.0)
@@ -131,15 +132,15 @@ def _schedule(step: int, total: int, warmup: int) -> float:
     return min(1.0, (step + 1) / warmup, 2.0 * (total - step) / total)
 
 
-def _step_loss(
+def _step_losses(
     dense: DenseClip,
     words: nn.Module,
     pictures: NDArray[np.uint8],
     shows: NDArray[np.bool_],
     rng: np.random.Generator,
     phase: Phase,
-    bag_of_words: float,
-) -> Tensor:
+) -> tuple[Tensor, Tensor]:
+    """Return the contrastive loss, and that of reading a caption's words off the picture."""
     captions, named = [], torch.zeros(len(pictures), len(SCENE_CLASSES), dtype=torch.bool)
     for row, present in zip(named, shows, strict=True):
         text, ids = draw_caption(rng, np.flatnonzero(present), phase.object_share)
@@ -150,7 +151,7 @@ def _step_loss(
     scale = dense.clip.logit_scale.exp()
     loss = contrastive_loss(pooled, dense.encode_text(captions), named, torch.from_numpy(shows), scale)
     read = (named.float() @ CLASS_WORDS).clamp(max=1)
-    return loss + bag_of_words * F.binary_cross_entropy_with_logits(words(pooled), read)
+    return loss, F.binary_cross_entropy_with_logits(words(pooled), read)
 
 
 def draw_caption(

@@ -75,17 +75,20 @@ class Batch:
         return self.mask_MSS[first::2], self.index_M[first::2]
 
 
-def draw_batch(outlines: Outlines, shape: tuple[int, int], crop_share: float, rng: np.random.Generator) -> Batch:
+def draw_batch(
+    outlines: Outlines, pictures: int, parts_of_each: int, crop_share: float, rng: np.random.Generator
+) -> Batch:
     """Draw pictures, turned and mirrored at random, and parts of each.
 
     Args:
         outlines: The pictures to draw from.
-        shape: How many pictures, and how many parts of each; parts repeat where a picture has too few.
+        pictures: How many.
+        parts_of_each: How many parts of each; they repeat where a picture has too few.
         crop_share: Share of pictures cut short on one side and padded, as pictures that are not square are.
         rng: Source of randomness.
     """
     images, edges, masks, index = [], [], [], []
-    for b, row in enumerate(rng.choice(len(outlines.image), size=shape[0], replace=False)):
+    for b, row in enumerate(rng.choice(len(outlines.image), size=pictures, replace=False)):
         turn, flip = int(rng.integers(4)), bool(rng.integers(2))
         image, parts = (np.rot90(a[row], turn) for a in (outlines.image, outlines.parts))
         image, parts = (a[:, ::-1] if flip else a for a in (image, parts))
@@ -98,7 +101,7 @@ def draw_batch(outlines: Outlines, shape: tuple[int, int], crop_share: float, rn
         sizes = np.bincount(parts.ravel())
         sizes[0] = 0
         large = np.flatnonzero(sizes >= SMALLEST_PART)
-        for part in rng.choice(large, size=shape[1], replace=len(large) < shape[1]):
+        for part in rng.choice(large, size=parts_of_each, replace=len(large) < parts_of_each):
             masks.append(torch.from_numpy(parts == part))
             index.append(b)
         images.append(picture)

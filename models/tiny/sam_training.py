@@ -99,7 +99,7 @@ def _train_cycle(sam: Sam, config: SamTrainingConfig, number: int) -> None:
     draw = torch.Generator().manual_seed(config.seed + 1000 * number)
     facts: dict[str, list[float]] = {}
     for step in range(1, cycle.steps + 1):
-        batch = draw_batch(outlines, (config.batch, config.prompts), config.crop_share, rng)
+        batch = draw_batch(outlines, config.batch, config.prompts, config.crop_share, rng)
         embedding = sam.image_encoder(batch.image_B3SS)
         loss = cycle.edges * edge_loss(edge_head(embedding), batch.edges_B1SS)
         facts.setdefault("loss_edges", []).append(float(loss.detach()))
@@ -107,8 +107,8 @@ def _train_cycle(sam: Sam, config: SamTrainingConfig, number: int) -> None:
             kind = str(rng.choice(KINDS, p=KIND_SHARES))
             true_MSS, index_M = batch.half(half)
             prompts = make_prompts(true_MSS, kind, sam.prompt_encoder.mask_input_size[0], cycle.coarse, draw)
-            answers = run_prompts(sam, embedding[index_M], prompts)
-            loss = loss + 0.5 * _answer_loss(answers, true_MSS, kind, facts)
+            predicted = run_prompts(sam, embedding[index_M], prompts)
+            loss = loss + 0.5 * _prompt_loss(*predicted, true_MSS, kind, facts)
         optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         nn.utils.clip_grad_norm_(parameters, 1.0)
@@ -123,8 +123,7 @@ def _means(facts: dict[str, list[float]]) -> str:
     return " ".join(f"{name} {np.mean(values):.3f}" for name, values in sorted(facts.items()))
 
 
-def _answer_loss(answers: tuple[Tensor, Tensor], true_MSS: Tensor, kind: str, facts: dict[str, list[float]]) -> Tensor:
-    logits, quality = answers
+def _prompt_loss(logits: Tensor, quality: Tensor, true_MSS: Tensor, kind: str, facts: dict[str, list[float]]) -> Tensor:
     loss, iou = mask_loss(logits, quality, true_MSS)
     facts.setdefault(f"iou_{kind}", []).append(float(iou[:, 0].mean()))
     facts.setdefault("loss_masks", []).append(float(loss.detach()))
