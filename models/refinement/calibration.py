@@ -167,7 +167,7 @@ def labelled_cells(
     Args:
         ids_kHW: (k, h, w) integers, best first.
         scores_kHW: (k, h, w) float in [0, 1].
-        truth_HW: (H, W) integers, of any size; ignored pixels give no cell.
+        truth_HW: (H, W) integers, of any size; ignored pixels yield no cell.
         ignore_index: What marks them.
         image: The number to mark the cells with.
     """

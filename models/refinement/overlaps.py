@@ -67,7 +67,7 @@ def claim_pixels(
     Returns:
         The winners, on the logits' device.
     """
-    # A running maximum over a few masks at a time gives the labels of the full merge, which would take 151 MB for 64
+    # A running maximum over a few masks at a time has the labels of the full merge, which would take 151 MB for 64
     # masks of 768 x 768, and is about twice as fast.
     best_HW = torch.full(original_hw, -1.0, dtype=torch.float32, device=logits_Ass.device)
     winner_HW = torch.full(original_hw, -1, dtype=torch.int64, device=logits_Ass.device)
@@ -96,7 +96,7 @@ def near_boundary(label_HW: Tensor, band: int) -> Tensor:
 
     Args:
         label_HW: (H, W) int64, below 2^24, which float32 holds exactly.
-        band: At least 0; 0 gives none.
+        band: At least 0; 0 marks none.
 
     Returns:
         (H, W) bool.

@@ -47,7 +47,7 @@ def sam_input(image: NDArray[np.uint8], image_size: int) -> tuple[Tensor, tuple[
     if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
         raise ValueError(f"expected a (H, W, 3) uint8 RGB image, got {image.shape} {image.dtype}")
     height, width = size_in_frame((image.shape[0], image.shape[1]), image_size)
-    # segment_anything's predictor resizes with Pillow; a tensor's resize gives other pixels and so other embeddings.
+    # segment_anything's predictor resizes with Pillow; resizing a tensor makes other pixels and so other embeddings.
     resized = np.array(Image.fromarray(np.ascontiguousarray(image)).resize((width, height), Image.Resampling.BILINEAR))
     return torch.from_numpy(resized).permute(2, 0, 1).contiguous(), (height, width)
 

@@ -119,7 +119,9 @@ class DualEmbeddingAggregation(nn.Module):
         self.cross = _Attention(clip_dim, config.heads)
         self.own = _Attention(clip_dim, config.heads)
         self.ffn = nn.Sequential(nn.Linear(clip_dim, hidden), nn.GELU(), nn.Linear(hidden, clip_dim))
-        self.norms = nn.ModuleList(_norm(config.norm, clip_dim) for _ in range(3))
+        self.norms = nn.ModuleList(
+            nn.LayerNorm(clip_dim) if config.norm == "layer" else nn.RMSNorm(clip_dim, eps=1e-5) for _ in range(3)
+        )
         self.dropout = nn.Dropout(config.dropout)
         # Stage 1 shows DEA seen classes only and bends CLIP's features away from the words of the others: even from the
         # identity, at the full learning rate, a prototype lost 8 and 11 points of unseen mIoU.
@@ -155,7 +157,3 @@ class DualEmbeddingAggregation(nn.Module):
         x_BND = self.norms[2](x_BND + self.dropout(self.ffn(x_BND)))
         fused_BDHW: Tensor = x_BND.transpose(1, 2).unflatten(-1, size_hw)
         return fused_BDHW
-
-
-def _norm(kind: Literal["layer", "rms"], width: int) -> nn.Module:
-    return nn.LayerNorm(width) if kind == "layer" else nn.RMSNorm(width, eps=1e-5)

@@ -107,7 +107,7 @@ def best_of_pixels(top_k: int) -> Choose:
         ValueError: `top_k` is below 1.
     """
     if top_k < 1:
-        raise ValueError(f"top_k is {top_k}; keep at least 1 class a pixel")
+        raise ValueError(f"top_k is {top_k}; keep at least 1 class per pixel")
 
     def choose(logits_Khw: Tensor) -> Tensor:
         best_khw = logits_Khw.topk(min(top_k, len(logits_Khw)), dim=0).indices

@@ -89,7 +89,7 @@ def cut_views(image_HW3: NDArray[np.uint8], side: int, windows: int) -> list[NDA
     pixels and its windows are enlarged from 384 to the network's 768; here it has 1280 and nothing is enlarged.
     """
     if windows < 1:
-        raise ValueError(f"windows is {windows}; expected 1 (the whole image) or more a side")
+        raise ValueError(f"windows is {windows}; expected 1 (the whole image) or more per side")
     if windows == 1:
         return [image_HW3]
     frame_3FF = to_network_input(image_HW3, frame_side(side, windows))

@@ -17,7 +17,7 @@ from models.stseg.tiny_clip import CAPTION_TEMPLATES
 if TYPE_CHECKING:
     from shards.data.vocabulary import Vocabulary
 
-TEXT_VERSION: Final = 1  # goes up when the same names, templates and weights give other embeddings
+TEXT_VERSION: Final = 1  # goes up when the same names, templates and weights yield other embeddings
 
 # K class, P template, D embedding
 

@@ -13,6 +13,7 @@ _WORDS: Final = (
     *("grass", "water", "sand", "brick", "wood", "stone", "a", "an", "the", "of", "and", "with", "on", "in"),
     *("photo", "picture", "view", "there", "is", "scene", "close", "up", "some", "this"),
 )
+# Words outside the list are spelled, so that any class name has an embedding of its own.
 _CHARACTERS: Final = "abcdefghijklmnopqrstuvwxyz0123456789"
 CAPTION_TEMPLATES: Final = (
     "a {}",
@@ -50,13 +51,9 @@ class WordTokenizer:
 
     def _words(self, text: str) -> list[int]:
         ids: list[int] = []
-        for word in _split(text):
+        for word in re.findall(r"[a-z0-9]+", text.lower()):
             ids.extend([self.ids[word]] if word in self.ids else [self.ids[f"{c}/"] for c in word])
         return ids
-
-
-def _split(text: str) -> list[str]:
-    return re.findall(r"[a-z0-9]+", text.lower())
 
 
 def stseg_tiny_convnext(pretrained: bool = False, **kwargs: Any) -> nn.Module:

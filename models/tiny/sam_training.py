@@ -115,12 +115,9 @@ def _train_cycle(sam: Sam, config: SamTrainingConfig, number: int) -> None:
         optimizer.step()
         schedule.step()
         if step % 100 == 0 or step == 20:
-            log.info("sam cycle %d step %d/%d %s", number, step, cycle.steps, _means(facts))
+            means = " ".join(f"{name} {np.mean(values):.3f}" for name, values in sorted(facts.items()))
+            log.info("sam cycle %d step %d/%d %s", number, step, cycle.steps, means)
             facts.clear()
-
-
-def _means(facts: dict[str, list[float]]) -> str:
-    return " ".join(f"{name} {np.mean(values):.3f}" for name, values in sorted(facts.items()))
 
 
 def _prompt_loss(logits: Tensor, quality: Tensor, true_MSS: Tensor, kind: str, facts: dict[str, list[float]]) -> Tensor:
