@@ -9,7 +9,7 @@ DEVICES: Final = ("auto", "cpu", "cuda", "mps")
 
 
 def chosen_device(name: str) -> torch.device:
-    """Give the device of that name; "auto": the GPU if there is one, else Apple's, else the CPU.
+    """Return the device of that name; for "auto" the GPU if there is one, else Apple's, else the CPU.
 
     Raises:
         ValueError: There is no such device here.
@@ -25,7 +25,8 @@ def chosen_device(name: str) -> torch.device:
 
 
 def mixed_precision(device: torch.device) -> AbstractContextManager[Any]:
-    """Give the context for inference: bfloat16 or float16 on GPUs that have it, plain float32 on the CPU."""
+    """Return the context for inference: bfloat16 or float16 on GPUs that have it, plain float32 on the CPU."""
+    # Without `including_emulation=False` GPUs that only emulate bfloat16 count too; float16 is faster on them.
     if device.type == "cuda":
         dtype = torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
         return torch.autocast("cuda", dtype)
@@ -35,15 +36,17 @@ def mixed_precision(device: torch.device) -> AbstractContextManager[Any]:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Tell whether an error says that the device, or the machine, has no memory left."""
+    """Return whether an error means that the device, or the machine, has no memory left."""
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
+    # Allocators other than CUDA's raise a plain RuntimeError; only its text tells it from other faults.
     text = str(error).lower()
     return isinstance(error, RuntimeError) and ("out of memory" in text or "can't allocate memory" in text)
 
 
 def free_cached_memory() -> None:
-    """Give back what the allocators of GPUs keep for later."""
+    """Release the memory that the allocators of GPUs keep for later."""
+    # After an out-of-memory error the blocks they keep may be too fragmented even for a smaller batch.
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
     if torch.backends.mps.is_available():

@@ -8,60 +8,12 @@ from typing import Final, Literal
 
 from pydantic import BaseModel, ConfigDict
 
-from models.stseg.dea import DeaConfig
-from models.stseg.decoder import DecoderConfig
-
-
-class ClipConfig(BaseModel):
-    """Which CLIP.
-
-    Attributes:
-        architecture: An open_clip model name, or "stseg_tiny".
-        weights: File under `models/weights`, or an open_clip tag, or None when the user must name a file.
-    """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-    architecture: str
-    weights: str | None = None
-
-
-class SamConfig(BaseModel):
-    """The sizes of a Segment Anything model; the defaults are those that all published ones share.
-
-    Attributes:
-        image_size: Longest side after resizing, pixels.
-        patch_size: Side of a patch, pixels; the embedding grid is image_size / patch_size.
-        encoder_dim: Width of the image encoder.
-        encoder_depth: Number of its blocks.
-        encoder_heads: Number of its attention heads.
-        encoder_mlp_ratio: Hidden width of its MLPs over its width.
-        global_blocks: Blocks with global attention; the others use windows.
-        window_size: Side of an attention window in patches; 0 makes every block global.
-        relative_positions: Whether attention has decomposed relative positions.
-        embedding_dim: Channels of the image embedding and width of the mask decoder.
-        decoder_mlp_dim: Hidden width of the two-way transformer's MLPs.
-        decoder_heads: Heads of the two-way transformer.
-        mask_channels: Hidden channels of the mask prompt's embedding.
-        iou_head_dim: Hidden width of the head that predicts IoU.
-        weights: File under `models/weights`, or None when the user must name a file.
-    """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-    image_size: int = 1024
-    patch_size: int = 16
-    encoder_dim: int
-    encoder_depth: int
-    encoder_heads: int
-    encoder_mlp_ratio: float = 4.0
-    global_blocks: tuple[int, ...]
-    window_size: int = 14
-    relative_positions: bool = True
-    embedding_dim: int = 256
-    decoder_mlp_dim: int = 2048
-    decoder_heads: int = 8
-    mask_channels: int = 16
-    iou_head_dim: int = 256
-    weights: str | None = None
+from models.sam.sam import SamConfig
+from models.stseg.clip import ClipConfig, DenseClip
+from models.stseg.dea import DeaConfig, DualEmbeddingAggregation
+from models.stseg.decoder import CostAwareDecoder, DecoderConfig
+from models.stseg.stseg import STSeg
+from models.stseg.text import prompt_templates
 
 
 class Preset(BaseModel):
@@ -85,13 +37,13 @@ class Preset(BaseModel):
 
 SAM_TINY: Final = SamConfig(
     image_size=96,
-    patch_size=6,
+    patch_size=6,  # a grid of 16 x 16, and low-resolution masks of 64 x 64
     encoder_dim=96,
     encoder_depth=4,
     encoder_heads=4,
     encoder_mlp_ratio=3.0,
     global_blocks=(0, 1, 2, 3),
-    window_size=0,
+    window_size=0,  # the whole grid is 16 x 16, a published window 14 x 14
     relative_positions=False,
     embedding_dim=64,
     decoder_mlp_dim=128,
@@ -99,6 +51,7 @@ SAM_TINY: Final = SamConfig(
     iou_head_dim=64,
     weights="sam_tiny.safetensors",
 )
+# The published sizes have no weights here: files of hundreds of megabytes are named by the user, never downloaded.
 SAM_VIT_B: Final = SamConfig(encoder_dim=768, encoder_depth=12, encoder_heads=12, global_blocks=(2, 5, 8, 11))
 SAM_VIT_L: Final = SamConfig(encoder_dim=1024, encoder_depth=24, encoder_heads=16, global_blocks=(5, 11, 17, 23))
 
@@ -117,17 +70,17 @@ PRESETS: Final[dict[str, Preset]] = {
             corr_proj_dims=(8, 4),
             kernel_size=5,
             pooling=(2, 2),
-            cost_scale=10.0,
+            cost_scale=10.0,  # plain cosines are small, and this decoder starts from random weights
         ),
     ),
     "base": Preset(
         name="base",
-        image_size=768,
+        image_size=768,  # the paper's crop, in training and inference
         templates="openai80",
         clip=ClipConfig(architecture="convnext_base_w_320", weights="laion_aesthetic_s13b_b82k_augreg"),
         sam=SAM_VIT_B,
         dea=DeaConfig(heads=8, ffn_ratio=4),
-        decoder=DecoderConfig(),
+        decoder=DecoderConfig(),  # SED's sizes, so that its published weights fit
     ),
     "large": Preset(
         name="large",
@@ -142,7 +95,7 @@ PRESETS: Final[dict[str, Preset]] = {
 
 
 def load_preset(name: str) -> Preset:
-    """Give the preset of that name.
+    """Return the preset of that name.
 
     Raises:
         ValueError: There is none.
@@ -150,3 +103,13 @@ def load_preset(name: str) -> Preset:
     if name not in PRESETS:
         raise ValueError(f"unknown preset {name!r}: expected one of {', '.join(PRESETS)}")
     return PRESETS[name]
+
+
+def build_stseg(preset: Preset, clip: DenseClip, *, dea: bool) -> STSeg:
+    """Build the network around a CLIP, with random DEA (at its identity start) and decoder."""
+    aggregation = None
+    if dea:
+        aggregation = DualEmbeddingAggregation(preset.dea, clip.embedding_dim, preset.sam.embedding_dim)
+    templates = len(prompt_templates(preset.templates))
+    decoder = CostAwareDecoder(preset.decoder, clip.guidance_channels(preset.image_size), templates)
+    return STSeg(clip, aggregation, decoder)

@@ -2,6 +2,7 @@
 
 import ast
 import importlib
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,22 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 ORDER = ("pipeline", "jobs", "models", "shards")
 TORCH = {"torch", "torchvision", "timm", "open_clip", "segment_anything", "ray"}
+# Which parts of its own package each part may import. A part is a folder, or a file that lies in no folder.
+SAM = {"sam", "weights"}
+PARTS: dict[str, dict[str, set[str]]] = {
+    "models": {
+        "devices": set(),
+        "evaluation": set(),
+        "weights": set(),
+        "sam": {"weights"},
+        "stseg": SAM,
+        "refinement": SAM,
+        "training": {*SAM, "stseg", "refinement"},
+        "presets": {*SAM, "stseg", "refinement"},
+        "interop": {*SAM, "stseg", "refinement", "training", "presets"},
+        "tiny": {*SAM, "stseg", "refinement", "training", "presets"},
+    },
+}
 
 
 def imported_packages(source: str) -> set[str]:
@@ -31,6 +48,29 @@ def offenders(package: str, forbidden: set[str]) -> dict[str, set[str]]:
     return {path: names & forbidden for path, names in imports_of(package).items() if names & forbidden}
 
 
+def imported_parts(source: str, package: str) -> set[str]:
+    """The parts of a package that a module imports, wherever in the module it does."""
+    modules: set[str] = set()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            modules.update(alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module == package:
+            modules.update(f"{package}.{alias.name}" for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            modules.add(node.module or "")
+    return {name.split(".")[1] for name in modules if name.startswith(f"{package}.")}
+
+
+def parts_of(package: str) -> dict[str, list[Path]]:
+    """The files of each part of a package."""
+    parts: dict[str, list[Path]] = {}
+    for path in sorted((ROOT / package).rglob("*.py")):
+        part = path.relative_to(ROOT / package).with_suffix("").parts[0]
+        if part != "__init__":
+            parts.setdefault(part, []).append(path)
+    return parts
+
+
 def test_the_check_sees_imports_inside_functions() -> None:
     source = "def f():\n    import ray.train\n    from models.stseg.dea import x\n"
     assert imported_packages(source) == {"ray", "models"}
@@ -49,6 +89,34 @@ def test_only_jobs_imports_ray(package: str) -> None:
 
 def test_shards_imports_no_torch() -> None:
     assert offenders("shards", TORCH) == {}
+
+
+def test_the_check_sees_every_way_to_import_a_part() -> None:
+    source = "import m.a.x\nfrom m import b\ndef f():\n    from m.c import y\n    from m.d.z import w\nimport mm.e\n"
+    assert imported_parts(source, "m") == {"a", "b", "c", "d"}
+
+
+@pytest.mark.parametrize("package", PARTS)
+def test_parts_of_a_package_import_only_what_the_table_allows(package: str) -> None:
+    allowed, files = PARTS[package], parts_of(package)
+    assert files.keys() == allowed.keys(), "the table names every part and no other"
+    strays = {
+        str(path.relative_to(ROOT)): stray
+        for part, paths in files.items()
+        for path in paths
+        if (stray := imported_parts(path.read_text(), package) - allowed[part] - {part})
+    }
+    assert strays == {}
+
+
+@pytest.mark.parametrize("package", PARTS)
+def test_the_table_of_parts_has_no_circle(package: str) -> None:
+    order = list(TopologicalSorter(PARTS[package]).static_order())
+    assert set(order) == PARTS[package].keys()
+
+
+def test_evaluation_imports_no_torch() -> None:
+    assert offenders("models/evaluation", TORCH) == {}
 
 
 @pytest.mark.parametrize("package", ORDER)

@@ -114,12 +114,12 @@ def load_stseg(config: ModelConfig) -> "STSeg":
     Raises:
         ValueError: Weights are missing or do not fit.
     """
-    from models.presets import load_preset
-    from models.stseg.clip import build_clip
-    from models.stseg.stseg import build_stseg, load_head
+    from models.presets import build_stseg, load_preset
+    from models.stseg.clip import load_clip
+    from models.stseg.stseg import load_head
 
     preset = load_preset(config.preset)
-    model = build_stseg(preset, build_clip(preset.clip, weights=config.clip_weights), dea=config.dea)
+    model = build_stseg(preset, load_clip(preset.clip, config.clip_weights), dea=config.dea)
     if config.weights is not None:
         load_head(model, config.weights, may_lack_dea=config.adds_dea)
     return model.eval()

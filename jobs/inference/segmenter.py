@@ -16,7 +16,7 @@ from jobs.inference.model import ModelConfig, embed_vocabulary, load_sam_encoder
 from models.devices import mixed_precision
 from models.presets import load_preset
 from models.sam.sam import SamEmbedding
-from models.stseg.inputs import to_network_input
+from models.stseg.sliding import to_network_input
 from shards.data.vocabulary import Vocabulary
 
 

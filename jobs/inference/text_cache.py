@@ -12,8 +12,7 @@ import torch
 from torch import Tensor
 
 from models.stseg.clip import DenseClip
-from models.stseg.text import TEXT_VERSION, text_embeddings
-from models.stseg.text_tower import tower_checksum
+from models.stseg.text import TEXT_VERSION, text_embeddings, tower_checksum
 from models.weights.files import read_weights, write_weights
 from shards.data.vocabulary import Vocabulary
 from shards.files.atomic import remove_stale_temporaries, sha256_file

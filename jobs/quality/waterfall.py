@@ -11,8 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from jobs.artifacts.labels import RefinedStore
-from models.evaluation.boundary_iou import boundary_counts, boundary_iou
-from models.evaluation.metrics import confusion, scores
+from models.evaluation.metrics import boundary_counts, boundary_iou, confusion, scores
 from models.refinement.types import RefinedLabel
 from shards.data.vocabulary import Vocabulary
 

@@ -21,10 +21,9 @@ from jobs.run import Run, RunRef, Section
 from jobs.stage import Done, ShardTask, Stage, memory_hint
 from models.refinement.calibration import Calibration, calibration_table
 from models.refinement.gate import ABSENT, ClassGate, GateConfig
-from models.refinement.label_input import label_as_input
 from models.refinement.predict import PromptDecoder
 from models.refinement.refine import RefinementConfig, refine_batch
-from models.refinement.types import RefinedLabel, RefineInput
+from models.refinement.types import RefinedLabel, RefineInput, label_as_input
 from shards.data.sources import Source
 from shards.data.vocabulary import Vocabulary
 from shards.formats.arrays import read_arrays

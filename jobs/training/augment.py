@@ -10,7 +10,7 @@ from torch import Tensor
 from jobs.inference.model import ImageEncoder
 from jobs.training.samples import TrainingSample
 from models.sam.sam import SamEmbedding
-from models.stseg.inputs import from_network_input
+from models.stseg.sliding import from_network_input
 from models.training.augmentation import (
     AugmentConfig,
     Colour,

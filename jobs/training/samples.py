@@ -12,7 +12,7 @@ from torch import Tensor
 
 from jobs.artifacts.embeddings import StoredEmbeddings
 from models.sam.sam import SamEmbedding
-from models.stseg.inputs import to_network_input
+from models.stseg.sliding import to_network_input
 from shards.data.images import decode_image
 from shards.data.labels import decode_label, decode_weight
 from shards.data.sources import SampleRef, Source

@@ -1,13 +1,14 @@
-"""Where weights of a preset may lie on this machine, and which of them do; nothing is loaded or downloaded."""
+"""Where weights of a preset may be on this machine, and which of them are; nothing is loaded or downloaded."""
 
 import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, Literal
+from typing import Final, Literal, NamedTuple
 
-from models.presets import ClipConfig, SamConfig
+from models.sam.sam import SamConfig
+from models.stseg.clip import ClipConfig
 from models.weights.files import WEIGHTS_FOLDER
 
 State = Literal["set", "shipped", "cached", "missing", "damaged"]
@@ -20,9 +21,16 @@ _HUB_FILES: Final = (
 _SAM_FILES: Final = {768: "sam_vit_b_01ec64.pth", 1024: "sam_vit_l_0b3195.pth"}
 
 
+class Location(NamedTuple):
+    """A folder, and the pattern of the files in it that would do."""
+
+    folder: Path
+    pattern: str
+
+
 @dataclass(frozen=True)
 class Found:
-    """What was found of one file of weights.
+    """The result of looking for one file of weights.
 
     Attributes:
         state: "set" (named in the settings), "shipped" with the package, "cached" by another program, "missing", or
@@ -41,16 +49,16 @@ class Found:
         return self.state in ("set", "shipped", "cached")
 
 
-def find_weights(own: Path | None, shipped: str | None, cached: Sequence[tuple[Path, str]] = ()) -> Found:
+def find_weights(own: Path | None, shipped: str | None, cached: Sequence[Location] = ()) -> Found:
     """Look for a file of weights: the one that the settings name, the shipped one, then other programs' caches.
 
     Args:
-        own: What the settings name; it is the only one looked for, if there is one.
+        own: The file that the settings name; if there is one, no other is looked for.
         shipped: File name under `models/weights`.
-        cached: Folders and patterns to look for in them; a folder that is not there is no error.
+        cached: Where else to look; a folder that does not exist is no error.
     """
     if own is not None:
-        return _judged([("set", own)] if own.is_file() else [], (str(own),))
+        return _first_usable([("set", own)] if own.is_file() else [], (str(own),))
     looked = []
     candidates: list[tuple[State, Path]] = []
     if shipped is not None:
@@ -60,40 +68,42 @@ def find_weights(own: Path | None, shipped: str | None, cached: Sequence[tuple[P
     for folder, pattern in cached:
         looked.append(str(folder / pattern))
         candidates += [("cached", path) for path in sorted(folder.glob(pattern)) if path.is_file()]
-    return _judged(candidates, tuple(looked))
+    return _first_usable(candidates, tuple(looked))
 
 
-def clip_places(config: ClipConfig) -> list[tuple[Path, str]]:
-    """Give where open_clip and the model hub keep the CLIP of a preset: folders and patterns."""
+def clip_locations(config: ClipConfig) -> list[Location]:
+    """Return the folders where open_clip and the model hub keep the CLIP of a preset, with patterns."""
     if config.weights is None or (WEIGHTS_FOLDER / config.weights).is_file() or config.architecture == "stseg_tiny":
         return []
     from open_clip import get_pretrained_cfg
 
     published = get_pretrained_cfg(config.architecture, config.weights) or {}
-    places = []
+    locations = []
     repository = str(published.get("hf_hub", "")).strip("/")
     if repository:
         folder = _hub_folder() / f"models--{repository.replace('/', '--')}"
-        places += [(folder, f"snapshots/*/{name}") for name in _HUB_FILES]
-    places.append((Path.home() / ".cache" / "clip", f"*{config.architecture}*{config.weights}*"))
-    return places
+        locations += [Location(folder, f"snapshots/*/{name}") for name in _HUB_FILES]
+    locations.append(Location(Path.home() / ".cache" / "clip", f"*{config.architecture}*{config.weights}*"))
+    return locations
 
 
 def sam_file(config: SamConfig) -> str:
-    """Give the name of the published file with these sizes, or what to call one."""
+    """Return the name of the published file with these sizes, or a description of such a file."""
     return _SAM_FILES.get(config.encoder_dim, f"a SAM with an encoder of width {config.encoder_dim}")
 
 
-def sam_places(config: SamConfig) -> list[tuple[Path, str]]:
-    """Give where SAM's published file may have been put: PyTorch's cache and the working folder."""
+def sam_locations(config: SamConfig) -> list[Location]:
+    """Return the folders where SAM's published file may be, with patterns: PyTorch's cache and the working folder."""
     name = _SAM_FILES.get(config.encoder_dim)
     if name is None:
         return []
+    # With and without the checksum in the name.
     pattern = re.sub(r"_[0-9a-f]{6}\.", "*.", name)
-    return [(_cache_folder("TORCH_HOME", "torch") / "hub" / "checkpoints", pattern), (Path.cwd(), pattern)]
+    checkpoints = _cache_folder("TORCH_HOME", "torch") / "hub" / "checkpoints"
+    return [Location(checkpoints, pattern), Location(Path.cwd(), pattern)]
 
 
-def _judged(candidates: list[tuple[State, Path]], looked: tuple[str, ...]) -> Found:
+def _first_usable(candidates: list[tuple[State, Path]], looked: tuple[str, ...]) -> Found:
     for state, path in candidates:
         if _holds_weights(path):
             return Found(state, path, looked)
@@ -101,7 +111,8 @@ def _judged(candidates: list[tuple[State, Path]], looked: tuple[str, ...]) -> Fo
 
 
 def _holds_weights(path: Path) -> bool:
-    """Look at the head of a file: a safetensors file whose tensors are all there, a zip or a pickle."""
+    """Check the head of a file: a safetensors file whose tensors are all there, a zip or a pickle."""
+    # An interrupted download shows here without reading gigabytes.
     if path.suffix != ".safetensors":
         with path.open("rb") as file:
             return file.read(2) in (b"PK", b"\x80\x02")

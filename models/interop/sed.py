@@ -11,7 +11,8 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor, nn
 
-from models.presets import PRESETS, ClipConfig, load_preset
+from models.presets import PRESETS, load_preset
+from models.stseg.clip import ClipConfig
 from models.stseg.decoder import CostAwareDecoder, DecoderConfig
 
 logger = logging.getLogger(__name__)
@@ -42,7 +43,7 @@ class SedParts:
 
 
 def sort_sed(checkpoint: Mapping[str, Any], preset: str | None = None) -> SedParts:
-    """Give what a whole SED checkpoint holds: CLIP and decoder under our names, and what is left over.
+    """Sort a whole SED checkpoint: CLIP and decoder under our names, and what is left over.
 
     Args:
         checkpoint: A state dict, or one under "model" as detectron2 writes it.
@@ -53,6 +54,7 @@ def sort_sed(checkpoint: Mapping[str, Any], preset: str | None = None) -> SedPar
 
     Source: SED (Xie et al., CVPR 2024), the names in its published code.
     """
+    # Nothing is dropped silently: a checkpoint of another variant would load in part and predict nonsense.
     state = _bare(checkpoint)
     clip, decoder = _under(state, _CLIP), _under(state, _DECODER)
     for prefix, part, what in ((_CLIP, clip, "CLIP"), (_DECODER, decoder, "the decoder")):
@@ -77,7 +79,15 @@ def sort_sed(checkpoint: Mapping[str, Any], preset: str | None = None) -> SedPar
 
 
 def decoder_from_sed(checkpoint: Mapping[str, Any]) -> CostAwareDecoder:
-    """Build a decoder with the weights of a SED checkpoint; see `CostAwareDecoder.from_sed`."""
+    """Build SED's decoder, in evaluation mode, with all sizes read off the tensors.
+
+    Args:
+        checkpoint: A SED checkpoint, `{"model": ...}` or bare; `sem_seg_head.predictor.transformer.*` is taken, or the
+            decoder's own names where there is no such prefix. What has no counterpart is logged by name.
+
+    Raises:
+        ValueError: Tensors are missing or have shapes that do not fit together; they are named.
+    """
     state = _bare(checkpoint)
     own = _under(state, _DECODER) or dict(state)
     config, guidance, prompts = decoder_sizes(own)
@@ -94,7 +104,7 @@ def decoder_from_sed(checkpoint: Mapping[str, Any]) -> CostAwareDecoder:
 def decoder_sizes(state: State) -> tuple[DecoderConfig, tuple[int, ...], int]:
     """Read a decoder's sizes off its tensors.
 
-    What no tensor tells has SED's values: 4 heads, pooling 2, groups of 16 channels, plain cosines.
+    Sizes that no tensor shows have SED's values: 4 heads, pooling 2, groups of 16 channels, plain cosines.
 
     Args:
         state: The decoder's entries, without prefix.
@@ -103,7 +113,7 @@ def decoder_sizes(state: State) -> tuple[DecoderConfig, tuple[int, ...], int]:
         Its settings, the channels of the guidance maps (fine to coarse), and the number of prompt templates.
 
     Raises:
-        ValueError: Tensors that tell a size are missing, or contradict each other.
+        ValueError: Tensors that show a size are missing, or contradict each other.
     """
     numbers = sorted(int(m[1]) for name in state if (m := re.fullmatch(r"decoder(\d+)\.up\.weight", name)))
     levels = max(1, len(numbers))
@@ -111,11 +121,11 @@ def decoder_sizes(state: State) -> tuple[DecoderConfig, tuple[int, ...], int]:
     corr = [f"decoder_corr_guidance_projection.{level}.0.weight" for level in range(levels)]
     convs = [f"decoder{level + 1}.conv.double_conv.0.weight" for level in range(levels)]
     depthwise = [f"decoder{level + 1}.cnext.dwconv.weight" for level in range(levels)]
-    telling = ["conv1.weight", *guidance, *corr, *convs, *depthwise]
-    missing = [name for name in telling if name not in state]
+    sizing = ["conv1.weight", *guidance, *corr, *convs, *depthwise]
+    missing = [name for name in sizing if name not in state]
     if missing:
         raise ValueError(f"SED's decoder: {len(missing)} tensors are missing: {named(missing)}")
-    flat = [name for name in telling if state[name].ndim != 4]
+    flat = [name for name in sizing if state[name].ndim != 4]
     if flat:
         raise ValueError(f"SED's decoder: these are no convolutions (four axes): {named(flat)}")
     kernels = {state[name].shape[-1] for name in depthwise}
@@ -138,13 +148,14 @@ def decoder_sizes(state: State) -> tuple[DecoderConfig, tuple[int, ...], int]:
 
 
 def named(names: Iterable[str]) -> str:
-    """Give names for a message: the first few, and how many more there are."""
+    """Format names for a message: the first few, and the number of the others."""
     listed = list(names)
     more = f" and {len(listed) - _NAMED} more" if len(listed) > _NAMED else ""
     return ", ".join(listed[:_NAMED]) + more
 
 
 def _bare(checkpoint: Mapping[str, Any]) -> dict[str, Tensor]:
+    # detectron2 nests the state dict; entries that are no tensors belong to neither CLIP nor the decoder.
     inner = checkpoint.get("model", checkpoint)
     if not isinstance(inner, Mapping):
         raise ValueError("this is no SED checkpoint: its entry 'model' holds no state dict")
@@ -179,7 +190,7 @@ def _refuse_misfits(state: State, wanted: Mapping[str, torch.Size], what: str) -
 
 
 def _shapes(build: Callable[[], nn.Module]) -> dict[str, torch.Size]:
-    """Give names and shapes of a module without making its values."""
+    """Return names and shapes of a module without allocating its values."""
     with torch.device("meta"):
         return {name: tensor.shape for name, tensor in build().state_dict().items()}
 
@@ -192,6 +203,7 @@ def _empty_clip(config: ClipConfig) -> nn.Module:
     import open_clip
     from open_clip.model import CLIP
 
+    # Not `create_model`: it moves values to a device, and tensors on the meta device have none.
     sizes = open_clip.get_model_config(config.architecture)
     if sizes is None:
         raise ValueError(f"open_clip knows no model {config.architecture}")

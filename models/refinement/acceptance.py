@@ -1,4 +1,4 @@
-"""The second gate: which of SAM's masks agree well enough with what they were asked for."""
+"""The second gate: which of SAM's masks agree well enough with the components they were prompted from."""
 
 # M mask, s side of SAM's low-resolution frame
 
@@ -19,11 +19,11 @@ REJECTED_UNSTABLE: Final = "rejected_unstable"
 KEPT_AGREES: Final = "kept_agrees"
 KEPT_IN_DOUBT: Final = "kept_in_doubt"
 KEPT: Final = (KEPT_AGREES, KEPT_IN_DOUBT)
-PADDING: Final = -2
+PADDING: Final = -2  # -1 is a cell of no component, which counts; padding does not
 
 
 class AcceptConfig(BaseModel):
-    """When a mask of SAM's is taken; the first test it fails is its reason.
+    """When a mask of SAM's is accepted; the first test it fails is its reason.
 
     Attributes:
         min_area_ratio: It must be at least this many times as large as its component ("rejected_area").
@@ -33,15 +33,18 @@ class AcceptConfig(BaseModel):
         min_stability: Lowest stability score ("rejected_unstable"); 0: not tested.
         stability_offset: How far the threshold on the logits is moved both ways for the stability score.
         min_gain: By how much the IoU that SAM predicts must exceed the IoU with the component, that is by how much more
-            the two differ than SAM expects to err; else the component stands as it is, whatever the fallback
+            the two differ than SAM expects to err; else the component is kept as it is, whatever the fallback
             ("kept_agrees"); null: not tested.
         min_conviction: Lowest mean distance of SAM's logits from 0 over the pixels where mask and component differ;
-            else the component stands likewise ("kept_in_doubt"); 0: not tested. Of a good mask SAM differs where it is
+            else the component is kept likewise ("kept_in_doubt"); 0: not tested. Of a good mask SAM differs where it is
             in doubt itself, of a coarse one where it is sure.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
+    # `min_gain` and `min_conviction` are off by default: on a teacher's coarse masks they cost more than they save
+    # (68.1 to 64.6 mIoU of a round's pseudo-labels with a conviction of 3). Masks that may be good already need them:
+    # accepting whatever agrees loses 7 points of IoU there; see `FOR_MASKS`.
     min_area_ratio: float = Field(default=0.25, ge=0)
     max_area_ratio: float = Field(default=4.0, gt=0)
     min_iou: float = Field(default=0.5, ge=0, le=1)
@@ -61,11 +64,11 @@ class AcceptConfig(BaseModel):
 
 
 @dataclass(frozen=True)
-class Verdict:
-    """What one mask was judged by, and the judgement.
+class Acceptance:
+    """The measurements of one mask, and whether it is accepted.
 
     Attributes:
-        predicted_iou: SAM's own guess of its IoU with the truth, as its head gives it; it may leave [0, 1].
+        predicted_iou: SAM's own estimate of its IoU with the truth, as its head returns it; it may leave [0, 1].
         stability: In [0, 1]; 0 for an empty mask.
         iou_with_coarse: IoU with the component, in [0, 1].
         area_ratio: Its area over the component's; infinite if the component is too thin to cover a pixel's centre.
@@ -82,13 +85,13 @@ class Verdict:
 
     @property
     def accepted(self) -> bool:
-        """Whether the mask is taken."""
+        """Whether the mask replaces its component."""
         return self.reason == ACCEPTED
 
 
 def judge_masks(
     logits_Mss: Tensor, predicted_iou_M: Tensor, coarse_ss: Tensor, config: AcceptConfig
-) -> tuple[Verdict, ...]:
+) -> tuple[Acceptance, ...]:
     """Judge SAM's masks of one image in its low-resolution frame, which keeps the image's aspect.
 
     Args:
@@ -99,26 +102,27 @@ def judge_masks(
         config: The bounds.
 
     Returns:
-        M verdicts.
+        One per mask.
     """
     if len(logits_Mss) == 0:
         return ()
+    # Not at the image's size: every mask is judged, and only the accepted ones are resized.
     numbers_M11 = torch.arange(len(logits_Mss), device=logits_Mss.device)[:, None, None]
     coarse_Mss = coarse_ss[None] == numbers_M11
     mask_Mss = (logits_Mss > 0) & (coarse_ss != PADDING)
-    both, area, wanted = (_pixels(m) for m in (mask_Mss & coarse_Mss, mask_Mss, coarse_Mss))
-    iou = both / (area + wanted - both).clamp(min=1)
+    both, area, wanted_area = (_pixels(m) for m in (mask_Mss & coarse_Mss, mask_Mss, coarse_Mss))
+    iou = both / (area + wanted_area - both).clamp(min=1)
     stability = stability_score(logits_Mss.masked_fill(coarse_ss == PADDING, -torch.inf), config.stability_offset)
     disputed_Mss = mask_Mss != coarse_Mss
     conviction = (logits_Mss.abs() * disputed_Mss).flatten(1).sum(dim=1).double() / _pixels(disputed_Mss).clamp(min=1)
-    measured = (predicted_iou_M, stability, iou, area / wanted, conviction)
+    measured = (predicted_iou_M, stability, iou, area / wanted_area, conviction)
     rows = torch.stack([values.double() for values in measured], dim=1).tolist()
-    verdicts = (Verdict(p, s, iou, ratio, sure, ACCEPTED) for p, s, iou, ratio, sure in rows)
-    return tuple(replace(verdict, reason=_reason(verdict, config)) for verdict in verdicts)
+    measurements = (Acceptance(p, s, iou, ratio, sure, ACCEPTED) for p, s, iou, ratio, sure in rows)
+    return tuple(replace(one, reason=_reason(one, config)) for one in measurements)
 
 
 def stability_score(logits_Mss: Tensor, offset: float) -> Tensor:
-    """Give how little each mask changes when the threshold on its logits moves.
+    """Return how stable each mask is when the threshold on its logits moves.
 
     Args:
         logits_Mss: (M, s, s) float.
@@ -136,18 +140,19 @@ def _pixels(mask_Mss: Tensor) -> Tensor:
     return mask_Mss.flatten(1).sum(dim=1).double()
 
 
-def _reason(verdict: Verdict, config: AcceptConfig) -> str:
-    # An empty mask over a component without a pixel has the ratio 0 / 0, nan.
-    if verdict.area_ratio == 0 or isnan(verdict.area_ratio):
+def _reason(mask: Acceptance, config: AcceptConfig) -> str:
+    # A component too thin for a pixel's centre has area 0: the ratio is infinite, or nan if the mask is empty too.
+    if mask.area_ratio == 0 or isnan(mask.area_ratio):
         return REJECTED_EMPTY
-    if not config.min_area_ratio <= verdict.area_ratio <= config.max_area_ratio:
+    if not config.min_area_ratio <= mask.area_ratio <= config.max_area_ratio:
         return REJECTED_AREA
-    if verdict.iou_with_coarse < config.min_iou:
+    if mask.iou_with_coarse < config.min_iou:
         return REJECTED_DISAGREES
-    if isnan(verdict.predicted_iou) or 0 < config.min_predicted_iou > verdict.predicted_iou:
+    # nan compares false with every bound and would be accepted.
+    if isnan(mask.predicted_iou) or 0 < config.min_predicted_iou > mask.predicted_iou:
         return REJECTED_PREDICTED_IOU
-    if 0 < config.min_stability > verdict.stability:
+    if 0 < config.min_stability > mask.stability:
         return REJECTED_UNSTABLE
-    if config.min_gain is not None and verdict.predicted_iou - verdict.iou_with_coarse < config.min_gain:
+    if config.min_gain is not None and mask.predicted_iou - mask.iou_with_coarse < config.min_gain:
         return KEPT_AGREES
-    return KEPT_IN_DOUBT if verdict.conviction < config.min_conviction else ACCEPTED
+    return KEPT_IN_DOUBT if mask.conviction < config.min_conviction else ACCEPTED

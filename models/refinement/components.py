@@ -1,4 +1,4 @@
-"""What SAM is asked about one at a time: the connected components of a class, joined again if the setting says so."""
+"""What becomes a prompt of its own: a class's connected components, merged again where the settings ask for it."""
 
 # M component, h w score grid
 
@@ -12,19 +12,20 @@ from pydantic import BaseModel, ConfigDict, Field
 from scipy import ndimage
 
 EIGHT_NEIGHBOURS: Final = np.ones((3, 3), dtype=np.int8)
+# The two thresholds of SAMRefiner's merge step, from its source.
 CROWDED: Final = 0.5
 LOSS_OF_FILL: Final = 0.1
 
 
 class ComponentConfig(BaseModel):
-    """What becomes a prompt of its own.
+    """Which components get a prompt.
 
     Attributes:
         per: Each connected "component" of a class, or all components of the "class" together. SAM was trained on one
-            object at a time: a prompt over several works badly where they lie apart.
+            object at a time: a prompt over several works badly where they are apart.
         min_area: Components of fewer cells of the score grid get no prompt. A cell is 2 pixels wide in the tiny
             preset and 4 in the others.
-        merge: Join components of a class whose common box they fill well: parts of one object.
+        merge: Merge components of a class that fill their common box well: parts of one object.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -51,8 +52,8 @@ class Component:
     cells: NDArray[np.bool_]
 
     @property
-    def place(self) -> tuple[slice, slice]:
-        """Rows and columns of the box: `grid[c.place][c.cells]` are the component's cells."""
+    def slices(self) -> tuple[slice, slice]:
+        """Rows and columns of the box: `grid[c.slices][c.cells]` are the component's cells."""
         x0, y0, x1, y1 = self.box
         return slice(y0, y1), slice(x0, x1)
 
@@ -77,8 +78,8 @@ def find_components(first_HW: NDArray[np.integer], class_ids: Sequence[int], con
 
     Args:
         first_HW: (h, w) integers, the teacher's first choice for each cell.
-        class_ids: The classes to look at; one without a cell gives nothing.
-        config: What is too small, and what is joined again.
+        class_ids: The classes to search; one without a cell has no component.
+        config: What is too small, and what is merged again.
 
     Returns:
         The components, kept or too small. Neighbouring classes are never joined, so kept components do not overlap.
@@ -89,35 +90,36 @@ def find_components(first_HW: NDArray[np.integer], class_ids: Sequence[int], con
     too_small = np.zeros(first_HW.shape, dtype=np.bool_)
     too_small_counts: dict[int, int] = {}
     for class_id in sorted(class_ids):
+        # Class by class: neighbouring classes are never one component, and SAM gets one object at a time.
         numbers, _ = ndimage.label(first_HW == class_id, structure=EIGHT_NEIGHBOURS)
         areas = np.bincount(numbers.ravel())[1:]
         small = np.flatnonzero(areas < config.min_area)
         if small.size:
             too_small |= np.isin(numbers, small + 1)
             too_small_counts[class_id] = int(small.size)
-        places = ndimage.find_objects(numbers)
+        boxes = ndimage.find_objects(numbers)
         large: list[Component] = []
         for index in np.flatnonzero(areas >= config.min_area).tolist():
-            place = rows, columns = places[index]
+            slices = rows, columns = boxes[index]
             box = (columns.start, rows.start, columns.stop, rows.stop)
-            large.append(Component(class_id, int(areas[index]), box, numbers[place] == index + 1))
+            large.append(Component(class_id, int(areas[index]), box, numbers[slices] == index + 1))
         if config.per == "class":
-            large = [_joined(large)] if large else []
+            large = [_merged(large)] if large else []
         kept += merge_components(large) if config.merge else large
     return Components(tuple(kept), too_small, too_small_counts)
 
 
 def merge_components(components: Sequence[Component]) -> list[Component]:
-    """Join parts of one object: pairs whose boxes fill much of their common box, as their cells do.
+    """Merge parts of one object: pairs whose boxes fill much of their common box, as their cells do.
 
     Args:
         components: Of one class, in reading order; may be empty.
 
     Returns:
-        What is left when no pair can be joined any more, in the order of each one's first part. The first pair in
-        reading order is joined first, so the result is always the same.
+        What is left when no pair can be merged any more, in the order of each one's first part. The first pair in
+        reading order is merged first, so the result is always the same.
 
-    Source: SAMRefiner's merge step: a pair is joined if its boxes cover more than half of the common box and its cells
+    Source: SAMRefiner's merge step: a pair is merged if its boxes cover more than half of the common box and its cells
     more than half of it, or more than what the emptier of the two covers of its own box less a tenth.
     """
     left = list(components)
@@ -126,13 +128,13 @@ def merge_components(components: Sequence[Component]) -> list[Component]:
         if not first.size:
             break
         i, j = int(first[0]), int(second[0])
-        left[i] = _joined([left[i], left[j]])
+        left[i] = _merged([left[i], left[j]])
         del left[j]
     return left
 
 
 def _fit_together(components: Sequence[Component]) -> NDArray[np.bool_]:
-    """Give (M, M) bool, True above the diagonal where a pair is to be joined."""
+    """Return (M, M) bool, True above the diagonal where a pair is to be merged."""
     box_M4 = np.array([c.box for c in components], dtype=np.int64)
     area_M = np.array([c.area for c in components], dtype=np.float64)
     low_MM2 = np.minimum(box_M4[:, None, :2], box_M4[None, :, :2])
@@ -147,7 +149,7 @@ def _fit_together(components: Sequence[Component]) -> NDArray[np.bool_]:
     return together
 
 
-def _joined(parts: Sequence[Component]) -> Component:
+def _merged(parts: Sequence[Component]) -> Component:
     lefts, tops, rights, bottoms = zip(*(part.box for part in parts), strict=True)
     x0, y0, x1, y1 = min(lefts), min(tops), max(rights), max(bottoms)
     cells = np.zeros((y1 - y0, x1 - x0), dtype=np.bool_)

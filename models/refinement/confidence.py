@@ -7,14 +7,16 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
+# Over the image, "max" keeps the same pixels as over the argmax region, and "mean" measures a class's share of the
+# image more than how sure it is: 46 % of the pixels are kept at 0.5 (the scenes of docs/gate.md).
 Region = Literal["argmax", "image"]
 
 
 def statistic_quantile(statistic: str) -> float | None:
-    """Give the quantile that a statistic names: 1 for "max", q for "quantile:q", None for "mean" and "area_mean".
+    """Parse a statistic's quantile: 1 for "max", q for "quantile:q", None for "mean" and "area_mean".
 
     Raises:
-        ValueError: It is none of these, or q lies outside [0, 1].
+        ValueError: It is none of these, or q is outside [0, 1].
     """
     if statistic in ("mean", "area_mean"):
         return None
@@ -31,7 +33,7 @@ def statistic_quantile(statistic: str) -> float | None:
 
 
 def check_top_scores(ids_kHW: NDArray[np.integer], scores_kHW: NDArray[np.floating], num_classes: int) -> None:
-    """Refuse a teacher's stored scores that cannot be right.
+    """Reject a teacher's stored scores that cannot be right.
 
     Args:
         ids_kHW: (k, h, w) unsigned or signed integers, the classes kept for each pixel, best first.
@@ -62,10 +64,10 @@ def class_confidence(
     ids_kHW: NDArray[np.integer],
     scores_kHW: NDArray[np.floating],
     num_classes: int,
-    statistic: str = "max",
+    statistic: str = "max",  # at the paper's 0.9 "mean" passes the worst class in 6 % of its images, "max" in 44 %
     over: Region = "argmax",
 ) -> NDArray[np.float32]:
-    """Give each class's confidence: a statistic of its scores over a region of the image.
+    """Return each class's confidence: a statistic of its scores over a region of the image.
 
     Args:
         ids_kHW: (k, h, w) integers in 0..K-1, best first; a cell names a class once at most.
@@ -88,10 +90,12 @@ def class_confidence(
 
     Source: STSeg, section 2.3, which says "confidence" and leaves the statistic open.
     """
+    # On scores as stored: the teacher keeps only its best k classes per cell, so the rest of a class's probabilities is
+    # unknown but small, and counts as 0.
     quantile = statistic_quantile(statistic)
     kept = 1 if over == "argmax" else len(ids_kHW)
-    there_kHW = scores_kHW[:kept] > 0
-    ids, scores = ids_kHW[:kept][there_kHW], scores_kHW[:kept][there_kHW].astype(np.float64)
+    present_kHW = scores_kHW[:kept] > 0
+    ids, scores = ids_kHW[:kept][present_kHW], scores_kHW[:kept][present_kHW].astype(np.float64)
     first_K = np.bincount(ids_kHW[0][scores_kHW[0] > 0], minlength=num_classes)
     cells_K = first_K if over == "argmax" else np.full(num_classes, ids_kHW[0].size)
     if statistic == "max":
@@ -111,22 +115,20 @@ def class_confidence(
 def _quantiles(
     ids: NDArray[np.integer], scores: NDArray[np.float64], cells_K: NDArray[np.integer], quantile: float
 ) -> NDArray[np.float64]:
-    """Give each class's quantile among as many values as it has cells; those without a score are zeros.
-
-    It interpolates exactly as `numpy.quantile` does, of all classes at once, after one sort.
-    """
-    ordered = np.append(scores[np.lexsort((scores, ids))], 0.0)  # so that there is a place to look at without any score
+    """Return each class's quantile among the values of all its cells; cells without a score are zeros."""
+    # One sort for all classes instead of `numpy.quantile` class by class; it interpolates exactly as that does.
+    ordered = np.append(scores[np.lexsort((scores, ids))], 0.0)  # so that there is an entry to index without any score
     found_K = np.bincount(ids, minlength=len(cells_K))
     start_K = np.cumsum(found_K) - found_K
     zeros_K = cells_K - found_K
     last_K = np.maximum(cells_K - 1, 0)
-    place_K = last_K * quantile
-    below_K = np.floor(place_K).astype(np.int64)
-    share_K = place_K - below_K
+    rank_K = last_K * quantile
+    below_K = np.floor(rank_K).astype(np.int64)
+    share_K = rank_K - below_K
 
-    def at(place_K: NDArray[np.int64]) -> NDArray[np.float64]:
-        index_K = np.clip(start_K + place_K - zeros_K, 0, len(ordered) - 1)
-        return np.where(place_K < zeros_K, 0.0, ordered[index_K])
+    def at(rank_K: NDArray[np.int64]) -> NDArray[np.float64]:
+        index_K = np.clip(start_K + rank_K - zeros_K, 0, len(ordered) - 1)
+        return np.where(rank_K < zeros_K, 0.0, ordered[index_K])
 
     low_K, high_K = at(below_K), at(np.minimum(below_K + 1, last_K))
     step_K = high_K - low_K

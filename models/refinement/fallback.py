@@ -1,4 +1,4 @@
-"""The teacher's own label map at the image's size, and how much of it stands where no mask lies."""
+"""The teacher's own label map at the image's size, and how much of it is kept where no mask is."""
 
 # k kept classes per pixel (best first), h w score grid, H W image
 
@@ -25,8 +25,8 @@ class TeacherLayers:
     Attributes:
         teacher: (H, W) int64, the teacher's label.
         gated: (H, W) int64, the same where its class passed the gate, else the ignore index.
-        label: (H, W) int64, the same where it stands if no mask covers it, else the ignore index.
-        weight: (H, W) float32, the confidence of `label`; of no meaning where that is ignored.
+        label: (H, W) int64, the same where it is kept if no mask covers it, else the ignore index.
+        weight: (H, W) float32, the confidence of `label`; meaningless where that is ignored.
     """
 
     teacher: Tensor
@@ -36,7 +36,7 @@ class TeacherLayers:
 
 
 def teacher_label(ids_kHW: Tensor, scores_kHW: Tensor, original_hw: tuple[int, int]) -> Tensor:
-    """Give the teacher's own label map at the image's size: the class with the highest bilinearly resized score.
+    """Return the teacher's own label map at the image's size: the class with the highest bilinearly resized score.
 
     Args:
         ids_kHW: (k, h, w) int64, the classes kept for each cell, best first.
@@ -47,6 +47,8 @@ def teacher_label(ids_kHW: Tensor, scores_kHW: Tensor, original_hw: tuple[int, i
         (H, W) int64, out of the classes that are some cell's first choice; the lowest id among equals, -1 where every
         score is 0.
     """
+    # Resized scores, not resized labels: outlines follow the scores between cells. Class by class, so that memory does
+    # not grow with their number.
     best_HW = torch.zeros(original_hw, device=scores_kHW.device)
     label_HW = torch.full(original_hw, -1, dtype=torch.int64, device=scores_kHW.device)
     for class_id in sorted(set(ids_kHW[0].flatten().tolist())):
@@ -59,7 +61,7 @@ def teacher_label(ids_kHW: Tensor, scores_kHW: Tensor, original_hw: tuple[int, i
 
 
 def enlarge_cells(grid_hw: Tensor, original_hw: tuple[int, int]) -> Tensor:
-    """Give each pixel the value of the cell its centre lies in.
+    """Return for each pixel the value of the cell that its centre is in.
 
     Args:
         grid_hw: (h, w) float.
@@ -68,6 +70,7 @@ def enlarge_cells(grid_hw: Tensor, original_hw: tuple[int, int]) -> Tensor:
     Returns:
         (H, W) float.
     """
+    # "nearest" picks by the pixel's corner and is off by half a pixel; "nearest-exact" by its centre.
     return F.interpolate(grid_hw[None, None], original_hw, mode="nearest-exact")[0, 0]
 
 
@@ -75,17 +78,17 @@ def fill_weights(
     source: RefineInput,
     gate: GateResult,
     components: Components,
-    fates: Sequence[str],
+    outcomes: Sequence[str],
     config: ResolveConfig,
 ) -> NDArray[np.float32]:
-    """Give how much the teacher's label counts in each cell if no mask covers it.
+    """Return the weight of the teacher's label in each cell if no mask covers it.
 
     Args:
         source: The image's stored scores.
         gate: Its classes' confidence.
         components: Its components.
-        fates: For each kept one why SAM's mask of it was taken or not.
-        config: The policies. "ignore" for a rejected or too small component holds even where `uncovered` says
+        outcomes: For each kept one the reason why SAM's mask of it was accepted or not.
+        config: The policies. "ignore" for a rejected or too small component applies even where `uncovered` says
             "teacher".
 
     Returns:
@@ -98,10 +101,11 @@ def fill_weights(
     fill_hw = np.where(keeps_hw, score_hw, np.float32(0))
     small_hw = components.too_small
     fill_hw[small_hw] = confidence_hw[small_hw] if config.too_small == "teacher" else 0
-    for component, fate in zip(components.kept, fates, strict=True):
-        if fate != ACCEPTED:
-            stands = config.fallback == "coarse" or fate in KEPT
-            fill_hw[component.place][component.cells] = gate.confidence[component.class_id] if stands else 0
+    for component, outcome in zip(components.kept, outcomes, strict=True):
+        if outcome != ACCEPTED:
+            # "kept_…" means that SAM could not better the component, not that it is in doubt: no fallback applies.
+            keeps = config.fallback == "coarse" or outcome in KEPT
+            fill_hw[component.slices][component.cells] = gate.confidence[component.class_id] if keeps else 0
     return fill_hw
 
 
@@ -109,19 +113,21 @@ def teacher_layers(
     source: RefineInput,
     gate: GateResult,
     fill_hw: NDArray[np.float32],
-    target: tuple[torch.device, int],
     config: ResolveConfig,
+    *,
+    device: torch.device,
+    ignore_index: int,
 ) -> TeacherLayers:
-    """Bring the teacher's label to the image's size, whole, gated, and as it stands where no mask lies.
+    """Bring the teacher's label to the image's size: whole, gated, and as it is kept where no mask is.
 
     Args:
         source: The image's stored scores.
         gate: Which classes passed.
         fill_hw: (h, w) float32 from `fill_weights`.
-        target: The device to work on, and the ignore index.
         config: With `uncovered` = "teacher" classes that did not pass are filled in too.
+        device: Where to compute.
+        ignore_index: Marks the pixels without a label.
     """
-    device, ignore_index = target
     ids_khw = torch.from_numpy(source.ids.astype(np.int64)).to(device)
     scores_khw = torch.from_numpy(source.scores.astype(np.float32)).to(device)
     teacher = teacher_label(ids_khw, scores_khw, source.original_hw)

@@ -19,18 +19,19 @@ from models.refinement.confidence import Region, check_top_scores, class_confide
 ACCEPTED: Final = "accepted"
 DROPPED_LOW_CONFIDENCE: Final = "dropped_low_confidence"
 ABSENT: Final = "absent"
+# The paper's. No other gate was better in two seeds by more than one training differs from the next (1 to 2 points).
 DEFAULT_THRESHOLD: Final = 0.9
 
 
 class AdaptiveThreshold(BaseModel):
-    """A threshold of each class's own, so that a class the teacher is never sure of is not starved.
+    """A threshold per class, so that a class the teacher is never sure of is not starved.
 
     It is the highest one that lets `share` of the class's images in the round pass, within `floor` and `cap`.
 
     Attributes:
         floor: No class's threshold is lower.
         cap: No class's is higher; the paper's 0.9, so that a threshold is only ever lowered.
-        share: Of the images in which a class is some cell's first choice, so many are to pass.
+        share: The share of the images in which a class is some cell's first choice that is to pass.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -56,9 +57,9 @@ class GateConfig(BaseModel):
         over: Of its probabilities where: in its "argmax" region, the cells where it is the teacher's first choice, or
             over the whole "image", where a class that is not among a cell's kept ones counts as 0.
         calibration: A file that `stseg-pipeline calibrate` wrote: probabilities are calibrated by it before the
-            statistic is taken. Confidence alone is; SAM's prompts and `teacher_floor` read what the teacher said. null:
-            as the teacher said.
-        adaptive: A threshold of each class's own in the place of `threshold`. It needs the scores of all of the round's
+            statistic is taken. Only the confidence is calibrated; SAM's prompts and `teacher_floor` read the
+            probabilities as stored. null: no calibration.
+        adaptive: A threshold per class instead of `threshold`. It needs the scores of all of the round's
             images, so that refine starts when the last shard of the teacher is done. null: one for all classes.
     """
 
@@ -76,6 +77,7 @@ class GateConfig(BaseModel):
         statistic_quantile(statistic)
         return statistic
 
+    # A setting without effect would look as if it had been obeyed.
     @model_validator(mode="after")
     def _one_threshold(self) -> Self:
         if self.adaptive is not None and self.threshold != DEFAULT_THRESHOLD:
@@ -94,10 +96,10 @@ class ClassGate:
         config: The settings.
         num_classes: K.
         calibration: What `config.calibration` holds.
-        thresholds: (K,) float64, each class's own with `config.adaptive` (`adaptive_thresholds`).
+        thresholds: (K,) float64, one per class with `config.adaptive` (`adaptive_thresholds`).
 
     Raises:
-        ValueError: Settings and tables do not belong together.
+        ValueError: Settings and tables do not fit together.
     """
 
     config: GateConfig
@@ -123,7 +125,7 @@ class ClassGate:
 
 @dataclass(frozen=True)
 class GateResult:
-    """What became of each class of one image.
+    """The outcome for each class of one image.
 
     Attributes:
         confidence: (K,) float32 in [0, 1], 0 for a class without pixels.
@@ -156,7 +158,7 @@ def gate_confidence(
     config: GateConfig,
     calibration: CalibrationTable | None = None,
 ) -> NDArray[np.float32]:
-    """Give each class's confidence in an image, of calibrated probabilities where there is a calibration.
+    """Return each class's confidence in an image, of calibrated probabilities where there is a calibration.
 
     Args:
         ids_kHW: (k, h, w) integers in 0..K-1, best first.
@@ -171,6 +173,7 @@ def gate_confidence(
     Raises:
         ValueError: The scores cannot be right (`check_top_scores`).
     """
+    # Here and not at each use: damaged or foreign scores would pass for a confident teacher's.
     check_top_scores(ids_kHW, scores_kHW, num_classes)
     kept = 1 if config.over == "argmax" else len(ids_kHW)
     ids, scores = ids_kHW[:kept], scores_kHW[:kept]
@@ -187,7 +190,7 @@ def gate(ids_kHW: NDArray[np.integer], scores_kHW: NDArray[np.floating], class_g
         class_gate: The gate. Another can be tried on the same scores at no cost.
 
     Returns:
-        The confidence of every class and what became of it; it may be that none passes.
+        The confidence of every class and its outcome; possibly none passes.
 
     Raises:
         ValueError: See `gate_confidence`.
@@ -195,6 +198,7 @@ def gate(ids_kHW: NDArray[np.integer], scores_kHW: NDArray[np.floating], class_g
     num_classes = class_gate.num_classes
     confidence_K = gate_confidence(ids_kHW, scores_kHW, num_classes, class_gate.config, class_gate.calibration)
     present_K = np.bincount(ids_kHW[0][scores_kHW[0] > 0], minlength=num_classes) > 0
+    # A class that is no cell's first choice has no region to bring, whatever its confidence.
     passed_K = confidence_K > class_gate.threshold_of_class
     reasons = tuple(
         (ACCEPTED if passed else DROPPED_LOW_CONFIDENCE) if present else ABSENT
@@ -204,7 +208,7 @@ def gate(ids_kHW: NDArray[np.integer], scores_kHW: NDArray[np.floating], class_g
 
 
 def adaptive_thresholds(confidences: Sequence[NDArray[np.float32]], config: AdaptiveThreshold) -> NDArray[np.float64]:
-    """Give each class's threshold from its confidences in all of a round's images.
+    """Compute each class's threshold from its confidences in all of a round's images.
 
     Args:
         confidences: For each class the confidences of the images where it is some cell's first choice, in any order;
@@ -215,14 +219,16 @@ def adaptive_thresholds(confidences: Sequence[NDArray[np.float32]], config: Adap
         (K,) float64. Between floor and cap it is the number just below the m-th highest confidence, m being `share` of
         the images rounded up, so that m of them pass (more where confidences are equal). The cap without images.
 
-    Source: one threshold a class at a share of its predictions is that of class-balanced self-training (Zou et al.,
+    Source: one threshold per class at a share of its predictions is that of class-balanced self-training (Zou et al.,
     2018); here of images, not pixels, and within bounds.
     """
     thresholds_K = np.full(len(confidences), config.cap, dtype=np.float64)
     for class_id, found in enumerate(confidences):
         if len(found):
+            # Less a hair: 0.55 of 100 images is 55.00000000000001 in floating point, and would be 56.
             wanted = ceil(config.share * len(found) - 1e-9)
             lowest = np.partition(np.asarray(found, np.float32), len(found) - wanted)[len(found) - wanted]
+            # Just below, since a class passes above its threshold.
             below = float(np.nextafter(lowest, np.float32(-1)))
             thresholds_K[class_id] = min(max(below, config.floor), config.cap)
     return thresholds_K

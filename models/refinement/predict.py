@@ -1,4 +1,4 @@
-"""SAM's answer to the prompts of several images: one mask a prompt, chosen among candidates, asked again if wanted."""
+"""SAM's masks for the prompts of several images: one per prompt, chosen among candidates, iterated if wanted."""
 
 # B image, C channel, M prompt, s side of SAM's low-resolution frame
 
@@ -13,8 +13,8 @@ from torch import Tensor
 from models.refinement.prompts import ImagePrompts, PromptConfig
 from models.sam.decoder import MaskPrompts
 
+# Three candidates are held for this many prompts at a time; of the others only the mask that was chosen.
 PROMPTS_AT_ONCE: Final = 64
-"""Candidates are held of so many prompts; of the others only the mask that was chosen."""
 
 
 class PromptDecoder(Protocol):
@@ -25,33 +25,34 @@ class PromptDecoder(Protocol):
         """Side of SAM's input frame, pixels."""
 
     def decode(self, embedding_BCHW: Tensor, prompts: MaskPrompts, *, multimask: bool = False) -> tuple[Tensor, Tensor]:
-        """Give (M, s, s) mask logits, s = 4 times the embedding's side, and (M,) predicted IoU.
+        """Return (M, s, s) mask logits, s = 4 times the embedding's side, and (M,) predicted IoU.
 
         With `multimask` they are (M, 3, s, s) and (M, 3).
         """
 
 
 def join_prompts(images: Sequence[ImagePrompts], config: PromptConfig) -> MaskPrompts:
-    """Put the prompts of several images into one batch, with the kinds that the settings name."""
+    """Join the prompts of several images into one batch, with the kinds that the settings name."""
+    # One batch over images: an image has a handful of components, too few to fill a GPU.
     counts = torch.tensor([len(image.boxes) for image in images])
     joined = {
         name: torch.from_numpy(np.concatenate([getattr(image, name) for image in images]))
         for name in ("boxes", "points", "point_labels", "mask_logits")
     }
-    places = [place for place, kind in enumerate(("point", "negative_point")) if kind in config.kinds]
+    columns = [column for column, kind in enumerate(("point", "negative_point")) if kind in config.kinds]
     return MaskPrompts(
         image_index_M=torch.arange(len(images)).repeat_interleave(counts),
         boxes_M4=joined["boxes"] if "box" in config.kinds else None,
         mask_input_M1hw=joined["mask_logits"][:, None] if "mask" in config.kinds else None,
-        point_coords_MT2=joined["points"][:, places] if places else None,
-        point_labels_MT=joined["point_labels"][:, places].float() if places else None,
+        point_coords_MT2=joined["points"][:, columns] if columns else None,
+        point_labels_MT=joined["point_labels"][:, columns].float() if columns else None,
     )
 
 
-def ask_sam(
+def predict_masks(
     decoder: PromptDecoder, embedding_BCHW: Tensor, prompts: MaskPrompts, config: PromptConfig
 ) -> tuple[Tensor, Tensor]:
-    """Ask SAM for a mask a prompt, as often as the settings say.
+    """Predict one mask per prompt, in the number of iterations that the settings name.
 
     Args:
         decoder: SAM's mask decoder.
@@ -60,20 +61,20 @@ def ask_sam(
         config: Candidates and iterations.
 
     Returns:
-        (M, s, s) mask logits and (M,) predicted IoU of the last iteration.
+        (M, s, s) mask logits and (M,) predicted IoU, both of the last iteration.
 
     Source: the candidate with the highest predicted IoU, and the mask (and box) fed back, after SAMRefiner; as in
     segment_anything the mask that is fed back is the low-resolution logits, here within the clip of the first prompt.
     """
-    answers = []
+    results = []
     for start in range(0, len(prompts.image_index_M), PROMPTS_AT_ONCE):
         part = prompts.take(slice(start, start + PROMPTS_AT_ONCE))
-        answer = _one_each(decoder, embedding_BCHW, part, config)
+        result = _one_each(decoder, embedding_BCHW, part, config)
         for _ in range(config.iterations - 1):
-            part = _fed_back(part, answer[0], decoder.image_size, config)
-            answer = _one_each(decoder, embedding_BCHW, part, config)
-        answers.append(answer)
-    logits, predicted = zip(*answers, strict=True)
+            part = _fed_back(part, result[0], decoder.image_size, config)
+            result = _one_each(decoder, embedding_BCHW, part, config)
+        results.append(result)
+    logits, predicted = zip(*results, strict=True)
     return torch.cat(logits), torch.cat(predicted)
 
 
@@ -89,6 +90,7 @@ def _one_each(
 
 
 def _fed_back(prompts: MaskPrompts, logits_Mss: Tensor, image_size: int, config: PromptConfig) -> MaskPrompts:
+    # Within the clip of the first prompt: SAM's own logits are not bounded.
     mask_M1ss = logits_Mss[:, None].clamp(-config.logit_clip, config.logit_clip)
     boxes_M4 = prompts.boxes_M4
     if config.feed_box and boxes_M4 is not None:
@@ -97,7 +99,7 @@ def _fed_back(prompts: MaskPrompts, logits_Mss: Tensor, image_size: int, config:
 
 
 def _mask_boxes(logits_Mss: Tensor, boxes_M4: Tensor, image_size: int) -> Tensor:
-    """Give each mask's tight box, first and last pixel of SAM's input frame; an empty mask's box stays as it was."""
+    """Return each mask's tight box, first and last pixel of SAM's input frame; an empty mask keeps its old box."""
     side = logits_Mss.shape[-1]
     inside_Mss = logits_Mss > 0
     edges = []

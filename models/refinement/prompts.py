@@ -12,16 +12,21 @@ from numpy.typing import NDArray
 from pydantic import Field, field_validator, model_validator
 
 from models.refinement.components import Component, ComponentConfig
-from models.refinement.prompt_points import NO_POINT, ON_OBJECT, background_points, deepest_points
-from models.refinement.prompt_shapes import boxes_in_sam_frame, elastic_box
-from models.sam.grid_frame import GridFrame
-from models.sam.letterbox import letterbox_bilinear
+from models.refinement.prompt_shapes import (
+    NO_POINT,
+    ON_OBJECT,
+    background_points,
+    boxes_in_sam_frame,
+    deepest_points,
+    elastic_box,
+)
+from models.sam.frame import GridFrame, letterbox_bilinear
 
 PromptKind = Literal["mask", "box", "point", "negative_point"]
 
 
 class PromptConfig(ComponentConfig):
-    """What SAM is asked with.
+    """What SAM is prompted with.
 
     Attributes:
         kinds: Which of "mask", "box", "point" (the component's deepest cell) and "negative_point" (the cell of another
@@ -36,10 +41,12 @@ class PromptConfig(ComponentConfig):
         logit_clip: The mask prompt's logits are kept within plus and minus this.
         other_components_logit: Cells of the class's other components get at most this logit.
         candidates: Take SAM's "single" answer, or the "best" of its three by their predicted IoU.
-        iterations: How often SAM is asked; from the second time on its own mask is the mask prompt, whatever `kinds`.
-        feed_box: From the second time on the box is that of its own mask.
+        iterations: How many times SAM is run; from the second on its own mask is the mask prompt, whatever `kinds`.
+        feed_box: From the second iteration on the box is that of its own mask.
     """
 
+    # Mask and box gain most on coarse masks with the tiny SAM (13.9 points of IoU; mask alone 12.7, box 10.2, point
+    # 6.8); points on top of them add nothing.
     kinds: tuple[PromptKind, ...] = ("mask", "box")
     elastic_box: bool = False
     elastic_similarity: float = Field(default=0.5, ge=-1, le=1)
@@ -48,6 +55,7 @@ class PromptConfig(ComponentConfig):
     logit_clip: float = Field(default=10.0, gt=0)
     other_components_logit: float = -4.0
     candidates: Literal["single", "best"] = "single"
+    # A second iteration gains 0.2 points on a round's pseudo-labels at twice the cost.
     iterations: int = Field(default=1, ge=1, le=10)
     feed_box: bool = False
 
@@ -97,7 +105,7 @@ class PromptSource:
         ids: (k, h, w) integers, the classes kept for each cell, best first.
         scores: (k, h, w) float in [0, 1], their probabilities.
         embedding: (C, g, g) float, SAM's embedding of the padded image.
-        frame: Where the grid lies in SAM's frame.
+        frame: The grid's location in SAM's frame.
     """
 
     ids: NDArray[np.integer]
@@ -107,15 +115,15 @@ class PromptSource:
 
 
 def image_prompts(components: Sequence[Component], source: PromptSource, config: PromptConfig) -> ImagePrompts:
-    """Give the prompts of an image's components.
-
-    Mask, box and deepest point are always made, since facts about them are kept; a background point only if asked for.
+    """Return the prompts of an image's components.
 
     Args:
         components: M of them, found on `source.ids[0]`; M may be 0.
         source: The image.
         config: See `PromptConfig`.
     """
+    # Mask, box and deepest point are always made, since the records keep facts about them; a background point only if
+    # it is a prompt.
     frame = source.frame
     points = np.zeros((len(components), 2, 2), dtype=np.float32)
     labels = np.full((len(components), 2), NO_POINT, dtype=np.int64)
@@ -141,7 +149,7 @@ def image_prompts(components: Sequence[Component], source: PromptSource, config:
 def component_logits(
     components: Sequence[Component], source: PromptSource, config: PromptConfig
 ) -> Iterator[NDArray[np.float32]]:
-    """Give each component's mask prompt on the score grid, one after the other.
+    """Yield each component's mask prompt on the score grid.
 
     Args:
         components: M of them, by class, found on `source.ids[0]`; M may be 0.
@@ -156,17 +164,19 @@ def component_logits(
     for class_id, members in groupby(components, key=lambda component: component.class_id):
         of_class_kHW = source.ids == class_id
         whole_HW = np.clip(_class_logit(of_class_kHW, source.scores, config), -clip, clip)
+        # The class's other components are held down: several objects in one mask prompt are out of SAM's distribution.
         held_HW = np.where(of_class_kHW[0], np.clip(np.minimum(whole_HW, ceiling), -clip, clip), whole_HW)
         for component in members:
             logit_HW = held_HW.astype(np.float32)
-            logit_HW[component.place][component.cells] = whole_HW[component.place][component.cells]
+            logit_HW[component.slices][component.cells] = whole_HW[component.slices][component.cells]
             yield logit_HW
 
 
 def _class_logit(
     of_class_kHW: NDArray[np.bool_], scores_kHW: NDArray[np.floating], config: PromptConfig
 ) -> NDArray[np.float64]:
-    """Give (h, w) log of a class's probability over that of its rival: all others, or the best other one."""
+    """Return (h, w): the log of a class's probability over that of its rival, all others or the best other one."""
+    # The probability whose logit is the clip: keeps the logarithms finite without moving anything inside the clip.
     floor = 1.0 / (1.0 + np.exp(config.logit_clip))
     score_HW = np.where(of_class_kHW, scores_kHW, 0).max(axis=0).astype(np.float64)
     rival_HW = 1.0 - score_HW

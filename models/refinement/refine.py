@@ -14,26 +14,24 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
 from torch import Tensor
 
-from models.refinement.acceptance import PADDING, AcceptConfig, Verdict, judge_masks
+from models.refinement.acceptance import PADDING, Acceptance, AcceptConfig, judge_masks
 from models.refinement.components import Components, find_components
 from models.refinement.fallback import fill_weights, teacher_layers
 from models.refinement.gate import ClassGate, GateResult, gate
 from models.refinement.overlaps import ResolveConfig, claim_pixels, near_boundary
-from models.refinement.predict import PromptDecoder, ask_sam, join_prompts
+from models.refinement.predict import PromptDecoder, join_prompts, predict_masks
 from models.refinement.prompts import ImagePrompts, PromptConfig, PromptSource, image_prompts
 from models.refinement.types import MaskFact, RefinedLabel, RefineInput
-from models.sam.frame import masks_to_original, size_in_frame
-from models.sam.grid_frame import GridFrame
-from models.sam.letterbox import letterbox_nearest
+from models.sam.frame import GridFrame, letterbox_nearest, masks_to_original, size_in_frame
 
 
 class RefinementConfig(BaseModel):
     """The settings of every step after the gate.
 
     Attributes:
-        prompts: What SAM is asked with.
-        accept: Which of its masks are taken.
-        resolve: Who gets a pixel.
+        prompts: What SAM is prompted with.
+        accept: Which of its masks are accepted.
+        resolve: Which mask wins a pixel, and what fills the rest.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -43,17 +41,20 @@ class RefinementConfig(BaseModel):
     resolve: ResolveConfig = ResolveConfig()
 
 
+# The default for masks from elsewhere, which may be good already: there SAM must be surer than of a teacher's. Chosen
+# on 80 scenes; on 40 others it gains 10.8 points of IoU on coarse masks and 0.1 on good ones. A teacher's acceptance
+# loses 7 on good ones.
 FOR_MASKS: Final = RefinementConfig(
     prompts=PromptConfig(iterations=2),
     accept=AcceptConfig(min_predicted_iou=0.7, min_gain=0.12, min_conviction=4.5),
     resolve=ResolveConfig(too_small="teacher"),
 )
-"""The default for masks from elsewhere, which may be good already: then SAM has to be surer than of a teacher's."""
 
 
 @dataclass(frozen=True)
 class _Prepared:
     source: RefineInput
+    image_size: int
     gate: GateResult
     components: Components
     prompts: ImagePrompts
@@ -82,7 +83,7 @@ def refine_batch(
         passes the gate there are no masks, and with the default settings every pixel is ignored.
 
     Raises:
-        ValueError: The ignore index is a class, or an image's scores cannot be right; its place is named.
+        ValueError: The ignore index is a class, or an image's scores cannot be right; its index is named.
 
     Source: STSeg, section 2.3, per connected component as in SAMRefiner, with an acceptance test and fallbacks.
     """
@@ -96,30 +97,19 @@ def refine_batch(
             prepared.append(_prepare(source, decoder.image_size, class_gate, config.prompts))
         except ValueError as error:
             raise ValueError(f"image {index} of {len(inputs)}: {error}") from error
+    # One batch for the prompts of all images: an image alone may have one or two, too few to keep a GPU busy.
     counts = [len(p.components.kept) for p in prepared]
     logits_Mss, predicted_iou_M = torch.empty(0, 1, 1), torch.empty(0)
     if sum(counts):
         embedding_BCgg = torch.from_numpy(np.stack([source.embedding for source in inputs]))
         prompts = join_prompts([p.prompts for p in prepared], config.prompts)
-        logits_Mss, predicted_iou_M = ask_sam(decoder, embedding_BCgg, prompts, config.prompts)
-    answers = zip(prepared, torch.split(logits_Mss, counts), torch.split(predicted_iou_M, counts), strict=True)
-    return [_finish(p, logits, iou, (decoder.image_size, ignore_index), config) for p, logits, iou in answers]
-
-
-def refine_image(
-    source: RefineInput,
-    decoder: PromptDecoder,
-    class_gate: ClassGate,
-    config: RefinementConfig,
-    *,
-    ignore_index: int,
-) -> RefinedLabel:
-    """Refine the label of one image; see `refine_batch`."""
-    (refined,) = refine_batch([source], decoder, class_gate, config, ignore_index=ignore_index)
-    return refined
+        logits_Mss, predicted_iou_M = predict_masks(decoder, embedding_BCgg, prompts, config.prompts)
+    results = zip(prepared, torch.split(logits_Mss, counts), torch.split(predicted_iou_M, counts), strict=True)
+    return [_finish(p, logits, iou, config, ignore_index) for p, logits, iou in results]
 
 
 def _prepare(source: RefineInput, image_size: int, class_gate: ClassGate, config: PromptConfig) -> _Prepared:
+    # An embedding of another image, or of this one before it was turned, would prompt SAM in the wrong spot.
     shown = size_in_frame(source.original_hw, image_size)
     if any(abs(share * image_size - side) > 1 for share, side in zip(source.valid_hw, shown, strict=True)):
         raise ValueError(
@@ -127,32 +117,35 @@ def _prepare(source: RefineInput, image_size: int, class_gate: ClassGate, config
             f"{shown} of SAM's {image_size}; embed the image again"
         )
     result = gate(source.ids, source.scores, class_gate)
+    # A cell without a class must not join the components of class 0.
     first_hw = np.where(source.scores[0] > 0, source.ids[0].astype(np.int32), -1)
     components = find_components(first_hw, result.accepted_ids, config)
     frame = GridFrame((source.ids.shape[1], source.ids.shape[2]), source.valid_hw, image_size)
-    asked_from = PromptSource(source.ids, source.scores, source.embedding, frame)
-    return _Prepared(source, result, components, image_prompts(components.kept, asked_from, config))
+    prompt_source = PromptSource(source.ids, source.scores, source.embedding, frame)
+    return _Prepared(source, image_size, result, components, image_prompts(components.kept, prompt_source, config))
 
 
 def _finish(
-    prepared: _Prepared, logits_Mss: Tensor, predicted_iou_M: Tensor, frame: tuple[int, int], config: RefinementConfig
+    prepared: _Prepared, logits_Mss: Tensor, predicted_iou_M: Tensor, config: RefinementConfig, ignore_index: int
 ) -> RefinedLabel:
-    """Judge the masks of one image and paint its label; `frame` holds SAM's image size and the ignore index."""
-    image_size, ignore_index = frame
+    """Judge the masks of one image and paint its label."""
     source, kept = prepared.source, prepared.components.kept
-    verdicts = _judge(prepared, logits_Mss, predicted_iou_M, config.accept)
-    taken = [number for number, verdict in enumerate(verdicts) if verdict.accepted]
+    judged = _judge(prepared, logits_Mss, predicted_iou_M, config.accept)
+    taken = [number for number, mask in enumerate(judged) if mask.accepted]
     confidence = prepared.gate.confidence
     sure = [float(confidence[kept[number].class_id]) for number in taken]
+    # SAM's predicted IoU may leave [0, 1]; unbounded it would outweigh any confidence.
     claims = claim_pixels(
         logits_Mss[taken],
-        [c * min(max(verdicts[number].predicted_iou, 0.0), 1.0) for c, number in zip(sure, taken, strict=True)],
-        partial(masks_to_original, original_hw=source.original_hw, image_size=image_size),
+        [c * min(max(judged[number].predicted_iou, 0.0), 1.0) for c, number in zip(sure, taken, strict=True)],
+        partial(masks_to_original, original_hw=source.original_hw, image_size=prepared.image_size),
         source.original_hw,
     )
-    fates = [verdict.reason for verdict in verdicts]
-    fill_hw = fill_weights(source, prepared.gate, prepared.components, fates, config.resolve)
-    painted = teacher_layers(source, prepared.gate, fill_hw, (logits_Mss.device, ignore_index), config.resolve)
+    outcomes = [mask.reason for mask in judged]
+    fill_hw = fill_weights(source, prepared.gate, prepared.components, outcomes, config.resolve)
+    painted = teacher_layers(
+        source, prepared.gate, fill_hw, config.resolve, device=logits_Mss.device, ignore_index=ignore_index
+    )
     covered = claims.winner >= 0
     winner = claims.winner[covered]
     class_ids = [kept[number].class_id for number in taken]
@@ -160,16 +153,18 @@ def _finish(
     painted.weight[covered] = torch.tensor(sure, dtype=torch.float32, device=winner.device)[winner]
     if config.resolve.boundary_band:
         painted.label[near_boundary(painted.label, config.resolve.boundary_band)] = ignore_index
+    # At least 1 where there is a label: 0 means ignored.
     weight = (255 * painted.weight).round().clamp(1, 255) * (painted.label != ignore_index)
-    seen = dict(zip(taken, zip(claims.areas, claims.boxes, strict=True), strict=True))
+    areas = dict(zip(taken, claims.areas, strict=True))
+    boxes = dict(zip(taken, claims.boxes, strict=True))
     return RefinedLabel(
         label=_int32(painted.label),
         weight=weight.cpu().numpy().astype(np.uint8),
         teacher=_int32(painted.teacher),
         gated=_int32(painted.gated),
         masks=tuple(
-            _fact(prepared, number, verdict, seen.get(number), (image_size, config.prompts))
-            for number, verdict in enumerate(verdicts)
+            _fact(prepared, number, mask, config.prompts.kinds, areas.get(number), boxes.get(number))
+            for number, mask in enumerate(judged)
         ),
         gate=prepared.gate,
         too_small=prepared.components.too_small_counts,
@@ -178,11 +173,12 @@ def _finish(
 
 def _judge(
     prepared: _Prepared, logits_Mss: Tensor, predicted_iou_M: Tensor, config: AcceptConfig
-) -> tuple[Verdict, ...]:
+) -> tuple[Acceptance, ...]:
     source = prepared.source
     numbers_hw = np.full(source.ids.shape[1:], -1, dtype=np.int32)
     for number, component in enumerate(prepared.components.kept):
-        numbers_hw[component.place][component.cells] = number
+        numbers_hw[component.slices][component.cells] = number
+    # In SAM's frame and resolution, so that logits are compared where SAM made them.
     coarse_ss = letterbox_nearest(numbers_hw, source.valid_hw, logits_Mss.shape[-1], padding=PADDING)
     return judge_masks(logits_Mss, predicted_iou_M, torch.from_numpy(coarse_ss).to(logits_Mss.device), config)
 
@@ -190,16 +186,17 @@ def _judge(
 def _fact(
     prepared: _Prepared,
     number: int,
-    verdict: Verdict,
-    seen: tuple[int, tuple[int, int, int, int]] | None,
-    frame: tuple[int, PromptConfig],
+    mask: Acceptance,
+    kinds: tuple[str, ...],
+    area: int | None,
+    box_xyxy: tuple[int, int, int, int] | None,
 ) -> MaskFact:
-    """Write down one mask; `seen` is the area and box of an accepted one, `frame` SAM's image size and the settings."""
+    """Describe one mask; `area` and `box_xyxy` are those of an accepted one at the image's size."""
     source, component = prepared.source, prepared.components.kept[number]
     (height, width), (rows, columns) = source.original_hw, source.ids.shape[1:]
     x0, y0, x1, y1 = component.box
     box = (x0 * width / columns, y0 * height / rows, x1 * width / columns, y1 * height / rows)
-    point = (prepared.prompts.points[number, 0] + 0.5) / frame[0] / np.array(source.valid_hw[::-1]) * (
+    point = (prepared.prompts.points[number, 0] + 0.5) / prepared.image_size / np.array(source.valid_hw[::-1]) * (
         width,
         height,
     ) - 0.5
@@ -208,18 +205,18 @@ def _fact(
     return MaskFact(
         class_id=component.class_id,
         confidence=float(prepared.gate.confidence[component.class_id]),
-        area=seen[0] if seen else coarse_area,
-        box_xyxy=seen[1] if seen else coarse_box,
-        prompts=frame[1].kinds,
+        area=coarse_area if area is None else area,
+        box_xyxy=coarse_box if box_xyxy is None else box_xyxy,
+        prompts=kinds,
         prompt_box_xyxy=(round(box[0], 2), round(box[1], 2), round(box[2], 2), round(box[3], 2)),
         prompt_point_xy=(round(float(point[0]), 2), round(float(point[1]), 2)),
-        predicted_iou=verdict.predicted_iou,
-        stability=verdict.stability,
-        iou_with_coarse=verdict.iou_with_coarse,
-        area_ratio=verdict.area_ratio if isfinite(verdict.area_ratio) else None,
-        conviction=verdict.conviction,
-        accepted=verdict.accepted,
-        reason=verdict.reason,
+        predicted_iou=mask.predicted_iou,
+        stability=mask.stability,
+        iou_with_coarse=mask.iou_with_coarse,
+        area_ratio=mask.area_ratio if isfinite(mask.area_ratio) else None,
+        conviction=mask.conviction,
+        accepted=mask.accepted,
+        reason=mask.reason,
     )
 
 

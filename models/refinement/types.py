@@ -1,6 +1,6 @@
-"""What refinement is given of an image and what it gives back."""
+"""What refinement takes of an image and what it returns."""
 
-# k kept classes per pixel (best first), h w score grid, H W image
+# k kept classes per pixel (best first), h w score grid, H W image, C channel, g embedding grid
 
 from collections import Counter
 from dataclasses import asdict, dataclass
@@ -35,7 +35,7 @@ class RefineInput:
 
 @dataclass(frozen=True)
 class MaskFact:
-    """What is kept of one prompted component.
+    """The record of one prompted component.
 
     Attributes:
         class_id: Its class.
@@ -45,12 +45,12 @@ class MaskFact:
         prompts: The kinds of prompt that SAM got.
         prompt_box_xyxy: The component's box in original pixels, rounded to hundredths.
         prompt_point_xy: The component's deepest point in original pixels.
-        predicted_iou: SAM's own guess.
+        predicted_iou: SAM's own estimate.
         stability: SAM's stability score.
         iou_with_coarse: IoU of SAM's mask with the component.
         area_ratio: Its area over the component's in SAM's low-resolution frame; None if that covers no pixel there.
         conviction: Mean distance of its logits from 0 where it differs from the component.
-        accepted: Whether the mask is taken.
+        accepted: Whether the mask is accepted.
         reason: "accepted", "rejected_…" or "kept_…".
     """
 
@@ -70,7 +70,7 @@ class MaskFact:
     reason: str
 
     def as_json(self) -> dict[str, Any]:
-        """Give it as a dict that `json` writes, fractions rounded to four digits."""
+        """Return it as a dict that `json` can write, fractions rounded to four digits."""
         fact = asdict(self)
         return {name: round(value, 4) if isinstance(value, float) else value for name, value in fact.items()}
 
@@ -85,7 +85,7 @@ class RefinedLabel:
         teacher: (H, W) int32, the teacher's own label: the class with the highest bilinearly resized score.
         gated: (H, W) int32, `teacher` where its class passed the gate, else the ignore index.
         masks: A fact per prompted component, by class id.
-        gate: What became of each class.
+        gate: The outcome for each class.
         too_small: How many components of each class were too small for a prompt.
     """
 
@@ -104,3 +104,29 @@ class RefinedLabel:
         if self.too_small:
             counts[DROPPED_TOO_SMALL] = sum(self.too_small.values())
         return dict(counts)
+
+
+def label_as_input(
+    label_HW: NDArray[np.integer],
+    embedding_CHW: NDArray[np.floating],
+    valid_hw: tuple[float, float],
+    *,
+    ignore_index: int,
+) -> RefineInput:
+    """Return a label map as the scores of a teacher that is fully sure of it.
+
+    Args:
+        label_HW: (H, W) integers, class ids and the ignore index; the image's size, upright.
+        embedding_CHW: (C, g, g) float, SAM's embedding of the padded image.
+        valid_hw: Share of SAM's square that is image.
+        ignore_index: Its pixels have no class: score 0.
+
+    Returns:
+        One class per pixel with probability 1; where everything is ignored, none.
+    """
+    # The grid is the label's own: a component that SAM does not better stays as it is to the pixel, and thin objects
+    # are not lost on a coarser grid.
+    known_HW = label_HW != ignore_index
+    ids = np.where(known_HW, label_HW, 0).astype(np.uint16)
+    size_hw = (label_HW.shape[0], label_HW.shape[1])
+    return RefineInput(ids[None], known_HW[None].astype(np.float16), embedding_CHW, valid_hw, size_hw)

@@ -3,8 +3,8 @@
 The frozen image encoder runs once for an image, the mask decoder for the prompts of many images at once.
 """
 
-# B image, C channel, g side of the embedding grid, S side of SAM's square frame, M prompt, T point,
-# s = 4g side of the low-resolution mask frame, H W pixels
+# B image, C channel, g side of the embedding grid (h w as rows and columns), S side of SAM's square frame, M prompt,
+# T point, s = 4g side of the low-resolution mask frame, H W pixels
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,10 +16,10 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict
 from segment_anything.modeling import ImageEncoderViT, MaskDecoder, PromptEncoder, Sam, TwoWayTransformer
 from torch import Tensor, nn
 
-from models.presets import Preset, SamConfig
 from models.sam.decoder import MaskPrompts, check_prompts, decode_tokens, embed_prompts
 from models.sam.encoder import encode_frames
 from models.sam.frame import masks_to_original, sam_input, to_sam_frame
@@ -27,6 +27,7 @@ from models.weights.files import load_weights_into, shipped_weights
 
 __all__ = [
     "MaskPrompts",
+    "SamConfig",
     "SamEmbedding",
     "SamEncoder",
     "SamMaskDecoder",
@@ -35,8 +36,48 @@ __all__ = [
     "masks_to_original",
     "to_sam_frame",
 ]
+# segment_anything's own constants, in the range 0 to 255.
 PIXEL_MEAN: Final = (123.675, 116.28, 103.53)
 PIXEL_STD: Final = (58.395, 57.12, 57.375)
+
+
+class SamConfig(BaseModel):
+    """The sizes of a Segment Anything model; the defaults are those that all published ones share.
+
+    Attributes:
+        image_size: Longest side after resizing, pixels.
+        patch_size: Side of a patch, pixels; the embedding grid is image_size / patch_size.
+        encoder_dim: Width of the image encoder.
+        encoder_depth: Number of its blocks.
+        encoder_heads: Number of its attention heads.
+        encoder_mlp_ratio: Hidden width of its MLPs over its width.
+        global_blocks: Blocks with global attention; the others use windows.
+        window_size: Side of an attention window in patches; 0 makes every block global.
+        relative_positions: Whether attention has decomposed relative positions.
+        embedding_dim: Channels of the image embedding and width of the mask decoder.
+        decoder_mlp_dim: Hidden width of the two-way transformer's MLPs.
+        decoder_heads: Heads of the two-way transformer.
+        mask_channels: Hidden channels of the mask prompt's embedding.
+        iou_head_dim: Hidden width of the head that predicts IoU.
+        weights: File under `models/weights`, or None when the user must name a file.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    image_size: int = 1024
+    patch_size: int = 16
+    encoder_dim: int
+    encoder_depth: int
+    encoder_heads: int
+    encoder_mlp_ratio: float = 4.0
+    global_blocks: tuple[int, ...]
+    window_size: int = 14
+    relative_positions: bool = True
+    embedding_dim: int = 256
+    decoder_mlp_dim: int = 2048
+    decoder_heads: int = 8
+    mask_channels: int = 16
+    iou_head_dim: int = 256
+    weights: str | None = None
 
 
 def build_sam(config: SamConfig) -> Sam:
@@ -48,6 +89,7 @@ def build_sam(config: SamConfig) -> Sam:
     Raises:
         ValueError: Sizes do not fit together; the two are named.
     """
+    # segment_anything would fail later, with a shape that names neither setting.
     _check_sizes(config)
     grid = config.image_size // config.patch_size
     encoder = ImageEncoderViT(
@@ -90,11 +132,11 @@ def _check_sizes(config: SamConfig) -> None:
             raise ValueError(f"sam.{name} = {whole} must be a multiple of {divisor_name} = {divisor}")
 
 
-def load_sam(config: SamConfig | Preset, weights: Path | None = None, *, with_decoder: bool) -> Sam:
+def load_sam(config: SamConfig, weights: Path | None = None, *, with_decoder: bool) -> Sam:
     """Load a frozen SAM.
 
     Args:
-        config: Its sizes, or the preset that names them.
+        config: Its sizes.
         weights: A state dict of all of SAM (safetensors or `.pth`); None takes what is shipped with the package.
         with_decoder: Keep the prompt encoder and the mask decoder; without them the model can only encode images.
 
@@ -104,10 +146,10 @@ def load_sam(config: SamConfig | Preset, weights: Path | None = None, *, with_de
     Raises:
         ValueError: Weights are not shipped for this size, missing, unreadable, or do not fit the sizes.
     """
-    sizes = config.sam if isinstance(config, Preset) else config
-    path = shipped_weights(sizes.weights, what="SAM") if weights is None else weights
-    sam = build_sam(sizes)
+    path = shipped_weights(config.weights, what="SAM") if weights is None else weights
+    sam = build_sam(config)
     load_weights_into(sam, path)
+    # Embedding and prediction never need the decoder.
     if not with_decoder:
         del sam.prompt_encoder, sam.mask_decoder
     return sam.requires_grad_(False)
@@ -115,7 +157,7 @@ def load_sam(config: SamConfig | Preset, weights: Path | None = None, *, with_de
 
 @dataclass(frozen=True)
 class SamEmbedding:
-    """What SAM sees in some images.
+    """SAM's embeddings of some images.
 
     Attributes:
         embedding_BCHW: (B, C, g, g) float, embeddings of the padded squares.
@@ -126,20 +168,26 @@ class SamEmbedding:
     valid_B2: Tensor
 
     def to(self, device: torch.device) -> "SamEmbedding":
-        """Give the same as float32 on a device."""
+        """Return the same as float32 on a device."""
+        # Stored as float16: with 1024-pixel frames 2 MiB per image instead of 4, read by teacher, refine and student.
         return SamEmbedding(self.embedding_BCHW.to(device).float(), self.valid_B2.to(device))
+
+
+def _images_at_once(image_size: int) -> int:
+    # About as many tokens as one published frame of 1024 pixels has: small SAMs batch, published ones go one by one.
+    return max(1, (1024 // image_size) ** 2 // 4)
 
 
 class SamEncoder(nn.Module):
     """SAM's image encoder with its preprocessing; nothing else of the model is kept alive."""
 
     def __init__(self, sam: Sam, dtype: torch.dtype | None = None) -> None:
-        """Take over the image encoder of a SAM that has its weights.
+        """Take the image encoder of a SAM that has its weights.
 
         Args:
             sam: Its encoder becomes this one's, and its weights are converted where `dtype` differs.
-            dtype: What to compute in; bfloat16 is about twice as fast as float32 where the processor multiplies it, and
-                its embeddings differ by about one percent. None: the weights' own.
+            dtype: The precision to compute in; bfloat16 is about twice as fast as float32 where the processor
+                multiplies it, and its embeddings differ by about one percent. None: the weights' own.
         """
         super().__init__()
         self.image_encoder: ImageEncoderViT = sam.image_encoder if dtype is None else sam.image_encoder.to(dtype)
@@ -150,12 +198,11 @@ class SamEncoder(nn.Module):
         self.register_buffer("pixel_std", sam.pixel_std, persistent=False)
 
     @torch.no_grad()
-    def encode(self, images: Sequence[NDArray[np.uint8]], *, chunk: int | None = None) -> SamEmbedding:
-        """Give the embeddings of images.
+    def encode(self, images: Sequence[NDArray[np.uint8]]) -> SamEmbedding:
+        """Return the embeddings of images.
 
         Args:
             images: (H, W, 3) uint8 RGB each, upright; sizes may differ, since every frame is the same square.
-            chunk: Images to run at once; None: what holds about as many tokens as one published frame of 1024 pixels.
 
         Returns:
             Embeddings in float32 whatever the encoder computes in, on its device, in the images' order; B may be 0.
@@ -163,8 +210,9 @@ class SamEncoder(nn.Module):
         Raises:
             ValueError: An image has another shape or dtype.
         """
+        # Results are float32 whatever the encoder computes in, so that nothing downstream depends on its dtype.
         device, dtype, side = self.pixel_mean.device, self.image_encoder.neck[0].weight.dtype, self.image_size
-        size = chunk or max(1, (1024 // side) ** 2 // 4)
+        size = _images_at_once(side)
         embeddings, valid = [], torch.ones(len(images), 2)
         for start in range(0, len(images), size):
             frames = []
@@ -181,7 +229,7 @@ class SamEncoder(nn.Module):
 
 
 class SamMaskDecoder(nn.Module):
-    """SAM's prompt encoder and mask decoder, for the prompts of many images at once; the weights stay as they are.
+    """SAM's prompt encoder and mask decoder, for the prompts of many images at once.
 
     Attributes:
         image_size: S, side of the frame that boxes and points are in, pixels.
@@ -189,7 +237,7 @@ class SamMaskDecoder(nn.Module):
     """
 
     def __init__(self, sam: Sam) -> None:
-        """Take over the two modules of a SAM that has its weights.
+        """Take the prompt encoder and mask decoder of a SAM that has its weights.
 
         Raises:
             ValueError: It was loaded without them.
@@ -203,28 +251,29 @@ class SamMaskDecoder(nn.Module):
         self.low_res_size: int = sam.prompt_encoder.mask_input_size[0]
         self.position_hwC: Tensor
         self.register_buffer("position_hwC", None, persistent=False)
-        self._place_patches()
-        self.prompt_encoder.register_load_state_dict_post_hook(self._place_patches)
+        self._encode_grid_positions()
+        self.prompt_encoder.register_load_state_dict_post_hook(self._encode_grid_positions)
 
-    def _place_patches(self, *_: object) -> None:
-        """Compute the positional encoding of the grid, once for all prompts until other weights are loaded."""
+    def _encode_grid_positions(self, *_: object) -> None:
+        """Compute the positional encoding of the grid."""
+        # Constant for given weights; segment_anything computes it anew on every call.
         self.position_hwC = self.prompt_encoder.get_dense_pe()[0].permute(1, 2, 0).contiguous().detach()
 
     @torch.no_grad()
     def decode(
         self, embedding_BCHW: Tensor, prompts: MaskPrompts, *, multimask: bool = False, chunk: int | None = None
     ) -> tuple[Tensor, Tensor]:
-        """Give masks for prompts.
+        """Return a mask per prompt.
 
         Args:
             embedding_BCHW: (B, C, g, g) float (float16 too), embeddings of the padded squares.
             prompts: M of them, each with the number of its image; M may be 0.
-            multimask: Give SAM's three alternatives instead of its single answer.
-            chunk: Prompts to run at once, all that memory depends on beside the results. None: 1 on a processor, whose
-                cache holds the patches of one published prompt; 16 elsewhere.
+            multimask: Return SAM's three alternatives instead of its single answer.
+            chunk: Prompts to run at once; apart from the results, memory depends on nothing else. None: 1 on a CPU, 16
+                elsewhere.
 
         Returns:
-            (M, s, s) mask logits and (M,) predicted IoU, float32; with `multimask` (M, 3, s, s) and (M, 3). Nothing
+            (M, s, s) mask logits and (M,) predicted IoU, float32; with `multimask` (M, 3, s, s) and (M, 3). No result
             depends on the other prompts of the call.
 
         Raises:
@@ -233,9 +282,12 @@ class SamMaskDecoder(nn.Module):
         check_prompts(prompts, len(embedding_BCHW), self.low_res_size)
         wanted, count = (slice(1, None), 3) if multimask else (slice(0, 1), 1)
         side, device = self.low_res_size, self.position_hwC.device
+        # Channels last once per image here, not once per prompt in the loop.
         embedding_BhwC = embedding_BCHW.permute(0, 2, 3, 1).contiguous()
         masks = torch.empty(len(prompts.image_index_M), count, side, side, device=device)
         quality = torch.empty(len(masks), count, device=device)
+        # A CPU's cache holds the patches of one published prompt. segment_anything's own batched call is slower there
+        # than its loop over prompts: 0.45 to 0.7 times as fast for 4 to 64 of them, measured at 1024 pixels.
         size = chunk or (1 if device.type == "cpu" else 16)
         for start in range(0, len(masks), size):
             rows = slice(start, start + size)

@@ -1,26 +1,40 @@
 """CLIP with dense features: the class-aligned embedding of every grid cell, and finer maps that guide the decoder."""
 
+# B image, D embedding width, C channel, H W pixels of the input or cells of a grid, N text
+
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
 
-from models.presets import ClipConfig
+from models.stseg.tiny_clip import WordTokenizer, build_tiny_clip
 from models.weights.files import load_weights_into, shipped_weights
 
-# Shape suffixes: B image, D embedding width, C channel, H W grid, N text
+
+class ClipConfig(BaseModel):
+    """Which CLIP.
+
+    Attributes:
+        architecture: An open_clip model name, or "stseg_tiny".
+        weights: File under `models/weights`, or an open_clip tag, or None when the user must name a file.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    architecture: str
+    weights: str | None = None
 
 
 @dataclass(frozen=True)
 class ClipFeatures:
-    """What CLIP's image tower says of a batch.
+    """The output of CLIP's image tower for a batch.
 
     Attributes:
         dense_BDHW: Embedding of every cell of the coarsest grid, in the space of the text embeddings.
-        guidance: Feature maps with …, 4, 2 times the cells a side, fine to coarse, (B, C_i, 2^i H, 2^i W).
+        guidance: Feature maps with …, 4, 2 times the cells per side, fine to coarse, (B, C_i, 2^i H, 2^i W).
     """
 
     dense_BDHW: Tensor
@@ -49,7 +63,7 @@ class DenseClip(nn.Module):
         return int(self.clip.text_projection.shape[1])
 
     def forward(self, image_B3HW: Tensor) -> ClipFeatures:
-        """Give the dense features of images.
+        """Return the dense features of images.
 
         Args:
             image_B3HW: RGB in [0, 1].
@@ -65,13 +79,14 @@ class DenseClip(nn.Module):
         return ClipFeatures(self._dense(trunk.norm_pre(x)), _guidance(maps))
 
     def encode_text(self, texts: list[str]) -> Tensor:
-        """Give the (N, D) text embeddings, not normalised, with a gradient; `encode_tokens` is quicker without."""
+        """Return the (N, D) text embeddings, not normalised, with a gradient; without one `encode_tokens` is faster."""
         tokens = self.tokenizer(texts).to(self.mean.device)
         encoded: Tensor = self.clip.encode_text(tokens)
         return encoded
 
     def guidance_channels(self, image_size: int) -> tuple[int, ...]:
-        """Give the channels of the guidance maps, fine to coarse, found by a forward pass without arithmetic."""
+        """Return the channels of the guidance maps, fine to coarse."""
+        # Read off a forward pass on fake tensors, without arithmetic, rather than listed per architecture.
         from torch._subclasses.fake_tensor import FakeTensorMode
 
         with FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad():
@@ -80,6 +95,7 @@ class DenseClip(nn.Module):
 
     def _dense(self, x_BCHW: Tensor) -> Tensor:
         visual = self.clip.visual
+        # The pooled head per cell: bit for bit what it makes of a 1 x 1 image of each cell, as in SED's fork.
         normed = visual.trunk.head.norm(x_BCHW)
         projected: Tensor = visual.head(normed.permute(0, 2, 3, 1))
         return projected.permute(0, 3, 1, 2)
@@ -87,31 +103,33 @@ class DenseClip(nn.Module):
 
 def _guidance(maps: list[Tensor]) -> tuple[Tensor, ...]:
     """Keep the deepest map of every grid finer than the last one's, fine to coarse."""
+    # The tiny trunk has three maps on its last grid, ConvNeXt-B two on its finest; only one of each grid is of use.
     last = maps[-1].shape[-1]
     deepest = {m.shape[-1]: m for m in maps if m.shape[-1] > last}
     return tuple(deepest[side] for side in sorted(deepest, reverse=True))
 
 
-def build_clip(config: ClipConfig, *, weights: Path | None = None, random: bool = False) -> DenseClip:
-    """Build a CLIP in evaluation mode.
+def build_clip(config: ClipConfig) -> DenseClip:
+    """Build a CLIP with random weights, in evaluation mode."""
+    if config.architecture == "stseg_tiny":
+        return DenseClip(build_tiny_clip(), WordTokenizer()).eval()
+    import open_clip
+
+    # `pretrained=None`: open_clip never downloads; `load_clip` takes a file.
+    clip = open_clip.create_model(config.architecture, pretrained=None)
+    return DenseClip(clip, open_clip.get_tokenizer(config.architecture)).eval()
+
+
+def load_clip(config: ClipConfig, weights: Path | None = None) -> DenseClip:
+    """Load a CLIP, in evaluation mode.
 
     Args:
         config: Which architecture, and its default weights.
         weights: A safetensors or `.pth` file to load instead of the default ones.
-        random: Load no weights at all (tests, training from nothing).
 
     Raises:
         ValueError: The weights are missing or do not fit.
     """
-    if config.architecture == "stseg_tiny":
-        from models.stseg.tiny_clip import WordTokenizer, build_tiny_clip
-
-        dense = DenseClip(build_tiny_clip(), WordTokenizer())
-    else:
-        import open_clip
-
-        clip = open_clip.create_model(config.architecture, pretrained=None)
-        dense = DenseClip(clip, open_clip.get_tokenizer(config.architecture))
-    if not random:
-        load_weights_into(dense.clip, weights or shipped_weights(config.weights, what=f"CLIP {config.architecture}"))
-    return dense.eval()
+    dense = build_clip(config)
+    load_weights_into(dense.clip, weights or shipped_weights(config.weights, what=f"CLIP {config.architecture}"))
+    return dense

@@ -7,56 +7,41 @@ import torch.nn.functional as F
 from torch import Tensor
 
 
-def cost_volume(dense_BDHW: Tensor, text_KPD: Tensor) -> Tensor:
-    """Give the cosine of every pixel's features with every class's text embedding under every template.
-
-    Args:
-        dense_BDHW: (B, D, H, W) float, any scale; an all-zero vector gives cosine 0.
-        text_KPD: (K, P, D) float, any scale; K and P may be 1.
-
-    Returns:
-        (B, P, K, H, W) in the features' dtype, in [-1, 1] up to rounding.
-
-    Raises:
-        ValueError: The widths D differ, there are no classes or no templates, or a tensor has the wrong rank.
-
-    Source: STSeg, Eq. 5; as in SED no temperature is applied.
-    """
-    check_cost_inputs(dense_BDHW, text_KPD)
-    rows_RPHW = cost_rows(unit_pixels(dense_BDHW), text_KPD)
-    return torch.unflatten(rows_RPHW, 0, (-1, len(dense_BDHW))).permute(1, 2, 0, 3, 4)
-
-
 def unit_pixels(dense_BDHW: Tensor) -> Tensor:
-    """Give the features with every pixel's vector scaled to unit length, same shape."""
+    """Scale every pixel's features to unit length, same shape."""
     return F.normalize(dense_BDHW, dim=1)
 
 
 def cost_rows(pixels_BDHW: Tensor, text_kPD: Tensor) -> Tensor:
-    """Give the cost volume of some classes as the decoder works on it.
+    """Return the cost volume of some classes, in the layout that the decoder works on.
+
+    That is the cosine of every pixel's features with every class's text embedding under every template.
 
     Args:
         pixels_BDHW: (B, D, H, W) float of unit length, from `unit_pixels`.
         text_kPD: (k, P, D) float, any scale.
 
     Returns:
-        (k * B, P, H, W), class by class, images inside; channels last in memory.
+        (k * B, P, H, W) in [-1, 1] up to rounding, class by class, images inside; channels last in memory. An all-zero
+        vector gives cosine 0.
+
+    Source: STSeg, Eq. 5; as in SED no temperature is applied.
     """
     classes, templates, _ = text_kPD.shape
     batch, _, height, width = pixels_BDHW.shape
     text_MD = F.normalize(text_kPD, dim=-1).flatten(0, 1).to(pixels_BDHW.dtype)
     cost_BNM = pixels_BDHW.flatten(2).transpose(1, 2) @ text_MD.T
     cost_BNkP = torch.unflatten(cost_BNM, -1, (classes, templates))
-    # Of one image this is a view without `contiguous`, and then the convolutions that follow would lose the order.
+    # For one image this is a view without `contiguous`, and then the convolutions that follow would lose the order.
     rows_RHWP = cost_BNkP.permute(2, 0, 1, 3).contiguous().view(classes * batch, height, width, templates)
     return rows_RHWP.permute(0, 3, 1, 2)
 
 
 def check_cost_inputs(dense_BDHW: Tensor, text_KPD: Tensor) -> None:
-    """Refuse features and text embeddings that do not fit each other.
+    """Reject features and text embeddings that do not fit each other.
 
     Raises:
-        ValueError: See `cost_volume`.
+        ValueError: The widths D differ, there are no classes or no templates, or a tensor has the wrong rank.
     """
     if dense_BDHW.ndim != 4 or text_KPD.ndim != 3:
         raise ValueError(

@@ -3,7 +3,7 @@
 # B image, K class, k class of a chunk, P template, D embedding, C channel, H W grid of the image features.
 # Rows of a chunk are k * B, class by class, images inside.
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, NamedTuple
 
@@ -13,13 +13,13 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from models.stseg.cost_volume import check_cost_inputs, cost_rows, unit_pixels
-from models.stseg.decoder_blocks import ClassSums, Level, one_map
+from models.stseg.decoder_blocks import ClassSums, Level, LevelSizes, one_map
 
 # Measured at the paper's sizes: chunks of 4 rows, 1.2 MB at level 1, are fastest on CPUs, and of 2 rows, 4.7 MB, behind
 # the last level; GPUs want more work at once.
 _CHUNK_BYTES: Final = {"cpu": 5 << 18}
 _CHUNK_BYTES_ELSEWHERE: Final = 1 << 28
-_FINEST_CHUNKS: Final = 4  # so many times as much on the finest grid
+_FINEST_CHUNKS: Final = 4  # multiple of `_CHUNK_BYTES` on the finest grid, see above
 # In training, chunks whose rows are larger than this are computed again in the backward pass instead of being kept.
 _KEPT_ROW_BYTES: Final = 1 << 17
 
@@ -63,6 +63,19 @@ class DecoderConfig(BaseModel):
         """Number of groups of a group norm over `channels`."""
         return max(1, channels // self.norm_group_channels)
 
+    def level_sizes(self, level: int) -> LevelSizes:
+        """Return the sizes of one level, counted from 0."""
+        return LevelSizes(
+            features=self.input_dims[level],
+            guidance=self.guidance_proj_dims[level],
+            corr=self.corr_proj_dims[level],
+            out=self.decoder_dims[level],
+            heads=self.heads,
+            groups=self.norm_groups(self.decoder_dims[level]),
+            kernel_size=self.kernel_size,
+            pooling=self.pooling[level],
+        )
+
     @model_validator(mode="after")
     def _sizes_fit(self) -> "DecoderConfig":
         levels = len(self.decoder_dims)
@@ -85,11 +98,11 @@ class DecoderConfig(BaseModel):
 
 
 class DecoderOutput(NamedTuple):
-    """What the decoder gives.
+    """The decoder's output.
 
     Attributes:
-        logits_BKHW: (B, K, 2^L H, 2^L W) float, a logit for each class; SED's sigmoid or Eq. 6's softmax follows.
-        aux: (B, K, 2^i H, 2^i W) for i = 0..L-1, coarse to fine, from detached features; empty unless asked for.
+        logits_BKHW: (B, K, 2^L H, 2^L W) float, a logit per class; SED's sigmoid or Eq. 6's softmax follows.
+        aux: (B, K, 2^i H, 2^i W) for i = 0..L-1, coarse to fine, from detached features; empty unless requested.
     """
 
     logits_BKHW: Tensor
@@ -97,17 +110,18 @@ class DecoderOutput(NamedTuple):
 
 
 class CostAwareDecoder(nn.Module):
-    """Image features, class names and CLIP's multi-scale features in, a logit for each class and pixel out.
-
-    Classes are worked on in chunks, so that memory grows little with their number and temporaries stay in the cache;
-    in training at the paper's sizes the chunks' activations are computed again in the backward pass.
+    """Image features, class names and CLIP's multi-scale features in, a logit per class and pixel out.
 
     Source: SED (Xie et al., CVPR 2024), whose parameter names and shapes it has, so that SED's weights load; STSeg,
     section 2.2. The result is SED's up to rounding.
     """
 
+    # Classes are worked on in chunks: SED holds 20 MB per class at the paper's sizes (17 GB for 847 classes), chunks
+    # 2 MB per class, and their temporaries stay in the cache. Linear attention over classes is a sum over them, so
+    # chunks change no result.
+
     def __init__(self, config: DecoderConfig, guidance_channels: Sequence[int], prompt_channels: int) -> None:
-        """Build for guidance of these channels, fine to coarse, one for each level, and P = `prompt_channels`.
+        """Build for guidance of these channels, fine to coarse, one per level, and P = `prompt_channels`.
 
         Raises:
             ValueError: The number of guidance maps is not the number of levels, or there is no template.
@@ -119,6 +133,7 @@ class CostAwareDecoder(nn.Module):
                 f"{levels} levels (decoder_dims {config.decoder_dims}) need {levels} guidance maps and at least one "
                 f"template, got channels {tuple(guidance_channels)} and {prompt_channels} templates"
             )
+        # From here on names and shapes are SED's: its checkpoints load by name.
         self.config = config
         self.prompt_channels = prompt_channels
         self.conv1 = nn.Conv2d(
@@ -134,36 +149,14 @@ class CostAwareDecoder(nn.Module):
             for channels, projected in zip(corr_inputs, config.corr_proj_dims, strict=True)
         )
         for level, channels in enumerate(config.input_dims):
-            self.add_module(f"decoder{level + 1}", self._new_level(level))
+            self.add_module(f"decoder{level + 1}", Level(config.level_sizes(level)))
             self.add_module(f"head{level}", nn.Conv2d(channels, 1, 3, padding=1))
         self.head = nn.Conv2d(config.decoder_dims[-1], 1, 3, padding=1)
-
-    @classmethod
-    def from_sed(cls, state_dict: Mapping[str, Any]) -> "CostAwareDecoder":
-        """Give SED's decoder, in evaluation mode, with all sizes read off the tensors.
-
-        Args:
-            state_dict: A SED checkpoint, `{"model": ...}` or bare; `sem_seg_head.predictor.transformer.*` is taken, or
-                the decoder's own names where there is no such prefix. What has no place is logged by name.
-
-        Raises:
-            ValueError: Tensors are missing or have shapes that do not fit together; they are named.
-        """
-        from models.interop.sed import decoder_from_sed
-
-        return decoder_from_sed(state_dict)
-
-    def _new_level(self, level: int) -> Level:
-        config = self.config
-        features = config.input_dims[level]
-        channels = (features, config.guidance_proj_dims[level], config.corr_proj_dims[level], config.heads)
-        out = config.decoder_dims[level]
-        return Level(channels, out, config.norm_groups(out), config.kernel_size, config.pooling[level])
 
     def forward(
         self, dense_BDHW: Tensor, text_KPD: Tensor, guidance: Sequence[Tensor], with_aux: bool = False
     ) -> DecoderOutput:
-        """Give the logits on 2^L times the grid of the image features.
+        """Return the logits on 2^L times the grid of the image features.
 
         Args:
             dense_BDHW: (B, D, H, W) float image features, any grid.
@@ -196,18 +189,21 @@ class CostAwareDecoder(nn.Module):
         batch, _, height, width = pixels_BDHW.shape
         row_bytes = self.config.hidden_dim * height * width * pixels_BDHW.element_size()
         chunk = max(1, _chunk_bytes(pixels_BDHW.device) // (row_bytes * batch))
+        # Small rows are kept: recomputing them would cost time and save little.
         recompute = torch.is_grad_enabled() and row_bytes > _KEPT_ROW_BYTES
         costs = [cost_rows(pixels_BDHW, text_kPD) * self.config.cost_scale for text_kPD in torch.split(text_KPD, chunk)]
         return ClassChunks([self.conv1(cost_RPHW) for cost_RPHW in costs], costs, batch, recompute)
 
     def advance(self, level: int, classes: "ClassChunks", guidance_BCHW: Tensor) -> None:
-        """Take all classes through a level but the last; chunks are replaced one by one, so that memory stays small."""
+        """Take all classes through a level other than the last."""
+        # Chunks are replaced one by one: the old and the new grid of all classes never exist together.
         fuse = self._gathered(level, classes, guidance_BCHW)
         for i, cost_RPHW in enumerate(classes.costs):
             classes.features[i] = classes.run(fuse, classes.features[i], cost_RPHW)
 
     def finish(self, classes: "ClassChunks", guidance_BCHW: Tensor) -> Tensor:
-        """Take all classes through the last level and give (B, K, h, w) logits; only these are kept of a chunk."""
+        """Take all classes through the last level and return (B, K, h, w) logits."""
+        # On the finest grid a chunk has four times the cells and half the channels; only its logits are kept.
         fuse = self._gathered(len(self.config.decoder_dims) - 1, classes, guidance_BCHW)
 
         def logits(x_RCHW: Tensor, cost_RPHW: Tensor) -> Tensor:
@@ -224,14 +220,13 @@ class CostAwareDecoder(nn.Module):
     def _gathered(
         self, level: int, classes: "ClassChunks", guidance_BCHW: Tensor
     ) -> Callable[[Tensor, Tensor], Tensor]:
-        """Do a level's first pass, and give its second one: from a chunk and its cost volume to twice the grid.
-
-        The cost volume is projected from the start for every level: a fiftieth of the work more, and what is kept of it
-        neither grows with the grid nor breaks up the memory that features leave free.
-        """
+        """Run the first pass of a level and return the second: from a chunk and its cost volume to twice the grid."""
+        # The cost volume is projected from the start for every level: a fiftieth more work, and what is kept of it
+        # neither grows with the grid nor breaks up the memory that features leave free.
         block = self.get_submodule(f"decoder{level + 1}")
         assert isinstance(block, Level)
         project_corr = nn.Sequential(*self.decoder_corr_guidance_projection[: level + 1])
+        # Detached, as in SED: no gradient reaches CLIP through the guidance.
         shared = block.shared(self.decoder_guidance_projection[level](guidance_BCHW.detach()))
         total: ClassSums | None = None
         for i, x_RCHW in enumerate(classes.features):
@@ -246,7 +241,7 @@ class CostAwareDecoder(nn.Module):
         return fuse
 
     def coarse_logits(self, level: int, classes: "ClassChunks") -> Tensor:
-        """Give (B, K, h, w) coarse logits before a level, from detached features."""
+        """Return (B, K, h, w) coarse logits before a level, from detached features."""
         head = self.get_submodule(f"head{level}")
         assert isinstance(head, nn.Conv2d)
         logits_Rhw = torch.cat([one_map(x.detach(), head) for x in classes.features])
@@ -276,10 +271,10 @@ class ClassChunks:
     """All classes on their way through the decoder, in chunks.
 
     Attributes:
-        features: A (k * B, C, h, w) tensor a chunk, on the grid of the level that comes next.
+        features: A (k * B, C, h, w) tensor per chunk, on the grid of the next level.
         costs: The (k * B, P, H, W) cost volume of each.
         batch: B.
-        recompute: Whether a step keeps its inputs alone and is run again for the backward pass.
+        recompute: Whether a step keeps only its inputs and is run again for the backward pass.
     """
 
     features: list[Tensor]
@@ -288,7 +283,7 @@ class ClassChunks:
     recompute: bool
 
     def take(self, ids: Tensor) -> "ClassChunks":
-        """Give only these (n,) classes, in chunks of the same size."""
+        """Return only these (n,) classes, in chunks of the same size."""
         size = len(self.features[0]) // self.batch
         rows = (ids[:, None] * self.batch + torch.arange(self.batch, device=ids.device)).flatten()
         features, costs = (
@@ -299,5 +294,6 @@ class ClassChunks:
     def run(self, step: Callable[..., Any], *inputs: Any) -> Any:
         """Run a step on a chunk."""
         if self.recompute:
+            # Nothing in a chunk draws random numbers, so their state need not be kept.
             return checkpoint(step, *inputs, use_reentrant=False, preserve_rng_state=False)
         return step(*inputs)

@@ -9,22 +9,19 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 _ROUNDING = 1e-6  # by how much an interpolated value may leave the range of its neighbours, relative to the largest
-_VALUES_AT_ONCE = 1 << 22  # up to 16 MB of scores at full size a single resize is quicker
+_VALUES_AT_ONCE = 1 << 22  # up to 16 MB of scores at full size a single resize is faster
 
 
 @torch.inference_mode()
 def label_at_size(scores_Khw: Tensor, size_hw: tuple[int, int], *, sigmoid: bool = False) -> NDArray[np.int32]:
-    """Give the class with the highest resized score at every pixel, the lowest id among equals.
-
-    The result is that of resizing all K maps at once and taking the highest. Where that would take much memory, one
-    map is at full size at a time, and classes that cannot be the highest anywhere (`contenders`) are never resized.
+    """Return the class with the highest resized score at every pixel, the lowest id among equals.
 
     Args:
-        scores_Khw: (K, h, w) float; resized bilinearly with half-pixel centres. Numbers that are not finite give no
+        scores_Khw: (K, h, w) float; resized bilinearly with half-pixel centres. Numbers that are not finite have no
             meaningful label.
         size_hw: H and W.
-        sigmoid: Whether to resize the sigmoid of the scores, as SED does, which gives other labels than resizing the
-            scores themselves.
+        sigmoid: Whether to resize the sigmoid of the scores, as SED does; the labels differ from those of resized
+            scores.
 
     Returns:
         (H, W) int32.
@@ -39,6 +36,9 @@ def label_at_size(scores_Khw: Tensor, size_hw: tuple[int, int], *, sigmoid: bool
         scores_Khw = scores_Khw.sigmoid()
     if len(scores_Khw) * size_hw[0] * size_hw[1] <= _VALUES_AT_ONCE:
         return _resized(scores_Khw, size_hw).argmax(dim=0).int().cpu().numpy()
+    # The same label with one map at full size at a time: K maps of a photograph can take gigabytes (2 GB for 847
+    # classes at 768 x 768). Classes that cannot be the highest anywhere are never resized: 3 times as fast with 150
+    # classes, 16 times where only 12 of them show.
     device = scores_Khw.device
     best_HW = torch.full(size_hw, -torch.inf, device=device)
     wins_HW = torch.empty(size_hw, dtype=torch.bool, device=device)
@@ -52,10 +52,7 @@ def label_at_size(scores_Khw: Tensor, size_hw: tuple[int, int], *, sigmoid: bool
 
 
 def contenders(scores_Khw: Tensor) -> list[int]:
-    """Give the classes that could be the highest somewhere once the maps are resized, in the order of their ids.
-
-    A resized value is a mean of four neighbouring cells, so among them it is at least the highest of the classes'
-    smallest values. A class whose every value lies below that of all squares of four it belongs to wins nowhere.
+    """Return the classes that could be the highest somewhere once the maps are resized, in the order of their ids.
 
     Args:
         scores_Khw: (K, h, w) float32.
@@ -63,6 +60,8 @@ def contenders(scores_Khw: Tensor) -> list[int]:
     Returns:
         Sorted ids; all that win anywhere, and some that do not.
     """
+    # A resized value is a mean of four neighbouring cells, so in such a square the winner is at least the highest of
+    # the classes' smallest values. A class whose values are all below that of every square they belong to wins nowhere.
     floor = torch.full_like(_least_of_squares(scores_Khw[0]), -torch.inf)
     for score_hw in scores_Khw:
         torch.maximum(floor, _least_of_squares(score_hw), out=floor)
@@ -80,7 +79,7 @@ def _resized(scores_Khw: Tensor, size_hw: tuple[int, int]) -> Tensor:
 
 
 def _least_of_squares(map_hw: Tensor) -> Tensor:
-    """Give the smallest value of each square of four neighbouring cells; a side of one cell stays one cell."""
+    """Return the smallest value of each square of four neighbouring cells; a side of one cell stays one cell."""
     if map_hw.shape[1] > 1:
         map_hw = torch.minimum(map_hw[:, 1:], map_hw[:, :-1])
     if map_hw.shape[0] > 1:

@@ -1,4 +1,6 @@
-"""STSeg: CLIP and SAM features aggregated, compared with class names, decoded to a logit a class and pixel."""
+"""STSeg: CLIP and SAM features aggregated, compared with class names, decoded to a logit per class and pixel."""
+
+# B image, K class, P template, D embedding, H W grid
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -6,15 +8,12 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from models.presets import Preset
 from models.sam.sam import SamEmbedding
-from models.stseg.clip import DenseClip, build_clip
+from models.stseg.clip import DenseClip
 from models.stseg.dea import DualEmbeddingAggregation
 from models.stseg.decoder import CostAwareDecoder, DecoderOutput
 from models.stseg.early_rejection import best_of_pixels, filled, kept_logits
 from models.weights.files import read_weights
-
-# Shape suffixes: B image, K class, P template, D embedding, H W grid
 
 
 class STSeg(nn.Module):
@@ -33,13 +32,13 @@ class STSeg(nn.Module):
     def forward(
         self, image_B3HW: Tensor, text_KPD: Tensor, sam: SamEmbedding | None = None, *, with_aux: bool = False
     ) -> DecoderOutput:
-        """Give logits of every class at the decoder's grid.
+        """Return logits of every class on the decoder's grid.
 
         Args:
             image_B3HW: RGB in [0, 1], resized to the preset's square.
             text_KPD: Text embeddings of the classes, from `models.stseg.text.text_embeddings`.
             sam: SAM's embedding of the same images; needed with DEA, unused without.
-            with_aux: Whether to give the coarser logits too.
+            with_aux: Whether to return the coarser logits too.
 
         Raises:
             ValueError: DEA is on and `sam` is None.
@@ -51,16 +50,18 @@ class STSeg(nn.Module):
     def reject_early(
         self, image_B3HW: Tensor, text_KPD: Tensor, sam: SamEmbedding | None = None, *, top_k: int
     ) -> Tensor:
-        """Give (B, K, h, w) logits where each pixel keeps `top_k` classes at each gate; rejected ones are very low.
+        """Return (B, K, h, w) logits where each pixel keeps `top_k` classes at each gate; rejected ones are very low.
 
-        Arguments and errors as `forward`.
+        Arguments and errors are those of `forward`.
         """
         dense_BDHW, guidance = self._features(image_B3HW, sam)
         kept = kept_logits(self.decoder, dense_BDHW, text_KPD, guidance, best_of_pixels(top_k))
         return filled(kept, len(text_KPD))
 
     def _features(self, image_B3HW: Tensor, sam: SamEmbedding | None) -> tuple[Tensor, tuple[Tensor, ...]]:
-        """Give the fused features of the coarsest grid, and CLIP's finer maps."""
+        """Return the fused features of the coarsest grid, and CLIP's finer maps."""
+        # A frozen CLIP keeps no activations: at 768 pixels ConvNeXt-B would hold 2.9 GB per image for the backward
+        # pass.
         trains_clip = torch.is_grad_enabled() and any(p.requires_grad for p in self.clip.clip.visual.parameters())
         with torch.set_grad_enabled(trains_clip):
             features = self.clip(image_B3HW)
@@ -72,24 +73,16 @@ class STSeg(nn.Module):
         return dense, features.guidance
 
     def head_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
-        """Give the parameters that every training updates: DEA's and the decoder's."""
+        """Yield the parameters that every training updates: DEA's and the decoder's."""
         for name, parameter in self.named_parameters():
             if not name.startswith("clip."):
                 yield name, parameter
 
     def head_state(self, *, with_clip: bool = False) -> dict[str, Tensor]:
-        """Give what a checkpoint holds: DEA and decoder, and CLIP's image tower if it is trained too."""
+        """Return the state of a checkpoint: DEA and decoder, and CLIP's image tower if it is trained too."""
+        # The frozen towers come from files that every run has; a checkpoint of them would be a copy per round.
         kept = ("dea.", "decoder.", "clip.clip.visual.") if with_clip else ("dea.", "decoder.")
         return {name: value for name, value in self.state_dict().items() if name.startswith(kept)}
-
-
-def build_stseg(preset: Preset, clip: DenseClip, *, dea: bool) -> STSeg:
-    """Build the network around a CLIP, with random DEA (at its identity start) and decoder."""
-    aggregation = None
-    if dea:
-        aggregation = DualEmbeddingAggregation(preset.dea, clip.embedding_dim, preset.sam.embedding_dim)
-    decoder = CostAwareDecoder(preset.decoder, clip.guidance_channels(preset.image_size), _template_count(preset))
-    return STSeg(clip, aggregation, decoder)
 
 
 def load_head(model: STSeg, path: Path, *, may_lack_dea: bool = False) -> None:
@@ -98,11 +91,12 @@ def load_head(model: STSeg, path: Path, *, may_lack_dea: bool = False) -> None:
     Args:
         model: The network.
         path: The checkpoint.
-        may_lack_dea: Also take one without DEA, whose DEA then stays at its start (a training adds it).
+        may_lack_dea: Accept a checkpoint without DEA too; DEA then stays at its start, for a training to add it.
 
     Raises:
         ValueError: The file is damaged, or was made for another network: names of missing and unexpected keys.
     """
+    # A CLIP tower in the file is optional, so "missing" cannot be left to load_state_dict.
     state = {name: value.float() for name, value in read_weights(path).items()}
     wanted = set(model.head_state()) | ({n for n in state if n.startswith("clip.")} & set(model.state_dict()))
     if may_lack_dea and not any(name.startswith("dea.") for name in state):
@@ -119,14 +113,3 @@ def load_head(model: STSeg, path: Path, *, may_lack_dea: bool = False) -> None:
         model.load_state_dict(state, strict=False)
     except RuntimeError as error:
         raise ValueError(f"{path} does not fit this preset: {error}") from error
-
-
-def _template_count(preset: Preset) -> int:
-    from models.stseg.text import prompt_templates
-
-    return len(prompt_templates(preset.templates))
-
-
-def build_random_stseg(preset: Preset, *, dea: bool) -> STSeg:
-    """Build the network with random weights throughout."""
-    return build_stseg(preset, build_clip(preset.clip, random=True), dea=dea)

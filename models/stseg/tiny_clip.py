@@ -1,4 +1,4 @@
-"""The architecture of the tiny CLIP: open_clip's CLIP around a small timm ConvNeXt, and its word tokenizer."""
+"""The tiny CLIP: open_clip's class around a small timm ConvNeXt, its word tokenizer and its templates."""
 
 import re
 from typing import Any, Final
@@ -13,46 +13,54 @@ _WORDS: Final = (
     *("grass", "water", "sand", "brick", "wood", "stone", "a", "an", "the", "of", "and", "with", "on", "in"),
     *("photo", "picture", "view", "there", "is", "scene", "close", "up", "some", "this"),
 )
+# Words outside the list are spelled, so that any class name has an embedding of its own.
 _CHARACTERS: Final = "abcdefghijklmnopqrstuvwxyz0123456789"
+CAPTION_TEMPLATES: Final = (
+    "a {}",
+    "a photo of a {}",
+    "a picture of a {}",
+    "a view of a {}",
+    "there is a {} in the scene",
+    "a close up of a {}",
+    "this is a photo of a {}",
+    "a scene with a {}",
+)
 
 
 class WordTokenizer:
-    """Turn texts into token ids, a token a word; a word that is not in the vocabulary is spelled.
+    """Turn texts into token ids, one per word; a word that is not in the vocabulary is spelled.
 
-    Calling it with a text or a list of N texts gives (N, 24) int64, zero-padded; end-of-text is the largest id, where
-    open_clip's text tower reads its output. Texts that are too long are cut.
+    Calling it with a text or a list of N texts returns (N, 24) int64, zero-padded. Texts that are too long are cut.
     """
 
     def __init__(self) -> None:
         self.ids = {token: i + 1 for i, token in enumerate([*_WORDS, *(f"{c}/" for c in _CHARACTERS)])}
         self.start_id = len(self.ids) + 1
+        # The largest id: that is where open_clip's text tower reads its output.
         self.end_id = self.start_id + 1
         self.vocab_size = self.end_id + 1
 
-    def __call__(self, texts: str | list[str], context_length: int = CONTEXT_LENGTH) -> Tensor:
-        """Give the token ids of one or more texts."""
+    def __call__(self, texts: str | list[str]) -> Tensor:
+        """Return the token ids of one or more texts."""
         rows = [texts] if isinstance(texts, str) else texts
-        tokens = torch.zeros(len(rows), context_length, dtype=torch.long)
+        tokens = torch.zeros(len(rows), CONTEXT_LENGTH, dtype=torch.long)
         for row, text in zip(tokens, rows, strict=True):
-            ids = [self.start_id, *self._words(text)[: context_length - 2], self.end_id]
+            ids = [self.start_id, *self._words(text)[: CONTEXT_LENGTH - 2], self.end_id]
             row[: len(ids)] = torch.tensor(ids)
         return tokens
 
     def _words(self, text: str) -> list[int]:
         ids: list[int] = []
-        for word in _split(text):
+        for word in re.findall(r"[a-z0-9]+", text.lower()):
             ids.extend([self.ids[word]] if word in self.ids else [self.ids[f"{c}/"] for c in word])
         return ids
-
-
-def _split(text: str) -> list[str]:
-    return re.findall(r"[a-z0-9]+", text.lower())
 
 
 def stseg_tiny_convnext(pretrained: bool = False, **kwargs: Any) -> nn.Module:
     """Build the ConvNeXt trunk: strides 2 (stem), 4, 8, 8, 8; called by timm under this name."""
     from timm.models.convnext import ConvNeXt
 
+    # timm and open_clip pass more arguments than ConvNeXt takes.
     kwargs = {k: v for k, v in kwargs.items() if k in ("num_classes", "global_pool", "drop_path_rate", "in_chans")}
     trunk: nn.Module = ConvNeXt(
         patch_size=2,
@@ -60,7 +68,7 @@ def stseg_tiny_convnext(pretrained: bool = False, **kwargs: Any) -> nn.Module:
         depths=(1, 2, 3, 1),
         kernel_sizes=5,
         output_stride=8,
-        ls_init_value=None,
+        ls_init_value=None,  # as with `_widen`: timm's defaults never learn shapes at this width
         **kwargs,
     )
     trunk.default_cfg = {"pool_size": None, "input_size": (3, 96, 96)}  # type: ignore[assignment]
@@ -86,14 +94,16 @@ def build_tiny_clip() -> nn.Module:
 
 
 def _undilate(visual: nn.Module) -> None:
-    """Take the holes out of the depth-wise kernels; on a 12 x 12 grid they see enough and train a third faster."""
+    """Take the holes out of the depth-wise kernels that `output_stride` put there."""
+    # On a 12 x 12 grid the kernels see enough without them, and training is a third faster.
     for module in visual.modules():
         if isinstance(module, nn.Conv2d) and module.groups > 1:
             module.dilation, module.padding = (1, 1), (module.kernel_size[0] // 2, module.kernel_size[1] // 2)
 
 
 def _widen(visual: nn.Module) -> None:
-    """Start the trunk with deviation 1/sqrt(fan-in): at this width timm's 0.02 learns colours but never shapes."""
+    """Start the trunk with deviation 1/sqrt(fan-in)."""
+    # At this width timm's 0.02 learns colours but never shapes.
     for module in visual.modules():
         if isinstance(module, nn.Conv2d | nn.Linear):
             fan_in = module.weight[0].numel()

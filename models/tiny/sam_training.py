@@ -1,10 +1,10 @@
 """Training of the shipped tiny SAM: class-agnostic, on generated scenes; it sees outlines, never names."""
 
-# B image, M prompt, S side of SAM's square frame, t mask token
+# B image, M prompt, S side of SAM's square frame, s side of its low-resolution mask frame, t mask token,
+# C g g channels and grid of the embedding
 
 import logging
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Final
 
 import numpy as np
@@ -20,14 +20,15 @@ from models.tiny.sam_data import (
     CoarseMaskRecipe,
     boxes_around,
     coarse_masks,
+    draw_batch,
+    draw_outlines,
     jitter_boxes,
     points_inside,
 )
-from models.tiny.sam_pictures import draw_batch, draw_outlines
-from models.weights.files import load_weights_into
 
 log = logging.getLogger(__name__)
 KINDS: Final = ("m", "b", "p", "mb", "bp", "mbp", "mp")
+# Mask and box together most often: that is what refinement prompts with.
 KIND_SHARES: Final = (0.15, 0.1, 0.1, 0.35, 0.05, 0.15, 0.1)
 
 
@@ -37,7 +38,7 @@ class Cycle:
 
     Attributes:
         coarse: How mask prompts are spoilt.
-        edges: Weight of a second task for the encoder alone, to draw all outlines of the picture; its head is thrown
+        edges: Weight of a second task for the encoder alone, drawing all outlines of the picture; its head is thrown
             away afterwards.
     """
 
@@ -53,8 +54,8 @@ class SamTrainingConfig:
     """How the tiny SAM is trained.
 
     Attributes:
-        cycles: Each starts from the last one's weights as they would be shipped, so that a training can be continued
-            from a file. The first alone ends just short of the goal; the second adds the edges and worse prompts.
+        cycles: Each starts from the last one's weights as they would be shipped. The first alone ends just short
+            of the goal; the second adds the edges and worse prompts.
         prompts: Prompts per image, a multiple of 2: each half of a batch's prompts is of one kind.
         crop_share: Share of pictures cut short on one side and padded, as pictures that are not square are.
     """
@@ -70,26 +71,15 @@ class SamTrainingConfig:
     crop_share: float = 0.15
 
 
-def train_tiny_sam(config: SamTrainingConfig, *, first_cycle: int = 0, start: Path | None = None) -> Sam:
-    """Train a tiny SAM; the same config gives the same scenes, prompts and start.
-
-    Args:
-        config: How.
-        first_cycle: The cycle to start with.
-        start: Weights after the cycle before; needed if that is not the first.
-
-    Raises:
-        ValueError: A later cycle has no weights to start from, or they do not fit.
-    """
+def train_tiny_sam(config: SamTrainingConfig) -> Sam:
+    """Train a tiny SAM; the same config gives the same scenes, prompts and start."""
     torch.manual_seed(config.seed)
     sam = build_sam(SAM_TINY)
+    # segment_anything leaves the positions at zero, for a checkpoint to fill.
     nn.init.trunc_normal_(sam.image_encoder.pos_embed, std=0.02)
-    if start is not None:
-        load_weights_into(sam, start)
-    elif first_cycle:
-        raise ValueError(f"cycle {first_cycle} starts from the weights of the one before: name them")
-    for number in range(first_cycle, len(config.cycles)):
+    for number in range(len(config.cycles)):
         _train_cycle(sam, config, number)
+        # Rounded as shipped: what is evaluated is what is written.
         sam.load_state_dict({k: v.half().float() for k, v in sam.state_dict().items()})
     return sam.eval()
 
@@ -109,7 +99,7 @@ def _train_cycle(sam: Sam, config: SamTrainingConfig, number: int) -> None:
     draw = torch.Generator().manual_seed(config.seed + 1000 * number)
     facts: dict[str, list[float]] = {}
     for step in range(1, cycle.steps + 1):
-        batch = draw_batch(outlines, (config.batch, config.prompts), config.crop_share, rng)
+        batch = draw_batch(outlines, config.batch, config.prompts, config.crop_share, rng)
         embedding = sam.image_encoder(batch.image_B3SS)
         loss = cycle.edges * edge_loss(edge_head(embedding), batch.edges_B1SS)
         facts.setdefault("loss_edges", []).append(float(loss.detach()))
@@ -117,24 +107,20 @@ def _train_cycle(sam: Sam, config: SamTrainingConfig, number: int) -> None:
             kind = str(rng.choice(KINDS, p=KIND_SHARES))
             true_MSS, index_M = batch.half(half)
             prompts = make_prompts(true_MSS, kind, sam.prompt_encoder.mask_input_size[0], cycle.coarse, draw)
-            answers = run_prompts(sam, embedding[index_M], prompts)
-            loss = loss + 0.5 * _answer_loss(answers, true_MSS, kind, facts)
+            predicted = run_prompts(sam, embedding[index_M], prompts)
+            loss = loss + 0.5 * _prompt_loss(*predicted, true_MSS, kind, facts)
         optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.step()
         schedule.step()
         if step % 100 == 0 or step == 20:
-            log.info("sam cycle %d step %d/%d %s", number, step, cycle.steps, _means(facts))
+            means = " ".join(f"{name} {np.mean(values):.3f}" for name, values in sorted(facts.items()))
+            log.info("sam cycle %d step %d/%d %s", number, step, cycle.steps, means)
             facts.clear()
 
 
-def _means(facts: dict[str, list[float]]) -> str:
-    return " ".join(f"{name} {np.mean(values):.3f}" for name, values in sorted(facts.items()))
-
-
-def _answer_loss(answers: tuple[Tensor, Tensor], true_MSS: Tensor, kind: str, facts: dict[str, list[float]]) -> Tensor:
-    logits, quality = answers
+def _prompt_loss(logits: Tensor, quality: Tensor, true_MSS: Tensor, kind: str, facts: dict[str, list[float]]) -> Tensor:
     loss, iou = mask_loss(logits, quality, true_MSS)
     facts.setdefault(f"iou_{kind}", []).append(float(iou[:, 0].mean()))
     facts.setdefault("loss_masks", []).append(float(loss.detach()))
@@ -154,18 +140,19 @@ class Prompts:
 def make_prompts(
     true_MSS: Tensor, kind: str, side: int, recipe: CoarseMaskRecipe, draw: Generator, *, jitter: bool = True
 ) -> Prompts:
-    """Give prompts for true masks.
+    """Make prompts for true masks.
 
     Args:
         true_MSS: (M, S, S) float in {0, 1}.
         kind: Letters out of "mbp": mask, box, point. The box of kinds with a mask is that of the coarse mask.
         side: Side of SAM's low-resolution frame.
         recipe: How masks are spoilt.
-        draw: Source of chance.
-        jitter: Move the boxes' edges by chance.
+        draw: Source of randomness.
+        jitter: Move the boxes' edges at random.
     """
     mask = coarse_masks(true_MSS, side, recipe, draw) if "m" in kind else None
     frame = true_MSS.shape[-1]
+    # Refinement boxes what it sees, which is the coarse mask.
     seen = true_MSS > 0 if mask is None else mask[:, 0] > 0
     boxes = boxes_around(seen, frame) if "b" in kind else None
     if boxes is not None and jitter:
@@ -174,27 +161,24 @@ def make_prompts(
 
 
 def run_prompts(sam: Sam, embedding_MCgg: Tensor, prompts: Prompts) -> tuple[Tensor, Tensor]:
-    """Give (M, 4, s, s) logits and (M, 4) predicted IoU of all four mask tokens, each prompt with its own image."""
+    """Return (M, 4, s, s) logits and (M, 4) predicted IoU of all four mask tokens, each prompt with its own image."""
     kinds = {"boxes_M4": prompts.boxes, "mask_input_M1hw": prompts.mask, "point_coords_MT2": prompts.points}
     if prompts.points is not None:
         kinds["point_labels_MT"] = torch.ones(prompts.points.shape[:2])
-    asked = MaskPrompts(torch.arange(len(embedding_MCgg)), **kinds)
-    sparse, dense = embed_prompts(sam.prompt_encoder, asked)
+    batch = MaskPrompts(torch.arange(len(embedding_MCgg)), **kinds)
+    sparse, dense = embed_prompts(sam.prompt_encoder, batch)
     position = sam.prompt_encoder.get_dense_pe()[0].permute(1, 2, 0)
     source = embedding_MCgg.permute(0, 2, 3, 1) + dense
     return decode_tokens(sam.mask_decoder, source, position, sparse, slice(0, 4))
 
 
 def edge_loss(logits_B1SS: Tensor, edges_B1SS: Tensor) -> Tensor:
-    """Give the binary cross-entropy () of outlines, where the few pixels on outlines count four times."""
+    """Compute the binary cross-entropy () of outlines, whose few pixels count four times."""
     return F.binary_cross_entropy_with_logits(logits_B1SS, edges_B1SS, pos_weight=torch.tensor(4.0))
 
 
 def mask_loss(logits_Mtss: Tensor, quality_Mt: Tensor, true_MSS: Tensor) -> tuple[Tensor, Tensor]:
-    """Give the loss () and the true IoU (M, t) of the predicted masks.
-
-    Token 0 answers every prompt; of the other three, only the best is taught, so that they offer alternatives.
-    """
+    """Compute the loss () and the true IoU (M, t) of the predicted masks."""
     cover_M1ss = F.interpolate(true_MSS[:, None], logits_Mtss.shape[2:], mode="area")
     cross = (F.softplus(logits_Mtss) - logits_Mtss * cover_M1ss).mean((2, 3))
     share = logits_Mtss.sigmoid()
@@ -202,9 +186,10 @@ def mask_loss(logits_Mtss: Tensor, quality_Mt: Tensor, true_MSS: Tensor) -> tupl
     per_token = 2 * cross + 1 - (2 * both + 1) / (either + 1)
     iou = mask_iou(logits_Mtss.detach() > 0, cover_M1ss >= 0.5)
     quality = F.mse_loss(quality_Mt, iou)
+    # Token 0 answers every prompt; of the other three only the best is trained, so that they offer alternatives.
     return per_token[:, 0].mean() + 0.25 * per_token[:, 1:].amin(1).mean() + 0.5 * quality, iou
 
 
 def mask_iou(one: Tensor, other: Tensor) -> Tensor:
-    """Give the intersection over union of bool masks over the last two axes; 0 where both are empty."""
+    """Compute the intersection over union of bool masks over the last two axes; 0 where both are empty."""
     return (one & other).sum((-2, -1)) / (one | other).sum((-2, -1)).clamp(min=1)

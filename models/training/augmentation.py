@@ -23,8 +23,8 @@ class AugmentConfig(BaseModel):
     Attributes:
         flip: Chance that a picture is mirrored, left to right.
         scale: Least and largest enlargement, drawn evenly in its logarithm. Above 1 the picture is a random square crop
-            of 1 / scale of each side; below 1 the picture shrinks at a random place in its square, and what lies around
-            it repeats its edge and has no label.
+            of 1 / scale of each side; below 1 the picture shrinks at a random place in its square, and the area
+            around it repeats its edge and has no label.
         brightness: A factor from 1 - this to 1 + this on all values.
         contrast: The same on the distance from the picture's mean grey.
         saturation: The same on each pixel's distance from its own grey.
@@ -37,12 +37,16 @@ class AugmentConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
+    # Off by default: with colour, flips or crops one round of the embedded data ended 0.2 to 4 points lower (two
+    # seeds); its 200 steps pass over the target one and a half times, which leaves little to overfit to.
     flip: float = Field(default=0.0, ge=0, le=1)
     scale: tuple[PositiveFloat, PositiveFloat] = (1.0, 1.0)
     brightness: float = Field(default=0.0, ge=0, lt=1)
     contrast: float = Field(default=0.0, ge=0, lt=1)
     saturation: float = Field(default=0.0, ge=0, lt=1)
     grey: float = Field(default=0.0, ge=0, le=1)
+    # Mean cosine of "transform" with what SAM makes of the changed picture: 0.85 for a flip, 0.87 for a crop of 1.5.
+    # Yet students of "encode", 14 % more time per tiny step, were within half a point.
     embeddings: Literal["transform", "encode"] = "transform"
 
     @model_validator(mode="after")
@@ -102,10 +106,8 @@ class Colour:
 
 
 def draw_augmentation(config: AugmentConfig, size: int, rng: np.random.Generator) -> tuple[Window, Colour]:
-    """Draw what happens to one picture of `size` x `size` pixels.
-
-    As many numbers are drawn whatever the settings are, so that one setting does not change what another one draws.
-    """
+    """Draw the augmentation of one picture of `size` x `size` pixels."""
+    # Always eight numbers, whatever the settings: one setting does not change what another one draws.
     flip, scale, top, left, grey, *colour = (float(value) for value in rng.random(8))
     least, largest = (math.log(value) for value in config.scale)
     side = max(1, round(size / math.exp(least + scale * (largest - least))))
@@ -120,7 +122,7 @@ def draw_augmentation(config: AugmentConfig, size: int, rng: np.random.Generator
 
 
 def shown_image(image_3SS: Tensor, window: Window) -> Tensor:
-    """Give the part of an image in a window at the image's own size.
+    """Return the part of an image in a window at the image's own size.
 
     Args:
         image_3SS: (3, S, S) float.
@@ -139,12 +141,12 @@ def shown_image(image_3SS: Tensor, window: Window) -> Tensor:
 
 
 def shown_map(map_SS: Tensor, window: Window, outside: float) -> Tensor:
-    """Give the part of a label or weight map in a window at its own size: the nearest pixel, `outside` around it.
+    """Return the part of a label or weight map in a window at its own size: nearest pixel, `outside` around it.
 
     Args:
         map_SS: (S, S) of any dtype.
         window: Of the same S.
-        outside: What stands where the window leaves the picture.
+        outside: The value where the window leaves the picture.
     """
     step = ((torch.arange(window.whole) + 0.5) * window.side / window.whole).floor().long()
     rows, columns = step + window.top, step + window.left
@@ -156,7 +158,7 @@ def shown_map(map_SS: Tensor, window: Window, outside: float) -> Tensor:
 
 
 def shown_embedding(embedding_BCgg: Tensor, valid_B2: Tensor, window: Window) -> Tensor:
-    """Give stored embeddings as if SAM had been shown the part in a window: an approximation, see `AugmentConfig`.
+    """Approximate SAM's embeddings of the part in a window from the stored ones; see `AugmentConfig`.
 
     Args:
         embedding_BCgg: (B, C, g, g) float, of padded squares.
@@ -174,7 +176,7 @@ def shown_embedding(embedding_BCgg: Tensor, valid_B2: Tensor, window: Window) ->
 
 
 def recoloured(image_3SS: Tensor, colour: Colour) -> Tensor:
-    """Give an image (3, S, S) in [0, 1] with brightness, then contrast, then saturation changed, kept in [0, 1]."""
+    """Change brightness, then contrast, then saturation of an image (3, S, S) in [0, 1], which it stays in."""
     luma_311 = image_3SS.new_tensor(_LUMA)[:, None, None]
     image = (image_3SS * colour.brightness).clamp(0, 1)
     mean = (image * luma_311).sum(0).mean()

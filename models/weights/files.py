@@ -10,10 +10,10 @@ WEIGHTS_FOLDER: Final = Path(__file__).parent
 
 
 def shipped_weights(name: str | None, *, what: str) -> Path:
-    """Give the path of weights that the package brings along.
+    """Return the path of weights that ship with the package.
 
     Raises:
-        ValueError: The package has none of that name; the message says how to name a file of one's own.
+        ValueError: The package has none of that name; the message says how to name your own file.
     """
     if name is not None and (WEIGHTS_FOLDER / name).is_file():
         return WEIGHTS_FOLDER / name
@@ -40,10 +40,12 @@ def read_weights(path: Path) -> dict[str, Tensor]:
         except SafetensorError as error:
             raise ValueError(f"{path} is not a safetensors file: {error}") from error
         return loaded
+    # Foreign checkpoints may hold anything: weights_only keeps a pickle from running code.
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
         raise ValueError(f"{path} cannot be read as plain weights: {error}") from error
+    # detectron2 (SED) nests the state dict under "model", many trainers under "state_dict".
     if isinstance(state, dict) and isinstance(state.get("model", state.get("state_dict")), dict):
         state = state.get("model", state.get("state_dict"))
     if not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()):
@@ -51,18 +53,19 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     return state
 
 
-def load_weights_into(module: nn.Module, path: Path, *, strict: bool = True) -> None:
+def load_weights_into(module: nn.Module, path: Path) -> None:
     """Fill a module with weights, converted to its own dtypes.
 
     Raises:
-        ValueError: Keys are missing or left over (when strict), or a shape differs; they are named.
+        ValueError: Keys are missing or left over, or a shape differs; they are named.
     """
+    # Shipped weights are stored as float16, at half the size; integer buffers stay what they are.
     state = {
         name: value.to(torch.float32) if value.is_floating_point() else value
         for name, value in read_weights(path).items()
     }
     try:
-        module.load_state_dict(state, strict=strict)
+        module.load_state_dict(state)
     except RuntimeError as error:
         raise ValueError(f"{path} does not fit {type(module).__name__}: {error}") from error
 
@@ -72,13 +75,14 @@ def write_weights(state: dict[str, Tensor], path: Path, *, half: bool = False) -
 
     Args:
         state: Names to tensors.
-        path: Where to; replaced in one step.
+        path: The file, replaced in one step.
         half: Store floating-point values as float16.
     """
     from safetensors.torch import save
 
     from shards.files.atomic import write_bytes_atomic
 
+    # Sorted names and contiguous values: the file's checksum is part of fingerprints and must not vary between runs.
     kept = {
         name: (value.half() if half and value.is_floating_point() else value).detach().cpu().contiguous()
         for name, value in sorted(state.items())

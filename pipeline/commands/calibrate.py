@@ -8,8 +8,14 @@ from numpy.typing import NDArray
 
 from jobs.artifacts.scores import stored_scores
 from jobs.run import has_target_labels
-from models.refinement.calibration import Calibration
-from models.refinement.calibration_fit import LabelledCells, calibration_error, fit_calibration, joined, labelled_cells
+from models.refinement.calibration import (
+    Calibration,
+    LabelledCells,
+    calibration_error,
+    fit_calibration,
+    joined,
+    labelled_cells,
+)
 from pipeline.commands.replay import refuse_without_scores
 from pipeline.run.run import OpenRun, read_run
 from shards.data.sources import open_source

@@ -13,7 +13,7 @@ from typing import Any, Final
 from jobs.cluster.connection import refuse_foreign_packages
 from jobs.inference.model import ModelSettings
 from jobs.stages.start import SHIPPED
-from models.interop.find_weights import Found, clip_places, find_weights, sam_file, sam_places
+from models.interop.find_weights import Found, clip_locations, find_weights, sam_file, sam_locations
 from models.presets import Preset, load_preset
 from pipeline.config import resolve_config
 
@@ -56,8 +56,8 @@ def examine(preset: str, sets: Sequence[str], folder: Path) -> dict[str, Any]:
 
 
 def _weights(settings: ModelSettings, preset: Preset) -> list[dict[str, Any]]:
-    clip = find_weights(settings.clip_weights, preset.clip.weights, clip_places(preset.clip))
-    sam = find_weights(settings.sam_weights, preset.sam.weights, sam_places(preset.sam))
+    clip = find_weights(settings.clip_weights, preset.clip.weights, clip_locations(preset.clip))
+    sam = find_weights(settings.sam_weights, preset.sam.weights, sam_locations(preset.sam))
     head = find_weights(settings.stage1_weights, SHIPPED[settings.dea] if preset.name == "tiny" else None)
     return [
         _entry("clip_weights", f"CLIP {preset.clip.architecture}", clip, _clip_cure(preset)),

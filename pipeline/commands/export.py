@@ -11,8 +11,7 @@ from numpy.typing import NDArray
 
 from jobs.inference.model import embed_vocabulary, load_sam_encoder, load_stseg, stseg_fingerprint, weights_checksum
 from jobs.inference.segmenter import StsegSegmenter
-from models.interop.export import check_format, read_exported, write_exported
-from models.interop.fixed_vocabulary import FixedVocabulary, without_text_tower
+from models.interop.export import FixedVocabulary, check_format, read_exported, without_text_tower, write_exported
 from models.presets import load_preset
 from pipeline.commands.choose_model import ChosenModel
 from pipeline.errors import DataFault

@@ -32,7 +32,7 @@ VOCABULARY = Vocabulary.from_names(["red ring", "sand, beach"], templates=("a ph
 def clip() -> DenseClip:
     """A tiny CLIP with random weights."""
     torch.manual_seed(0)
-    return build_clip(PRESETS["tiny"].clip, random=True)
+    return build_clip(PRESETS["tiny"].clip)
 
 
 @pytest.fixture

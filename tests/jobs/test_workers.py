@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from stseg_setup import build_random_stseg
 
 from jobs.execution.execution import ExecutionConfig
 from jobs.executor import Backend, run_chain
@@ -19,7 +20,6 @@ from models.presets import PRESETS
 from models.refinement.gate import GateConfig
 from models.sam.sam import build_sam
 from models.stseg.clip import build_clip
-from models.stseg.stseg import build_random_stseg
 from models.stseg.text import prompt_templates
 from models.weights.files import write_weights
 from shards.data.plan import make_plan
@@ -40,7 +40,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> ModelConfig:
     folder = tmp_path_factory.mktemp("weights")
     torch.manual_seed(0)
     preset = PRESETS["tiny"]
-    write_weights(build_clip(preset.clip, random=True).clip.state_dict(), folder / "clip.safetensors")
+    write_weights(build_clip(preset.clip).clip.state_dict(), folder / "clip.safetensors")
     write_weights(build_sam(preset.sam).state_dict(), folder / "sam.safetensors")
     write_weights(build_random_stseg(preset, dea=True).head_state(), folder / "head.safetensors")
     return ModelConfig(

@@ -3,7 +3,7 @@ import pytest
 from numpy.typing import NDArray
 from scipy.ndimage import binary_erosion
 
-from models.evaluation.boundary_iou import boundary_counts, boundary_iou, near_another
+from models.evaluation.metrics import boundary_counts, boundary_iou, near_another
 
 
 def one_class_at_a_time(

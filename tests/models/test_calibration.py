@@ -5,8 +5,17 @@ import pytest
 from numpy.typing import NDArray
 from scipy.special import expit, logit
 
-from models.refinement.calibration import Calibration, CalibrationTable, ClassCalibration, calibration_table
-from models.refinement.calibration_fit import LabelledCells, calibration_error, fit_calibration, joined, labelled_cells
+from models.refinement.calibration import (
+    Calibration,
+    CalibrationTable,
+    ClassCalibration,
+    LabelledCells,
+    calibration_error,
+    calibration_table,
+    fit_calibration,
+    joined,
+    labelled_cells,
+)
 
 NAMES = ("cat", "dog")
 

@@ -16,7 +16,7 @@ from shards.data.vocabulary import Vocabulary
 def clip() -> DenseClip:
     """A tiny CLIP with every parameter random."""
     torch.manual_seed(0)
-    dense = build_clip(PRESETS["tiny"].clip, random=True)
+    dense = build_clip(PRESETS["tiny"].clip)
     for parameter in dense.parameters():
         nn.init.normal_(parameter, std=0.2)
     return dense
@@ -39,7 +39,7 @@ def test_dense_features_are_the_head_applied_to_each_cell(clip: DenseClip) -> No
 @pytest.mark.parametrize("preset", ["base", "large"])
 def test_published_sizes_give_open_clips_own_features_at_768(preset: str) -> None:
     torch.manual_seed(0)
-    dense = build_clip(PRESETS[preset].clip, random=True)
+    dense = build_clip(PRESETS[preset].clip)
     for name, parameter in dense.clip.visual.named_parameters():
         if parameter.ndim < 2:  # gains, biases and layer scales, which start at 1, 0 and 1e-6
             nn.init.normal_(parameter, 1.0 if name.endswith("weight") else 0.0, std=0.2)

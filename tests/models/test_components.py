@@ -15,7 +15,7 @@ def test_components_come_by_class_then_reading_order_and_do_not_overlap() -> Non
     assert [(c.class_id, c.box) for c in found.kept] == [(7, (2, 0, 3, 2)), (7, (4, 0, 5, 2)), (300, (0, 0, 1, 2))]
     covered = np.zeros(first.shape, dtype=np.int64)
     for component in found.kept:
-        covered[component.place] += component.cells
+        covered[component.slices] += component.cells
     assert covered.tolist() == (first > 0).astype(int).tolist()
 
 
@@ -41,7 +41,7 @@ def test_components_of_a_class_share_a_prompt_if_the_setting_says_so() -> None:
     found = find_components(first, [1, 3], ComponentConfig(per="class", min_area=2))
     assert [(c.class_id, c.area, c.box) for c in found.kept] == [(1, 10, (0, 0, 8, 8))]
     drawn = np.zeros_like(first)
-    drawn[found.kept[0].place][found.kept[0].cells] = 1
+    drawn[found.kept[0].slices][found.kept[0].cells] = 1
     assert drawn.sum() == 10
     assert drawn[4, 8] == 0
     assert found.too_small_counts == {1: 1}

@@ -2,8 +2,9 @@ import math
 
 import pytest
 import torch
+from decoder_setup import cost_volume
 
-from models.stseg.cost_volume import cost_rows, cost_volume, unit_pixels
+from models.stseg.cost_volume import check_cost_inputs, cost_rows, unit_pixels
 
 
 @pytest.mark.parametrize(
@@ -44,8 +45,8 @@ def test_more_than_255_classes() -> None:
 
 def test_wrong_inputs_are_refused_with_the_cause() -> None:
     with pytest.raises(ValueError, match="4 channels, text embeddings 5"):
-        cost_volume(torch.randn(1, 4, 2, 2), torch.randn(3, 2, 5))
+        check_cost_inputs(torch.randn(1, 4, 2, 2), torch.randn(3, 2, 5))
     with pytest.raises(ValueError, match="no class"):
-        cost_volume(torch.randn(1, 4, 2, 2), torch.randn(0, 2, 4))
+        check_cost_inputs(torch.randn(1, 4, 2, 2), torch.randn(0, 2, 4))
     with pytest.raises(ValueError, match="expected dense"):
-        cost_volume(torch.randn(1, 4, 2, 2), torch.randn(3, 4))
+        check_cost_inputs(torch.randn(1, 4, 2, 2), torch.randn(3, 4))

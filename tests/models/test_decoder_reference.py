@@ -6,10 +6,9 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 import torch
-from decoder_setup import build_decoder, decoder_inputs
+from decoder_setup import build_decoder, cost_volume, decoder_inputs
 from numpy.typing import NDArray
 
-from models.stseg.cost_volume import cost_volume
 from models.stseg.decoder import DecoderConfig
 
 Array = NDArray[np.float64]

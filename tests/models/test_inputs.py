@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from models.stseg.inputs import from_network_input, to_network_input
+from models.stseg.sliding import from_network_input, to_network_input
 
 
 def test_image_of_the_right_size_is_only_scaled_to_unit_range() -> None:

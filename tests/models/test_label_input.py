@@ -1,11 +1,12 @@
 import numpy as np
 import torch
+from refinement_setup import refine_image
 from torch import Tensor
 
 from models.refinement.gate import ClassGate, GateConfig
-from models.refinement.label_input import label_as_input
 from models.refinement.overlaps import ResolveConfig
-from models.refinement.refine import RefinementConfig, refine_image
+from models.refinement.refine import RefinementConfig
+from models.refinement.types import label_as_input
 from models.sam.decoder import MaskPrompts
 
 

@@ -5,7 +5,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from models.sam.letterbox import letterbox_bilinear, letterbox_nearest, letterbox_valid
+from models.sam.frame import letterbox_bilinear, letterbox_nearest, letterbox_valid
 
 
 @pytest.mark.parametrize(("cells", "side"), [((48, 48), 64), ((7, 5), 16), ((192, 192), 256), ((30, 20), 8)])

@@ -128,7 +128,7 @@ def test_gradients_are_those_of_the_plain_formula_whatever_the_chunks(
         plain = (each * weight[:, None, None]).mean(dim=1)
     (expected,) = torch.autograd.grad((plain * trust * labelled).sum() / labelled.sum(), logits)
     for elements in (1, 150, 1 << 22):
-        monkeypatch.setattr("models.training.streamed_losses._CHUNK_ELEMENTS", elements)
+        monkeypatch.setattr("models.training.losses._CHUNK_ELEMENTS", elements)
         (found,) = torch.autograd.grad(LOSSES[kind](logits, label, weight, -1, trust), logits)
         torch.testing.assert_close(found, expected)
 

@@ -3,7 +3,7 @@ import pytest
 
 from models.refinement.components import Component, ComponentConfig, find_components
 from models.refinement.prompt_shapes import boxes_in_sam_frame, elastic_box
-from models.sam.grid_frame import GridFrame
+from models.sam.frame import GridFrame
 
 
 def component_of(cells: np.ndarray) -> Component:

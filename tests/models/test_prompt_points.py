@@ -1,8 +1,8 @@
 import numpy as np
 
 from models.refinement.components import Component, ComponentConfig, find_components
-from models.refinement.prompt_points import NO_POINT, ON_BACKGROUND, background_points, deepest_points
-from models.sam.grid_frame import GridFrame
+from models.refinement.prompt_shapes import NO_POINT, ON_BACKGROUND, background_points, deepest_points
+from models.sam.frame import GridFrame
 
 
 def component_of(cells: np.ndarray) -> Component:

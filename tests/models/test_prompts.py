@@ -5,7 +5,7 @@ import pytest
 
 from models.refinement.components import Component, ComponentConfig, find_components
 from models.refinement.prompts import PromptConfig, PromptSource, component_logits, image_prompts
-from models.sam.grid_frame import GridFrame
+from models.sam.frame import GridFrame
 
 
 def component_of(cells: np.ndarray) -> Component:

@@ -6,13 +6,13 @@ import json
 import numpy as np
 import pytest
 import torch
-from refinement_setup import FakeDecoder, dilate, everything, image, refine, square
+from refinement_setup import FakeDecoder, dilate, everything, image, refine, refine_image, square
 
 from models.presets import SAM_TINY
 from models.refinement.acceptance import AcceptConfig
 from models.refinement.gate import ClassGate, GateConfig
 from models.refinement.prompts import PromptConfig
-from models.refinement.refine import RefinementConfig, refine_batch, refine_image
+from models.refinement.refine import RefinementConfig, refine_batch
 from models.sam.sam import SamMaskDecoder, build_sam
 
 

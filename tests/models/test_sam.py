@@ -9,12 +9,13 @@ from segment_anything.modeling import Sam
 from tensor_sizes import LargestResult
 
 import models.sam.decoder
-import models.sam.sam_two_way
-from models.presets import PRESETS, SAM_TINY, SAM_VIT_B, SAM_VIT_L, SamConfig
+import models.sam.sam
+from models.presets import PRESETS, SAM_TINY, SAM_VIT_B, SAM_VIT_L
 from models.sam.decoder import decode_tokens, embed_prompts
 from models.sam.frame import sam_input, size_in_frame
 from models.sam.sam import (
     MaskPrompts,
+    SamConfig,
     SamEncoder,
     SamMaskDecoder,
     build_sam,
@@ -71,9 +72,13 @@ def test_build_sam_refuses_sizes_that_do_not_fit_together() -> None:
 
 @pytest.mark.parametrize("config", [SAM_TINY, WINDOWED], ids=["tiny", "windowed"])
 @pytest.mark.parametrize("chunk", [None, 1, 2])
-def test_embeddings_equal_those_of_segment_anything(config: SamConfig, chunk: int | None) -> None:
+def test_embeddings_equal_those_of_segment_anything(
+    config: SamConfig, chunk: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if chunk is not None:
+        monkeypatch.setattr(models.sam.sam, "_images_at_once", lambda _: chunk)
     sam, images = _random_sam(config), _images()
-    ours = SamEncoder(sam).encode(images, chunk=chunk)
+    ours = SamEncoder(sam).encode(images)
     predictor = segment_anything.SamPredictor(sam)
     for image, embedding, valid in zip(images, ours.embedding_BCHW, ours.valid_B2, strict=True):
         predictor.set_image(image)
@@ -171,7 +176,7 @@ def test_answers_do_not_depend_on_how_small_the_pieces_are(monkeypatch: pytest.M
     decoder, embedding = SamMaskDecoder(_random_sam(WINDOWED)), torch.randn(3, 32, 10, 10)
     prompts = _some_prompts(7, WINDOWED)
     whole, whole_quality = decoder.decode(embedding, prompts, chunk=7)
-    monkeypatch.setattr(models.sam.sam_two_way, "PATCHES_AT_ONCE", 7)
+    monkeypatch.setattr(models.sam.decoder, "PATCHES_AT_ONCE", 7)
     monkeypatch.setattr(models.sam.decoder, "ROWS_AT_ONCE", 3)
     for chunk in (None, 1, 3):
         logits, quality = decoder.decode(embedding, prompts, chunk=chunk)
@@ -241,7 +246,7 @@ def test_decoder_refuses_prompts_that_do_not_fit(prompts: MaskPrompts, message: 
 def test_load_sam_without_decoder_keeps_only_the_encoder(tmp_path: Path) -> None:
     sam = _random_sam(SAM_TINY)
     write_weights(sam.state_dict(), tmp_path / "sam.safetensors")
-    whole = load_sam(PRESETS["tiny"], tmp_path / "sam.safetensors", with_decoder=True)
+    whole = load_sam(PRESETS["tiny"].sam, tmp_path / "sam.safetensors", with_decoder=True)
     lean = load_sam(SAM_TINY, tmp_path / "sam.safetensors", with_decoder=False)
     assert not any("decoder" in name or "prompt" in name for name, _ in lean.named_parameters())
     expected = SamEncoder(sam).encode(_images()).embedding_BCHW

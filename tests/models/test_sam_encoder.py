@@ -6,9 +6,9 @@ from tensor_sizes import LargestResult
 from torch import Tensor
 
 import models.sam.encoder
-from models.presets import SAM_TINY, SamConfig
+from models.presets import SAM_TINY
 from models.sam.encoder import encode_frames
-from models.sam.sam import SamEncoder, build_sam
+from models.sam.sam import SamConfig, SamEncoder, build_sam
 
 WINDOWED = SamConfig(
     image_size=80,

@@ -8,10 +8,16 @@ from scipy import ndimage
 
 from models.presets import SAM_TINY
 from models.sam.sam import build_sam, load_sam
-from models.tiny.sam_data import EVALUATION_RECIPE, boxes_around, coarse_masks, jitter_boxes, points_inside
-from models.tiny.sam_evaluation import evaluate_tiny_sam
-from models.tiny.sam_pictures import draw_outlines
+from models.tiny.sam_data import (
+    EVALUATION_RECIPE,
+    boxes_around,
+    coarse_masks,
+    draw_outlines,
+    jitter_boxes,
+    points_inside,
+)
 from models.tiny.sam_training import Cycle, SamTrainingConfig, mask_iou, mask_loss, train_tiny_sam
+from models.tiny.train import evaluate_tiny_sam
 
 
 def _true_masks(scenes: int = 12) -> torch.Tensor:
@@ -89,11 +95,6 @@ def test_training_twice_gives_the_same_weights() -> None:
     assert all(torch.equal(value, again[name]) for name, value in first.items())
     start = train_tiny_sam(replace(config, seed=1)).state_dict()
     assert not torch.equal(start["mask_decoder.iou_token.weight"], first["mask_decoder.iou_token.weight"])
-
-
-def test_training_from_the_second_cycle_on_needs_weights() -> None:
-    with pytest.raises(ValueError, match="cycle 1 starts from the weights"):
-        train_tiny_sam(SamTrainingConfig(), first_cycle=1)
 
 
 def test_evaluation_asks_for_at_least_one_scene() -> None:

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from models.interop.sed import decoder_sizes
+from models.interop.sed import decoder_from_sed, decoder_sizes
 from models.stseg.decoder import CostAwareDecoder, DecoderConfig
 
 SIZES = DecoderConfig(
@@ -36,7 +36,7 @@ def sed_state(decoder: CostAwareDecoder) -> dict[str, Tensor]:
 @pytest.mark.parametrize("wrap", [lambda s: s, lambda s: {"model": s, "iteration": 80000}])
 def test_a_decoder_from_sed_says_the_same_with_sizes_read_off_the_tensors(decoder: CostAwareDecoder, wrap: Any) -> None:
     other = {"sem_seg_head.predictor.clip_model.logit_scale": torch.ones(())}
-    loaded = CostAwareDecoder.from_sed(wrap(sed_state(decoder) | other))
+    loaded = decoder_from_sed(wrap(sed_state(decoder) | other))
     assert (loaded.config, loaded.prompt_channels) == (SIZES, 7)
     dense, text = torch.randn(2, 5, 6, 6), torch.randn(3, 7, 5)
     guidance = [torch.randn(2, 10, 24, 24), torch.randn(2, 9, 12, 12)]
@@ -55,24 +55,24 @@ def test_a_missing_tensor_is_an_error_that_names_it(decoder: CostAwareDecoder, n
     state = sed_state(decoder)
     del state[PREFIX + name]
     with pytest.raises(ValueError, match=f"1 tensors are missing: {name}"):
-        CostAwareDecoder.from_sed(state)
+        decoder_from_sed(state)
 
 
 def test_another_shape_is_an_error_that_names_it(decoder: CostAwareDecoder) -> None:
     state = sed_state(decoder)
     state[PREFIX + "decoder1.attention.norm1.bias"] = torch.zeros(15)
     with pytest.raises(ValueError, match=r"decoder1.attention.norm1.bias \(15,\) for \(16,\)"):
-        CostAwareDecoder.from_sed(state)
+        decoder_from_sed(state)
 
 
 def test_what_has_no_place_is_logged_by_name(decoder: CostAwareDecoder, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING):
-        CostAwareDecoder.from_sed(sed_state(decoder))
+        decoder_from_sed(sed_state(decoder))
         assert caplog.text == ""
-        CostAwareDecoder.from_sed(sed_state(decoder) | {PREFIX + "text_guidance.weight": torch.zeros(2)})
+        decoder_from_sed(sed_state(decoder) | {PREFIX + "text_guidance.weight": torch.zeros(2)})
     assert "1 tensors have no place here: text_guidance.weight" in caplog.text
 
 
 def test_something_else_is_no_decoder() -> None:
     with pytest.raises(ValueError, match=r"tensors are missing: conv1\.weight"):
-        CostAwareDecoder.from_sed({"weight": torch.zeros(3)})
+        decoder_from_sed({"weight": torch.zeros(3)})

@@ -4,11 +4,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from stseg_setup import build_random_stseg
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from models.presets import PRESETS
 from models.sam.sam import SamEmbedding
-from models.stseg.stseg import STSeg, build_random_stseg, load_head
+from models.stseg.stseg import STSeg, load_head
 from models.weights.files import read_weights, write_weights
 
 TINY = PRESETS["tiny"]

@@ -9,10 +9,9 @@ from open_clip import get_tokenizer
 from open_clip.model import CLIP, CLIPTextCfg, CLIPVisionCfg
 from torch import Tensor, nn
 
-from models.stseg import text_tower
+import models.stseg.text
 from models.stseg.clip import DenseClip
-from models.stseg.text import prompt_templates, text_embeddings
-from models.stseg.text_tower import embedding_dim, encode_tokens, tower_checksum
+from models.stseg.text import embedding_dim, encode_tokens, prompt_templates, text_embeddings, tower_checksum
 from models.stseg.tiny_clip import WordTokenizer, build_tiny_clip
 from shards.data.vocabulary import Vocabulary
 
@@ -77,7 +76,7 @@ def test_neither_company_nor_order_changes_a_text(
 ) -> None:
     texts = [f"a photo of a {word}" for word in ("cat", "cat.", "cat food", "dog", "cat")] + ["a photo", *TEXTS]
     wanted = clip.clip.encode_text(clip.tokenizer(texts))
-    monkeypatch.setattr(text_tower, "_TOKENS_AT_ONCE", at_once)
+    monkeypatch.setattr(models.stseg.text, "_TOKENS_AT_ONCE", at_once)
     for order in (slice(None), slice(None, None, -1)):
         found = encode_tokens(clip.clip, clip.tokenizer(texts[order]))
         torch.testing.assert_close(found, wanted.flip(0) if order.step else wanted, atol=1e-5, rtol=0)

@@ -7,15 +7,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from stseg_setup import build_random_stseg
 from torch import Tensor
 from typer.testing import CliRunner
 
 import pipeline.commands.export
-from models.interop.export import check_format, read_exported, write_exported
-from models.interop.fixed_vocabulary import FixedVocabulary
+from models.interop.export import FixedVocabulary, check_format, read_exported, write_exported
 from models.presets import PRESETS
 from models.sam.sam import SamEncoder, build_sam
-from models.stseg.stseg import build_random_stseg
 from pipeline.cli.app import app
 from shards.files.atomic import sha256_file
 

@@ -7,14 +7,16 @@ from typing import Any
 
 import pytest
 import torch
+from stseg_setup import build_random_stseg
 from torch import Tensor
 from typer.testing import CliRunner
 
 from jobs.inference.model import ModelConfig, embed_vocabulary, load_stseg
-from models.presets import PRESETS, ClipConfig, Preset
+from models.presets import PRESETS, Preset
+from models.stseg.clip import ClipConfig
 from models.stseg.dea import DeaConfig
 from models.stseg.decoder import DecoderConfig
-from models.stseg.stseg import STSeg, build_random_stseg
+from models.stseg.stseg import STSeg
 from models.stseg.text import prompt_templates
 from models.weights.files import read_weights
 from pipeline.cli.app import app

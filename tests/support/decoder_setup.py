@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from models.stseg.cost_volume import cost_rows, unit_pixels
 from models.stseg.decoder import CostAwareDecoder, DecoderConfig
 
 
@@ -23,3 +24,9 @@ def decoder_inputs(
     levels = range(len(guidance), 0, -1)
     maps = [torch.randn(batch, c, grid[0] << i, grid[1] << i) for i, c in zip(levels, guidance, strict=True)]
     return torch.randn(batch, 6, *grid), torch.randn(classes, templates, 6), maps
+
+
+def cost_volume(dense_BDHW: Tensor, text_KPD: Tensor) -> Tensor:
+    """The whole cost volume, (B, P, K, H, W)."""
+    rows_RPHW = cost_rows(unit_pixels(dense_BDHW), text_KPD)
+    return torch.unflatten(rows_RPHW, 0, (-1, len(dense_BDHW))).permute(1, 2, 0, 3, 4)

@@ -11,8 +11,9 @@ from torch import Tensor
 from models.refinement.acceptance import AcceptConfig
 from models.refinement.gate import ClassGate, GateConfig
 from models.refinement.overlaps import ResolveConfig
+from models.refinement.predict import PromptDecoder
 from models.refinement.prompts import PromptConfig
-from models.refinement.refine import RefinementConfig, refine_image
+from models.refinement.refine import RefinementConfig, refine_batch
 from models.refinement.types import RefinedLabel, RefineInput
 from models.sam.decoder import MaskPrompts
 
@@ -69,6 +70,18 @@ def square(class_id: int = 1, background: int = 0, size: int = 48) -> NDArray[np
     first = np.full((size, size), background)
     first[12:24, 12:36] = class_id
     return first
+
+
+def refine_image(
+    source: RefineInput,
+    decoder: PromptDecoder,
+    class_gate: ClassGate,
+    config: RefinementConfig,
+    *,
+    ignore_index: int,
+) -> RefinedLabel:
+    (refined,) = refine_batch([source], decoder, class_gate, config, ignore_index=ignore_index)
+    return refined
 
 
 def refine(

@@ -54,15 +54,14 @@ def random_weights(folder: Path) -> dict[str, str]:
     """Settings that name random weights for every part of the tiny preset."""
     import torch
 
-    from models.presets import load_preset
+    from models.presets import build_stseg, load_preset
     from models.sam.sam import build_sam
     from models.stseg.clip import build_clip
-    from models.stseg.stseg import build_stseg
     from models.weights.files import write_weights
 
     preset = load_preset("tiny")
     torch.manual_seed(0)
-    clip = build_clip(preset.clip, random=True)
+    clip = build_clip(preset.clip)
     states = {
         "clip_weights": clip.clip.state_dict(),
         "sam_weights": build_sam(preset.sam).state_dict(),

@@ -52,7 +52,7 @@ def training_setup(
     vocabulary.save(folder / "vocabulary.json")
     clip_weights = folder / "clip.safetensors"
     torch.manual_seed(0)
-    write_weights(build_clip(PRESETS["tiny"].clip, random=True).clip.state_dict(), clip_weights)
+    write_weights(build_clip(PRESETS["tiny"].clip).clip.state_dict(), clip_weights)
     refs = tuple(open_source(SOURCE, vocabulary).refs())
     embedding = folder / "embeddings" / "source-000000.zarr"
     keys = [ref.key for ref in refs]

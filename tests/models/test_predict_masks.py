@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from models.refinement import predict as sam_answers
-from models.refinement.predict import ask_sam
+from models.refinement.predict import predict_masks
 from models.refinement.prompts import PromptConfig
 from models.sam.decoder import MaskPrompts
 
@@ -36,21 +36,21 @@ def prompts(count: int) -> MaskPrompts:
 
 @pytest.mark.parametrize(("candidates", "rows", "predicted"), [("single", 1, 0.2), ("best", 2, 0.9)])
 def test_best_of_three_is_the_one_with_the_highest_predicted_iou(candidates: Any, rows: int, predicted: float) -> None:
-    logits, iou = ask_sam(FakeDecoder(), EMBEDDING, prompts(2), PromptConfig(candidates=candidates))
+    logits, iou = predict_masks(FakeDecoder(), EMBEDDING, prompts(2), PromptConfig(candidates=candidates))
     assert (logits > 0).sum(dim=(1, 2)).tolist() == [rows, 2 * rows]
     assert iou.tolist() == pytest.approx([predicted, predicted])
 
 
 def test_second_iteration_is_asked_with_the_first_mask_and_box() -> None:
     decoder = FakeDecoder()
-    ask_sam(decoder, EMBEDDING, prompts(2), PromptConfig(kinds=("box",), iterations=2, feed_box=True))
+    predict_masks(decoder, EMBEDDING, prompts(2), PromptConfig(kinds=("box",), iterations=2, feed_box=True))
     first, second = decoder.calls
     assert first.mask_input_M1hw is None
     assert second.mask_input_M1hw is not None
     assert (float(second.mask_input_M1hw.min()), float(second.mask_input_M1hw.max())) == (-10, 10)
     assert second.boxes_M4 is not None
     assert second.boxes_M4.tolist() == [[0, 0, 1, 1], [0, 0, 3, 1]]
-    ask_sam(decoder, EMBEDDING, prompts(2), PromptConfig(iterations=3))
+    predict_masks(decoder, EMBEDDING, prompts(2), PromptConfig(iterations=3))
     assert len(decoder.calls) == 5
     kept = decoder.calls[-1].boxes_M4
     assert kept is not None
@@ -60,8 +60,8 @@ def test_second_iteration_is_asked_with_the_first_mask_and_box() -> None:
 def test_answers_do_not_depend_on_how_many_are_asked_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sam_answers, "PROMPTS_AT_ONCE", 100)
     decoder = FakeDecoder()
-    logits, _ = ask_sam(decoder, EMBEDDING, prompts(5), PromptConfig())
+    logits, _ = predict_masks(decoder, EMBEDDING, prompts(5), PromptConfig())
     assert (len(decoder.calls), logits.shape) == (1, (5, 8, 8))
     monkeypatch.setattr(sam_answers, "PROMPTS_AT_ONCE", 2)
-    ask_sam(decoder, EMBEDDING, prompts(5), PromptConfig())
+    predict_masks(decoder, EMBEDDING, prompts(5), PromptConfig())
     assert [len(call.image_index_M) for call in decoder.calls] == [5, 2, 2, 1]
