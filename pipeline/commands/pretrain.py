@@ -207,6 +207,7 @@ def _embed_stage(config: PretrainConfig, layout: RunLayout, plan: Plan) -> Stage
             samples=shard.samples,
             output=layout.embedding("source", shard.name),
             fingerprint=fingerprint,
+            source=config.source,
         )
         for shard in plan.shards
     ]
