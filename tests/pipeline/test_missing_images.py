@@ -1,9 +1,12 @@
 """Images that vanish or change after `init`: counted, named, and taken up again when they are back."""
 
+import errno
 import json
+import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,6 +14,7 @@ from PIL import Image
 from run_setup import again, invoke, report, sets, snapshot
 from store_setup import files_of, results_of
 
+from shards.files import atomic
 from shards.formats.tar import index_tar
 
 
@@ -32,7 +36,7 @@ def made(weights: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> P
 
 
 @pytest.fixture(scope="module")
-def undisturbed(made: Path) -> dict[str, bytes]:
+def undisturbed(made: Path) -> dict[str, object]:
     """The files of the run when nothing vanishes."""
     run = Path(shutil.copytree(made / "run", made / "undisturbed" / "run"))
     assert again(run)[0] == 0
@@ -84,7 +88,7 @@ def keys_in_tars(run: Path) -> list[str]:
     [((), "embed"), (("embed",), "teacher"), (("embed", "start", "teacher", "refine"), "write")],
 )
 def test_images_that_vanish_at_any_stage_are_named_and_taken_up_when_they_are_back(
-    run: Path, hide: Hidden, undisturbed: dict[str, bytes], before: tuple[str, ...], lost_by: str, made: Path
+    run: Path, hide: Hidden, undisturbed: dict[str, object], before: tuple[str, ...], lost_by: str, made: Path
 ) -> None:
     stages(run, *before)
     hide()
@@ -115,7 +119,7 @@ def test_images_that_vanish_at_any_stage_are_named_and_taken_up_when_they_are_ba
 
 
 def test_more_missing_images_than_the_budget_end_the_round_with_exit_4_until_they_are_back(
-    run: Path, hide: Hidden, undisturbed: dict[str, bytes], made: Path
+    run: Path, hide: Hidden, undisturbed: dict[str, object], made: Path
 ) -> None:
     stages(run, "embed")
     hide()
@@ -127,11 +131,12 @@ def test_more_missing_images_than_the_budget_end_the_round_with_exit_4_until_the
     hide.put_back()
     code, _, err = again(run)
     assert code == 0, err
-    assert results_of(files_of(run)) == undisturbed
+    made_now = results_of(files_of(run))
+    assert {name for name in undisturbed if made_now[name] != undisturbed[name]} == {"config.yaml"}
 
 
 def test_a_changed_image_is_taken_up_once_it_is_the_planned_one_again(
-    run: Path, made: Path, undisturbed: dict[str, bytes]
+    run: Path, made: Path, undisturbed: dict[str, object]
 ) -> None:
     photo = made / "photos" / "b" / "1.png"
     whole = photo.read_bytes()
@@ -147,7 +152,52 @@ def test_a_changed_image_is_taken_up_once_it_is_the_planned_one_again(
     assert results_of(files_of(run)) == undisturbed
 
 
-def test_a_finished_run_whose_budget_shrinks_says_so_with_exit_4(run: Path, undisturbed: dict[str, bytes]) -> None:
+def test_a_finished_run_whose_budget_shrinks_says_so_with_exit_4(run: Path, undisturbed: dict[str, object]) -> None:
     assert again(run)[0] == 0
     code, _, err = again(run, "--set", "quarantine.min_samples=0")
     assert (code, "1 of 9 target images are unreadable, 0 are allowed (not_an_image 1)" in err) == (4, True)
+
+
+def test_init_on_a_store_that_is_down_ends_with_one_line_and_the_same_command_begins_again(
+    made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = ("init", str(tmp_path / "run"), "--images", str(made / "photos"), "--classes", str(made / "names.txt"))
+    real = Path.open
+
+    def fails(path: Path, *arguments: Any, **named: Any) -> Any:
+        if path.suffix == ".png" and path.parent.name == "b":
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return real(path, *arguments, **named)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(atomic, "RETRY_WAITS_S", (0.0, 0.0, 0.0))
+        patch.setattr(Path, "open", fails)
+        code, _, err = invoke(*asked)
+    told = [line for line in err.splitlines() if line.startswith("stseg-pipeline: ")]
+    assert (code, told) == (75, [f"stseg-pipeline: {made / 'photos' / 'b' / '0.png'}: Input/output error (EIO)"])
+    assert "Traceback" not in err
+    code, _, err = invoke(*asked)
+    assert code == 0, err
+    assert (tmp_path / "run" / "plan" / "000000.json").is_file()
+
+
+def test_a_label_that_vanishes_ends_the_round_with_exit_4_until_it_is_back(
+    made: Path, weights: dict[str, str], tmp_path: Path
+) -> None:
+    for name in ("a/0", "a/1"):
+        (tmp_path / "labels" / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(np.zeros((40, 37), np.uint8)).save(tmp_path / "labels" / f"{name}.png")
+    images = ("--images", str(made / "photos" / "a"), "--classes", str(made / "names.txt"))
+    run = tmp_path / "run"
+    labels = ("--labels", str(tmp_path / "labels" / "a"))
+    few = {**weights, "refine.gate.threshold": "0.0", "train.steps": "1", "train.target_per_step": "1"}
+    assert invoke("init", str(run), *images, *labels, *sets({**few, "data.test": "null"}))[0] == 0
+    label, away = tmp_path / "labels" / "a" / "1.png", tmp_path / "1.png"
+    label.rename(away)
+    code, _, err = again(run)
+    assert (code, f"{label} is not there, though it was planned" in err, "Traceback" in err) == (4, True, False), err
+    away.rename(label)
+    code, _, err = again(run)
+    assert code == 0, err
+    scores = json.loads((run / "rounds" / "001" / "pseudo_labels.json").read_bytes())
+    assert scores["labelled_images"] == 2
