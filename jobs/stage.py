@@ -1,7 +1,7 @@
 """What every stage has in common: a shard task, the record that says that it is done, and the plan of a stage."""
 
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
@@ -18,7 +18,9 @@ from pydantic import (
     model_validator,
 )
 
+from shards.data.returned import why_returned
 from shards.data.samples import Samples
+from shards.data.sources import SourceConfig
 from shards.files.atomic import sha256_path
 from shards.formats import records
 from shards.formats.layout import record_of
@@ -74,6 +76,8 @@ class ShardTask(BaseModel):
         output: The file or folder that the stage writes.
         inputs: Outputs of earlier stages by role, each with a record beside it.
         fingerprint: What changes the result: settings, weights, vocabulary, code version.
+        source: Where the images of the samples are, for a stage that reads them: there it is looked whether those that
+            were missing are back. Changes no result.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -85,6 +89,7 @@ class ShardTask(BaseModel):
     output: Path
     inputs: dict[str, Path] = {}
     fingerprint: dict[str, Json] = {}
+    source: SourceConfig | None = None
 
     @property
     def record(self) -> Path:
@@ -205,13 +210,24 @@ def why_stale(task: ShardTask, *, verify: bool = False, read: ReadRecord = read_
         read: As `input_digests` takes it.
 
     Returns:
-        A reason as `shards.formats.records.why_stale` gives it, or that an input is not done.
+        A reason as `shards.formats.records.why_stale` gives it, that an input is not done, or that images which were
+        missing are back.
     """
     try:
         inputs = input_digests(task, read)
     except ValueError as error:
         return str(error)
-    return records.why_stale(task.record, fingerprint=task.fingerprint, inputs=inputs, verify=verify, read=read)
+    return why_record_stale(task, inputs, verify=verify, read=read)
+
+
+def why_record_stale(
+    task: ShardTask, inputs: Mapping[str, str], *, verify: bool = False, read: ReadRecord = read_record
+) -> str | None:
+    """Say why a task has to be done again if its inputs have certain checksums; see `why_stale`."""
+    reason = records.why_stale(task.record, fingerprint=task.fingerprint, inputs=inputs, verify=verify, read=read)
+    if reason is not None or task.source is None:
+        return reason
+    return why_returned(read(task.record).drops, task.samples, task.source)
 
 
 def prepare(task: ShardTask, *, verify: bool = True) -> None:

@@ -8,6 +8,8 @@ from typing import Any, TypeVar, get_args
 import yaml
 from pydantic import BaseModel, ValidationError
 
+from shards.files.atomic import patiently
+
 Settings = TypeVar("Settings", bound=BaseModel)
 
 
@@ -19,7 +21,7 @@ def read_settings(path: Path) -> dict[str, Any]:
         ValueError: It is not YAML, or not a mapping of names to values.
     """
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        content = yaml.safe_load(patiently(path, lambda: path.read_text(encoding="utf-8")))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ValueError(f"{path} is not a YAML file: {' '.join(str(error).split())}") from error
     if content is None:

@@ -235,6 +235,10 @@ def status(run: RunOption = DEFAULT_RUN, as_json: JsonOption = False) -> None:
                 for number, scores in found.rounds.items()
             ]
             print_table(["round", *SCORES, "promotion", "alarms"], rows)
+        for number, scores in found.rounds.items():
+            for gone in scores["left_out"] or ():
+                of = f"{gone['images']} of {gone['total']} {gone['dataset']} images of {gone['folder']}"
+                typer.echo(f"\nleft out of round {number}: {of} ({gone['reasons']})")
         for one in found.quarantined:
             typer.echo(f"\nquarantined: {one.stage} {one.shard} of round {one.round}: {one.cause}")
         if found.retry:

@@ -59,6 +59,9 @@ def refine(
             return
         for drop in found["quarantined"]:
             typer.echo(f"quarantined: {drop['key']}: {drop['reason']} ({drop['detail']})")
+        for line in found["left_out"]:
+            if not line.startswith("quarantined: "):
+                typer.echo(line)
         if found["without_mask"]:
             typer.echo(f"without a mask: {', '.join(found['without_mask'])}")
         fates = ", ".join(f"{name} {number}" for name, number in found["masks"].items())

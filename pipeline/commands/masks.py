@@ -16,10 +16,12 @@ from pipeline.run.lock import holding
 from pipeline.run.run import Run, load_run, make_run
 from pipeline.settings import read_settings
 from pipeline.tasks.chain import embed_stages, mask_stages
+from pipeline.tasks.left_out import left_out, lines_of
 from pipeline.tasks.round_tasks import index_task
 from pipeline.tasks.states import task_states
 from shards.data.labels import decode_label
 from shards.data.vocabulary import IGNORE_8_BIT, IGNORE_16_BIT
+from shards.files.atomic import patiently
 from shards.formats.layout import RunLayout
 from shards.formats.records import Record
 from shards.storage.mirror import put_files
@@ -53,7 +55,8 @@ def refine_masks(root: Path, request: MasksRequest, progress: RunProgress | None
 
     Returns:
         `run`, `images`, `refined`, `shards`, `coverage` in per cent, `masks` by what became of them, `without_mask` and
-        `quarantined` (each a key, with a reason for the latter), and `index`, the list of tars.
+        `quarantined` (each a key, with a reason for the latter), `left_out` (lines about unreadable images), and
+        `index`, the list of tars.
 
     Raises:
         SettingsConflict: The folder holds a run for other images, masks or classes.
@@ -116,7 +119,7 @@ def _numbered_classes(masks: Path) -> list[str]:
     """Call the classes "class 0" and so on, up to the highest id in any mask."""
     highest = -1
     for path in sorted(masks.rglob("*.png")):
-        data = path.read_bytes()
+        data = patiently(path, path.read_bytes)
         try:
             ids = decode_label(data)
         except ValueError as error:
@@ -129,7 +132,8 @@ def _numbered_classes(masks: Path) -> list[str]:
 
 
 def _summary(run: Run) -> dict[str, Any]:
-    refine, write = (stage_records(stage.tasks) for stage in mask_stages(run))
+    stages = mask_stages(run)
+    refine, write = (stage_records(stage.tasks) for stage in stages)
     embed = [record for stage in embed_stages(run) for record in stage_records(stage.tasks)]
     total: Counter[str] = Counter()
     for record in refine:
@@ -145,6 +149,7 @@ def _summary(run: Run) -> dict[str, Any]:
         "masks": masks,
         "without_mask": [drop["key"] for drop in _drops(refine)],
         "quarantined": _drops(embed) + _drops(write),
+        "left_out": [*lines_of(left_out([*embed_stages(run), *stages]))],
         "index": place.shown(run.layout.pseudo_index(1)),
     }
 

@@ -13,9 +13,11 @@ from jobs.stage import CODE_VERSION, Resources, ShardTask, StagePlan, stage_reco
 from jobs.stages.embed import EmbedConfig, EmbedWorker, embed_fingerprint
 from jobs.training.config import TrainConfig, TrainJob
 from jobs.training.group import GroupResources, require_group_fits, run_training
-from pipeline.config import ModelSettings, VocabularySettings, asks_for_tiny, laid_over
+from pipeline.config import ModelSettings, QuarantineSettings, VocabularySettings, asks_for_tiny, laid_over
 from pipeline.progress import RunProgress
+from pipeline.rounds.quarantine import check_quarantine
 from pipeline.settings import read_settings, validated, with_sets
+from pipeline.tasks.left_out import left_out, lines_of
 from shards.data.plan import Plan, make_plan
 from shards.data.sources import ScenesSourceConfig, SourceConfig, open_source
 from shards.data.vocabulary import Vocabulary, load_class_names
@@ -47,6 +49,7 @@ class PretrainConfig(BaseModel):
         train: The training.
         embed: What an embedding worker needs.
         group: The training group.
+        quarantine: How many images may be unreadable.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -58,6 +61,7 @@ class PretrainConfig(BaseModel):
     train: TrainConfig = TINY_STAGE1
     embed: Resources = Resources()
     group: GroupResources = GroupResources()
+    quarantine: QuarantineSettings = QuarantineSettings()
     seed: NonNegativeInt = 0
 
 
@@ -94,6 +98,7 @@ def run_pretrain(request: PretrainRequest, progress: RunProgress | None = None) 
     Raises:
         ValueError: Settings or data are wrong.
         StageFailed: Images could not be embedded.
+        DataFault: Too many of them are unreadable.
     """
     from models.weights.files import read_weights, write_weights
 
@@ -167,6 +172,10 @@ def _train(
                     [StagePlan(stage.name, stage.worker, tasks, stage.resources)], backend=backend, on_event=on_event
                 )
             stage_records(stage.tasks)
+            for found in left_out([stage]):
+                check_quarantine(found, config.quarantine)
+                for line in lines_of([found]):
+                    progress.say(line)
         task = _train_task(config, layout, plan, vocabulary, stage)
         if why_stale(task) is None:
             progress.say("stage 1: nothing to do, its weights are there and verified")
@@ -207,6 +216,7 @@ def _embed_stage(config: PretrainConfig, layout: RunLayout, plan: Plan) -> Stage
             samples=shard.samples,
             output=layout.embedding("source", shard.name),
             fingerprint=fingerprint,
+            source=config.source,
         )
         for shard in plan.shards
     ]

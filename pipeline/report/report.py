@@ -17,6 +17,7 @@ from pipeline.report.round_alarms import RoundFacts, round_alarms
 from pipeline.run.run import Run
 from pipeline.run.status import SCORES, read_json
 from pipeline.tasks.chain import embed_stages, round_stages
+from pipeline.tasks.left_out import as_facts, left_out, stages_of_round
 from pipeline.tasks.recipe import baseline_weights, evaluate_stages, judging_stages
 from pipeline.tasks.round_tasks import pseudo_scores_task, train_task
 from shards.files.atomic import write_bytes_atomic
@@ -83,8 +84,7 @@ def build_report(run: Run, number: int) -> dict[str, Any]:
     embedded = [record for stage in embed_stages(run) for record in stage_records(stage.tasks)]
     report["timings"] = _timings(run, number, chain, embedded)
     report["drops"] = {stage: _reasons(records) for stage, records in {"embed": embedded, **chain}.items()}
-    report["quarantined"] = [drop.model_dump() for record in embedded for drop in record.drops]
-    return report
+    return report | as_facts(left_out(stages_of_round(run, number)))
 
 
 def gate_facts(config: GateConfig, *, sigmoid: bool) -> dict[str, Any]:

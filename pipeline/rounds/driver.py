@@ -26,6 +26,7 @@ from pipeline.run.status import retry_command
 from pipeline.tasks import recipe as judging_tasks
 from pipeline.tasks import round_tasks
 from pipeline.tasks.chain import embed_stages, mask_stages, round_stages, unbroken_parts
+from pipeline.tasks.left_out import left_out, stages_of_round
 from pipeline.tasks.start import import_start
 from pipeline.tasks.states import TaskState, summarise, task_states
 from pipeline.training_progress import followed
@@ -122,12 +123,9 @@ class Driver:
             self._do(0, stages)
         except StageFailed as lost:
             raise self._without(lost, then()) from None
+        self._check_quarantine(stages)
         for stage in stages:
-            records = stage_records(stage.tasks)
-            total = sum(len(task.samples) for task in stage.tasks)
-            dataset = stage.name.partition("-")[2] or "target"
-            check_quarantine(records, total, self._run.config.quarantine, dataset)
-            require_samples(stage.name, records)
+            require_samples(stage.name, stage_records(stage.tasks))
 
     def first_chain(self) -> list[StagePlan]:
         """Give what round 1 can do of a shard once it is embedded; the start, which that needs, is done."""
@@ -163,6 +161,7 @@ class Driver:
         """Refine the masks that the run was made with, and write them in the place of round 1."""
         stages = mask_stages(self._run)
         self._do(1, stages)
+        self._check_quarantine([*embed_stages(self._run), *stages])
         for stage in stages:
             require_samples(stage.name, stage_records(stage.tasks))
         self._index(1, stages[-1].tasks)
@@ -188,8 +187,11 @@ class Driver:
         else:
             chosen = [stage for stage in stages if stage_of(stage.name) in names]
             stages = [stage if stage.after in names else replace(stage, after=None) for stage in chosen]
+        done = embed_stages(self._run)
         for part in unbroken_parts(stages):
             self._do(number, part)
+            done += part
+            self._check_quarantine(done)
             for stage in part:
                 if stage.elsewhere is None:
                     require_samples(f"{stage.name} of round {number}", stage_records(stage.tasks))
@@ -239,6 +241,7 @@ class Driver:
     def _evaluate(self, number: int) -> None:
         judged = judging_tasks.evaluate_stages(self._run, number), judging_tasks.judging_stages(self._run, number)
         self._do(number, [stage for stages in judged for stage in stages])
+        self._check_quarantine(stages_of_round(self._run, number))
 
     def _promote(self, number: int) -> None:
         decision = promote(self._run, number, verify=self._request.verify)
@@ -304,6 +307,10 @@ class Driver:
             stage = failed.failures[0].stage
             text = f"the job that did {stage} of round {number} is over, {len(shards)} shards are not done"
             raise JobEnded(f"{text} ({', '.join(shards[:5])}); its own log says why", EXIT_RESUMABLE) from None
+
+    def _check_quarantine(self, stages: Sequence[StagePlan]) -> None:
+        for found in left_out(stages):
+            check_quarantine(found, self._run.config.quarantine)
 
     def _why_stale(self, task: ShardTask) -> str | None:
         return why_stale(task, verify=self._request.verify)

@@ -10,10 +10,12 @@ from pipeline.progress import RunProgress
 from pipeline.report.report import alarm_lines, score_line
 from pipeline.rounds.driver import Driver, RoundRequest
 from pipeline.rounds.promote import require_no_regression
+from pipeline.rounds.quarantine import check_quarantine
 from pipeline.rounds.together import CHAIN, stage_of
 from pipeline.run.lock import holding, holding_stage
 from pipeline.run.run import Run, open_or_make_run, read_run
 from pipeline.run.status import read_json
+from pipeline.tasks.left_out import left_out, lines_of, of_reports, stages_behind
 from pipeline.tasks.round_tasks import all_tasks
 from pipeline.tasks.states import StageSummary, summarise, task_states
 from shards.formats.layout import RunLayout
@@ -37,6 +39,8 @@ def run_rounds(root: Path, request: RoundRequest, progress: RunProgress | None =
         if all(state.state == "done" for state in states) and _pages_there(run, request.rounds):
             done = f"rounds 0 to {request.rounds} are done ({len(states)} outputs {_looked_at(request)})"
             shown.say(f"{as_shown(root)}: nothing to do, {done}")
+            for found in of_reports(_reports(run, request.rounds)):
+                check_quarantine(found, run.config.quarantine)
             for number in range(request.rounds + 1):
                 require_no_regression(run, number, request.rounds)
         else:
@@ -46,7 +50,7 @@ def run_rounds(root: Path, request: RoundRequest, progress: RunProgress | None =
                 for number in range(request.rounds + 1):
                     driver.round(number)
                     require_no_regression(run, number, request.rounds)
-        return [read_json(run.layout.report_json(number)) or {} for number in range(request.rounds + 1)]
+        return _reports(run, request.rounds)
 
 
 def run_stage(root: Path, name: str, request: RoundRequest, progress: RunProgress | None = None) -> dict[str, Any]:
@@ -75,6 +79,8 @@ def run_stage(root: Path, name: str, request: RoundRequest, progress: RunProgres
                 driver.stage(name, number)
         else:
             shown.say(f"{name} of round {number}: nothing to do, {len(states)} outputs {_looked_at(request)}")
+        for line in lines_of(left_out(stages_behind(run, number, [name]))):
+            shown.say(line)
     return {"stage": name, "round": number, "done": len(tasks), "worked": len(open_tasks)}
 
 
@@ -127,6 +133,10 @@ def _looked_at(request: RoundRequest) -> str:
     return "verified" if request.verify else "by their records; --verify compares their bytes, too"
 
 
+def _reports(run: Run, rounds: int) -> list[dict[str, Any]]:
+    return [read_json(run.layout.report_json(number)) or {} for number in range(rounds + 1)]
+
+
 def _pages_there(run: Run, rounds: int) -> bool:
     return all(run.layout.report_html(number).is_file() for number in range(rounds + 1))
 
@@ -136,8 +146,7 @@ def result_lines(root: Path, reports: Sequence[Mapping[str, Any]]) -> list[str]:
     layout = RunLayout(root)
     last = len(reports) - 1
     lines = [line for report in reports for line in (score_line(report), *alarm_lines(report))]
-    for drop in reports[0].get("quarantined", []):
-        lines.append(f"quarantined: {drop['key']}: {drop['reason']} ({drop['detail']})")
+    lines += lines_of(of_reports(reports))
     place = place_of(root)
     lines.append(f"report: {place.shown(layout.report_html(last))}")
     if last:

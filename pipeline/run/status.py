@@ -85,7 +85,7 @@ class RunStatus:
     Attributes:
         stages: Every stage that was begun, in order.
         rounds: What each finished round's report says, by number: miou, miou_seen, miou_unseen, hiou, and its
-            pseudo_labels, promotion and alarms.
+            pseudo_labels, promotion, alarms and left_out.
         last_event: The last line of the run's log.
         holder: Who works on the whole run now, as the run lock has it; None: nobody who lives.
         quarantined: Shards that were given up.
@@ -122,7 +122,8 @@ def run_status(root: Path) -> RunStatus:
         stages += _round_stages(layout, number, shards)
         report = read_json(layout.report_json(number))
         if report is not None:
-            rounds[number] = {name: report.get(name) for name in (*SCORES, "pseudo_labels", "promotion", "alarms")}
+            names = (*SCORES, "pseudo_labels", "promotion", "alarms", "left_out")
+            rounds[number] = {name: report.get(name) for name in names}
     events = read_events(layout.events)
     quarantined = quarantined_shards(events)
     asked = [int(str(event["rounds"])) for event in events if event.get("kind") == "run_started" and "rounds" in event]

@@ -20,6 +20,7 @@ from pipeline.errors import EXIT_RESUMABLE, DataFault, JobEnded, SettingsConflic
 from pipeline.progress import RunProgress
 from pipeline.rounds.driver import RoundRequest
 from pipeline.rounds.promote import require_no_regression
+from pipeline.rounds.quarantine import check_quarantine
 from pipeline.rounds.rounds import stage_tasks
 from pipeline.rounds.together import CHAIN
 from pipeline.run.job_outcome import read_outcome
@@ -27,6 +28,7 @@ from pipeline.run.lock import holding
 from pipeline.run.run import Run, open_or_make_run, read_run
 from pipeline.run.status import read_json
 from pipeline.submit.logs import LOOK_AGAIN_S, JobLogs
+from pipeline.tasks.left_out import left_out, stages_behind
 from pipeline.tasks.states import task_states
 from shards.files.atomic import write_bytes_atomic
 from shards.formats.layout import RunLayout
@@ -129,6 +131,8 @@ class SubmittedRun:
                 f"{ids[place]} ended well, and from here {place} is not done ({reason}); do the cluster and this "
                 f"machine see the same folder at {as_shown(self._root)}?"
             )
+        for found in left_out(stages_behind(self.run, places[0].round, [place.stage for place in places])):
+            check_quarantine(found, self.run.config.quarantine)
         return ids
 
     def _started(self, places: Sequence[Place]) -> dict[Place, str]:

@@ -141,6 +141,7 @@ def embed_stage(run: Run, dataset: Dataset, source: SourceConfig, plan: Plan) ->
             samples=shard.samples,
             output=run.layout.embedding(dataset, shard.name),
             fingerprint=fingerprint,
+            source=source,
         )
         for shard in plan.shards
     ]
@@ -212,6 +213,7 @@ def _tasks(
             output=outputs[stage](number, shard.name),
             inputs=inputs(shard.name),
             fingerprint=dict(fingerprint),
+            source=run.config.data.target,
         )
         for shard in run.plan.shards
     ]

@@ -96,6 +96,7 @@ def evaluate_stage(
         output=output,
         inputs={"weights": weights, **{f"embedding/{path.stem}": path for path in embedded}},
         fingerprint=evaluate_fingerprint(config, run.vocabulary),
+        source=config.source,
     )
     return StagePlan(kind, partial(EvaluateWorker, config), [task], run.config.resources.evaluate)
 
@@ -168,6 +169,7 @@ def _target_check_stage(run: Run, number: int) -> StagePlan:
         output=run.layout.target_check(number),
         inputs=inputs,
         fingerprint=target_check_fingerprint(config, run.vocabulary),
+        source=run.config.data.target,
     )
     return StagePlan(task.stage, partial(TargetCheckWorker, config), [task], run.config.resources.evaluate)
 

@@ -8,6 +8,7 @@ from jobs.stages.class_gate import gate_fingerprint
 from jobs.training.config import TrainConfig, TrainJob
 from pipeline.run.run import Run
 from pipeline.tasks.chain import WHOLE_ROUND, best_weights, embed_stages, model_config, round_stages, student_weights
+from pipeline.tasks.left_out import left_out
 from pipeline.tasks.recipe import (
     baseline_weights,
     embed_stages_of_judges,
@@ -22,7 +23,7 @@ from shards.data.samples import Samples
 from shards.data.sources import ScenesSourceConfig
 from shards.formats.records import Json, fingerprint_digest
 
-REPORT_VERSION = 4  # goes up when the report of the same results reads otherwise
+REPORT_VERSION = 5  # goes up when the report of the same results reads otherwise
 
 
 def start_tasks(run: Run) -> list[tuple[ShardTask, Path]]:
@@ -144,17 +145,21 @@ def report_task(run: Run, number: int) -> ShardTask:
             inputs[f"pseudo-scores/{earlier:03d}"] = pseudo_scores_task(run, earlier).output
     if number > 0 and run.config.refine.gate.adaptive is not None:
         inputs["thresholds"] = run.layout.thresholds(number)
+    fingerprint: dict[str, Json] = {
+        "report": REPORT_VERSION,
+        "gate": gate_fingerprint(run.config.refine.gate),
+        "alarms": run.config.alarms.model_dump(mode="json", exclude={"stop"}),
+    }
+    if number == 0:  # of a later round, what is left out changes the inputs, too
+        keys: list[Json] = [drop.key for one in left_out(embed_stages(run)) for drop in one.drops]
+        fingerprint["left_out"] = fingerprint_digest({"keys": keys}) if keys else None
     return ShardTask(
         stage="report",
         round=number,
         shard=WHOLE_ROUND,
         output=run.layout.report_json(number),
         inputs=inputs,
-        fingerprint={
-            "report": REPORT_VERSION,
-            "gate": gate_fingerprint(run.config.refine.gate),
-            "alarms": run.config.alarms.model_dump(mode="json", exclude={"stop"}),
-        },
+        fingerprint=fingerprint,
     )
 
 

@@ -8,6 +8,7 @@ from pathlib import Path, PurePosixPath
 
 from shards.data.images import IMAGE_SUFFIXES, UnreadableImage
 from shards.data.sources import MAX_FILE_BYTES, image_names, sample_keys
+from shards.files.atomic import patiently
 from shards.formats.tar import read_member
 
 
@@ -41,7 +42,10 @@ class ImageInput:
         try:
             if (self.path.stat().st_size if size is None else size) > MAX_FILE_BYTES:
                 raise UnreadableImage("too_large", f"more than {MAX_FILE_BYTES} bytes")
-            return self.path.read_bytes() if self.place is None else read_member(self.path, *self.place)
+            place = self.place
+            return patiently(
+                self.path, lambda: self.path.read_bytes() if place is None else read_member(self.path, *place)
+            )
         except FileNotFoundError as error:
             raise UnreadableImage("missing", "it is not there") from error
         except OSError as error:

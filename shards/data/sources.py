@@ -1,5 +1,6 @@
 """Where images and labels come from: a folder of the user's, or the generated scenes."""
 
+import contextlib
 import errno
 import hashlib
 import io
@@ -24,8 +25,9 @@ from shards.data.images import IMAGE_SUFFIXES, UnreadableImage
 from shards.data.labels import decode_label
 from shards.data.sorting import sorted_rows
 from shards.data.vocabulary import IGNORE_8_BIT, IGNORE_16_BIT, Vocabulary
-from shards.files.atomic import sha256_file
+from shards.files.atomic import patiently, sha256_file
 from shards.files.errors import is_transient
+from shards.files.reading import is_file, is_folder, list_folder
 
 # shards.scenes.scenes is imported where it is used: it needs scipy, and the settings need this file.
 
@@ -163,25 +165,26 @@ class FolderSource:
         self._images = Path(config.images).expanduser()
         self._labels = None if config.labels is None else Path(config.labels).expanduser()
         for folder in (self._images, self._labels):
-            if folder is not None and not folder.is_dir():
+            if folder is not None and not is_folder(folder):
                 raise ValueError(f"{folder} is not a folder; give the folder of images, or of labels, that exists")
         self._vocabulary = vocabulary
         self.labelled = self._labels is not None
 
     def refs(self) -> Iterator[SampleRef]:
-        """All image files. An unreadable one has the digest of no bytes; `read_image` says what is wrong.
+        """All image files. What is no file has the digest of no bytes; `read_image` says what is wrong.
 
         Raises:
+            OSError: A file or folder cannot be read, or vanishes meanwhile: a digest that is made up for it would make
+                the image another one for ever.
             ValueError: The folder holds no image.
         """
         key = None
         for key, name in sorted_rows(_keyed(image_names(self._images))):
-            label = self._label_path(name)
             yield SampleRef(
                 key=key,
-                digest=_digest(self._images / name) or _NO_DIGEST,
+                digest=_listed_digest(self._images / name) or _NO_DIGEST,
                 uri=_to_uri(name),
-                label_digest=None if label is None else _digest(label),
+                label_digest=self._label_digest(name),
             )
         if key is None:
             raise ValueError(f"{self._images} holds no image; expected files named {' '.join(sorted(IMAGE_SUFFIXES))}")
@@ -190,12 +193,12 @@ class FolderSource:
         """The file as it is."""
         path = self._images / _from_uri(ref.uri)
         try:
-            if not path.is_file():
-                self._refuse_vanished()
+            if not is_file(path):
+                _refuse_vanished(self._images, "images")
                 raise UnreadableImage("missing", f"{path} is not there, or not a file")
             if path.stat().st_size > MAX_FILE_BYTES:
                 raise UnreadableImage("too_large", f"{path} has more than {MAX_FILE_BYTES} bytes")
-            data = path.read_bytes()
+            data = patiently(path, path.read_bytes)
         except OSError as error:
             if is_transient(error):  # the image may be fine: the shard is tried again
                 raise
@@ -204,27 +207,55 @@ class FolderSource:
             raise UnreadableImage("changed", f"{path} is not the file that was planned; start a new run for new images")
         return data, path.suffix[1:].lower()
 
-    def _refuse_vanished(self) -> None:
-        if not self._images.is_dir() or not any(self._images.iterdir()):
-            text = "the folder of images is gone or empty; is its storage mounted?"
-            raise OSError(errno.ESTALE, text, str(self._images))
-
     def read_label(self, ref: SampleRef) -> NDArray[np.int32] | None:
-        """The index PNG of the same name; 255 in 8-bit and 65535 in 16-bit files mean ignore."""
+        """The index PNG of the same name; 255 in 8-bit and 65535 in 16-bit files mean ignore.
+
+        Raises:
+            UnreadableImage: A label that was planned is gone, or another one: no reason to go on as if there were none.
+        """
         path = self._label_path(_from_uri(ref.uri))
-        if path is None or not path.is_file():
+        if self._labels is None or path is None:
             return None
-        data = path.read_bytes()
+        if not is_file(path):
+            if ref.label_digest is None:
+                return None
+            _refuse_vanished(self._labels, "labels")
+            text = f"{path} is not there, though it was planned; put it back, then resume with the same command"
+            raise UnreadableImage("missing", text)
+        data = patiently(path, path.read_bytes)
         if ref.label_digest is not None and hashlib.sha256(data).hexdigest() != ref.label_digest:
-            raise ValueError(f"{path} is not the file that was planned; put it back, or start a new run for new labels")
+            text = f"{path} is not the file that was planned; put it back, or start a new run for new labels"
+            raise UnreadableImage("changed", text)
         try:
             label = decode_label(data)
             return _to_vocabulary(label, IGNORE_16_BIT if data[24] == 16 else IGNORE_8_BIT, self._vocabulary)
         except ValueError as error:
             raise ValueError(f"{path}: {error}") from error
 
+    def _label_digest(self, name: str) -> str | None:
+        """Return the SHA-256 of an image's label; None where the user has none for it."""
+        path = self._label_path(name)
+        if self._labels is None or path is None:
+            return None
+        if is_file(path):
+            return sha256_file(path)
+        _refuse_vanished(self._labels, "labels")
+        return None
+
     def _label_path(self, name: str) -> Path | None:
         return None if self._labels is None else (self._labels / name).with_suffix(".png")
+
+
+def _refuse_vanished(folder: Path, what: str) -> None:
+    """Tell a file that is missing from a store that is.
+
+    Raises:
+        OSError: The folder is gone or empty, as a mount point is once its storage is gone.
+    """
+    with contextlib.suppress(FileNotFoundError, NotADirectoryError), os.scandir(folder) as entries:
+        if next(entries, None) is not None:
+            return
+    raise OSError(errno.ESTALE, f"the folder of {what} is gone or empty; is its storage mounted?", str(folder))
 
 
 def sample_keys(names: Sequence[str]) -> list[str]:
@@ -256,25 +287,39 @@ def _escaped(name: str) -> str:
 
 def image_names(folder: Path) -> Iterator[str]:
     """Give the paths, relative to a folder, of the image files in it; hidden ones are left out."""
-    for directory, folders, files in os.walk(folder, onerror=_log_unreadable):
-        folders[:] = [name for name in folders if not name.startswith(".")]
+    waiting = [folder]
+    while waiting:
+        here = waiting.pop()
+        try:
+            folders, files = list_folder(here)
+        except PermissionError as error:
+            logger.warning("%s cannot be opened: its images are left out", error.filename)
+            continue
+        waiting += [here / name for name in folders]
         for name in files:
-            if not name.startswith(".") and Path(name).suffix.lower() in IMAGE_SUFFIXES:
-                yield (Path(directory) / name).relative_to(folder).as_posix()
+            if Path(name).suffix.lower() in IMAGE_SUFFIXES:
+                yield (here / name).relative_to(folder).as_posix()
 
 
-def _log_unreadable(error: OSError) -> None:
-    if error.errno in (errno.EACCES, errno.EPERM):
-        logger.warning("%s cannot be opened: its images are left out", error.filename)
-        return
-    raise error
+def image_path(config: FolderSourceConfig, ref: SampleRef) -> Path:
+    """Return where a sample's image is.
+
+    Raises:
+        UnreadableImage: Not in the source's folder.
+    """
+    return Path(config.images).expanduser() / _from_uri(ref.uri)
 
 
-def _digest(path: Path) -> str | None:
+def _listed_digest(path: Path) -> str | None:
+    """Return the SHA-256 of a file that was listed; None for what is no file: a link to nowhere, a pipe."""
     try:
-        return sha256_file(path) if path.is_file() else None
-    except OSError:
-        return None
+        if is_file(path):
+            return sha256_file(path)
+        path.lstat()
+    except FileNotFoundError as error:
+        text = "it vanished while the folder was read (ESTALE); is its storage mounted?"
+        raise OSError(errno.ESTALE, text, str(path)) from error
+    return None
 
 
 def _to_uri(name: str) -> str:

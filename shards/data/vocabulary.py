@@ -11,7 +11,7 @@ from typing import Annotated, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from shards.files.atomic import write_bytes_atomic
+from shards.files.atomic import patiently, write_bytes_atomic
 
 DEFAULT_TEMPLATES: tuple[str, ...] = ("a photo of a {}.",)
 IGNORE_8_BIT = 255
@@ -175,7 +175,7 @@ def load_class_names(path: Path) -> list[str]:
         ValueError: Another kind of file, damaged, or without a single name.
     """
     try:
-        text = path.read_text(encoding="utf-8-sig")
+        text = patiently(path, lambda: path.read_text(encoding="utf-8-sig"))
         if path.suffix.lower() == ".json":
             names = _names_of_json(json.loads(text))
         elif path.suffix.lower() == ".txt":

@@ -31,11 +31,16 @@ _SETTLE_S = 0.05
 
 
 def sha256_file(path: Path) -> str:
-    """Give the SHA-256 of a file's bytes as 64 hex digits.
+    """Return the SHA-256 of a file's bytes as 64 hex digits; an error that may pass is waited out.
 
     Raises:
         FileNotFoundError: There is no such file.
+        OSError: It cannot be read; the error names it.
     """
+    return patiently(path, lambda: _sha256_once(path))
+
+
+def _sha256_once(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
@@ -117,6 +122,29 @@ def retried(action: Callable[[], Result]) -> Result:
             logger.warning("%s; tried again in %g s", error, wait_s)
         time.sleep(wait_s)
     return action()
+
+
+def patiently(path: Path, read: Callable[[], Result]) -> Result:
+    """Read a file as `retried` does, with an error that names the file and its errno.
+
+    Python names the file where opening fails, not where reading does; who has a million of them needs it there, too.
+
+    Args:
+        path: The file, or folder.
+        read: Reads it from its beginning.
+
+    Raises:
+        OSError: It failed for a cause that does not pass, or each time.
+    """
+    try:
+        return retried(read)
+    except OSError as error:
+        if error.errno is None:
+            raise
+        text = error.strerror or os.strerror(error.errno)
+        name = errno.errorcode.get(error.errno, str(error.errno))
+        text = text if name in text else f"{text} ({name})"
+        raise OSError(error.errno, text, error.filename or str(path)) from error
 
 
 def write_bytes_atomic(path: Path, data: bytes) -> None:

@@ -18,7 +18,7 @@ from pydantic import (
     ValidationError,
 )
 
-from shards.files.atomic import sha256_path, write_bytes_atomic
+from shards.files.atomic import patiently, sha256_path, write_bytes_atomic
 from shards.storage.store import place_of
 
 Json = JsonValue
@@ -130,7 +130,7 @@ def read_record(path: Path) -> Record:
         FileNotFoundError: There is none.
         ValueError: It is damaged, or from another version of the program.
     """
-    return parse_record(path.read_bytes(), str(path))
+    return parse_record(patiently(path, path.read_bytes), str(path))
 
 
 def parse_record(data: bytes, name: str) -> Record:
@@ -184,6 +184,14 @@ def read_counts(path: Path) -> RecordCounts | None:
         return RecordCounts(int(content["count"]), len(content["drops"]), float(content["seconds"]))
     except (OSError, ValueError, TypeError, KeyError):
         return None
+
+
+def read_drops(path: Path) -> tuple[Drop, ...]:
+    """Read no more than what a record leaves out, for listings of many; nothing if there is none or it is damaged."""
+    try:
+        return tuple(Drop(**drop) for drop in json.loads(path.read_bytes())["drops"])
+    except (OSError, ValueError, TypeError, KeyError):
+        return ()
 
 
 def fingerprint_digest(fingerprint: Mapping[str, Json]) -> str:
