@@ -11,6 +11,8 @@ import pytest
 
 from jobs.cluster.connection import ROOT
 
+pytestmark = [pytest.mark.ray, pytest.mark.slow]
+
 ATTEMPTS = 3
 COMMAND = "import sys; from lost_node import run; run(*sys.argv[1:])"
 
@@ -20,7 +22,7 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """What the chains of `lost_node` found."""
     folder = tmp_path_factory.mktemp("nodes")
     plain = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
-    plain["PYTHONPATH"] = os.pathsep.join([str(ROOT), str(ROOT / "tests")])
+    plain["PYTHONPATH"] = os.pathsep.join([str(ROOT), str(ROOT / "tests" / "support")])
     for attempt in range(ATTEMPTS):
         place = folder / str(attempt)
         done = subprocess.run(
