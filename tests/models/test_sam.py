@@ -94,6 +94,7 @@ def test_encoder_refuses_what_is_not_an_rgb_image(shape: tuple[int, ...]) -> Non
         SamEncoder(_random_sam(SAM_TINY)).encode([np.zeros(shape, np.uint8)])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("config", [SAM_TINY, WINDOWED], ids=["tiny", "windowed"])
 @pytest.mark.parametrize("kinds", ["m", "b", "p", "mb", "bp", "mp", "mbp"])
 @pytest.mark.parametrize("multimask", [False, True])

@@ -42,6 +42,7 @@ def test_without_dea_sam_changes_nothing() -> None:
         assert torch.equal(model(image, text).logits_BKHW, model(image, text, sam).logits_BKHW)
 
 
+@pytest.mark.slow
 def test_the_base_preset_can_be_built() -> None:
     model = build_random_stseg(PRESETS["base"], dea=True)
     assert sum(p.numel() for p in model.decoder.parameters()) == 1_376_396  # SED's aggregator

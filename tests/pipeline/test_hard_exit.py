@@ -29,6 +29,7 @@ app(["wait"])
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shutdown", ["(lambda hang: hang())", "atexit.register"])
 def test_command_that_hangs_in_its_shutdown_ends_in_time(shutdown: str) -> None:
     command = [sys.executable, "-c", BUSY.replace("SHUTDOWN", shutdown)]
