@@ -45,6 +45,7 @@ def stopped(arguments: Sequence[str], mark: Path) -> tuple[int, str]:
         return code, words.read()
 
 
+@pytest.mark.slow
 def test_round_that_gets_sigterm_ends_as_resumable_and_comes_out_the_same(
     one_round: Path, weights: dict[str, str], tmp_path: Path
 ) -> None:
@@ -61,6 +62,7 @@ def test_round_that_gets_sigterm_ends_as_resumable_and_comes_out_the_same(
     assert artifacts(run) == artifacts(one_round)
 
 
+@pytest.mark.slow
 def test_shard_that_always_fails_is_quarantined_and_named_and_the_rest_of_the_chain_is_done(
     one_round: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -102,6 +104,7 @@ def test_shard_that_always_fails_is_quarantined_and_named_and_the_rest_of_the_ch
     assert (json.loads(out)["quarantined"], json.loads(out)["retry"]) == ([], None)
 
 
+@pytest.mark.slow
 def test_shard_that_cannot_be_embedded_is_quarantined_and_the_chain_of_all_others_is_done(
     one_round: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -105,6 +105,7 @@ def test_other_classes_or_overwrite_predict_anew(
     assert (label(str(out / "a.label.png")) == 0).all()
 
 
+@pytest.mark.slow
 def test_batches_change_no_label_and_windows_do(
     photos: Path, done: tuple[Path, dict[str, Any]], tmp_path: Path
 ) -> None:
@@ -118,6 +119,7 @@ def test_batches_change_no_label_and_windows_do(
     assert np.mean(shares) > 0.5
 
 
+@pytest.mark.slow
 def test_more_than_255_names_from_a_file_give_16_bit_labels(photos: Path, tmp_path: Path) -> None:
     (tmp_path / "names.txt").write_text("\n".join([*(f"thing {n}" for n in range(259)), "grass, lawn"]))
     image = str(photos / "photos" / "a.png")

@@ -48,6 +48,7 @@ def work_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], 
     return lambda machine: monkeypatch.setenv(MIRROR_VARIABLE, str(tmp_path / machine))
 
 
+@pytest.mark.slow
 def test_a_run_on_s3_has_the_bytes_of_a_run_in_a_folder(
     s3: str, one_round: Path, weights: dict[str, str], work_on: Callable[[str], None]
 ) -> None:
