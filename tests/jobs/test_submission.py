@@ -95,7 +95,7 @@ def test_a_chain_is_three_jobs_beside_each_other(
     submitted = [place for place in events if place[0] == "submitted"]
     assert submitted == [("submitted", stage) for stage in ("teacher", "refine", "write")]
     new = events[events.index(submitted[0]) :]
-    assert new.index(submitted[-1]) < new.index(("started", "teacher"))
+    assert new.index(submitted[-1]) < new.index(("finished", "teacher"))
 
 
 def test_addresses_that_are_none_and_servers_that_are_not_there_are_told_apart(monkeypatch: pytest.MonkeyPatch) -> None:
