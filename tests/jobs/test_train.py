@@ -178,12 +178,14 @@ def test_training_on_a_few_scenes_learns_them(tmp_path: Path) -> None:
     assert sum(losses[-10:]) < 0.7 * sum(losses[:10])
 
 
+@pytest.mark.slow
 def test_frozen_clip_is_left_alone_and_not_stored(tmp_path: Path) -> None:
     task, job = training_setup(tmp_path)
     train_model(task, job, SingleProcess())
     assert not any(name.startswith("clip.") for name in read_weights(task.output))
 
 
+@pytest.mark.slow
 def test_a_trained_clip_is_stored_without_its_text_tower(tmp_path: Path) -> None:
     task, job = training_setup(tmp_path, QUICK.model_copy(update={"steps": 2, "clip_lr_scale": 0.1}))
     train_model(task, job, SingleProcess())

@@ -156,6 +156,7 @@ def _some_prompts(count: int, config: SamConfig) -> MaskPrompts:
     return MaskPrompts(torch.arange(count) % 3, boxes, 4 * torch.randn(count, 1, side, side, generator=draw))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("chunk", [1, 2, 3])
 def test_no_tensor_beside_the_results_grows_with_the_number_of_prompts(chunk: int) -> None:
     decoder, embedding = SamMaskDecoder(_random_sam(WINDOWED)), torch.randn(3, 32, 10, 10)

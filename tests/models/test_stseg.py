@@ -84,6 +84,7 @@ def test_half_weights_are_half_the_size(tmp_path: Path) -> None:
     assert read_weights(tmp_path / "half.safetensors")["n"].dtype == torch.int64
 
 
+@pytest.mark.slow
 def test_early_rejection_with_all_classes_kept_changes_nothing() -> None:
     image, text, sam = _inputs(5)
     torch.manual_seed(0)

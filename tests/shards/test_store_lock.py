@@ -66,6 +66,7 @@ def elsewhere(store: Store, monkeypatch: pytest.MonkeyPatch, beat_s: float) -> S
         return StoreLock(store, beat_s=beat_s)
 
 
+@pytest.mark.slow
 def test_a_holder_that_lives_shows_it(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     with elsewhere(store, monkeypatch, beat_s=0.2):
         time.sleep(2.5)
