@@ -39,7 +39,7 @@ lint: setup ## ruff: rules and format, changes nothing
 	$(BIN)/ruff format --check .
 
 format: setup ## ruff: write the format, fix what it can
-	$(BIN)/ruff check --fix .
+	$(BIN)/ruff check --fix-only .
 	$(BIN)/ruff format .
 
 types: setup ## mypy, strict
