@@ -76,6 +76,7 @@ def test_bits_do_not_depend_on_the_threads_of_the_stage(tmp_path: Path, clip: De
     assert torch.equal(*found)
 
 
+@pytest.mark.slow
 def test_stages_of_a_run_share_the_embeddings(tmp_path: Path, calls: list[int]) -> None:
     task, job = training_setup(tmp_path, QUICK.model_copy(update={"steps": 1}))
     train_model(task, job, SingleProcess())

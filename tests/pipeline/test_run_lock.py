@@ -184,6 +184,7 @@ print(met)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("store", [False, True])
 def test_of_processes_that_race_the_whole_run_never_meets_a_stage(
     tmp_path: Path, store: bool, request: pytest.FixtureRequest

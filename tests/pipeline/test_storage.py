@@ -149,6 +149,7 @@ def test_store_that_fails_every_tenth_time_is_waited_out(
     assert failed
 
 
+@pytest.mark.slow
 def test_store_that_breaks_stops_the_run_and_is_resumed_on(
     to_do: Path, one_round: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

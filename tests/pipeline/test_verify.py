@@ -54,6 +54,7 @@ DAMAGE: dict[str, tuple[str, Callable[[Path], None]]] = {
 }
 
 
+@pytest.mark.slow
 def test_each_kind_of_damage_is_named_and_nothing_else(run: Path) -> None:
     assert verify_run(run).faults == ()
     for kind, (output, damage) in DAMAGE.items():
@@ -69,6 +70,7 @@ def test_each_kind_of_damage_is_named_and_nothing_else(run: Path) -> None:
     assert verify_run(run).faults == ()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "kinds",
     [
@@ -87,6 +89,7 @@ def test_the_same_round_with_verify_mends_all_damage_to_the_same_bytes(run: Path
     assert verify_run(run).faults == ()
 
 
+@pytest.mark.slow
 def test_repair_does_again_what_verify_names(run: Path) -> None:
     wanted, score = contents(run), report(run, 1)["miou"]
     damaged = [
