@@ -211,7 +211,25 @@ def why_stale(task: ShardTask, *, verify: bool = False, read: ReadRecord = read_
         inputs = input_digests(task, read)
     except ValueError as error:
         return str(error)
+    strange = why_foreign(task, read)
+    if strange is not None:
+        return strange
     return records.why_stale(task.record, fingerprint=task.fingerprint, inputs=inputs, verify=verify, read=read)
+
+
+def why_foreign(task: ShardTask, read: ReadRecord = read_record) -> str | None:
+    """Return why the record next to a task's output is that of another task; None if it is its own, or unreadable.
+
+    Files that were exchanged together with their records match their checksums: only this notices it.
+    """
+    try:
+        record = read(task.record)
+    except (OSError, ValueError):
+        return None
+    number = task.round if record.round is None else record.round  # earlier versions did not write it down
+    if (record.stage, record.shard, number) != (task.stage, task.shard, task.round):
+        return f"the record is that of {record.stage} {record.shard} of round {number}"
+    return None if task.output.name in record.outputs else f"the record does not list {task.output.name}"
 
 
 def prepare(task: ShardTask, *, verify: bool = True) -> None:
@@ -271,6 +289,7 @@ def finish(
     record = Record(
         stage=task.stage,
         shard=task.shard,
+        round=task.round,
         count=count,
         stats=stats,
         drops=kept,

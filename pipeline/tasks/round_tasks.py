@@ -7,7 +7,15 @@ from jobs.stage import CODE_VERSION, ShardTask
 from jobs.stages.class_gate import gate_fingerprint
 from jobs.training.config import TrainConfig, TrainJob
 from pipeline.run.run import Run
-from pipeline.tasks.chain import WHOLE_ROUND, best_weights, embed_stages, model_config, round_stages, student_weights
+from pipeline.tasks.chain import (
+    WHOLE_ROUND,
+    best_weights,
+    embed_stages,
+    mask_stages,
+    model_config,
+    round_stages,
+    student_weights,
+)
 from pipeline.tasks.recipe import (
     baseline_weights,
     embed_stages_of_judges,
@@ -177,3 +185,21 @@ def all_tasks(run: Run, rounds: int) -> list[ShardTask]:
         tasks += promotion_tasks(run, number)
         tasks.append(report_task(run, number))
     return tasks
+
+
+def refines_given_masks(run: Run) -> bool:
+    """Return whether a run folder is for masks from elsewhere: it has no start, and the target has labels."""
+    layout = run.layout
+    return has_target_labels(run) and layout.round(1).is_dir() and not layout.round(0).is_dir()
+
+
+def tasks_of_run(run: Run, rounds: int) -> list[ShardTask]:
+    """Return every task of a run up to a round, of whichever kind the run is; each after those that it reads from.
+
+    Raises:
+        ValueError: Weights or labels that the settings name are missing.
+    """
+    if not refines_given_masks(run):
+        return all_tasks(run, rounds)
+    tasks = [task for stage in (*embed_stages(run), *mask_stages(run)) for task in stage.tasks]
+    return [*tasks, index_task(run, 1)]
