@@ -102,7 +102,7 @@ def verify(run: RunOption = DEFAULT_RUN, number: OneRoundOption = None, as_json:
             for stage in summarise(verdict.stale):
                 for reason, number_of in stage.reasons.items():
                     where = f"round {stage.round} {stage.stage}"
-                    typer.echo(f"stale, a round would do it again: {where}, {number_of} outputs: {reason}")
+                    typer.echo(f"stale, would be made again: {where}, {number_of} outputs: {reason}")
             if verdict.unjudged is not None:
                 typer.echo(f"what a round would do again cannot be judged: {verdict.unjudged}")
             undone = f", {verdict.undone} not done yet" if verdict.undone else ""

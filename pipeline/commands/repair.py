@@ -65,7 +65,8 @@ def repair_run(root: Path, number: int | None, request: RoundRequest) -> Repair:
         for fault in found.faults:
             _take_out(fault.output)
     faults = (*mended, *found.faults)
-    if last is not None and (found.faults or any(state.task.round <= last for state in found.stale)):
+    stale = [one for one in found.stale if not _replays(layout, one.task.output)]
+    if last is not None and (found.faults or any(one.task.round <= last for one in stale)):
         _do_again(run, replace(request, rounds=last))
     elif not faults:
         return Repair((), None, (), ())

@@ -1,7 +1,7 @@
 """Whether a run is what its records and settings say: every checksum compared, what is damaged or stale named.
 
 What a round would do again is judged as `plan` and `round` judge it: by `task_states`, over all tasks of the run. What
-no task covers (replays, checkpoints, text embeddings) is held against its record alone.
+no task covers (checkpoints, text embeddings) is held against its record alone.
 """
 
 import os
@@ -80,7 +80,7 @@ def verify_run(root: Path, number: int | None = None) -> Verdict:
     others = {output for folder in folders for output in outputs_below(folder)} - covered
     faults += [Fault(output, reason) for output in others if (reason := fault_of(output)) is not None]
     damaged = {fault.output for fault in faults}
-    for index in sorted(path for path in others if path.name == "index.json" and path not in damaged):
+    for index in sorted(path for path in others | covered if path.name == "index.json" and path not in damaged):
         faults += [Fault(index, reason) for reason in _index_faults(index, damaged)]
     faults.sort(key=lambda fault: (len(fault.output.relative_to(layout.root).parts) > 2, fault.output))
     return Verdict(len(others) + len(covered) - undone, undone, tuple(faults), tuple(stale), unjudged)

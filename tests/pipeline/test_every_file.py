@@ -165,7 +165,7 @@ def test_a_changed_setting_is_stale_and_no_fault(run: Path) -> None:
     assert verdict.faults == ()
     assert {state.task.stage for state in verdict.stale} == {"report"}
     code, out, _ = invoke("shards", "verify", "--run", str(run))
-    assert (code, "a round would do it again: round 1 report, 1 outputs: alarms.churn" in out) == (0, True)
+    assert (code, "would be made again: round 1 report, 1 outputs: alarms.churn" in out) == (0, True)
 
 
 def test_lost_images_leave_a_damaged_list_of_samples_named_and_in_place(run: Path) -> None:
