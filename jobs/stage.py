@@ -223,11 +223,28 @@ def why_stale(task: ShardTask, *, verify: bool = False, read: ReadRecord = read_
 def why_record_stale(
     task: ShardTask, inputs: Mapping[str, str], *, verify: bool = False, read: ReadRecord = read_record
 ) -> str | None:
-    """Say why a task has to be done again if its inputs have certain checksums; see `why_stale`."""
-    reason = records.why_stale(task.record, fingerprint=task.fingerprint, inputs=inputs, verify=verify, read=read)
+    """Return why a task has to be done again if its inputs have certain checksums; see `why_stale`."""
+    reason = why_foreign(task, read)
+    if reason is None:
+        reason = records.why_stale(task.record, fingerprint=task.fingerprint, inputs=inputs, verify=verify, read=read)
     if reason is not None or task.source is None:
         return reason
     return why_returned(read(task.record).drops, task.samples, task.source)
+
+
+def why_foreign(task: ShardTask, read: ReadRecord = read_record) -> str | None:
+    """Return why the record next to a task's output is that of another task; None if it is its own, or unreadable.
+
+    Files that were exchanged together with their records match their checksums: only this notices it.
+    """
+    try:
+        record = read(task.record)
+    except (OSError, ValueError):
+        return None
+    number = task.round if record.round is None else record.round  # earlier versions did not write it down
+    if (record.stage, record.shard, number) != (task.stage, task.shard, task.round):
+        return f"the record is that of {record.stage} {record.shard} of round {number}"
+    return None if task.output.name in record.outputs else f"the record does not list {task.output.name}"
 
 
 def prepare(task: ShardTask, *, verify: bool = True) -> None:
@@ -287,6 +304,7 @@ def finish(
     record = Record(
         stage=task.stage,
         shard=task.shard,
+        round=task.round,
         count=count,
         stats=stats,
         drops=kept,

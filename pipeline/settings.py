@@ -1,6 +1,8 @@
 """Settings out of a YAML file and `--set key=value`: names checked against a pydantic model, with the nearest one."""
 
 import difflib
+import hashlib
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar, get_args
@@ -11,6 +13,8 @@ from pydantic import BaseModel, ValidationError
 from shards.files.atomic import patiently
 
 Settings = TypeVar("Settings", bound=BaseModel)
+
+_SEAL = re.compile(rb"# checksum: ([0-9a-f]{64})\n")
 
 
 def read_settings(path: Path) -> dict[str, Any]:
@@ -29,6 +33,29 @@ def read_settings(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise ValueError(f"{path} holds {type(content).__name__}; expected names and values, such as 'seed: 0'")
     return content
+
+
+def sealed_settings(comment: str, text: str) -> bytes:
+    """Return the file of settings: a line of comment, one with the checksum of the rest of the file, the YAML text."""
+    checksum = hashlib.sha256(f"# {comment}\n{text}".encode()).hexdigest()
+    return f"# {comment}\n# checksum: {checksum}\n{text}".encode()
+
+
+def settings_fault(path: Path) -> str | None:
+    """Return why a file of settings is not as it was written; None if it is, or is of a version without checksum.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+    """
+    comment, _, rest = path.read_bytes().partition(b"\n")
+    line, end, text = rest.partition(b"\n")
+    seal = _SEAL.fullmatch(line + end)
+    if seal is None:
+        # Files of earlier versions go straight on with a setting.
+        return "its checksum cannot be read" if b"checksum" in comment + line or line[:1] == b"#" else None
+    if hashlib.sha256(comment + b"\n" + text).hexdigest().encode() != seal[1]:
+        return "it does not match its checksum: it was edited by hand, or is damaged"
+    return None
 
 
 def parse_set(text: str) -> tuple[str, Any]:

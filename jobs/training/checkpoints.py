@@ -2,7 +2,7 @@
 
 import json
 import logging
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from jobs.training.training_average import WeightAverage
 from models.weights.files import read_weights, write_weights
 from shards.files.atomic import remove_path, remove_stale_temporaries, sha256_file, write_bytes_atomic
+from shards.files.seal import sealed, unsealed
 
 log = logging.getLogger(__name__)
 
@@ -53,6 +54,9 @@ class TrainingProgress:
         return self.group_sizes if self.group_sizes[-1:] == (size,) else (*self.group_sizes, size)
 
 
+_FIELDS = {field.name for field in fields(TrainingProgress)} | {"digest", "sha256"}
+
+
 def save_checkpoint(folder: Path, progress: TrainingProgress, state: TrainingState, digest: str) -> None:
     """Write the state, then remove older ones but the newest of them.
 
@@ -74,7 +78,7 @@ def save_checkpoint(folder: Path, progress: TrainingProgress, state: TrainingSta
     path = folder / f"{_NAME.format(progress.step)}.safetensors"
     write_weights(tensors, path)
     facts = {**asdict(progress), "digest": digest, "sha256": sha256_file(path)}
-    write_bytes_atomic(path.with_suffix(".json"), json.dumps(facts).encode())
+    write_bytes_atomic(path.with_suffix(".json"), sealed(json.dumps(facts, indent=1).encode()))
     remove_stale_temporaries(folder)
     newest = sorted({found.stem for found in folder.glob("step-*") if _digest_of(found) == digest})[-_KEPT:]
     for old in folder.glob("step-*"):
@@ -123,7 +127,7 @@ def checkpoint_fault(facts_path: Path) -> str | None:
     path, facts = facts_path.with_suffix(".safetensors"), _read_facts(facts_path)
     step = facts.get("step")
     if not isinstance(step, int) or _NAME.format(step) != facts_path.stem:
-        return "its facts are damaged"
+        return "its facts are damaged: they cannot be read, or do not match their own checksum"
     if not path.is_file():
         return "its tensors are missing"
     return None if sha256_file(path) == facts.get("sha256") else "its tensors do not match their checksum"
@@ -131,7 +135,8 @@ def checkpoint_fault(facts_path: Path) -> str | None:
 
 def _read_facts(path: Path) -> dict[str, Any]:
     try:
-        facts = json.loads(path.read_bytes())
+        facts = json.loads(unsealed(path.read_bytes()))
     except (OSError, ValueError):
         return {}
-    return facts if isinstance(facts, dict) else {}
+    # Of a field that is not known the seal itself may be what was damaged.
+    return facts if isinstance(facts, dict) and facts.keys() <= _FIELDS else {}

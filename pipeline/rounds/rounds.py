@@ -13,6 +13,7 @@ from pipeline.rounds.promote import require_no_regression
 from pipeline.rounds.quarantine import check_quarantine
 from pipeline.rounds.together import CHAIN, stage_of
 from pipeline.run.lock import holding, holding_stage
+from pipeline.run.mending import mend_shared
 from pipeline.run.run import Run, open_or_make_run, read_run
 from pipeline.run.status import read_json
 from pipeline.tasks.left_out import left_out, lines_of, of_reports, stages_behind
@@ -34,6 +35,7 @@ def run_rounds(root: Path, request: RoundRequest, progress: RunProgress | None =
     """
     shown = RunProgress(RunLayout(root).events) if progress is None else progress
     with holding(root):
+        _mend_shared(root, request, shown)
         run = open_or_make_run(root, request.file, request.sets)
         states = task_states(all_tasks(run, request.rounds), verify=request.verify)
         if all(state.state == "done" for state in states) and _pages_there(run, request.rounds):
@@ -68,6 +70,8 @@ def run_stage(root: Path, name: str, request: RoundRequest, progress: RunProgres
     if request.together and name not in CHAIN:
         raise ValueError(f"{name} works alone; stages that work together are {', '.join(CHAIN)}")
     with holding_stage(root, number, name) if request.together else holding(root):
+        if not request.together:
+            _mend_shared(root, request, shown)
         run = read_run(root) if request.together else open_or_make_run(root, request.file, request.sets)
         tasks = stage_tasks(run, name, number)
         before = chain_before(run, name, number) if request.together else []
@@ -127,6 +131,13 @@ def _refuse_incomplete(run: Run, tasks: Sequence[ShardTask], number: int) -> Non
             f"{first.stage} of round {first.round} is not done ({left} of {len(same)} shards: {missing[0].reason}); "
             f"run: stseg-pipeline stage {name} --round {first.round} --run {as_shown(run.layout.root)}"
         )
+
+
+def _mend_shared(root: Path, request: RoundRequest, shown: RunProgress) -> None:
+    """Make again, where everything is to be verified, what is damaged and no task of a round is there for."""
+    if request.verify and RunLayout(root).config.is_file():
+        for fault in mend_shared(root):
+            shown.say(f"damaged, was made again: {as_shown(fault.output)}: {fault.reason}")
 
 
 def _looked_at(request: RoundRequest) -> str:

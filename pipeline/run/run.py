@@ -7,7 +7,7 @@ from pathlib import Path
 
 from pipeline.config import RunConfig, changed_settings, identity_changes, load_config, resolve_config, save_config
 from pipeline.errors import DataFault, SettingsConflict
-from pipeline.settings import read_settings
+from pipeline.settings import read_settings, settings_fault
 from shards.data.plan import Plan, write_plan
 from shards.data.sources import open_source
 from shards.data.vocabulary import Vocabulary
@@ -62,7 +62,10 @@ def open_or_make_run(root: Path, file: Path | None = None, sets: Sequence[str] =
     if layout.config.is_file():
         saved = load_config(layout.config)
         config = asked_config(root, saved, file, sets)
-        if config != saved:
+        fault = settings_fault(layout.config)
+        if fault is not None:
+            logger.warning("%s is taken as it is, though %s", layout.config, fault)
+        if config != saved or fault is not None:
             logger.info("settings changed: %s", "; ".join(changed_settings(saved, config)))
             save_config(layout.config, config)
             put_files(place_of(root), [layout.config])
@@ -155,7 +158,10 @@ def load_run(layout: RunLayout, config: RunConfig) -> Run:
         plan = Plan.load(layout.plan)
         source_plan = None if config.data.source is None else Plan.load(layout.source_plan)
     except (FileNotFoundError, ValueError) as error:
-        raise DataFault(f"{error}; the run folder is damaged: put the file back or start a new run") from error
+        hint = f"stseg-pipeline shards repair --run {as_shown(layout.root)} makes it again where that can be done"
+        raise DataFault(
+            f"{error}; the run folder is damaged: {hint}, else put the file back or start a new run"
+        ) from error
     return Run(layout, config, vocabulary, plan, source_plan)
 
 

@@ -1,5 +1,6 @@
 """The tasks of a round that are not shard by shard: start, index, training, report; all of a run. Nothing runs here."""
 
+from dataclasses import replace
 from pathlib import Path
 
 from jobs.inference.model import stseg_fingerprint
@@ -7,7 +8,15 @@ from jobs.stage import CODE_VERSION, ShardTask
 from jobs.stages.class_gate import gate_fingerprint
 from jobs.training.config import TrainConfig, TrainJob
 from pipeline.run.run import Run
-from pipeline.tasks.chain import WHOLE_ROUND, best_weights, embed_stages, model_config, round_stages, student_weights
+from pipeline.tasks.chain import (
+    WHOLE_ROUND,
+    best_weights,
+    embed_stages,
+    mask_stages,
+    model_config,
+    round_stages,
+    student_weights,
+)
 from pipeline.tasks.left_out import left_out
 from pipeline.tasks.recipe import (
     baseline_weights,
@@ -21,7 +30,7 @@ from pipeline.tasks.start import start_task, start_weights
 from shards.data.collector import collector_paused
 from shards.data.samples import Samples
 from shards.data.sources import ScenesSourceConfig
-from shards.formats.records import Json, fingerprint_digest
+from shards.formats.records import Json, fingerprint_digest, record_or_none
 
 REPORT_VERSION = 5  # goes up when the report of the same results reads otherwise
 
@@ -181,4 +190,50 @@ def all_tasks(run: Run, rounds: int) -> list[ShardTask]:
         tasks += [task for stage in judged for task in stage.tasks]
         tasks += promotion_tasks(run, number)
         tasks.append(report_task(run, number))
+    return tasks
+
+
+def refines_given_masks(run: Run) -> bool:
+    """Return whether a run folder is for masks from elsewhere: it has no start, and the target has labels."""
+    layout = run.layout
+    return has_target_labels(run) and layout.round(1).is_dir() and not layout.round(0).is_dir()
+
+
+def tasks_of_run(run: Run, rounds: int) -> list[ShardTask]:
+    """Return every task of a run up to a round, of whichever kind the run is, and of its replays.
+
+    Each stands after those that it reads from.
+
+    Raises:
+        ValueError: Weights or labels that the settings name are missing.
+    """
+    if not refines_given_masks(run):
+        return [
+            *all_tasks(run, rounds),
+            *(task for number in range(1, rounds + 1) for task in replay_tasks(run, number)),
+        ]
+    tasks = [task for stage in (*embed_stages(run), *mask_stages(run)) for task in stage.tasks]
+    return [*tasks, index_task(run, 1)]
+
+
+def replay_tasks(run: Run, number: int) -> list[ShardTask]:
+    """Return the tasks of a round's replays as far as they are done.
+
+    The settings of a replay are kept nowhere but in its records: a stage counts as made with those of its first shard.
+    """
+    tasks = []
+    for folder in sorted((run.layout.round(number) / "replays").glob("*/")):
+        replay = replace(run, layout=replace(run.layout, replay=folder.name))
+        made_with: dict[str, dict[str, Json]] = {}
+        stages = [task for stage in round_stages(replay, number)[1:] for task in stage.tasks]
+        for task in (*stages, index_task(replay, number), pseudo_scores_task(replay, number)):
+            record = record_or_none(task.record)
+            if record is None:
+                continue
+            inputs = {**task.inputs, "thresholds": replay.layout.thresholds(number)}
+            changes = {
+                "inputs": {role: path for role, path in inputs.items() if role in record.inputs},
+                "fingerprint": made_with.setdefault(task.stage, record.fingerprint),
+            }
+            tasks.append(task.model_copy(update=changes))
     return tasks

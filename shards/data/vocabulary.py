@@ -12,6 +12,7 @@ from typing import Annotated, Self
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from shards.files.atomic import patiently, write_bytes_atomic
+from shards.files.seal import sealed, unsealed
 
 DEFAULT_TEMPLATES: tuple[str, ...] = ("a photo of a {}.",)
 IGNORE_8_BIT = 255
@@ -148,16 +149,18 @@ class Vocabulary(BaseModel):
             ValueError: It is damaged or contradicts itself.
         """
         try:
-            return cls.model_validate_json(path.read_bytes())
+            return cls.model_validate_json(unsealed(path.read_bytes()))
         except ValidationError as error:
             first = error.errors()[0]
             raise ValueError(
                 f"{path} is not a vocabulary: {'.'.join(map(str, first['loc']))} {first['msg']}"
             ) from error
+        except ValueError as error:
+            raise ValueError(f"{path} is not the vocabulary that was written: {error}") from error
 
     def save(self, path: Path) -> None:
-        """Write it as JSON, whole or not at all."""
-        write_bytes_atomic(path, self._bytes())
+        """Write it as JSON, whole or not at all; the first field is a checksum of the rest, which is the digest."""
+        write_bytes_atomic(path, sealed(self._bytes()))
 
     def _bytes(self) -> bytes:
         return (json.dumps(self.model_dump(mode="json"), ensure_ascii=False, indent=1) + "\n").encode()

@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import re
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path, PurePosixPath
 from typing import Annotated, Literal, NamedTuple
@@ -19,6 +18,7 @@ from pydantic import (
 )
 
 from shards.files.atomic import patiently, sha256_path, write_bytes_atomic
+from shards.files.seal import sealed, unsealed
 from shards.storage.store import place_of
 
 Json = JsonValue
@@ -26,7 +26,6 @@ _SHOWN_CHANGES = 4
 _SHOWN_CHARACTERS = 60
 _DETAIL_CHARACTERS = 500
 _ABSENT = "(absent)"
-_SEAL = re.compile(rb'\{\n "checksum": "([0-9a-f]{64})",\n')  # sorted, it stands first in the file
 
 
 def canonical_json(value: object) -> str:
@@ -94,6 +93,7 @@ class Drop(BaseModel):
 class Record(BaseModel):
     """What one stage did to one shard. The output is done if and only if its record stands and holds.
 
+    `stage`, `shard` and `round` say whose record it is; the round is None in records of earlier versions.
     `outputs` are named relative to the record's folder; `inputs` are named by their role ("teacher", "images").
     `fingerprint` holds the settings, weights and code version that change results, and nothing else. `seconds` and
     other timings are for people: they enter no checksum.
@@ -104,6 +104,7 @@ class Record(BaseModel):
     version: Literal[1] = 1
     stage: str
     shard: str
+    round: NonNegativeInt | None = None
     count: NonNegativeInt
     stats: dict[str, FiniteFloat] = {}
     drops: tuple[Drop, ...] = ()
@@ -119,8 +120,7 @@ def write_record(path: Path, record: Record) -> None:
     The file begins with a checksum of the rest of it, so that a damaged record is told from a whole one.
     """
     body = (json.dumps(record.model_dump(mode="json"), indent=1, sort_keys=True) + "\n").encode()
-    seal = f'{{\n "checksum": "{hashlib.sha256(body).hexdigest()}",\n'.encode()
-    write_bytes_atomic(path, seal + body.removeprefix(b"{\n"))
+    write_bytes_atomic(path, sealed(body))
 
 
 def read_record(path: Path) -> Record:
@@ -143,19 +143,14 @@ def parse_record(data: bytes, name: str) -> Record:
     Raises:
         ValueError: It is damaged, or from another version of the program.
     """
-    seal = _SEAL.match(data)
-    if seal is not None:
-        data = b"{\n" + data[seal.end() :]
-        if hashlib.sha256(data).hexdigest().encode() != seal[1]:
-            raise ValueError(
-                f"{name} is not a record (it does not match its own checksum); delete it to redo the shard"
-            )
     try:
-        return Record.model_validate_json(data)
+        return Record.model_validate_json(unsealed(data))
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"])) or "JSON"
         raise ValueError(f"{name} is not a record ({where}: {first['msg']}); delete it to redo the shard") from error
+    except ValueError as error:
+        raise ValueError(f"{name} is not a record ({error}); delete it to redo the shard") from error
 
 
 def record_or_none(path: Path) -> Record | None:

@@ -192,3 +192,13 @@ def test_embeddings_that_were_read_can_be_trained_against(tmp_path: Path, clip: 
         layer = nn.Linear(128, 3)
         layer(cached_text_embeddings(clip, VOCABULARY, tmp_path)[torch.tensor([1, 0])]).sum().backward()
         assert layer.weight.grad is not None
+
+
+def test_a_file_that_came_with_the_record_of_another_one_is_made_again(tmp_path: Path, clip: DenseClip) -> None:
+    other = Vocabulary.from_names(["ring", "sand"], templates=VOCABULARY.templates)
+    wanted = cached_text_embeddings(clip, VOCABULARY, tmp_path)
+    cached_text_embeddings(clip, other, tmp_path)
+    for suffix in (".safetensors", ".json"):
+        source = tmp_path / f"{embeddings_digest(clip, other)}{suffix}"
+        (tmp_path / f"{embeddings_digest(clip, VOCABULARY)}{suffix}").write_bytes(source.read_bytes())
+    assert torch.equal(cached_text_embeddings(clip, VOCABULARY, tmp_path), wanted)

@@ -9,7 +9,7 @@ import pytest
 from run_setup import again, invoke, report
 
 from benchmarks.chaos_compare import contents, differences
-from pipeline.run.verify import verify_run
+from pipeline.run.verify import Verdict, verify_run
 from shards.files.atomic import remove_path
 
 FIRST = Path("rounds/001")
@@ -134,6 +134,7 @@ def test_damage_of_a_replay_is_removed_and_told(run: Path) -> None:
     command = ["replay", "--round", "1", "--run", str(run), "--backend", "inline", "--name", "half"]
     command += ["--set", "gate.threshold=0.05"]
     assert invoke(*command)[0] == 0
+    assert verify_run(run) == Verdict(verify_run(run).checked, 0, ())
     wanted = contents(run)
     tar = run / FIRST / "replays" / "half" / "pseudo" / "pseudo-000001.tar"
     flip(tar)
@@ -142,3 +143,16 @@ def test_damage_of_a_replay_is_removed_and_told(run: Path) -> None:
     assert (code, f"{tar.parents[1]} lacks shards" in out) == (0, True)
     assert invoke(*command)[0] == 0
     assert differences(wanted, contents(run)) == []
+
+
+def test_a_shard_exchanged_with_its_record_between_a_round_and_its_replay_is_named(run: Path) -> None:
+    command = ["replay", "--round", "1", "--run", str(run), "--backend", "inline", "--name", "half"]
+    assert invoke(*command, "--set", "gate.threshold=0.05")[0] == 0
+    own, other = run / FIRST / "refine", run / FIRST / "replays" / "half" / "refine"
+    for name in ("000001.zarr", "000001.json"):
+        (own / name).rename(run / name)
+        (other / name).rename(own / name)
+        (run / name).rename(other / name)
+    named = {state.task.output for state in verify_run(run).stale}
+    assert {own / "000001.zarr", other / "000001.zarr"} <= named
+    assert verify_run(run).faults == ()
