@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from jobs.stage import ShardTask
+from jobs.training.loop import remove_left_checkpoints
 from pipeline.errors import DataFault
 from pipeline.progress import RunProgress
 from pipeline.report.report import alarm_lines, score_line
@@ -15,7 +16,7 @@ from pipeline.run.lock import holding, holding_stage
 from pipeline.run.run import Run, open_or_make_run, read_run
 from pipeline.run.status import read_json
 from pipeline.tasks.round_tasks import all_tasks
-from pipeline.tasks.states import StageSummary, summarise, task_states
+from pipeline.tasks.states import StageSummary, TaskState, summarise, task_states
 from shards.formats.layout import RunLayout
 from shards.storage.store import as_shown, place_of
 
@@ -34,6 +35,7 @@ def run_rounds(root: Path, request: RoundRequest, progress: RunProgress | None =
     with holding(root):
         run = open_or_make_run(root, request.file, request.sets)
         states = task_states(all_tasks(run, request.rounds), verify=request.verify)
+        _tidy(states)
         if all(state.state == "done" for state in states) and _pages_there(run, request.rounds):
             done = f"rounds 0 to {request.rounds} are done ({len(states)} outputs {_looked_at(request)})"
             shown.say(f"{as_shown(root)}: nothing to do, {done}")
@@ -69,6 +71,7 @@ def run_stage(root: Path, name: str, request: RoundRequest, progress: RunProgres
         before = chain_before(run, name, number) if request.together else []
         _refuse_incomplete(run, [*before, *tasks], number)
         states = task_states([*before, *tasks], verify=request.verify)[len(before) :]
+        _tidy(states)
         open_tasks = [state.task for state in states if state.state != "done"]
         if open_tasks:
             with Driver(run, request, shown).connected() as driver:
@@ -121,6 +124,13 @@ def _refuse_incomplete(run: Run, tasks: Sequence[ShardTask], number: int) -> Non
             f"{first.stage} of round {first.round} is not done ({left} of {len(same)} shards: {missing[0].reason}); "
             f"run: stseg-pipeline stage {name} --round {first.round} --run {as_shown(run.layout.root)}"
         )
+
+
+def _tidy(states: Sequence[TaskState]) -> None:
+    """Remove what commands that were killed, or paused and taken over, left of trainings that are done."""
+    for state in states:
+        if (state.task.stage, state.state) == ("train", "done"):
+            remove_left_checkpoints(state.task)
 
 
 def _looked_at(request: RoundRequest) -> str:
