@@ -22,6 +22,7 @@ from shards.data.returned import why_returned
 from shards.data.samples import Samples
 from shards.data.sources import SourceConfig
 from shards.files.atomic import sha256_path
+from shards.files.fence import require_lock
 from shards.formats import records
 from shards.formats.layout import record_of
 from shards.formats.records import Drop, Json, Record, read_record, write_record
@@ -259,6 +260,7 @@ def prepare(task: ShardTask, *, verify: bool = True) -> None:
     Raises:
         InputDamaged: An input is not what its record says.
         UpstreamMissing: An input is not done.
+        LockLost: This process no longer holds the run.
     """
     digests = input_digests(task)
     for role, path in task.inputs.items() if verify else ():
@@ -267,6 +269,7 @@ def prepare(task: ShardTask, *, verify: bool = True) -> None:
                 f"{as_shown(path)}, the {role} of shard {task.shard}, does not match its checksum; the same command "
                 "with --verify finds all that is damaged and does it again"
             )
+    require_lock(task.record)
     task.record.unlink(missing_ok=True)
     task.output.parent.mkdir(parents=True, exist_ok=True)
 

@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import Final, Literal
 
 from shards.files.errors import causes, store_fault
+from shards.files.fence import LockLost
 
 logger = logging.getLogger(__name__)
 
-FaultKind = Literal["error", "transient", "memory", "hopeless", "disk_full", "read_only"]
+FaultKind = Literal["error", "transient", "memory", "hopeless", "disk_full", "read_only", "lock_lost"]
 
 _BATCHED: Final = ("embed", "teacher", "refine")  # the stages whose batch size is a setting
 
@@ -25,7 +26,7 @@ class Fault:
         kind: "error" (whatever a stage raised, or a worker that died) and "memory" are tried again with a fresh worker,
             a limited number of times; "transient" (an error of the store that passes) after a pause, with the same
             worker; "hopeless" (no machine can hold the worker, or the job that had the shard is over) not at all;
-            "disk_full" and "read_only" stop everything.
+            "disk_full", "read_only" and "lock_lost" (another command took the run over) stop everything.
         message: One line.
         errno: Number of the system's error; 0 if there is none.
         filename: The file that it is about, or "".
@@ -50,6 +51,8 @@ def fault_of(error: BaseException, folder: Path | None = None) -> Fault:
             like others. None: nowhere.
     """
     logger.warning("an attempt failed", exc_info=error)
+    if isinstance(error, LockLost):
+        return Fault("lock_lost", str(error))
     message = describe(error)
     found = store_fault(error)
     if found is not None:
@@ -60,8 +63,10 @@ def fault_of(error: BaseException, folder: Path | None = None) -> Fault:
     return Fault("memory" if _is_memory(error) else "error", message)
 
 
-def stopping_error(fault: Fault, place: str) -> OSError:
-    """Give the error that ends a chain which cannot go on: a disk that is full, or a folder that cannot be written."""
+def stopping_error(fault: Fault, place: str) -> OSError | LockLost:
+    """Give the error that ends a chain which cannot go on: no disk space, no right to write, or no lock any more."""
+    if fault.kind == "lock_lost":
+        return LockLost(fault.message)
     cure = "free some space" if fault.kind == "disk_full" else "allow writing there"
     text = f"{os.strerror(fault.errno)} ({place}); {cure}, then resume with the same command"
     return OSError(fault.errno, text, fault.filename or None)

@@ -1,6 +1,9 @@
-"""Stages of a run in an object store: what they read is brought here, what they make is published."""
+"""Stages of a run in an object store: what they read is brought here, what they make is published.
 
-from collections.abc import Callable, Iterator
+And, wherever a run is: workers in other processes are held to the lock of the command that they work for.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
@@ -9,6 +12,7 @@ from pathlib import Path
 from jobs.inference.model import text_cache_folder
 from jobs.stage import ShardTask, StagePlan, Worker, record_path
 from jobs.training.config import TrainJob
+from shards.files.fence import Fence, fences_over, stand_under
 from shards.formats.layout import RunLayout
 from shards.formats.records import Record
 from shards.storage import mirror
@@ -16,11 +20,24 @@ from shards.storage.store import Place, place_of
 
 
 def mirrored(stage: StagePlan) -> StagePlan:
-    """Give a stage whose workers, on whatever machine, work on the mirror of its run; in a plain folder, as it is."""
-    place = place_of(stage.tasks[0].output) if stage.tasks else None
-    if place is None or place.store is None:
+    """Give a stage whose workers, on whatever machine, work on the mirror of its run, and under this command's lock."""
+    if not stage.tasks:
         return stage
-    return replace(stage, worker=partial(MirroredWorker, place, stage.worker))
+    place = place_of(stage.tasks[0].output)
+    worker = stage.worker if place.store is None else partial(MirroredWorker, place, stage.worker)
+    return replace(stage, worker=partial(_made_under, command_fences(stage.tasks[0]), worker))
+
+
+def command_fences(task: ShardTask) -> tuple[Fence, ...]:
+    """Return the fences that workers on any machine can see: of a run in a store not those of this machine's mirror."""
+    store = place_of(task.output).store
+    return fences_over(task.output if store is None else store.url)
+
+
+def _made_under(fences: Sequence[Fence], factory: Callable[[], Worker]) -> Worker:
+    """Make a worker that commits nothing once its command has lost the run."""
+    stand_under(fences)
+    return factory()
 
 
 class MirroredWorker:

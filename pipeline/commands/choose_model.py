@@ -9,10 +9,11 @@ from typing import Any, get_args
 from jobs.execution.publishing import mirrored
 from jobs.executor import run_chain
 from jobs.inference.model import ModelConfig
-from jobs.stage import why_stale
+from jobs.stage import ShardTask, StagePlan, why_stale
 from models.stseg.sliding import Probabilities
 from pipeline.config import RunConfig, resolve_config
 from pipeline.errors import DataFault
+from pipeline.run.lock import holding
 from pipeline.run.run import Run, read_run
 from pipeline.run.status import begun_rounds, read_json
 from pipeline.settings import read_settings
@@ -28,28 +29,50 @@ logger = logging.getLogger(__name__)
 def evaluate_round(root: Path, number: int, split: str) -> dict[str, Any]:
     """Measure the model of a round on a labelled split; a result that stands is read, not made again.
 
+    What is measured is an output of the run, the very one that a round makes, so that it is made under the run's lock;
+    what stands is read beside whoever holds it.
+
     Returns:
         The scores in per cent, and split, images and seed.
 
     Raises:
         DataFault: There is no run, or the round has no model yet.
+        LockHeld: It is to be measured, and another command works on the run.
         ValueError: There is no such split, or it has no labels.
     """
     if split not in get_args(Split):
         raise ValueError(f"--split is {split!r}; expected {' or '.join(get_args(Split))}")
-    run = read_run(root)
+    result = _standing_result(_evaluation(read_run(root), number, split)[-1].tasks[0])
+    if result is None:
+        with holding(root):
+            stages = _evaluation(read_run(root), number, split)  # as it is by now
+            for stage in stages:
+                stale = [task for task in stage.tasks if why_stale(task) is not None]
+                run_chain(
+                    [mirrored(replace(stage, tasks=stale))], backend="inline", on_event=partial(logger.debug, "%s")
+                )
+            result = read_json(stages[-1].tasks[0].output)
+    assert result is not None
+    return {"round": number, **result}
+
+
+def _evaluation(run: Run, number: int, split: str) -> list[StagePlan]:
+    """Give the stages that measure the model of a round, the measurement last."""
     weights = _trained_weights(run, number)
     name = "evaluate.json" if split == "test" else f"evaluate-{split}.json"
     output = run.layout.round(number) / name
     stage = evaluate_stage(run, "test" if split == "test" else "validation", number, weights, output)
     (task,) = stage.tasks
     embedded = [one for one in embed_stages_of_judges(run) if one.tasks[0].output in task.inputs.values()]
-    for one in (*embedded, stage):
-        stale = [asked for asked in one.tasks if why_stale(asked) is not None]
-        run_chain([mirrored(replace(one, tasks=stale))], backend="inline", on_event=partial(logger.debug, "%s"))
+    return [*embedded, stage]
+
+
+def _standing_result(task: ShardTask) -> dict[str, Any] | None:
+    """Read a result whose record holds; None where there is none, or a command beside this one is making it again."""
+    if why_stale(task) is not None:
+        return None
     result = read_json(task.output)
-    assert result is not None
-    return {"round": number, **result}
+    return result if why_stale(task) is None else None
 
 
 @dataclass(frozen=True)

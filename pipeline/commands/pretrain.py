@@ -13,6 +13,7 @@ from jobs.stage import CODE_VERSION, Resources, ShardTask, StagePlan, stage_reco
 from jobs.stages.embed import EmbedConfig, EmbedWorker, embed_fingerprint
 from jobs.training.config import TrainConfig, TrainJob
 from jobs.training.group import GroupResources, require_group_fits, run_training
+from jobs.training.loop import remove_left_checkpoints
 from pipeline.config import ModelSettings, QuarantineSettings, VocabularySettings, asks_for_tiny, laid_over
 from pipeline.progress import RunProgress
 from pipeline.rounds.quarantine import check_quarantine
@@ -178,6 +179,7 @@ def _train(
                     progress.say(line)
         task = _train_task(config, layout, plan, vocabulary, stage)
         if why_stale(task) is None:
+            remove_left_checkpoints(task)
             progress.say("stage 1: nothing to do, its weights are there and verified")
             return read_record(task.record)
         progress.say(f"stage 1: {config.train.steps} steps on {plan.sample_count} images …")
@@ -201,7 +203,7 @@ def _train_task(
             "model": stseg_fingerprint(_model(config)),
             "start": weights_checksum(config.model.stage1_weights),
             "vocabulary": vocabulary.digest,
-            "train": _training(config).model_dump(mode="json", exclude={"checkpoint_every", "start"}),
+            "train": _training(config).fingerprint(),
         },
     )
 

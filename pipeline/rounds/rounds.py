@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from jobs.stage import ShardTask
+from jobs.training.loop import remove_left_checkpoints
 from pipeline.errors import DataFault
 from pipeline.progress import RunProgress
 from pipeline.report.report import alarm_lines, score_line
@@ -18,7 +19,7 @@ from pipeline.run.run import Run, open_or_make_run, read_run
 from pipeline.run.status import read_json
 from pipeline.tasks.left_out import left_out, lines_of, of_reports, stages_behind
 from pipeline.tasks.round_tasks import all_tasks
-from pipeline.tasks.states import StageSummary, summarise, task_states
+from pipeline.tasks.states import StageSummary, TaskState, summarise, task_states
 from shards.formats.layout import RunLayout
 from shards.storage.store import as_shown, place_of
 
@@ -38,6 +39,7 @@ def run_rounds(root: Path, request: RoundRequest, progress: RunProgress | None =
         _mend_shared(root, request, shown)
         run = open_or_make_run(root, request.file, request.sets)
         states = task_states(all_tasks(run, request.rounds), verify=request.verify)
+        _tidy(states)
         if all(state.state == "done" for state in states) and _pages_there(run, request.rounds):
             done = f"rounds 0 to {request.rounds} are done ({len(states)} outputs {_looked_at(request)})"
             shown.say(f"{as_shown(root)}: nothing to do, {done}")
@@ -77,6 +79,7 @@ def run_stage(root: Path, name: str, request: RoundRequest, progress: RunProgres
         before = chain_before(run, name, number) if request.together else []
         _refuse_incomplete(run, [*before, *tasks], number)
         states = task_states([*before, *tasks], verify=request.verify)[len(before) :]
+        _tidy(states)
         open_tasks = [state.task for state in states if state.state != "done"]
         if open_tasks:
             with Driver(run, request, shown).connected() as driver:
@@ -138,6 +141,13 @@ def _mend_shared(root: Path, request: RoundRequest, shown: RunProgress) -> None:
     if request.verify and RunLayout(root).config.is_file():
         for fault in mend_shared(root):
             shown.say(f"damaged, was made again: {as_shown(fault.output)}: {fault.reason}")
+
+
+def _tidy(states: Sequence[TaskState]) -> None:
+    """Remove what commands that were killed, or paused and taken over, left of trainings that are done."""
+    for state in states:
+        if (state.task.stage, state.state) == ("train", "done"):
+            remove_left_checkpoints(state.task)
 
 
 def _looked_at(request: RoundRequest) -> str:

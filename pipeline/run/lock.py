@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from shards.files.fence import LockLost
 from shards.files.locks import LockHolder, RunLock, clear_stale, held_by, live_holder, now_s
 from shards.formats.layout import RunLayout
 from shards.storage.mirror import bring, put_files
@@ -73,7 +74,7 @@ def stage_holders(root: Path) -> dict[tuple[int, str], LockHolder]:
 @contextmanager
 def _holding(place: Place, lock: Path, *, against: ListLocks) -> Iterator[None]:
     """Take a lock, and only then look at those that exclude it: two who do so may both refuse, and never both work."""
-    with RunLock(lock, shown=place.shown(lock)):
+    with RunLock(lock, shown=place.shown(lock), folder=place.root):
         _refuse(place, None, against)
         if place.store is None:
             yield
@@ -86,7 +87,7 @@ def _holding(place: Place, lock: Path, *, against: ListLocks) -> Iterator[None]:
             finally:
                 try:
                     put_files(place, [RunLayout(place.root).events])
-                except (StoreUnavailable, StoreRefused) as error:
+                except (StoreUnavailable, StoreRefused, LockLost) as error:
                     logger.warning("the log could not be published: %s", error)
 
 

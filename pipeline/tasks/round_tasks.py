@@ -101,7 +101,7 @@ def train_task(run: Run, number: int) -> ShardTask:
         "code": CODE_VERSION,
         "model": stseg_fingerprint(model_config(run, None)),
         "vocabulary": run.vocabulary.digest,
-        "train": config.model_dump(mode="json", exclude={"checkpoint_every", "start"}),
+        "train": config.fingerprint(),
     }
     return ShardTask(
         stage="train",

@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import TypeVar
 
 from shards.files.errors import is_transient
-from shards.files.processes import process_is_alive, process_start_ticks
+from shards.files.fence import require_lock
+from shards.files.processes import process_is_alive, process_space, process_start_ticks
 
 logger = logging.getLogger(__name__)
 
@@ -24,7 +25,7 @@ Result = TypeVar("Result")
 RETRY_WAITS_S: tuple[float, ...] = (0.1, 0.5, 2.0)
 
 TEMPORARY_PREFIX = ".tmp~"
-FOREIGN_TEMPORARY_AGE_S = 24 * 3600.0  # left by another machine, whose processes cannot be seen from here
+FOREIGN_TEMPORARY_AGE_S = 24 * 3600.0  # left by another machine or container, whose processes cannot be seen from here
 _REPLACE_ATTEMPTS = 5
 _REMOVE_ATTEMPTS = 20
 _SETTLE_S = 0.05
@@ -72,17 +73,18 @@ def sha256_path(path: Path) -> str:
 def temporary_sibling(path: Path) -> Path:
     """Give an unused name in the same folder, to be written and then renamed to `path`.
 
-    The name tells the process and the machine it belongs to, so that `remove_stale_temporaries` can judge it.
+    The name tells the process it belongs to, and where that process's number means something, so that
+    `remove_stale_temporaries` can judge it.
     """
     pid = os.getpid()
-    owner = f"{TEMPORARY_PREFIX}{pid}~{process_start_ticks(pid)}~{_host()}~{uuid.uuid4().hex[:12]}~"
+    owner = f"{TEMPORARY_PREFIX}{pid}~{process_start_ticks(pid)}~{_numbering()}~{uuid.uuid4().hex[:12]}~"
     return path.with_name(owner + path.name[-100:])
 
 
 def remove_stale_temporaries(folder: Path) -> int:
     """Delete what killed processes left half-written in a folder, and give how many things that were.
 
-    Temporaries of living processes stay; those of other machines stay for a day. Not recursive.
+    Temporaries of living processes stay; those of other machines and containers stay for a day. Not recursive.
     """
     removed = 0
     if not folder.is_dir():
@@ -163,6 +165,7 @@ def _write_once(path: Path, data: bytes) -> None:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
+        require_lock(path)
         temporary.replace(path)
     except BaseException:
         temporary.unlink(missing_ok=True)
@@ -185,6 +188,7 @@ def replace_folder(new: Path, path: Path) -> None:
     digest = sha256_tree(new)
     aside: list[Path] = []
     for attempt in range(_REPLACE_ATTEMPTS):
+        require_lock(path)
         try:
             new.rename(path)
             break
@@ -271,13 +275,15 @@ def _walk(folder: Path) -> Iterator[Path]:
                 yield Path(directory) / name
 
 
-def _host() -> str:
-    return socket.gethostname().replace("~", "-").replace("/", "-")[:64]
+def _numbering() -> str:
+    """Name where this process's number means something: containers share host names, and count processes from 1."""
+    host = socket.gethostname().replace("~", "-").replace("/", "-")[:64]
+    return f"{host}+{hashlib.sha256(process_space().encode()).hexdigest()[:12]}"
 
 
 def _is_stale(path: Path) -> bool:
     parts = path.name.split("~", 5)
-    if len(parts) == 6 and parts[1].isdigit() and parts[2].isdigit() and parts[3] == _host():
+    if len(parts) == 6 and parts[1].isdigit() and parts[2].isdigit() and parts[3] == _numbering():
         return not process_is_alive(int(parts[1]), int(parts[2]))
     try:
         return time.time() - path.lstat().st_mtime > FOREIGN_TEMPORARY_AGE_S

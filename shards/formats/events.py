@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from shards.files.atomic import retried
+from shards.files.fence import require_lock
 from shards.formats.records import Json
 
 
@@ -18,6 +19,7 @@ def append_event(path: Path, event: Mapping[str, Json]) -> None:
 
     Raises:
         ValueError: The event holds something that JSON does not know.
+        LockLost: This process no longer holds the run.
     """
     try:
         line = json.dumps(dict(event), ensure_ascii=False, allow_nan=False).encode(errors="backslashreplace") + b"\n"
@@ -27,6 +29,7 @@ def append_event(path: Path, event: Mapping[str, Json]) -> None:
 
 
 def _append(path: Path, line: bytes) -> None:
+    require_lock(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
     try:

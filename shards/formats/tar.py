@@ -13,6 +13,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, NonNegativeInt, ValidationError
 
 from shards.files.atomic import fsync, fsync_folder, temporary_sibling, write_bytes_atomic
+from shards.files.fence import require_lock
 from shards.formats.records import Checksum
 
 MAX_NAME_BYTES = 100  # ustar's field
@@ -78,6 +79,7 @@ def write_tar(path: Path, samples: Iterable[TarSample]) -> None:
                     _add(tar, sample)
             file.flush()
             fsync(file.fileno())
+        require_lock(path)
         temporary.replace(path)
     except BaseException:
         temporary.unlink(missing_ok=True)
