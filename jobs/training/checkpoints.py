@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from jobs.training.training_average import WeightAverage
 from models.weights.files import read_weights, write_weights
 from shards.files.atomic import remove_path, remove_stale_temporaries, sha256_file, write_bytes_atomic
+from shards.files.untrusted import read_json_file
 
 log = logging.getLogger(__name__)
 
@@ -131,7 +132,7 @@ def checkpoint_fault(facts_path: Path) -> str | None:
 
 def _read_facts(path: Path) -> dict[str, Any]:
     try:
-        facts = json.loads(path.read_bytes())
+        facts = read_json_file(path)
     except (OSError, ValueError):
         return {}
     return facts if isinstance(facts, dict) else {}

@@ -1,6 +1,5 @@
 """How far a run is, read from its plain files alone: no model, no Ray, also while it runs."""
 
-import json
 import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -10,6 +9,7 @@ from typing import Any
 from pipeline.errors import DataFault
 from pipeline.run.lock import run_holder, stage_holders
 from shards.data.plan import Plan
+from shards.files.untrusted import read_json_file
 from shards.formats.events import read_events
 from shards.formats.layout import RunLayout, record_of
 from shards.formats.records import read_counts
@@ -169,7 +169,7 @@ def retry_command(root: Path, rounds: int, backend: str = "ray") -> str:
 def read_json(path: Path) -> dict[str, Any] | None:
     """Read a JSON object; None if there is none or it is damaged."""
     try:
-        content = json.loads(path.read_bytes())
+        content = read_json_file(path)
     except (OSError, ValueError):
         return None
     return content if isinstance(content, dict) else None

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from shards.data.sources import MAX_KEY_LENGTH, SampleRef
 from shards.files.atomic import write_bytes_atomic
+from shards.files.untrusted import read_json_file
 
 _KEYS = re.compile(rf"(?:[A-Za-z0-9_-]{{1,{MAX_KEY_LENGTH}}}\n)*")
 _CHECKSUMS = re.compile(r"(?:[0-9a-f]{64}\n)*")
@@ -103,7 +104,10 @@ def read_list(path: Path) -> tuple[SampleRef, ...]:
         ValueError: It is missing, or no list.
     """
     try:
-        refs = tuple(SampleRef(*row) for row in json.loads(path.read_bytes()))
+        rows = read_json_file(path)
+        if not all(isinstance(text, str) for row in rows for text in row):
+            raise ValueError("a row holds something else than text")
+        refs = tuple(SampleRef(*row) for row in rows)
         check_refs(refs)
     except FileNotFoundError as error:
         raise ValueError(f"{path}, a list of the plan's samples, is missing; put it back or start a new run") from error

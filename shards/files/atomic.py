@@ -5,6 +5,7 @@ import errno
 import hashlib
 import logging
 import os
+import re
 import shutil
 import socket
 import stat
@@ -16,6 +17,7 @@ from typing import TypeVar
 
 from shards.files.errors import is_transient
 from shards.files.processes import process_is_alive, process_start_ticks
+from shards.files.untrusted import sha256_regular
 
 logger = logging.getLogger(__name__)
 
@@ -25,6 +27,7 @@ RETRY_WAITS_S: tuple[float, ...] = (0.1, 0.5, 2.0)
 
 TEMPORARY_PREFIX = ".tmp~"
 FOREIGN_TEMPORARY_AGE_S = 24 * 3600.0  # left by another machine, whose processes cannot be seen from here
+_TEMPORARY = re.compile(r"\.tmp~[0-9]+~[0-9]+~[^~/]{0,64}~[0-9a-f]{12}~[^/]*", re.DOTALL)
 _REPLACE_ATTEMPTS = 5
 _REMOVE_ATTEMPTS = 20
 _SETTLE_S = 0.05
@@ -35,9 +38,9 @@ def sha256_file(path: Path) -> str:
 
     Raises:
         FileNotFoundError: There is no such file.
+        ValueError: It is a pipe or a device.
     """
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    return sha256_regular(path)
 
 
 def sha256_tree(folder: Path) -> str:
@@ -74,16 +77,22 @@ def temporary_sibling(path: Path) -> Path:
     return path.with_name(owner + path.name[-100:])
 
 
+def is_temporary(name: str) -> bool:
+    """Return whether a name is one that `temporary_sibling` gives; whatever else begins alike is somebody else's."""
+    return _TEMPORARY.fullmatch(name) is not None
+
+
 def remove_stale_temporaries(folder: Path) -> int:
     """Delete what killed processes left half-written in a folder, and give how many things that were.
 
-    Temporaries of living processes stay; those of other machines stay for a day. Not recursive.
+    Temporaries of living processes stay; those of other machines stay for a day. Not recursive, and nothing is deleted
+    through a link: neither behind one of a temporary's name nor in a folder that is one.
     """
     removed = 0
-    if not folder.is_dir():
+    if not folder.is_dir() or folder.is_symlink():
         return removed
     for path in sorted(folder.iterdir()):
-        if path.name.startswith(TEMPORARY_PREFIX) and _is_stale(path):
+        if is_temporary(path.name) and _is_stale(path):
             with contextlib.suppress(FileNotFoundError):  # another run tidies up, too
                 remove_path(path)
             removed += 1
@@ -93,7 +102,7 @@ def remove_stale_temporaries(folder: Path) -> int:
 def remove_stale_temporaries_below(root: Path) -> int:
     """Do `remove_stale_temporaries` in a run folder and all folders in it, without a look into arrays' own ones."""
     removed = 0
-    for folder, folders, _ in os.walk(root):
+    for folder, folders, _ in os.walk(os.path.realpath(root)):  # the run itself may be reached by a link
         removed += remove_stale_temporaries(Path(folder))
         folders[:] = [name for name in folders if not name.endswith(".zarr")]  # temporary arrays are named so, too
     return removed
@@ -249,7 +258,7 @@ def _host() -> str:
 
 def _is_stale(path: Path) -> bool:
     parts = path.name.split("~", 5)
-    if len(parts) == 6 and parts[1].isdigit() and parts[2].isdigit() and parts[3] == _host():
+    if parts[3] == _host():
         return not process_is_alive(int(parts[1]), int(parts[2]))
     try:
         return time.time() - path.lstat().st_mtime > FOREIGN_TEMPORARY_AGE_S

@@ -14,6 +14,7 @@ from pathlib import Path, PurePosixPath
 from typing import IO, Final
 
 from shards.files.atomic import remove_path, replace_folder, sha256_path, temporary_sibling, write_bytes_atomic
+from shards.files.untrusted import read_json_file
 from shards.formats.records import parse_record
 from shards.storage.store import Place, Store, in_parallel
 from shards.storage.store_calls import StoreRefused
@@ -348,7 +349,7 @@ def _outputs(record: Path, folder: PurePosixPath) -> list[str]:
     if record.suffix != ".json":
         return []
     try:
-        content = json.loads(record.read_bytes())
+        content = read_json_file(record)
         return [(folder / name).as_posix() for name in content["outputs"]] if "fingerprint" in content else []
     except (OSError, ValueError, TypeError, KeyError):
         return []
@@ -385,7 +386,7 @@ def _is_small(name: str) -> bool:
 
 def _read_seen(place: Place) -> dict[str, str]:
     try:
-        content = json.loads((place.root.parent / _SEEN).read_bytes())
+        content = read_json_file(place.root.parent / _SEEN)
     except (OSError, ValueError):
         return {}
     return content if isinstance(content, dict) else {}

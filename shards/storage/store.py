@@ -12,6 +12,7 @@ from typing import Any, Final, TypeVar
 import fsspec
 
 from shards.files.atomic import write_bytes_atomic
+from shards.files.untrusted import read_json_file
 from shards.storage.store_calls import persistently
 
 MIRROR_VARIABLE: Final = "STSEG_MIRROR"
@@ -231,7 +232,7 @@ def _mirrored_url(folder: Path) -> str | None:
     So a marker that was copied, edited or laid there by another user turns no folder into a mirror.
     """
     try:
-        content = json.loads((folder.parent / _MARKER).read_bytes())
+        content = read_json_file(folder.parent / _MARKER)
         own = folder.parent.parent.stat().st_uid == os.getuid()
     except (OSError, ValueError):
         return None
