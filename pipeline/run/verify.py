@@ -11,6 +11,7 @@ from pipeline.errors import DataFault
 from pipeline.run.run import Run, read_run
 from pipeline.run.status import begun_rounds
 from shards.formats import records
+from shards.formats.layout import is_output_name
 from shards.formats.records import read_record, record_or_none
 from shards.formats.tar import read_pseudo_index
 from shards.storage.mirror import NotInStore, check
@@ -66,7 +67,7 @@ def verify_run(root: Path, number: int | None = None) -> Verdict:
         )
     rounds = begun_rounds(run.layout) if number is None else [number]
     folders = [run.layout.root / "embeddings", *(run.layout.round(each) for each in rounds)]
-    found = {output for folder in folders for output in _outputs_below(folder)}
+    found = {output for folder in folders for output in _outputs_below(folder) if is_output_name(output.name)}
     planned = {output: each for each in rounds for output in _planned(run, each)}
     faults, undone = [], 0
     for output in sorted(found | planned.keys()):

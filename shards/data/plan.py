@@ -6,6 +6,7 @@
 
 import hashlib
 import json
+import re
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence, Set
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -255,6 +256,11 @@ def extend_plan(path: Path, refs: Iterable[SampleRef]) -> Plan:
 def list_path(plan: Path, shard: str) -> Path:
     """Where the list of a shard's samples lies."""
     return plan.with_suffix("") / f"{shard}.json"
+
+
+def is_list_name(name: str) -> bool:
+    """Return whether a file in the folder of lists may be one."""
+    return re.fullmatch(r"[0-9]{6,}\.json", name) is not None
 
 
 def shard_name(index: int) -> str:

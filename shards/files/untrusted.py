@@ -5,7 +5,7 @@ import hashlib
 import json
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from io import BufferedReader
 from pathlib import Path
@@ -114,28 +114,31 @@ def read_json_file(path: Path, max_bytes: int | None = MAX_FILE_BYTES) -> Any:
     return parse_json(read_regular(path, max_bytes))
 
 
-def links_out(root: Path) -> Iterator[Path]:
-    """Yield the links in a folder and those below it, arrays' own ones aside, that lead out of it or nowhere."""
-    real = Path(os.path.realpath(root))
-    for directory, folders, names in os.walk(root):
-        for name in (*folders, *names):
-            path = Path(directory) / name
-            if path.is_symlink() and real not in Path(os.path.realpath(path)).parents:
-                yield path
-        folders[:] = [name for name in folders if not name.endswith(".zarr")]
+def refuse_links_out(root: Path, names: Collection[str]) -> None:
+    """Refuse to work in a folder with links to somewhere else: what would be written or deleted there is not its own.
 
-
-def refuse_links_out(root: Path) -> None:
-    """Refuse to work in a folder that holds links to somewhere else: what is written or deleted there is not its own.
+    Args:
+        root: The folder, which may be reached by a link itself.
+        names: What in it is looked at, with all folders below except arrays' own.
 
     Raises:
-        ValueError: There is such a link.
+        ValueError: A link leads out of the folder, or nowhere.
     """
-    for path in links_out(root):
-        raise ValueError(
-            f"{path} is a link to {str(path.readlink())!r}, outside of the run folder, where nothing is written or "
-            "deleted; put the files themselves there (to have the whole run elsewhere, link its folder)"
-        )
+    real = Path(os.path.realpath(root))
+    for path in _paths_below(root, names):
+        if path.is_symlink() and real not in Path(os.path.realpath(path)).parents:
+            raise ValueError(
+                f"{path} is a link to {str(path.readlink())!r}, outside of the run folder, where nothing is written or "
+                "deleted; put the files themselves there (to have the whole run elsewhere, link its folder)"
+            )
+
+
+def _paths_below(root: Path, names: Collection[str]) -> Iterator[Path]:
+    for name in sorted(names):
+        yield root / name
+        for directory, folders, files in os.walk(root / name):
+            yield from (Path(directory) / inner for inner in (*folders, *files))
+            folders[:] = [inner for inner in folders if not inner.endswith(".zarr")]
 
 
 def _refuse_special(path: Path, mode: int) -> None:

@@ -53,6 +53,8 @@ class Store:
             if inner == top or not inner.startswith(prefix):  # a folder's own marker
                 continue
             key = inner.removeprefix(prefix)
+            if not _is_plain(key):
+                continue
             if info["type"] != "directory":
                 objects[key] = _version(info)
             elif key.endswith(ARRAYS):
@@ -68,7 +70,7 @@ class Store:
         objects = {
             path.removeprefix(prefix): _version(info)
             for path, info in found.items()
-            if path.startswith(prefix) and not path.endswith("/")
+            if path.startswith(prefix) and not path.endswith("/") and _is_plain(path.removeprefix(prefix))
         }
         within = name + "/"
         return {key: version for key, version in objects.items() if not name or key == name or key.startswith(within)}
@@ -275,6 +277,11 @@ def _file_system(url: str) -> Any:
         raise ValueError(f"{url}: no package for {protocol}:// is installed; {cure}") from error
     except ValueError as error:
         raise ValueError(f"{url}: {protocol}:// is no kind of store that fsspec knows; try s3:// or gs://") from error
+
+
+def _is_plain(name: str) -> bool:
+    """Return whether an object's name gives a path within the mirror; a store takes names such as `../../x`, too."""
+    return "\0" not in name and not {"", ".", ".."} & set(name.split("/"))
 
 
 def _version(info: Mapping[str, Any]) -> str:
