@@ -127,9 +127,8 @@ def run_status(root: Path) -> RunStatus:
             rounds[number] = {name: report.get(name) for name in (*SCORES, "pseudo_labels", "promotion", "alarms")}
     events = read_events(layout.events)
     quarantined = quarantined_shards(events)
-    asked = [
-        int(event["rounds"]) for event in events if event.get("kind") == "run_started" and _counts(event, "rounds")
-    ]
+    started = [event for event in events if event.get("kind") == "run_started" and _counts(event, "rounds")]
+    asked = [int(str(event["rounds"])) for event in started]
     retry = retry_command(root, asked[-1] if asked else max(one.round for one in quarantined)) if quarantined else None
     return RunStatus(
         stages=tuple(stages),
@@ -157,7 +156,7 @@ def quarantined_shards(events: Iterable[Mapping[str, Any]]) -> tuple[Quarantined
     for event in events:
         if event.get("kind") not in ("shard_failed", "shard_done") or not _counts({"round": 0, **event}, "round"):
             continue
-        place = (int(event.get("round", 0)), str(event.get("stage", "")), str(event.get("shard", "")))
+        place = (int(str(event.get("round", 0))), str(event.get("stage", "")), str(event.get("shard", "")))
         found.pop(place, None)
         if event["kind"] == "shard_failed":
             found[place] = QuarantinedShard(*place, cause=str(event.get("error", "unknown")))
