@@ -12,7 +12,7 @@ from shards.files.untrusted import MAX_TEXT_BYTES, read_regular
 
 Settings = TypeVar("Settings", bound=BaseModel)
 
-_MAX_VALUES: Final = 1_000_000
+_MAX_VALUES: Final = 200_000
 _MAX_DEPTH: Final = 50
 
 
