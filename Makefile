@@ -3,6 +3,7 @@
 # make setup                            only make .venv and install into it
 # make bench                            speed and memory against the references (about fifteen minutes, a quiet machine)
 # make chaos [POINTS=50] [SEED=0]       kill a small run at so many points and resume it; fails if one comes out otherwise
+# make fuzz [N=5000] [SEED=0]           read so many hostile files; fails if one is not refused in order
 # make tiny-weights                     train the shipped weights again (hours)
 
 PYTHON ?= python3
@@ -10,12 +11,13 @@ N ?= 3
 RUN ?= runs/default
 POINTS ?= 50
 SEED ?= 0
+fuzz: N := 5000
 VENV := .venv
 BIN := $(VENV)/bin
 # Another pyproject.toml or constraints.txt gives another stamp, so that an unchanged one costs nothing.
 INSTALLED := $(VENV)/installed-$(shell cat pyproject.toml constraints.txt | cksum | tr -s ' ' -)
 
-.PHONY: round test setup bench chaos tiny-weights
+.PHONY: round test setup bench chaos fuzz tiny-weights
 .DEFAULT_GOAL := round
 
 round: setup
@@ -41,6 +43,9 @@ bench: setup
 
 chaos: setup
 	$(BIN)/python -m benchmarks.chaos --points $(POINTS) --seed $(SEED) --json benchmarks/chaos.json
+
+fuzz: setup
+	$(BIN)/python -m benchmarks.fuzz --n $(N) --seed $(SEED)
 
 tiny-weights: setup
 	$(BIN)/python -m models.tiny.train clip

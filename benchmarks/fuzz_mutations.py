@@ -135,15 +135,14 @@ def hostile_tar(members: dict[str, bytes], rng: random.Random) -> bytes:
             info = tarfile.TarInfo(name)
             info.size = len(data)
             if rng.random() < 0.3:
-                info.name = rng.choice(
-                    ("", "/", ".", "..", "./a.png", "x/.png", "deep/" * 60 + "a.png", "caf\udce9.png")
-                )
+                info.name = rng.choice(_TAR_NAMES if kind != tarfile.USTAR_FORMAT else _TAR_NAMES[:-1])
             if kind == tarfile.PAX_FORMAT and rng.random() < 0.4:
                 info.pax_headers = {rng.choice(_PAX_NAMES): rng.choice(_PAX_VALUES)}
             tar.addfile(info, io.BytesIO(data))
     return _with_odd_headers(buffer.getvalue(), rng)
 
 
+_TAR_NAMES: Final = ("", "/", ".", "..", "./a.png", "x/.png", "caf\udce9.png", "deep/" * 60 + "a.png")
 _PAX_NAMES: Final = ("size", "path", "GNU.sparse.size", "GNU.sparse.map", "GNU.sparse.major", "mtime", "hdrcharset")
 _PAX_VALUES: Final = ("-512", "-1024", "-1", "0", "1", str(10**12), str(10**30), "x", "1.5", "../../a.png", "BINARY")
 
