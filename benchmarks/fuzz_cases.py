@@ -215,7 +215,7 @@ def _or_value_error(call: Callable[[], object]) -> None:
 def _training_state() -> TrainingState:
     parameter = torch.nn.Parameter(torch.ones(3))
     optimizer = torch.optim.AdamW([parameter])
-    parameter.sum().backward()
+    parameter.grad = torch.ones(3)
     optimizer.step()
     return TrainingState({"w": parameter}, optimizer, WeightAverage({"w": parameter}, 0.9))
 
