@@ -230,7 +230,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         f"{len(result.failures)} failed; {seconds:.0f} s, at most {result.peak_mib:.0f} MiB"
     )
     if options.json is not None:
-        facts = {**asdict(result), "seed": options.seed, "seconds": round(seconds, 1)}
+        facts = {
+            "seed": options.seed,
+            "cases": result.cases,
+            "refused": dict(result.refused),
+            "failures": [asdict(failure) for failure in result.failures],
+            "peak_mib": round(result.peak_mib),
+            "seconds": round(seconds, 1),
+        }
         options.json.write_text(json.dumps(facts, indent=1) + "\n")
     return 1 if result.failures else 0
 
