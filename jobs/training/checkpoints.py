@@ -128,11 +128,11 @@ def checkpoint_fault(facts_path: Path) -> str | None:
     step, losses, sizes = facts.get("step"), facts.get("losses"), facts.get("group_sizes")
     if type(step) is not int or _NAME.format(step) != facts_path.stem:
         return "its facts are damaged"
-    if not _all_of(int | float, losses) or not _all_of(int, sizes):
-        return "its facts are damaged"
     if not path.is_file():
         return "its tensors are missing"
-    return None if sha256_file(path) == facts.get("sha256") else "its tensors do not match their checksum"
+    if sha256_file(path) != facts.get("sha256"):
+        return "its tensors do not match their checksum"
+    return None if _all_of(int | float, losses) and _all_of(int, sizes) else "its facts are damaged"
 
 
 def _all_of(kind: UnionType | type, values: object) -> bool:

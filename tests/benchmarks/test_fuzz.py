@@ -64,7 +64,8 @@ def test_what_escapes_is_written_outside_or_asks_for_too_much_is_seen(tmp_path: 
 
 
 def test_a_case_that_hangs_ends_its_child_is_kept_and_the_next_ones_go_on(tmp_path: Path) -> None:
-    result = fuzz.fuzz(range(3), seed=1, kinds=("image",), keep=tmp_path, case_s=1e-9)
-    assert [failure.case for failure in result.failures] == [0, 1, 2]
-    assert all("Timeout" in failure.reason for failure in result.failures)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["1-0", "1-1", "1-2"]
+    result = fuzz.fuzz(range(2), seed=1, kinds=("arrays",), keep=tmp_path, case_s=1e-3)
+    assert result.failures[0].case == 0
+    assert "Timeout" in result.failures[0].reason
+    assert (tmp_path / "1-0" / "a.zarr").is_dir()
+    assert len(result.failures) + sum(result.refused.values()) == 2
