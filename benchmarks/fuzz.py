@@ -153,9 +153,9 @@ class _Watch:
 
 def _child(scratch: Path) -> None:
     asked = json.load(sys.stdin)
-    from benchmarks.fuzz_cases import KINDS
+    from benchmarks.fuzz_cases import HANG, KINDS
 
-    names = asked["kinds"] or list(KINDS)
+    kinds, names = {**KINDS, "hang": HANG}, asked["kinds"] or list(KINDS)
     used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
     resource.setrlimit(resource.RLIMIT_AS, (used + _MEMORY_BYTES, resource.RLIM_INFINITY))
     scratch = Path(os.path.realpath(scratch))
@@ -169,11 +169,11 @@ def _child(scratch: Path) -> None:
             shutil.rmtree(folder, ignore_errors=True)
             folder.mkdir()
             rng = random.Random(f"{asked['seed']}/{case}/{name}")
-            KINDS[name].make(folder, rng)
+            kinds[name].make(folder, rng)
             before, began = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.process_time()
             watch.on = True
             faulthandler.dump_traceback_later(asked["case_s"], exit=True)
-            outcome = _read(KINDS[name].read, folder, KINDS[name].errors)
+            outcome = _read(kinds[name].read, folder, kinds[name].errors)
             faulthandler.cancel_dump_traceback_later()
             watch.on = False
             cpu_s = time.process_time() - began

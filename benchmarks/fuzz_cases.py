@@ -3,6 +3,7 @@
 import io
 import json
 import random
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -337,6 +338,9 @@ def _read_run(folder: Path) -> None:
         _or_value_error(read)
     run_status(layout.root)
 
+
+# What the harness itself is tried with.
+HANG: Final = Kind(lambda folder, rng: None, lambda folder: time.sleep(3600))
 
 KINDS: Final[Mapping[str, Kind]] = {
     "image": Kind(_make_image, _read_image, (UnreadableImage,)),
