@@ -5,12 +5,13 @@ N ?= 3
 RUN ?= runs/default
 POINTS ?= 50
 SEED ?= 0
+fuzz: N := 5000
 VENV := .venv
 BIN := $(VENV)/bin
 # Another pyproject.toml or constraints.txt gives another stamp, so that an unchanged one costs nothing.
 INSTALLED := $(VENV)/installed-$(shell cat pyproject.toml constraints.txt | cksum | tr -s ' ' -)
 
-.PHONY: round help setup test test-fast lint format types options bench chaos tiny-weights
+.PHONY: round help setup test test-fast lint format types options bench chaos fuzz tiny-weights
 .DEFAULT_GOAL := round
 
 round: setup ## [N=3] [RUN=runs/default]  set up, run N rounds, print where the report and the shards are (the default)
@@ -53,6 +54,10 @@ bench: setup ## speed and memory against the references (about fifteen minutes, 
 
 chaos: setup ## [POINTS=50] [SEED=0]  kill a small run at so many points and resume it; fails if one comes out otherwise
 	$(BIN)/python -m benchmarks.chaos --points $(POINTS) --seed $(SEED) --json benchmarks/chaos.json
+
+fuzz: N = 5000
+fuzz: setup ## [N=5000] [SEED=0]  read so many hostile files; fails if one is not refused in order
+	$(BIN)/python -m benchmarks.fuzz --n $(N) --seed $(SEED)
 
 tiny-weights: setup ## train the shipped weights again (hours)
 	$(BIN)/python -m models.tiny.train clip

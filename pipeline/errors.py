@@ -12,6 +12,7 @@ from typing import Final
 import typer
 
 from pipeline.cli import exit_codes as hard_exit
+from pipeline.terminal import printable
 
 EXIT_USAGE: Final = 2
 EXIT_CONFLICT: Final = 3
@@ -139,5 +140,5 @@ def _message(error: Exception) -> str:
 
 def _end(message: str, code: int) -> None:
     sys.stdout.flush()
-    typer.echo(f"stseg-pipeline: {message}", err=True)
+    typer.echo(f"stseg-pipeline: {printable(message)}", err=True)
     raise typer.Exit(code)

@@ -10,6 +10,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from rich.text import Text
 
 from pipeline.progress import LINE_INTERVAL_S
+from pipeline.terminal import printable
 
 
 class ImageProgress:
@@ -42,7 +43,7 @@ class ImageProgress:
 
     def say(self, text: str) -> None:
         """Show a line."""
-        (self._bar.console if self._bar else self._console).print(Text(text), soft_wrap=True)
+        (self._bar.console if self._bar else self._console).print(Text(printable(text)), soft_wrap=True)
 
     def count(self, total: int, *, worked: bool = True) -> None:
         """Take in one image more of `total`; `worked`: it took the network, and counts for the rate."""

@@ -13,6 +13,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from rich.text import Text
 
 from jobs.executor import StageEvent
+from pipeline.terminal import printable
 from shards.formats.events import append_event
 from shards.formats.records import Json
 
@@ -43,7 +44,7 @@ class RunProgress:
     def say(self, text: str) -> None:
         """Show a line."""
         # As plain text: names of files and classes may hold what rich takes for markup.
-        (self._bars.console if self._bars else self._console).print(Text(text), soft_wrap=True)
+        (self._bars.console if self._bars else self._console).print(Text(printable(text)), soft_wrap=True)
 
     def note(self, kind: str, **facts: Json) -> None:
         """Write an event to the run's log."""

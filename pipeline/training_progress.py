@@ -1,10 +1,11 @@
 """Tells how far a training is, from the lines that it writes while it runs, wherever its workers are."""
 
-import json
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+from shards.files.untrusted import UnusableFile, parse_json, read_regular
 
 
 @contextmanager
@@ -39,13 +40,13 @@ def followed(metrics: Path, tell: Callable[[int, float], None], interval_s: floa
 def newest_line(metrics: Path) -> tuple[int, float] | None:
     """Give step and loss of the last line that can be read; None if there is none."""
     try:
-        lines = metrics.read_bytes().splitlines()
-    except FileNotFoundError:
+        lines = read_regular(metrics).splitlines()
+    except (FileNotFoundError, UnusableFile):
         return None
     for line in reversed(lines):
         try:
-            found = json.loads(line)
+            found = parse_json(line)
             return int(found["step"]), float(found["loss"])
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError, OverflowError):
             continue
     return None

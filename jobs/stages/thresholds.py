@@ -16,6 +16,7 @@ from models.refinement.calibration import CalibrationTable, calibration_table
 from models.refinement.gate import GateConfig, adaptive_thresholds, gate_confidence
 from shards.data.vocabulary import Vocabulary
 from shards.files.atomic import write_bytes_atomic
+from shards.files.untrusted import read_json_file
 from shards.formats.records import Json, Record
 
 
@@ -92,7 +93,7 @@ def read_thresholds(path: Path, vocabulary: Vocabulary) -> NDArray[np.float64]:
         ValueError: The file is damaged, or is for other classes.
     """
     try:
-        content: Any = json.loads(path.read_bytes())
+        content: Any = read_json_file(path)
         thresholds = {str(entry["name"]): float(entry["threshold"]) for entry in content["classes"]}
         return np.array([thresholds[name] for name in vocabulary.names])
     except (KeyError, TypeError, ValueError) as error:

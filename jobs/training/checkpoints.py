@@ -2,8 +2,10 @@
 
 import json
 import logging
+import re
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
+from types import UnionType
 from typing import Any
 
 import torch
@@ -13,10 +15,12 @@ from jobs.training.training_average import WeightAverage
 from models.weights.files import read_weights, write_weights
 from shards.files.atomic import remove_path, remove_stale_temporaries, sha256_file, write_bytes_atomic
 from shards.files.seal import sealed, unsealed
+from shards.files.untrusted import parse_json, read_regular
 
 log = logging.getLogger(__name__)
 
 _NAME = "step-{:08d}"
+_FILE = re.compile(r"step-[0-9]{8,}\.(json|safetensors)")
 _KEPT = 2  # so that a damaged newest one costs an interval and not the training
 
 
@@ -82,7 +86,7 @@ def save_checkpoint(folder: Path, progress: TrainingProgress, state: TrainingSta
     remove_stale_temporaries(folder)
     newest = sorted({found.stem for found in folder.glob("step-*") if _digest_of(found) == digest})[-_KEPT:]
     for old in folder.glob("step-*"):
-        if old.stem not in newest:
+        if old.stem not in newest and _FILE.fullmatch(old.name):
             remove_path(old)
 
 
@@ -125,17 +129,23 @@ def _digest_of(path: Path) -> object:
 def checkpoint_fault(facts_path: Path) -> str | None:
     """Say what is wrong with a checkpoint, given its JSON file; None if it is whole."""
     path, facts = facts_path.with_suffix(".safetensors"), _read_facts(facts_path)
-    step = facts.get("step")
-    if not isinstance(step, int) or _NAME.format(step) != facts_path.stem:
+    step, losses, sizes = facts.get("step"), facts.get("losses"), facts.get("group_sizes")
+    if type(step) is not int or _NAME.format(step) != facts_path.stem:
         return "its facts are damaged: they cannot be read, or do not match their own checksum"
     if not path.is_file():
         return "its tensors are missing"
-    return None if sha256_file(path) == facts.get("sha256") else "its tensors do not match their checksum"
+    if sha256_file(path) != facts.get("sha256"):
+        return "its tensors do not match their checksum"
+    return None if _all_of(int | float, losses) and _all_of(int, sizes) else "its facts are damaged"
+
+
+def _all_of(kind: UnionType | type, values: object) -> bool:
+    return isinstance(values, list) and all(isinstance(value, kind) for value in values)
 
 
 def _read_facts(path: Path) -> dict[str, Any]:
     try:
-        facts = json.loads(unsealed(path.read_bytes()))
+        facts = parse_json(unsealed(read_regular(path)))
     except (OSError, ValueError):
         return {}
     # Of a field that is not known the seal itself may be what was damaged.

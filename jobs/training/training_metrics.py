@@ -9,6 +9,7 @@ from typing import Final
 import numpy as np
 
 from shards.files.atomic import write_bytes_atomic
+from shards.files.untrusted import parse_json, read_regular
 
 LINE_EVERY: Final = 20
 _KEPT: Final = 50
@@ -52,10 +53,10 @@ class TrainingMetrics:
 
 def _lines(path: Path) -> list[dict[str, float]]:
     found = []
-    for text in path.read_text(errors="replace").splitlines() if path.is_file() else ():
+    for text in read_regular(path).decode(errors="replace").splitlines() if path.is_file() else ():
         try:
-            line = json.loads(text)
+            line = parse_json(text)
             found.append({"step": int(line["step"]), "loss": float(line["loss"])})
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError, OverflowError):
             continue
     return found

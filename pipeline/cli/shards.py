@@ -19,6 +19,7 @@ from pipeline.cli.options import (
     print_table,
 )
 from pipeline.errors import EXIT_DATA, exit_codes
+from pipeline.terminal import printable
 
 if TYPE_CHECKING:
     from pipeline.run.foundation import Fault
@@ -98,13 +99,13 @@ def verify(run: RunOption = DEFAULT_RUN, number: OneRoundOption = None, as_json:
             print_json({**facts, "stale": stale, "unjudged": verdict.unjudged})
         else:
             for fault in verdict.faults:
-                typer.echo(f"{fault.output}: {fault.reason}")
+                typer.echo(printable(f"{fault.output}: {fault.reason}"))
             for stage in summarise(verdict.stale):
                 for reason, number_of in stage.reasons.items():
                     where = f"round {stage.round} {stage.stage}"
-                    typer.echo(f"stale, would be made again: {where}, {number_of} outputs: {reason}")
+                    typer.echo(printable(f"stale, would be made again: {where}, {number_of} outputs: {reason}"))
             if verdict.unjudged is not None:
-                typer.echo(f"what a round would do again cannot be judged: {verdict.unjudged}")
+                typer.echo(printable(f"what a round would do again cannot be judged: {verdict.unjudged}"))
             undone = f", {verdict.undone} not done yet" if verdict.undone else ""
             again = f"; make them again: stseg-pipeline shards repair --run {run}" if verdict.faults else ""
             typer.echo(f"{verdict.checked} outputs verified, {len(verdict.faults)} faults{undone}{again}")
@@ -137,7 +138,7 @@ def repair(
             print_json({"removed": _faults(done.faults), **facts, "left": _faults(done.left)})
         else:
             for fault in done.faults:
-                typer.echo(f"removed {fault.output}: {fault.reason}")
+                typer.echo(printable(f"removed {fault.output}: {fault.reason}"))
             for folder in done.replays:
                 typer.echo(f"{folder} lacks shards: give the replay command again that made it")
             if done.faults and done.rounds is None:

@@ -15,6 +15,8 @@ from pipeline.run.run import Run, read_run
 from shards.data.images import decode_image
 from shards.data.sources import SampleRef, open_source
 from shards.files.atomic import write_bytes_atomic
+from shards.files.untrusted import refuse_links_out
+from shards.formats.layout import OWN_NAMES
 from shards.formats.records import record_or_none
 from shards.formats.tar import index_tar, read_member
 from shards.storage.store import as_shown, place_of
@@ -90,6 +92,8 @@ def show_sample(root: Path, number: int, key: str, out: Path | None = None) -> P
     )
     picture = with_legend(sheet, run.vocabulary, labels.values())
     target = run.layout.round(number) / "shown" / f"{key}.png" if out is None else out
+    if out is None:
+        refuse_links_out(run.layout.root, OWN_NAMES)
     write_bytes_atomic(target, png_bytes(picture))
     return target
 

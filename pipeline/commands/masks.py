@@ -21,7 +21,7 @@ from pipeline.tasks.round_tasks import index_task
 from pipeline.tasks.states import task_states
 from shards.data.labels import decode_label
 from shards.data.vocabulary import IGNORE_8_BIT, IGNORE_16_BIT
-from shards.files.atomic import patiently
+from shards.files.untrusted import read_regular
 from shards.formats.layout import RunLayout
 from shards.formats.records import Record
 from shards.storage.mirror import put_files
@@ -119,7 +119,7 @@ def _numbered_classes(masks: Path) -> list[str]:
     """Call the classes "class 0" and so on, up to the highest id in any mask."""
     highest = -1
     for path in sorted(masks.rglob("*.png")):
-        data = patiently(path, path.read_bytes)
+        data = read_regular(path)
         try:
             ids = decode_label(data)
         except ValueError as error:

@@ -23,7 +23,8 @@ from shards.data.plan import Plan, make_plan
 from shards.data.sources import ScenesSourceConfig, SourceConfig, open_source
 from shards.data.vocabulary import Vocabulary, load_class_names
 from shards.files.locks import RunLock
-from shards.formats.layout import RunLayout
+from shards.files.untrusted import refuse_links_out
+from shards.formats.layout import OWN_NAMES, RunLayout
 from shards.formats.records import Record, read_record
 
 TINY_STAGE1: Final = TrainConfig(
@@ -107,6 +108,7 @@ def run_pretrain(request: PretrainRequest, progress: RunProgress | None = None) 
     work = request.out.with_name(request.out.stem + ".pretrain") if request.work is None else request.work
     layout = RunLayout(work.absolute())
     shown = RunProgress(layout.events) if progress is None else progress
+    refuse_links_out(layout.root, OWN_NAMES)
     with RunLock(layout.lock):
         vocabulary = _vocabulary(config)
         vocabulary.save(layout.vocabulary)

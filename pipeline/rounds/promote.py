@@ -13,6 +13,7 @@ from pipeline.run.status import read_json
 from pipeline.tasks.chain import best_weights, student_weights
 from pipeline.tasks.recipe import promotion_measure, promotion_tasks
 from shards.files.atomic import write_bytes_atomic
+from shards.files.untrusted import read_regular
 from shards.storage.store import as_shown
 
 _NAMED: Final = 3  # alarms in the message; all of them stand in the report
@@ -97,5 +98,5 @@ def _copy_best(run: Run, task: ShardTask, decision: Decision) -> None:
     prepare(task)
     number = decision.round
     best = student_weights(run, number) if decision.outcome == "promoted" else best_weights(run, number - 1)
-    write_bytes_atomic(task.output, best.read_bytes())
+    write_bytes_atomic(task.output, read_regular(best, max_bytes=None))
     finish(task, count=1, stats={}, seconds=time.monotonic() - started)

@@ -8,6 +8,8 @@ from typing import Any, Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from shards.files.untrusted import read_json_file
+
 Measure = Literal["auto", "holdout", "proxies", "agreement", "sam_agreement", "stability", "none"]
 Outcome = Literal["start", "promoted", "kept", "regressed"]
 
@@ -102,7 +104,7 @@ def read_decision(path: Path) -> Decision:
         ValueError: It is damaged.
     """
     try:
-        read: dict[str, Any] = json.loads(path.read_bytes())
+        read: dict[str, Any] = read_json_file(path)
         return Decision(**{**read, "compared": tuple(Comparison(**row) for row in read["compared"])})
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{path} is no decision on a promotion: {error!r}; delete its record to redo it") from error

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import typer
 
+from shards.files.untrusted import read_json_file
+
 
 @dataclass(frozen=True)
 class JobOutcome:
@@ -42,9 +44,9 @@ def outcome_written(path: Path | None) -> Iterator[None]:
 def read_outcome(path: Path) -> JobOutcome | None:
     """Read how a job ended; None: it was cut short, or it still works."""
     try:
-        content = json.loads(path.read_bytes())
+        content = read_json_file(path)
         return JobOutcome(int(content["exit_code"]), str(content["message"]))
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, OverflowError):
         return None
 
 

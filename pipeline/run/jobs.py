@@ -1,5 +1,6 @@
 """The jobs that were submitted for a run, as its folder lists them."""
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
@@ -10,6 +11,7 @@ from pipeline.run.status import read_json
 from shards.formats.layout import RunLayout
 
 _OUTCOME: Final = ".outcome.json"
+_ATTEMPT: Final = re.compile(r"[0-9]{1,9}")
 
 
 def job_rows(root: Path, connect: Callable[[str], JobServer] = RayJobServer) -> list[dict[str, Any]]:
@@ -21,11 +23,14 @@ def job_rows(root: Path, connect: Callable[[str], JobServer] = RayJobServer) -> 
     """
     folder = RunLayout(root).jobs
     names = ("id", "round", "stage", "attempt", "address", "submitted")
-    rows = [{name: content.get(name) for name in names} for content in _submitted(folder).values()]
+    rows = [
+        {name: content.get(name) for name in names} | {"outcome": read_outcome(path.with_suffix(_OUTCOME))}
+        for path, content in _submitted(folder).items()
+    ]
     rows.sort(key=lambda row: (str(row["submitted"]), str(row["id"])))
     told: dict[str, dict[str, Job] | None] = {}
     for row in rows:
-        outcome = read_outcome(folder / f"{row['id']}{_OUTCOME}")
+        outcome = row.pop("outcome")
         row["exit_code"] = None if outcome is None else outcome.exit_code
         row["state"] = "ended" if outcome is not None else _state(str(row["id"]), str(row["address"]), told, connect)
     return rows
@@ -45,9 +50,10 @@ def newest_outcome(folder: Path, number: int, stage: str) -> JobOutcome | None:
 
 
 def _submitted(folder: Path) -> dict[Path, dict[str, Any]]:
-    """Read what was noted of each job when it was submitted, by its file."""
+    """Read what was noted of each job when it was submitted, by its file; what is no such note is left out."""
     paths = [path for path in sorted(folder.glob("*.json")) if not path.name.endswith(_OUTCOME)]
-    return {path: content for path in paths if (content := read_json(path)) is not None}
+    found = {path: content for path in paths if (content := read_json(path)) is not None}
+    return {path: job for path, job in found.items() if _ATTEMPT.fullmatch(str(job.get("attempt")))}
 
 
 def _state(

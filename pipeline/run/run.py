@@ -8,9 +8,10 @@ from pathlib import Path
 from pipeline.config import RunConfig, changed_settings, identity_changes, load_config, resolve_config, save_config
 from pipeline.errors import DataFault, SettingsConflict
 from pipeline.settings import read_settings, settings_fault
-from shards.data.plan import Plan, write_plan
+from shards.data.plan import Plan, is_list_name, write_plan
 from shards.data.sources import open_source
 from shards.data.vocabulary import Vocabulary
+from shards.files.atomic import is_temporary
 from shards.formats.layout import RunLayout
 from shards.storage.mirror import bring, put_files, upload
 from shards.storage.store import as_shown, place_of
@@ -166,4 +167,18 @@ def load_run(layout: RunLayout, config: RunConfig) -> Run:
 
 
 def _is_own(path: Path) -> bool:
-    return path.name in _OWN_BEFORE_CONFIG or path.name.startswith(".tmp~")
+    """Return whether a killed `init` left something there; what only has the name is the user's and would be lost."""
+    if is_temporary(path.name):
+        return True
+    if path.is_symlink() or path.name not in _OWN_BEFORE_CONFIG:
+        return False
+    if path.name in ("plan", "source_plan"):
+        return path.is_dir() and all(is_list_name(one.name) or is_temporary(one.name) for one in path.iterdir())
+    try:
+        if path.name == "vocabulary.json":
+            Vocabulary.load(path)
+        elif path.name in ("plan.json", "source_plan.json"):
+            Plan.load(path)
+    except (OSError, ValueError):
+        return False
+    return True

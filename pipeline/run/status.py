@@ -1,7 +1,7 @@
 """How far a run is, read from its plain files alone: no model, no Ray, also while it runs."""
 
-import json
 import os
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,12 +10,14 @@ from typing import Any
 from pipeline.errors import DataFault
 from pipeline.run.lock import run_holder, stage_holders
 from shards.data.plan import Plan
+from shards.files.untrusted import read_json_file
 from shards.formats.events import read_events
 from shards.formats.layout import RunLayout, record_of
 from shards.formats.records import read_counts
 from shards.storage.mirror import bring
 from shards.storage.store import as_shown, place_of
 
+_ROUND = re.compile(r"[0-9]{3}|[1-9][0-9]{3,8}")
 SCORES = ("miou", "miou_seen", "miou_unseen", "hiou")
 
 
@@ -126,7 +128,8 @@ def run_status(root: Path) -> RunStatus:
             rounds[number] = {name: report.get(name) for name in names}
     events = read_events(layout.events)
     quarantined = quarantined_shards(events)
-    asked = [int(str(event["rounds"])) for event in events if event.get("kind") == "run_started" and "rounds" in event]
+    started = [event for event in events if event.get("kind") == "run_started" and _counts(event, "rounds")]
+    asked = [int(str(event["rounds"])) for event in started]
     retry = retry_command(root, asked[-1] if asked else max(one.round for one in quarantined)) if quarantined else None
     return RunStatus(
         stages=tuple(stages),
@@ -145,20 +148,25 @@ def run_status(root: Path) -> RunStatus:
 def begun_rounds(layout: RunLayout) -> list[int]:
     """Give the rounds that have a folder, in order."""
     folders = layout.round(0).parent.glob("[0-9]*")
-    return sorted(int(folder.name) for folder in folders if folder.name.isdigit() and folder.is_dir())
+    return sorted(int(folder.name) for folder in folders if _ROUND.fullmatch(folder.name) and folder.is_dir())
 
 
 def quarantined_shards(events: Iterable[Mapping[str, Any]]) -> tuple[QuarantinedShard, ...]:
     """Give the shards that a run's log says were given up, and not done since, in the order of their failure."""
     found: dict[tuple[int, str, str], QuarantinedShard] = {}
     for event in events:
-        if event.get("kind") not in ("shard_failed", "shard_done"):
+        if event.get("kind") not in ("shard_failed", "shard_done") or not _counts({"round": 0, **event}, "round"):
             continue
-        place = (int(event.get("round", 0)), str(event.get("stage", "")), str(event.get("shard", "")))
+        place = (int(str(event.get("round", 0))), str(event.get("stage", "")), str(event.get("shard", "")))
         found.pop(place, None)
         if event["kind"] == "shard_failed":
             found[place] = QuarantinedShard(*place, cause=str(event.get("error", "unknown")))
     return tuple(found.values())
+
+
+def _counts(event: Mapping[str, Any], name: str) -> bool:
+    """Return whether a line of the log, which anybody may have edited, holds a number there."""
+    return re.fullmatch(r"[0-9]{1,9}", str(event.get(name))) is not None
 
 
 def retry_command(root: Path, rounds: int, backend: str = "ray") -> str:
@@ -170,7 +178,7 @@ def retry_command(root: Path, rounds: int, backend: str = "ray") -> str:
 def read_json(path: Path) -> dict[str, Any] | None:
     """Read a JSON object; None if there is none or it is damaged."""
     try:
-        content = json.loads(path.read_bytes())
+        content = read_json_file(path)
     except (OSError, ValueError):
         return None
     return content if isinstance(content, dict) else None

@@ -18,7 +18,7 @@ from pipeline.run.status import begun_rounds
 from pipeline.tasks.round_tasks import refines_given_masks, tasks_of_run
 from pipeline.tasks.states import TaskState, task_states
 from shards.formats import records
-from shards.formats.layout import RunLayout
+from shards.formats.layout import RunLayout, is_output_name
 from shards.formats.records import read_record, record_or_none
 from shards.formats.tar import read_pseudo_index
 from shards.storage.mirror import NotInStore, bring, check
@@ -77,7 +77,7 @@ def verify_run(root: Path, number: int | None = None) -> Verdict:
             stale.append(state)
     folders = [layout.root / "embeddings", *(layout.round(each) for each in rounds)]
     covered = {task.output for task in tasks}
-    others = {output for folder in folders for output in outputs_below(folder)} - covered
+    others = {path for folder in folders for path in outputs_below(folder) if is_output_name(path.name)} - covered
     faults += [Fault(output, reason) for output in others if (reason := fault_of(output)) is not None]
     damaged = {fault.output for fault in faults}
     for index in sorted(path for path in others | covered if path.name == "index.json" and path not in damaged):

@@ -7,6 +7,7 @@ from typing import Final
 from jobs.stage import CODE_VERSION, ShardTask, finish, prepare
 from pipeline.config import ModelSettings
 from shards.files.atomic import sha256_file, write_bytes_atomic
+from shards.files.untrusted import read_regular
 from shards.formats.records import Record
 
 SHIPPED: Final = {True: "stage1_dea.safetensors", False: "stage1_baseline.safetensors"}
@@ -54,7 +55,7 @@ def import_start(task: ShardTask, weights: Path) -> Record:
     started = time.monotonic()
     prepare(task)
     if weights.suffix == ".safetensors":
-        write_bytes_atomic(task.output, weights.read_bytes())
+        write_bytes_atomic(task.output, read_regular(weights, max_bytes=None))
     else:
         from models.weights.files import read_weights, write_weights
 

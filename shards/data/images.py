@@ -37,7 +37,7 @@ class UnreadableImage(ValueError):  # noqa: N818 - the reason code is what calle
 
     Attributes:
         reason: A code to count by: empty, truncated, damaged, not_an_image, unsupported_format, too_large, too_small;
-            from sources also missing, unreadable_file, changed.
+            from sources also missing, unreadable_file, changed, not_a_file.
         detail: What was found, for people.
     """
 

@@ -7,8 +7,9 @@ whoever needs one shard reads one shard, and nobody needs to hold all samples at
 
 import hashlib
 import json
+import re
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence, Set
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from itertools import islice
@@ -22,9 +23,12 @@ from shards.data.samples import SampleList, Samples, check_refs, list_bytes, lis
 from shards.data.sources import MAX_KEY_LENGTH, SampleRef
 from shards.files.atomic import remove_path, write_bytes_atomic
 from shards.files.seal import sealed, unsealed
+from shards.files.untrusted import read_regular
 from shards.formats.records import Checksum
 
 PLAN_VERSION: Final = 2
+_KEY_DIGITS: Final = 8  # of its checksum, which make a taken key another
+_MOST_KEY_DIGITS: Final = 64
 _WRITERS: Final = 16  # lists are brought to the disk beside each other: waiting for it is most of the work
 
 Keep = Callable[[str, tuple[SampleRef, ...]], SampleList]
@@ -150,7 +154,7 @@ class Plan:
             ValueError: It is damaged, contradicts itself or was made by another version of the program.
         """
         try:
-            file = _PlanFile.model_validate_json(unsealed(path.read_bytes()))
+            file = _PlanFile.model_validate_json(unsealed(read_regular(path)))
         except ValidationError as error:
             first = error.errors()[0]
             if first["loc"] == ("version",):
@@ -221,7 +225,7 @@ def extend_plan(path: Path, refs: Iterable[SampleRef]) -> Plan:
     """Add the samples that a plan does not have yet, in new shards; the old shards stay as they are.
 
     A sample is known by its uri. Samples that are gone from the source stay planned. A new one whose key is taken
-    gets eight digits of its checksum behind it. The keys and uris that are planned are held in memory.
+    gets eight digits of its checksum behind it, or more until it is free. The planned keys and uris are held in memory.
 
     Args:
         path: The plan's file.
@@ -237,7 +241,7 @@ def extend_plan(path: Path, refs: Iterable[SampleRef]) -> Plan:
     for ref in refs:
         old = known.get(ref.uri)
         if old is None:
-            added.append(_with_free_key(ref, keys))
+            added.append(ref)
         elif (old.digest, old.label_digest) != (ref.digest, ref.label_digest):
             raise ValueError(
                 f"{ref.uri} changed since the plan was made ({old.digest[:8]} -> {ref.digest[:8]}); "
@@ -247,9 +251,7 @@ def extend_plan(path: Path, refs: Iterable[SampleRef]) -> Plan:
         return plan
     added.sort(key=lambda ref: ref.key)
     check_refs(added)
-    clash = keys.intersection(ref.key for ref in added)
-    if clash:
-        raise ValueError(f"key {min(clash)!r} stands 2 times; each sample needs its own")
+    added = sorted(_with_free_keys(added, keys), key=lambda ref: ref.key)
     more = _written(path, added, plan.shard_size, len(plan.shards))
     extended = replace(plan, shards=plan.shards + more)
     extended.save(path)
@@ -259,6 +261,11 @@ def extend_plan(path: Path, refs: Iterable[SampleRef]) -> Plan:
 def list_path(plan: Path, shard: str) -> Path:
     """Where the list of a shard's samples lies."""
     return plan.with_suffix("") / f"{shard}.json"
+
+
+def is_list_name(name: str) -> bool:
+    """Return whether a file in the folder of lists may be one."""
+    return re.fullmatch(r"[0-9]{6,}\.json", name) is not None
 
 
 def shard_name(index: int) -> str:
@@ -313,7 +320,16 @@ def _written(path: Path, refs: Iterable[SampleRef], size: int, first: int) -> tu
     return shards
 
 
-def _with_free_key(ref: SampleRef, taken: set[str]) -> SampleRef:
-    if ref.key not in taken:
-        return ref
-    return ref._replace(key=f"{ref.key[: MAX_KEY_LENGTH - 9]}-{ref.digest[:8]}")
+def _with_free_keys(added: Sequence[SampleRef], planned: Set[str]) -> Iterator[SampleRef]:
+    """Yield new samples; each whose key is planned already gets as many digits behind it as make it a free one."""
+    taken = {*planned, *(ref.key for ref in added)}
+    for ref in added:
+        key, count = ref.key, 0
+        # Copies of a file have the same checksum, so that the path's follows.
+        tail = ref.digest + hashlib.sha256(ref.uri.encode()).hexdigest()
+        while key in (taken if count else planned):
+            count += _KEY_DIGITS
+            digits = tail[max(0, count - _MOST_KEY_DIGITS) : count]
+            key = f"{ref.key[: MAX_KEY_LENGTH - 1 - len(digits)]}-{digits}"
+        taken.add(key)
+        yield ref._replace(key=key)

@@ -3,8 +3,8 @@
 from collections.abc import Iterable
 
 from shards.data.images import PASSING_REASONS, UnreadableImage
-from shards.data.sources import MAX_FILE_BYTES, FolderSourceConfig, SampleRef, ScenesSourceConfig, image_path
-from shards.files.atomic import sha256_file
+from shards.data.sources import FolderSourceConfig, SampleRef, ScenesSourceConfig, image_path
+from shards.files.untrusted import MAX_FILE_BYTES, sha256_regular
 from shards.formats.records import Drop
 
 
@@ -30,6 +30,6 @@ def why_returned(
 def _is_back(source: FolderSourceConfig, ref: SampleRef) -> bool:
     try:
         path = image_path(source, ref)
-        return path.is_file() and path.stat().st_size <= MAX_FILE_BYTES and sha256_file(path) == ref.digest
-    except (OSError, UnreadableImage):  # a store that fails brings nothing back
+        return path.is_file() and sha256_regular(path, MAX_FILE_BYTES) == ref.digest
+    except (OSError, ValueError, UnreadableImage):  # a store that fails brings nothing back
         return False

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Final
 
 from shards.data.sources import MAX_KEY_LENGTH, SampleRef
+from shards.files.untrusted import parse_json, read_regular
 
 _KEYS = re.compile(rf"(?:[A-Za-z0-9_-]{{1,{MAX_KEY_LENGTH}}}\n)*")
 _CHECKSUMS = re.compile(r"(?:[0-9a-f]{64}\n)*")
@@ -120,8 +121,11 @@ def _read_list(path: Path) -> tuple[tuple[SampleRef, ...], str]:
         ValueError: It is missing, or no list.
     """
     try:
-        data = path.read_bytes()
-        refs = tuple(SampleRef(*row) for row in json.loads(data))
+        data = read_regular(path)
+        rows = parse_json(data)
+        if not all(isinstance(text, str) for row in rows for text in row):
+            raise ValueError("a row holds something else than text")
+        refs = tuple(SampleRef(*row) for row in rows)
         check_refs(refs)
     except FileNotFoundError as error:
         raise ValueError(f"{path}, a list of the plan's samples, is missing; {_HINT}") from error

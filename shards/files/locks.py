@@ -23,6 +23,7 @@ from shards.files.errors import READ_ONLY
 from shards.files.fence import Fence, stand_under, step_out
 from shards.files.lock_beat import BEAT_S, STALE_S, Beat
 from shards.files.processes import process_is_alive, process_space, process_start_ticks
+from shards.files.untrusted import parse_json, read_regular
 
 logger = logging.getLogger(__name__)
 
@@ -204,7 +205,7 @@ def lock_content() -> bytes:
 def parse_holder(content: bytes | None) -> LockHolder | None:
     """Read what a lock says; None where that is not readable."""
     try:
-        found = json.loads(content or b"null")
+        found = parse_json(content or b"null")
         return LockHolder.model_validate({key: found[key] for key in LockHolder.model_fields if key in found})
     except (ValidationError, ValueError, TypeError):
         return None
@@ -241,7 +242,7 @@ def _guard(path: Path) -> Iterator[None]:
 
 def _read_bytes(path: Path) -> bytes | None:
     try:
-        return path.read_bytes()
+        return read_regular(path)
     except FileNotFoundError:
         return None
 

@@ -5,7 +5,7 @@ import os
 import stat
 from pathlib import Path
 
-from shards.files.atomic import patiently
+from shards.files.retry import patiently
 
 
 def is_file(path: Path) -> bool:

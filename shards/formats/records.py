@@ -17,8 +17,9 @@ from pydantic import (
     ValidationError,
 )
 
-from shards.files.atomic import patiently, sha256_path, write_bytes_atomic
+from shards.files.atomic import sha256_path, write_bytes_atomic
 from shards.files.seal import sealed, unsealed
+from shards.files.untrusted import read_json_file, read_regular
 from shards.storage.store import place_of
 
 Json = JsonValue
@@ -60,9 +61,8 @@ def _plain_fingerprint(value: object) -> object:
 
 def _relative_names(outputs: dict[str, str]) -> dict[str, str]:
     for name in outputs:
-        path = PurePosixPath(name)
-        if not path.parts or path.is_absolute() or ".." in path.parts or "\0" in name:
-            raise ValueError(f"output {name!r} does not lie under the record's folder; give a relative name")
+        if not name or PurePosixPath(name).name != name or name == ".." or "\0" in name:
+            raise ValueError(f"output {name!r} is not in the record's folder; give a relative name")
     return outputs
 
 
@@ -130,7 +130,7 @@ def read_record(path: Path) -> Record:
         FileNotFoundError: There is none.
         ValueError: It is damaged, or from another version of the program.
     """
-    return parse_record(patiently(path, path.read_bytes), str(path))
+    return parse_record(read_regular(path), str(path))
 
 
 def parse_record(data: bytes, name: str) -> Record:
@@ -175,9 +175,9 @@ def read_counts(path: Path) -> RecordCounts | None:
     It is not validated as `read_record` does it, which takes longer than all the rest.
     """
     try:
-        content = json.loads(path.read_bytes())
+        content = read_json_file(path)
         return RecordCounts(int(content["count"]), len(content["drops"]), float(content["seconds"]))
-    except (OSError, ValueError, TypeError, KeyError):
+    except (OSError, ValueError, TypeError, KeyError, OverflowError):
         return None
 
 

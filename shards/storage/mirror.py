@@ -13,8 +13,16 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path, PurePosixPath
 from typing import IO, Final
 
-from shards.files.atomic import remove_path, replace_folder, sha256_path, temporary_sibling, write_bytes_atomic
+from shards.files.atomic import (
+    is_temporary,
+    remove_path,
+    replace_folder,
+    sha256_path,
+    temporary_sibling,
+    write_bytes_atomic,
+)
 from shards.files.fence import require_lock
+from shards.files.untrusted import read_json_file
 from shards.formats.records import parse_record
 from shards.storage.store import Place, Store, in_parallel
 from shards.storage.store_calls import StoreRefused
@@ -356,12 +364,16 @@ def _put_here(place: Place, path: Path, data: bytes) -> None:
 
 
 def _outputs(record: Path, folder: PurePosixPath) -> list[str]:
-    """Give the names of a record's outputs; none for what is no record."""
+    """Give the names of a record's outputs; none for what is no record.
+
+    What a record names is deleted where the record changes, so that only files of its own folder can be named.
+    """
     if record.suffix != ".json":
         return []
     try:
-        content = json.loads(record.read_bytes())
-        return [(folder / name).as_posix() for name in content["outputs"]] if "fingerprint" in content else []
+        content = read_json_file(record)
+        names = list(content["outputs"]) if "fingerprint" in content else []
+        return [(folder / name).as_posix() for name in names if PurePosixPath(name).name == name not in ("", "..")]
     except (OSError, ValueError, TypeError, KeyError):
         return []
 
@@ -390,14 +402,14 @@ def _is_in_use(place: Place, output: Path) -> bool:
 
 def _is_small(name: str) -> bool:
     parts = PurePosixPath(name).parts
-    if _OWN.fullmatch(parts[0]) or parts[-1].startswith(".tmp~") or _CHECKPOINTS in parts:
+    if _OWN.fullmatch(parts[0]) or is_temporary(parts[-1]) or _CHECKPOINTS in parts:
         return False
     return not any(PurePosixPath(part).suffix in _BULK for part in parts)
 
 
 def _read_seen(place: Place) -> dict[str, str]:
     try:
-        content = json.loads((place.root.parent / _SEEN).read_bytes())
+        content = read_json_file(place.root.parent / _SEEN)
     except (OSError, ValueError):
         return {}
     return content if isinstance(content, dict) else {}

@@ -14,7 +14,7 @@ from PIL import Image
 from run_setup import again, invoke, report, sets, snapshot
 from store_setup import files_of, results_of
 
-from shards.files import atomic
+from shards.files import retry
 from shards.formats.tar import index_tar
 
 
@@ -170,7 +170,7 @@ def test_init_on_a_store_that_is_down_ends_with_one_line_and_the_same_command_be
         return real(path, *arguments, **named)
 
     with monkeypatch.context() as patch:
-        patch.setattr(atomic, "RETRY_WAITS_S", (0.0, 0.0, 0.0))
+        patch.setattr(retry, "RETRY_WAITS_S", (0.0, 0.0, 0.0))
         patch.setattr(Path, "open", fails)
         code, _, err = invoke(*asked)
     told = [line for line in err.splitlines() if line.startswith("stseg-pipeline: ")]

@@ -16,7 +16,7 @@ from shards.data.images import UnreadableImage
 from shards.data.inputs import find_images
 from shards.data.sources import FolderSourceConfig, SampleRef, Source, open_source
 from shards.data.vocabulary import Vocabulary, load_class_names
-from shards.files import atomic
+from shards.files import retry
 from shards.formats.records import Record, read_record, write_record
 
 NAMES = ("a.png", "b/c.png", "b/d/e.png")
@@ -25,7 +25,7 @@ Calls = dict[str, tuple[object, str]]
 CALLS: Calls = {
     "list": (os, "scandir"),
     "stat": (Path, "stat"),
-    "open": (Path, "open"),
+    "open": (os, "open"),
     "hash": (hashlib, "file_digest"),
 }
 
@@ -33,7 +33,7 @@ CALLS: Calls = {
 @pytest.fixture
 def folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder with images, and one with their labels."""
-    monkeypatch.setattr(atomic, "RETRY_WAITS_S", (0.0, 0.0, 0.0))
+    monkeypatch.setattr(retry, "RETRY_WAITS_S", (0.0, 0.0, 0.0))
     buffer = io.BytesIO()
     Image.fromarray(np.zeros((2, 3), np.uint8)).save(buffer, "PNG")
     for name in NAMES:
