@@ -72,6 +72,7 @@ def run_chain(
     Raises:
         StageFailed: Shards were given up; each is named with its cause.
         OSError: The disk is full, or a folder cannot be written; what is done stays done.
+        LockLost: Another command took the run over while this one was paused.
         ValueError: The stages contradict each other, or ask for more than a Ray on this machine can ever hold.
     """
     config, clock = execution or ExecutionConfig(), clock or Clock()
@@ -122,7 +123,7 @@ class _Teller:
             self._tell("shard_done", outcome.stage, outcome.task.shard, record=outcome.record)
             return
         fault = outcome.fault or Fault("error", "unknown")
-        if fault.kind in ("disk_full", "read_only"):
+        if fault.kind in ("disk_full", "read_only", "lock_lost"):
             raise stopping_error(fault, f"{outcome.stage} {outcome.task.shard if outcome.task else ''}".strip())
         if outcome.task is None:
             logger.warning("a worker of %s could not start: %s", outcome.stage, fault.message)

@@ -1,7 +1,7 @@
 """The contract of a stage: what it is made of, its tasks, and the record that says that a task is done."""
 
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
@@ -19,8 +19,11 @@ from pydantic import (
 )
 
 from jobs.run import Run, RunRef
+from shards.data.returned import why_returned
 from shards.data.samples import Samples
+from shards.data.sources import SourceConfig
 from shards.files.atomic import sha256_path
+from shards.files.fence import require_lock
 from shards.formats import records
 from shards.formats.layout import record_path
 from shards.formats.records import Drop, Json, Record, read_record, write_record
@@ -87,6 +90,8 @@ class ShardTask(BaseModel):
         output: The file or folder that the stage writes.
         inputs: Outputs of earlier stages by role, each with a record beside it.
         fingerprint: What changes the result: settings, weights, vocabulary, code version.
+        source: Where the images of the samples are, for a stage that reads them: there it is looked whether those that
+            were missing are back. Changes no result.
         by_record: Whether only the records of the inputs are read, so that their bytes need not be here or hashed.
     """
 
@@ -99,6 +104,7 @@ class ShardTask(BaseModel):
     output: Path
     inputs: dict[str, Path] = {}
     fingerprint: dict[str, Json] = {}
+    source: SourceConfig | None = None
     by_record: bool = False
 
     @property
@@ -271,13 +277,41 @@ def why_stale(task: ShardTask, *, verify: bool = False, read: ReadRecord = read_
         read: As `input_digests` takes it.
 
     Returns:
-        A reason as `shards.formats.records.why_stale` gives it, or that an input is not done.
+        A reason as `shards.formats.records.why_stale` gives it, that an input is not done, or that images which were
+        missing are back.
     """
     try:
         inputs = input_digests(task, read)
     except ValueError as error:
         return str(error)
-    return records.why_stale(task.record, fingerprint=task.fingerprint, inputs=inputs, verify=verify, read=read)
+    return why_record_stale(task, inputs, verify=verify, read=read)
+
+
+def why_record_stale(
+    task: ShardTask, inputs: Mapping[str, str], *, verify: bool = False, read: ReadRecord = read_record
+) -> str | None:
+    """Return why a task has to be done again if its inputs have certain checksums; see `why_stale`."""
+    reason = why_foreign(task, read)
+    if reason is None:
+        reason = records.why_stale(task.record, fingerprint=task.fingerprint, inputs=inputs, verify=verify, read=read)
+    if reason is not None or task.source is None:
+        return reason
+    return why_returned(read(task.record).drops, task.samples, task.source)
+
+
+def why_foreign(task: ShardTask, read: ReadRecord = read_record) -> str | None:
+    """Return why the record next to a task's output is that of another task; None if it is its own, or unreadable.
+
+    Files that were exchanged together with their records match their checksums: only this notices it.
+    """
+    try:
+        record = read(task.record)
+    except (OSError, ValueError):
+        return None
+    number = task.round if record.round is None else record.round  # earlier versions did not write it down
+    if (record.stage, record.shard, number) != (task.stage, task.shard, task.round):
+        return f"the record is that of {record.stage} {record.shard} of round {number}"
+    return None if task.output.name in record.outputs else f"the record does not list {task.output.name}"
 
 
 def prepare(task: ShardTask) -> None:
@@ -286,6 +320,7 @@ def prepare(task: ShardTask) -> None:
     Raises:
         InputDamaged: An input is not what its record says.
         UpstreamMissing: An input is not done.
+        LockLost: This process no longer holds the run.
     """
     digests = input_digests(task)
     for role, path in task.inputs.items() if not task.by_record else ():
@@ -294,6 +329,7 @@ def prepare(task: ShardTask) -> None:
                 f"{as_shown(path)}, the {role} of shard {task.shard}, does not match its checksum; the same command "
                 "with --verify finds all that is damaged and does it again"
             )
+    require_lock(task.record)
     task.record.unlink(missing_ok=True)
     task.output.parent.mkdir(parents=True, exist_ok=True)
 
@@ -316,6 +352,7 @@ def commit(task: ShardTask, done: Done, seconds: float) -> Record:
     record = Record(
         stage=task.stage,
         shard=task.shard,
+        round=task.round,
         count=done.count,
         stats=done.stats,
         drops=kept,

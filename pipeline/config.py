@@ -20,7 +20,7 @@ from jobs.stages.teacher import Settings as TeacherSettings
 from jobs.training.config import TrainConfig
 from jobs.training.group import GroupResources, require_group_fits
 from models.evaluation.alarms import AlarmConfig
-from pipeline.settings import flat, read_settings, validated, with_sets
+from pipeline.settings import flat, read_settings, sealed_settings, validated, with_sets
 from shards.data.sources import FolderSourceConfig, SourceConfig
 from shards.data.vocabulary import load_class_names
 from shards.files.atomic import write_bytes_atomic
@@ -142,7 +142,7 @@ def load_config(path: Path) -> RunConfig:
 def save_config(path: Path, config: RunConfig) -> None:
     """Write settings as YAML, whole or not at all; every setting stands in it, also those left at their default."""
     text = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True, width=120)
-    write_bytes_atomic(path, ("# The settings of this run, all of them. Change them with --set.\n" + text).encode())
+    write_bytes_atomic(path, sealed_settings("The settings of this run, all of them. Change them with --set.", text))
 
 
 def identity_changes(saved: RunConfig, asked: RunConfig) -> list[str]:

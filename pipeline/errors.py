@@ -12,6 +12,7 @@ from typing import Final
 import typer
 
 from pipeline.cli import exit_codes as hard_exit
+from pipeline.terminal import printable
 
 EXIT_USAGE: Final = 2
 EXIT_CONFLICT: Final = 3
@@ -58,9 +59,9 @@ def exit_codes() -> Iterator[None]:
     """Turn the errors of a command into one line on standard error and an exit code.
 
     2: a wrong setting or argument; 3: settings that contradict the run's; 4: data, or no permission; 5: a round
-    regressed or raised an alarm, where that stops the run; 75: stopped, can be resumed: asked to, or the run is locked,
-    its disk or store is full, read-only, gone or faulty, or Ray died. What is a fault of the program itself passes
-    through with its traceback.
+    regressed or raised an alarm, where that stops the run; 75: stopped, can be resumed: asked to, or the run is locked
+    or was taken over, its disk or store is full, read-only, gone or faulty, or Ray died. What is a fault of the program
+    itself passes through with its traceback.
     """
     _raise_on_sigterm()
     hard_exit.watch(EXIT_RESUMABLE)
@@ -83,6 +84,7 @@ def exit_code_of(error: Exception) -> int | None:
     from jobs.stage import EmptyShard, EmptyStage
     from shards.data.images import UnreadableImage
     from shards.files.errors import DISK_FULL, is_transient
+    from shards.files.fence import LockLost
     from shards.files.locks import LockHeld
     from shards.storage.mirror import NotInStore
     from shards.storage.store_calls import StoreRefused, StoreUnavailable
@@ -99,7 +101,7 @@ def exit_code_of(error: Exception) -> int | None:
         error, DataFault | StageFailed | EmptyShard | EmptyStage | UnreadableImage | NotInStore | StoreRefused
     ):
         return EXIT_DATA
-    if isinstance(error, LockHeld | RunGone | StoreUnavailable) or _is_rays(error):
+    if isinstance(error, LockHeld | LockLost | RunGone | StoreUnavailable) or _is_rays(error):
         return EXIT_RESUMABLE
     if isinstance(error, BrokenPipeError):  # nobody reads what is printed
         return None
@@ -138,5 +140,5 @@ def _message(error: Exception) -> str:
 
 def _end(message: str, code: int) -> None:
     sys.stdout.flush()
-    typer.echo(f"stseg-pipeline: {message}", err=True)
+    typer.echo(f"stseg-pipeline: {printable(message)}", err=True)
     raise typer.Exit(code)

@@ -1,6 +1,5 @@
 """What a person sees while a run works: bars on a terminal, a line per interval elsewhere; and the run's log."""
 
-import json
 import logging
 import threading
 import time
@@ -16,6 +15,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from rich.text import Text
 
 from jobs.executor import StageEvent
+from pipeline.terminal import printable
+from shards.files.untrusted import UnusableFile, parse_json, read_regular
 from shards.formats.events import append_event
 from shards.formats.records import Json
 
@@ -46,7 +47,7 @@ class RunProgress:
     def say(self, text: str) -> None:
         """Show a line."""
         # As plain text: names of files and classes may hold what rich takes for markup.
-        (self._bars.console if self._bars else self._console).print(Text(text), soft_wrap=True)
+        (self._bars.console if self._bars else self._console).print(Text(printable(text)), soft_wrap=True)
 
     def note(self, kind: str, **facts: Json) -> None:
         """Write an event to the run's log."""
@@ -143,7 +144,7 @@ class ImageProgress:
 
     def say(self, text: str) -> None:
         """Show a line."""
-        (self._bar.console if self._bar else self._console).print(Text(text), soft_wrap=True)
+        (self._bar.console if self._bar else self._console).print(Text(printable(text)), soft_wrap=True)
 
     def count(self, total: int, *, worked: bool = True) -> None:
         """Take in one image more of `total`; `worked`: it took the network, and counts for the rate."""
@@ -192,13 +193,13 @@ def followed(metrics: Path, tell: Callable[[int, float], None], interval_s: floa
 def newest_line(metrics: Path) -> tuple[int, float] | None:
     """Give step and loss of the last line that can be read; None if there is none."""
     try:
-        lines = metrics.read_bytes().splitlines()
-    except FileNotFoundError:
+        lines = read_regular(metrics).splitlines()
+    except (FileNotFoundError, UnusableFile):
         return None
     for line in reversed(lines):
         try:
-            found = json.loads(line)
+            found = parse_json(line)
             return int(found["step"]), float(found["loss"])
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError, OverflowError):
             continue
     return None

@@ -1,14 +1,22 @@
 """Settings out of a YAML file and `--set key=value`: names checked against a pydantic model, with the nearest one."""
 
 import difflib
+import hashlib
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar, get_args
+from typing import Any, Final, TypeVar, get_args
 
 import yaml
 from pydantic import BaseModel, ValidationError
 
+from shards.files.untrusted import MAX_TEXT_BYTES, read_regular
+
 Settings = TypeVar("Settings", bound=BaseModel)
+
+_SEAL = re.compile(rb"# checksum: ([0-9a-f]{64})\n")
+_MAX_VALUES: Final = 200_000
+_MAX_DEPTH: Final = 50
 
 
 def read_settings(path: Path) -> dict[str, Any]:
@@ -18,15 +26,53 @@ def read_settings(path: Path) -> dict[str, Any]:
         FileNotFoundError: There is no such file.
         ValueError: It is not YAML, or not a mapping of names to values.
     """
+    data = read_regular(path, MAX_TEXT_BYTES)
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is not a YAML file: {' '.join(str(error).split())}") from error
+        content = load_yaml(data.decode())
+    except ValueError as error:
+        raise ValueError(f"{path} is not a YAML file of settings: {error}") from error
     if content is None:
         return {}
     if not isinstance(content, dict):
         raise ValueError(f"{path} holds {type(content).__name__}; expected names and values, such as 'seed: 0'")
     return content
+
+
+def load_yaml(text: str) -> Any:
+    """Parse YAML of plain values.
+
+    Raises:
+        ValueError: It is not YAML, nested too deeply, or aliases make it endless or far larger than its text.
+    """
+    try:
+        content = yaml.safe_load(text)
+        _require_few_values(content, [_MAX_VALUES])
+    except (yaml.YAMLError, RecursionError, ValueError, OverflowError) as error:
+        raise ValueError(" ".join(str(error).split())) from error
+    return content
+
+
+def sealed_settings(comment: str, text: str) -> bytes:
+    """Return the file of settings: a line of comment, one with the checksum of the rest of the file, the YAML text."""
+    checksum = hashlib.sha256(f"# {comment}\n{text}".encode()).hexdigest()
+    return f"# {comment}\n# checksum: {checksum}\n{text}".encode()
+
+
+def settings_fault(path: Path) -> str | None:
+    """Return why a file of settings is not as it was written; None if it is, or is of a version without checksum.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+    """
+    comment, _, rest = read_regular(path, MAX_TEXT_BYTES).partition(b"\n")
+    line, end, text = rest.partition(b"\n")
+    seal = _SEAL.fullmatch(line + end)
+    if seal is None:
+        # Files of earlier versions go straight on with a setting.
+        return "its checksum cannot be read" if b"checksum" in comment + line or line[:1] == b"#" else None
+    if hashlib.sha256(comment + b"\n" + text).hexdigest().encode() != seal[1]:
+        return "it does not match its checksum: it was edited by hand, or is damaged"
+    return None
 
 
 def parse_set(text: str) -> tuple[str, Any]:
@@ -40,9 +86,9 @@ def parse_set(text: str) -> tuple[str, Any]:
     if not sign or not all(name.split(".")):
         raise ValueError(f"--set {text!r} is not a setting; expected name=value, such as --set train.steps=200")
     try:
-        return name, yaml.safe_load(value)
-    except yaml.YAMLError as error:
-        raise ValueError(f"--set {text!r}: the value is not YAML ({' '.join(str(error).split())})") from error
+        return name, load_yaml(value)
+    except ValueError as error:
+        raise ValueError(f"--set {text!r}: the value is not YAML ({error})") from error
 
 
 def with_sets(settings: Mapping[str, Any], sets: Sequence[str]) -> dict[str, Any]:
@@ -121,6 +167,21 @@ def flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
         else:
             result[f"{prefix}{name}"] = value
     return result
+
+
+def _require_few_values(content: Any, left: list[int], depth: int = 0) -> None:
+    """Count values as often as they are named: ten lines of aliases of aliases stand for thousands of millions."""
+    left[0] -= 1
+    if left[0] < 0 or depth > _MAX_DEPTH:
+        raise ValueError(f"more than {_MAX_VALUES} values, or {_MAX_DEPTH} levels; are there aliases of aliases?")
+    if isinstance(content, Mapping):
+        for name, value in content.items():
+            if not isinstance(name, str):
+                raise ValueError(f"the name {name!r:.60} is not text")
+            _require_few_values(value, left, depth + 1)
+    elif isinstance(content, list | tuple | set):
+        for value in content:
+            _require_few_values(value, left, depth + 1)
 
 
 def _names_of(model: type[BaseModel], prefix: str) -> Iterator[tuple[str, bool]]:

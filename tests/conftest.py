@@ -5,6 +5,19 @@ from pathlib import Path
 
 import pytest
 
+NEEDS = {"ray": "ray_session", "s3": "s3"}  # marker -> the fixture that a test with it uses
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark what needs a Ray or an S3 server: by the fixture, or by a parameter of that name, such as a backend."""
+    for item in items:
+        fixtures = getattr(item, "fixturenames", ())
+        callspec = getattr(item, "callspec", None)
+        parameters = () if callspec is None else callspec.params.values()
+        for marker, fixture in NEEDS.items():
+            if fixture in fixtures or any(value == marker for value in parameters if isinstance(value, str)):
+                item.add_marker(marker)
+
 
 @pytest.fixture(scope="session")
 def ray_session() -> Iterator[None]:

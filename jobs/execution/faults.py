@@ -10,10 +10,11 @@ from typing import Literal
 
 from jobs.stage import OutOfMemory
 from shards.files.errors import causes, store_fault
+from shards.files.fence import LockLost
 
 logger = logging.getLogger(__name__)
 
-FaultKind = Literal["error", "transient", "memory", "hopeless", "disk_full", "read_only"]
+FaultKind = Literal["error", "transient", "memory", "hopeless", "disk_full", "read_only", "lock_lost"]
 
 
 @dataclass(frozen=True)
@@ -24,7 +25,7 @@ class Fault:
         kind: "error" (whatever a stage raised, or a worker that died) and "memory" are tried again with a fresh worker,
             a limited number of times; "transient" (an error of the store that passes) after a pause, with the same
             worker; "hopeless" (no machine can hold the worker, or the job that had the shard is over) not at all;
-            "disk_full" and "read_only" stop everything.
+            "disk_full", "read_only" and "lock_lost" (another command took the run over) stop everything.
         message: One line.
         errno: Number of the system's error; 0 if there is none.
         filename: The file that it is about, or "".
@@ -45,6 +46,8 @@ def fault_of(error: BaseException, folder: Path | None = None) -> Fault:
             like others. None: nowhere.
     """
     logger.warning("an attempt failed", exc_info=error)
+    if isinstance(error, LockLost):
+        return Fault("lock_lost", str(error))
     message = describe(error)
     found = store_fault(error)
     if found is not None:
@@ -55,8 +58,10 @@ def fault_of(error: BaseException, folder: Path | None = None) -> Fault:
     return Fault("memory" if _is_memory(error) else "error", message)
 
 
-def stopping_error(fault: Fault, place: str) -> OSError:
-    """Give the error that ends a chain which cannot go on: a disk that is full, or a folder that cannot be written."""
+def stopping_error(fault: Fault, place: str) -> OSError | LockLost:
+    """Return the error that ends a chain which cannot go on: no disk space, no right to write, or no lock any more."""
+    if fault.kind == "lock_lost":
+        return LockLost(fault.message)
     hint = "free some space" if fault.kind == "disk_full" else "allow writing there"
     text = f"{os.strerror(fault.errno)} ({place}); {hint}, then resume with the same command"
     return OSError(fault.errno, text, fault.filename or None)

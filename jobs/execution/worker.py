@@ -3,7 +3,7 @@
 import gc
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
@@ -11,6 +11,7 @@ from typing import Any
 from jobs.execution.faults import Fault, fault_of
 from jobs.run import RunRef
 from jobs.stage import ShardTask, Stage, Worker, commit, prepare, why_stale
+from shards.files.fence import Fence, fences_over, stand_under
 from shards.formats.layout import record_path
 from shards.formats.records import Record, read_record
 from shards.storage import mirror
@@ -27,7 +28,10 @@ def stage_worker(stage: Stage[Any], run: RunRef, *, lazy: bool = False) -> Calla
             whose models cannot be loaded fails once and not shard by shard.
     """
     place = place_of(run.layout.root)
-    return partial(StageWorker, stage, run, place, lazy=lazy or place.store is not None)
+    # Workers in other processes commit nothing once their command has lost the run. Of a run in a store, the lock in
+    # this machine's mirror cannot be seen from elsewhere, the one in the store can.
+    fences = fences_over(run.layout.config if place.store is None else place.store.url)
+    return partial(StageWorker, stage, run, place, fences, lazy=lazy or place.store is not None)
 
 
 def lazily(factory: Callable[[], Worker]) -> Callable[[], Worker]:
@@ -43,7 +47,10 @@ class StageWorker:
     last. There models are loaded for the first shard, as their files have to be brought before.
     """
 
-    def __init__(self, stage: Stage[Any], run: RunRef, place: Place, *, lazy: bool = False) -> None:
+    def __init__(
+        self, stage: Stage[Any], run: RunRef, place: Place, fences: Sequence[Fence] = (), *, lazy: bool = False
+    ) -> None:
+        stand_under(fences)
         place.mark()
         self._stage = stage
         self._run = run

@@ -11,13 +11,16 @@ from typing import Final
 import torch
 from torch import Tensor
 
-from models.stseg.clip import DenseClip
+from jobs.inference.model import ModelConfig
+from jobs.inference.segmenter import worker_device
+from models.presets import load_preset
+from models.stseg.clip import DenseClip, load_clip
 from models.stseg.text import TEXT_VERSION, text_embeddings, tower_checksum
 from models.weights.files import read_weights, write_weights
 from shards.data.vocabulary import Vocabulary
 from shards.files.atomic import remove_stale_temporaries, sha256_file
 from shards.formats.layout import record_of
-from shards.formats.records import Record, fingerprint_digest, why_stale, write_record
+from shards.formats.records import Record, fingerprint_digest, read_record, why_stale, write_record
 
 log = logging.getLogger(__name__)
 _NAME: Final = "text_KPD"
@@ -58,6 +61,18 @@ def cached_text_embeddings(clip: DenseClip, vocabulary: Vocabulary, folder: Path
     return text_KPD
 
 
+def restore_text_embeddings(config: ModelConfig, vocabulary: Vocabulary, folder: Path) -> None:
+    """Make the text embeddings that a model's stages read, unless they are in the folder and whole.
+
+    Args:
+        config: The model; nothing but its CLIP is loaded.
+        vocabulary: The classes and templates.
+        folder: As `cached_text_embeddings` takes it.
+    """
+    clip = load_clip(load_preset(config.preset).clip, config.clip_weights)
+    cached_text_embeddings(clip.eval().to(worker_device()), vocabulary, folder)
+
+
 def embeddings_digest(clip: DenseClip, vocabulary: Vocabulary) -> str:
     """Give the SHA-256 of what text embeddings depend on; ids, colours and what is seen are none of it."""
     return fingerprint_digest(
@@ -89,6 +104,8 @@ def _read(path: Path, shape: tuple[int, int, int]) -> Tensor:
         ValueError: The file is damaged: not what its record says, another shape or type, or vectors not of unit length.
     """
     reason = why_stale(record_of(path), fingerprint={}, inputs={})
+    if reason is None and path.name not in read_record(record_of(path)).outputs:
+        reason = "its record is that of another file"
     if reason is not None:
         raise ValueError(f"{path}: {reason}")
     text_KPD = read_weights(path).get(_NAME)

@@ -75,6 +75,7 @@ def dataset_tasks(run: Run, dataset: Dataset, plan: Plan) -> list[ShardTask]:
             shard=shard.name,
             samples=shard.samples,
             output=run.layout.embedding(dataset, shard.name),
+            source=run.data.of(dataset),
         )
         for shard in plan.shards
     ]

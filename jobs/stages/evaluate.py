@@ -139,6 +139,7 @@ def _task(run: Run, round: int, part: str, split: Split, weights: Path, output: 
         samples=samples,
         output=output,
         inputs=inputs,
+        source=run.data.of(split),
     )
 
 

@@ -11,9 +11,11 @@ from pydantic import Field
 from jobs.run import WHOLE_ROUND, Run, RunRef, Section, best_weights, student_weights
 from jobs.stage import Done, ShardTask, Stage
 from shards.files.atomic import write_bytes_atomic
+from shards.files.untrusted import read_json_file, read_regular
 from shards.formats.records import Json
 
 VERSION: Final = 3  # goes up when the same scores give another decision
+
 
 Measure = Literal["auto", "holdout", "proxies", "agreement", "sam_agreement", "stability", "none"]
 Outcome = Literal["start", "promoted", "kept", "regressed"]
@@ -107,7 +109,7 @@ def read_decision(path: Path) -> Decision:
         ValueError: It is damaged.
     """
     try:
-        read: dict[str, Any] = json.loads(path.read_bytes())
+        read: dict[str, Any] = read_json_file(path)
         return Decision(**{**read, "compared": tuple(Comparison(**row) for row in read["compared"])})
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{path} is no decision on a promotion: {error!r}; delete its record to redo it") from error
@@ -251,7 +253,7 @@ def work(run: RunRef, task: ShardTask) -> Done:
     """
     if task.stage == "promote-weights":
         promoted = read_decision(task.inputs["decision"]).outcome == "promoted"
-        write_bytes_atomic(task.output, task.inputs["student" if promoted else "best"].read_bytes())
+        write_bytes_atomic(task.output, read_regular(task.inputs["student" if promoted else "best"], max_bytes=None))
         return Done(1)
     settings, measure = run.section(Settings), promotion_measure(run)
     holdout = _read_json(task.inputs["holdout"]) if "holdout" in task.inputs else None
@@ -267,7 +269,7 @@ def work(run: RunRef, task: ShardTask) -> Done:
 
 
 def _read_json(path: Path) -> dict[str, Any]:
-    content: dict[str, Any] = json.loads(path.read_bytes())
+    content: dict[str, Any] = read_json_file(path)
     return content
 
 

@@ -2,7 +2,6 @@
 
 # k kept classes, h w score grid, H W image
 
-import json
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -26,6 +25,7 @@ from models.refinement.refine import RefinementConfig, refine_batch
 from models.refinement.types import RefinedLabel, RefineInput, label_as_input
 from shards.data.sources import Source
 from shards.data.vocabulary import Vocabulary
+from shards.files.untrusted import read_json_file
 from shards.formats.arrays import read_arrays
 from shards.formats.records import Drop, Json
 
@@ -92,6 +92,7 @@ def _tasks(run: Run, round: int) -> list[ShardTask]:
             shard=shard.name,
             samples=shard.samples,
             output=run.layout.refine(round, shard.name),
+            source=run.data.target,
             inputs={"embedding": run.layout.embedding("target", shard.name)},
         )
         for shard in run.plan.shards
@@ -309,7 +310,7 @@ def read_thresholds(path: Path, vocabulary: Vocabulary) -> NDArray[np.float64]:
         ValueError: The file is damaged, or is for other classes.
     """
     try:
-        content: Any = json.loads(path.read_bytes())
+        content: Any = read_json_file(path)
         thresholds = {str(entry["name"]): float(entry["threshold"]) for entry in content["classes"]}
         return np.array([thresholds[name] for name in vocabulary.names])
     except (KeyError, TypeError, ValueError) as error:

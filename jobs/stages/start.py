@@ -7,6 +7,7 @@ from jobs.inference.model import ModelSettings
 from jobs.run import WHOLE_ROUND, Run, RunRef, baseline_weights, student_weights
 from jobs.stage import Done, ShardTask, Stage
 from shards.files.atomic import sha256_file, write_bytes_atomic
+from shards.files.untrusted import read_regular
 from shards.formats.records import Json
 
 VERSION: Final = 3  # goes up when the same weights are copied as other bytes
@@ -83,7 +84,7 @@ def work(weights: Path, task: ShardTask) -> Done:
         ValueError: They are not plain weights.
     """
     if weights.suffix == ".safetensors":
-        write_bytes_atomic(task.output, weights.read_bytes())
+        write_bytes_atomic(task.output, read_regular(weights, max_bytes=None))
     else:
         from models.weights.files import read_weights, write_weights
 

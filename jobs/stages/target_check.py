@@ -90,6 +90,7 @@ def tasks(run: Run, round: int) -> list[ShardTask]:
             samples=Samples(tuple(one for samples in picked.values() for one in samples.lists)),
             output=run.layout.target_check(round),
             inputs=inputs,
+            source=run.data.target,
         )
     ]
 

@@ -78,6 +78,7 @@ def tasks(run: Run, round: int) -> list[ShardTask]:
             shard=shard.name,
             samples=shard.samples,
             output=run.layout.teacher(round, shard.name),
+            source=run.data.target,
             inputs={"embedding": run.layout.embedding("target", shard.name), "weights": weights},
         )
         for shard in run.plan.shards

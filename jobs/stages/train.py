@@ -12,7 +12,6 @@ from shards.data.samples import Samples
 from shards.formats.records import Json
 
 VERSION: Final = 3  # goes up when the same labels and settings give other weights
-_NO_RESULT: Final = {"checkpoint_every", "start"}  # `start` decides on an input, which is compared itself
 
 
 def tasks(run: Run, round: int) -> list[ShardTask]:
@@ -54,7 +53,7 @@ def fingerprint(run: RunRef) -> dict[str, Json]:
         "code": VERSION,
         "model": stseg_fingerprint(model_of(run)),
         "vocabulary": run.vocabulary.digest,
-        "train": settings_of(run).model_dump(mode="json", exclude=_NO_RESULT),
+        "train": settings_of(run).fingerprint(),
     }
 
 
@@ -93,7 +92,7 @@ def stage1_fingerprint(run: RunRef) -> dict[str, Json]:
         "model": stseg_fingerprint(_stage1_model(run)),
         "start": weights_checksum(run.section(ModelSettings).stage1_weights),
         "vocabulary": run.vocabulary.digest,
-        "train": stage1_settings(run).model_dump(mode="json", exclude=_NO_RESULT),
+        "train": stage1_settings(run).fingerprint(),
     }
 
 

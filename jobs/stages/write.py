@@ -41,6 +41,7 @@ def tasks(run: Run, round: int) -> list[ShardTask]:
             shard=shard.name,
             samples=shard.samples,
             output=run.layout.pseudo(round, shard.name),
+            source=run.data.target,
             inputs={"refine": run.layout.refine(round, shard.name)},
         )
         for shard in run.plan.shards

@@ -2,9 +2,11 @@
 
 import json
 import logging
+import re
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
+from types import UnionType
 from typing import Any, Final
 
 import numpy as np
@@ -13,10 +15,13 @@ from torch import Tensor, nn
 
 from models.weights.files import read_weights, write_weights
 from shards.files.atomic import remove_path, remove_stale_temporaries, sha256_file, write_bytes_atomic
+from shards.files.seal import sealed, unsealed
+from shards.files.untrusted import parse_json, read_regular
 
 log = logging.getLogger(__name__)
 
 _NAME = "step-{:08d}"
+_FILE = re.compile(r"step-[0-9]{8,}\.(json|safetensors)")
 _KEPT = 2  # so that a damaged newest one costs an interval and not the training
 
 
@@ -89,6 +94,9 @@ class TrainingProgress:
         return self.group_sizes if self.group_sizes[-1:] == (size,) else (*self.group_sizes, size)
 
 
+_FIELDS = {field.name for field in fields(TrainingProgress)} | {"digest", "sha256"}
+
+
 def save_checkpoint(folder: Path, progress: TrainingProgress, state: TrainingState, digest: str) -> None:
     """Write the state, then remove older ones but the newest of them.
 
@@ -110,11 +118,11 @@ def save_checkpoint(folder: Path, progress: TrainingProgress, state: TrainingSta
     path = folder / f"{_NAME.format(progress.step)}.safetensors"
     write_weights(tensors, path)
     facts = {**asdict(progress), "digest": digest, "sha256": sha256_file(path)}
-    write_bytes_atomic(path.with_suffix(".json"), json.dumps(facts).encode())
+    write_bytes_atomic(path.with_suffix(".json"), sealed(json.dumps(facts, indent=1).encode()))
     remove_stale_temporaries(folder)
     newest = sorted({found.stem for found in folder.glob("step-*") if _digest_of(found) == digest})[-_KEPT:]
     for old in folder.glob("step-*"):
-        if old.stem not in newest:
+        if old.stem not in newest and _FILE.fullmatch(old.name):
             remove_path(old)
 
 
@@ -157,20 +165,27 @@ def _digest_of(path: Path) -> object:
 def checkpoint_fault(facts_path: Path) -> str | None:
     """Say what is wrong with a checkpoint, given its JSON file; None if it is whole."""
     path, facts = facts_path.with_suffix(".safetensors"), _read_facts(facts_path)
-    step = facts.get("step")
-    if not isinstance(step, int) or _NAME.format(step) != facts_path.stem:
-        return "its facts are damaged"
+    step, losses, sizes = facts.get("step"), facts.get("losses"), facts.get("group_sizes")
+    if type(step) is not int or _NAME.format(step) != facts_path.stem:
+        return "its facts are damaged: they cannot be read, or do not match their own checksum"
     if not path.is_file():
         return "its tensors are missing"
-    return None if sha256_file(path) == facts.get("sha256") else "its tensors do not match their checksum"
+    if sha256_file(path) != facts.get("sha256"):
+        return "its tensors do not match their checksum"
+    return None if _all_of(int | float, losses) and _all_of(int, sizes) else "its facts are damaged"
+
+
+def _all_of(kind: UnionType | type, values: object) -> bool:
+    return isinstance(values, list) and all(isinstance(value, kind) for value in values)
 
 
 def _read_facts(path: Path) -> dict[str, Any]:
     try:
-        facts = json.loads(path.read_bytes())
+        facts = parse_json(unsealed(read_regular(path)))
     except (OSError, ValueError):
         return {}
-    return facts if isinstance(facts, dict) else {}
+    # Of a field that is not known the seal itself may be what was damaged.
+    return facts if isinstance(facts, dict) and facts.keys() <= _FIELDS else {}
 
 
 LINE_EVERY: Final = 20
@@ -215,10 +230,10 @@ class TrainingMetrics:
 
 def _lines(path: Path) -> list[dict[str, float]]:
     found = []
-    for text in path.read_text(errors="replace").splitlines() if path.is_file() else ():
+    for text in read_regular(path).decode(errors="replace").splitlines() if path.is_file() else ():
         try:
-            line = json.loads(text)
+            line = parse_json(text)
             found.append({"step": int(line["step"]), "loss": float(line["loss"])})
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError, OverflowError):
             continue
     return found

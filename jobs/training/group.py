@@ -15,8 +15,9 @@ from jobs.inference.batching import memory_told
 from jobs.inference.model import text_cache_folder
 from jobs.stage import CustomResources, ShardTask, prepare, why_stale
 from jobs.training.config import TrainConfig, TrainJob, require_equal_shares
-from jobs.training.loop import Group, SingleProcess, TrainingStopped, train_model
+from jobs.training.loop import Group, SingleProcess, TrainingStopped, remove_left_checkpoints, train_model
 from jobs.training.stop import run_interruptibly, signals_ask, stop_file
+from shards.files.fence import LockLost, fences_over, stand_under
 from shards.formats.layout import record_path
 from shards.formats.records import Record, fingerprint_digest, read_record
 from shards.storage import mirror
@@ -153,6 +154,7 @@ def _fit(task: ShardTask, job: TrainJob, resources: GroupResources, *, name: str
                 "threads": resources.threads,
                 "root": str(place.root),
                 "store": None if place.store is None else place.store.url,
+                "fences": fences_over(task.output if place.store is None else place.store.url),
             },
             torch_config=TorchConfig(backend="nccl" if resources.num_gpus else "gloo"),
             scaling_config=ScalingConfig(
@@ -168,14 +170,14 @@ def _fit(task: ShardTask, job: TrainJob, resources: GroupResources, *, name: str
         try:
             run_interruptibly(trainer.fit, stop_file(task.output))
         except WorkerGroupError as error:
-            raise _wrong_setting(error) or error from error
+            raise _own_error(error) or error from error
 
 
-def _wrong_setting(error: Any) -> ValueError | None:
-    """Give what a worker said about settings or data, as it would have been raised in this process; None if nothing."""
+def _own_error(error: Any) -> ValueError | LockLost | None:
+    """Give what a worker said about settings, data or the lock, as it would have been raised here; None if nothing."""
     for _, failure in sorted(error.worker_failures.items()):
         raised = getattr(failure, "_base_exc", failure)  # Ray wraps it with the text of its traceback
-        if isinstance(raised, ValueError):
+        if isinstance(raised, ValueError | LockLost):
             return raised
     return None
 
@@ -184,6 +186,7 @@ def _train(task: ShardTask, job: TrainJob, group: Group, place: Place | None = N
     """Train with all that is read here, and publish the result."""
     run = place_of(task.output) if place is None else place
     if run.store is None and group.size == 1 and why_stale(task) is None:
+        remove_left_checkpoints(task)
         return  # `run_training` takes the old record away: this one is of a worker that was lost before it could tell
     with _files_here(run, task, job):
         if run.store is not None and group.rank == 0:
@@ -214,6 +217,7 @@ def _train_worker(config: dict[str, Any]) -> None:
     torch.set_num_threads(config["threads"])
     task, job = ShardTask.model_validate(config["task"]), TrainJob.model_validate(config["job"])
     store = None if config["store"] is None else Store(config["store"])
+    stand_under(config["fences"])
     group = RayGroup(stop_file(task.output))
     try:
         _train(task, job, group, Place(Path(config["root"]), store))

@@ -1,7 +1,7 @@
 """Training: stage 1 on labelled images, and the student of a round on pseudo-labels with rehearsal."""
 
 import time
-from typing import Protocol
+from typing import Final, Protocol
 
 import torch
 from torch import nn
@@ -11,14 +11,17 @@ from jobs.inference.segmenter import worker_device
 from jobs.stage import Done, ShardTask, commit, input_digests
 from jobs.training.batches import batches_ahead, open_batches
 from jobs.training.checkpoints import TrainingMetrics, TrainingProgress, load_checkpoint, save_checkpoint
-from jobs.training.config import TrainJob
+from jobs.training.config import TrainConfig, TrainJob
 from jobs.training.step import TrainingStep
 from models.weights.files import write_weights
 from shards.data.vocabulary import Vocabulary
 from shards.files.atomic import remove_path
+from shards.files.fence import require_lock
 from shards.formats.records import Record, fingerprint_digest
 from shards.storage.mirror import push_checkpoints
 from shards.storage.store import place_of
+
+_SAVING_SHARE: Final = 0.02  # of the time, at most, goes into checkpoints that are written because of the time
 
 
 class TrainingStopped(Exception):  # noqa: N818 - a state of affairs: the state is saved, and the training can go on
@@ -69,6 +72,25 @@ class SingleProcess:
         self._stop = True
 
 
+class CheckpointTimes:
+    """When a checkpoint is due: after so many steps, and after so many seconds. Rank 0 alone decides, and saves."""
+
+    def __init__(self, config: TrainConfig) -> None:
+        self._config = config
+        self._saved = time.monotonic()
+        self._took_s = 0.0
+
+    def due(self, step: int) -> bool:
+        """Return whether the state after so many steps is to be saved."""
+        wait_s = max(self._config.checkpoint_every_s, self._took_s / _SAVING_SHARE)
+        return step % self._config.checkpoint_every == 0 or time.monotonic() - self._saved >= wait_s
+
+    def saved(self, began: float) -> None:
+        """Note that a checkpoint, begun at that time of `time.monotonic`, is written."""
+        self._saved = time.monotonic()
+        self._took_s = self._saved - began
+
+
 def train_model(task: ShardTask, job: TrainJob, group: Group) -> Record | None:
     """Train, write the weights, then the record; continues from the newest checkpoint of the same training.
 
@@ -83,6 +105,7 @@ def train_model(task: ShardTask, job: TrainJob, group: Group) -> Record | None:
     Raises:
         ValueError: There is nothing to train on, the workers cannot share it equally, or the loss is no longer finite.
         TrainingStopped: The group was asked to stop; only on rank 0.
+        LockLost: Another command took the run over; only on rank 0, with the next thing that it writes.
     """
     started = time.monotonic()
     config, vocabulary, device = job.train, Vocabulary.load(job.vocabulary), worker_device()
@@ -101,14 +124,16 @@ def train_model(task: ShardTask, job: TrainJob, group: Group) -> Record | None:
     wrapped = group.wrap(model)
     model.train()
     model.clip.train(config.clip_lr_scale > 0)
-    done = progress.step
+    done, times = progress.step, CheckpointTimes(config)
     for batch in batches_ahead(lambda step: batches.of_step(step, group.rank, group.size), done, config.steps):
         metrics.add(done, training_step(wrapped, batch.to(device), done))
         done += 1
         stop = group.rank == 0 and group.stop_asked()
-        if group.rank == 0 and done < config.steps and (stop or done % config.checkpoint_every == 0):
+        if group.rank == 0 and done < config.steps and (stop or times.due(done)):
+            began = time.monotonic()
             save_checkpoint(folder, TrainingProgress(done, metrics.losses, sizes), training_step.state, digest)
             push_checkpoints(place_of(folder), folder)
+            times.saved(began)
         if stop and done < config.steps:
             raise TrainingStopped(f"stopped after step {done} of {config.steps}; the state is saved in {folder}")
     group.barrier()
@@ -125,3 +150,15 @@ def train_model(task: ShardTask, job: TrainJob, group: Group) -> Record | None:
     record = commit(task, Done(len(batches), stats), time.monotonic() - started)
     remove_path(folder)
     return record
+
+
+def remove_left_checkpoints(task: ShardTask) -> None:
+    """Delete the checkpoints of a training that is done, here and in its store; call it under the run's lock.
+
+    Whoever was killed right after the record, or was paused and taken over, may have left some.
+    """
+    folder = task.output.parent / "checkpoints"
+    if folder.exists():
+        require_lock(folder)
+        remove_path(folder)
+    push_checkpoints(place_of(folder), folder)

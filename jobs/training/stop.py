@@ -10,6 +10,8 @@ from pathlib import Path
 from types import FrameType
 from typing import Final
 
+from shards.files.fence import LockLost, require_lock
+
 log = logging.getLogger(__name__)
 
 # Out of the ten that a preempted machine has: a training's workers may take so long to save their state, and a command
@@ -83,6 +85,11 @@ def run_interruptibly(work: Callable[[], object], stop: Path, wait_s: float = ST
 
 
 def _ask_and_wait(done: threading.Event, stop: Path, wait_s: float) -> None:
+    try:
+        require_lock(stop)
+    except (LockLost, OSError) as error:
+        log.warning("the workers are not asked to stop, as it would be another command's by now: %s", error)
+        return
     stop.parent.mkdir(parents=True, exist_ok=True)
     stop.touch()
     deadline = time.monotonic() + wait_s

@@ -17,6 +17,7 @@ from scipy.optimize import minimize
 from scipy.special import expit, logit
 
 from shards.files.atomic import write_bytes_atomic
+from shards.files.untrusted import MAX_TEXT_BYTES, read_regular
 from shards.formats.records import fingerprint_digest
 
 # Half of the smallest and of the largest step of float16 within [0, 1]: a probability stored as 0 or 1 may be anything
@@ -56,7 +57,7 @@ class Calibration(BaseModel):
             ValueError: There is none, or it is not a calibration.
         """
         try:
-            return cls.model_validate_json(path.read_bytes())
+            return cls.model_validate_json(read_regular(path, MAX_TEXT_BYTES))
         except OSError as error:
             raise ValueError(f"{path} cannot be read ({error.strerror}); make it: stseg-pipeline calibrate") from error
         except ValidationError as error:

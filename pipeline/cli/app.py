@@ -30,6 +30,7 @@ from pipeline.cli.options import (
     run_location,
 )
 from pipeline.errors import exit_codes
+from pipeline.terminal import let_output_show_anything
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -61,6 +62,7 @@ def _all(
     Exit codes: 0 done, 2 wrong usage or setting, 3 settings that contradict the run's, 4 data, 5 a round
     regressed or raised an alarm, 75 stopped: the same command resumes.
     """
+    let_output_show_anything()
     logging.basicConfig(
         level=logging.INFO if verbose else logging.WARNING, format="%(levelname)s %(name)s: %(message)s"
     )
@@ -236,6 +238,10 @@ def status(run: RunOption = DEFAULT_RUN, as_json: JsonOption = False) -> None:
                 for number, scores in found.rounds.items()
             ]
             print_table(["round", *SCORES, "promotion", "alarms"], rows)
+        for number, scores in found.rounds.items():
+            for gone in scores["left_out"] or ():
+                of = f"{gone['images']} of {gone['total']} {gone['dataset']} images of {gone['folder']}"
+                typer.echo(f"\nleft out of round {number}: {of} ({gone['reasons']})")
         for one in found.quarantined:
             typer.echo(f"\nquarantined: {one.stage} {one.shard} of round {one.round}: {one.cause}")
         if found.retry:

@@ -7,6 +7,7 @@ import typer
 
 from pipeline.cli.options import ConfigOption, JsonOption, SetOption, local_path, print_json, run_location
 from pipeline.errors import exit_codes
+from pipeline.terminal import printable
 
 RunChoice = Annotated[
     Path | None,
@@ -81,7 +82,8 @@ def predict(
                 if seen.state == "unreadable":
                     progress.say(f"{seen.image} cannot be read: {seen.facts['reason']} ({seen.facts['detail']})")
                 elif not as_json and seen.state == "predicted":
-                    typer.echo(f"{seen.image} -> {seen.facts['overlay']}  ({', '.join(seen.facts['classes'])})")
+                    line = f"{seen.image} -> {seen.facts['overlay']}  ({', '.join(seen.facts['classes'])})"
+                    typer.echo(printable(line))
                 progress.count(total, worked=seen.state == "predicted")
 
             result = predict_images(images, choose_model(model), request, tell)

@@ -16,6 +16,7 @@ from pipeline.cli.options import (
     run_location,
 )
 from pipeline.errors import exit_codes
+from pipeline.terminal import printable
 
 
 def refine(
@@ -58,7 +59,10 @@ def refine(
             print_json(found)
             return
         for drop in found["quarantined"]:
-            typer.echo(f"quarantined: {drop['key']}: {drop['reason']} ({drop['detail']})")
+            typer.echo(printable(f"quarantined: {drop['key']}: {drop['reason']} ({drop['detail']})"))
+        for line in found["left_out"]:
+            if not line.startswith("quarantined: "):
+                typer.echo(printable(line))
         if found["without_mask"]:
             typer.echo(f"without a mask: {', '.join(found['without_mask'])}")
         fates = ", ".join(f"{name} {number}" for name, number in found["masks"].items())

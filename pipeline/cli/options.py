@@ -8,6 +8,8 @@ from typing import Annotated, Any
 
 import typer
 
+from pipeline.terminal import output_is_unicode, printable
+
 
 def run_location(text: str | Path) -> Path:
     """Give the folder of a run that is named by a path or by the URL of an object store."""
@@ -104,7 +106,8 @@ def refuse_two_places(backend: BackendName, address: str | None, submit: str | N
 
 def print_json(value: Any) -> None:
     """Print a JSON value on standard output."""
-    typer.echo(json.dumps(value, ensure_ascii=False, indent=1))
+    # Of a character that the output cannot show, only JSON's own escape is JSON again.
+    typer.echo(json.dumps(value, ensure_ascii=not output_is_unicode(), indent=1))
 
 
 def print_table(head: Sequence[str], rows: Sequence[Mapping[str, object]]) -> None:
@@ -128,4 +131,4 @@ def print_table(head: Sequence[str], rows: Sequence[Mapping[str, object]]) -> No
 def _cell(value: object) -> str:
     if value is None:
         return "-"
-    return f"{value:.1f}" if isinstance(value, float) else str(value)
+    return f"{value:.1f}" if isinstance(value, float) else printable(str(value))

@@ -19,9 +19,10 @@ from pipeline.cli.options import (
     print_table,
 )
 from pipeline.errors import EXIT_DATA, exit_codes
+from pipeline.terminal import printable
 
 if TYPE_CHECKING:
-    from pipeline.run.verify import Fault
+    from pipeline.run.foundation import Fault
 
 OneRoundOption = Annotated[
     int | None, typer.Option("--round", metavar="R", min=0, help="Only this round and the embeddings; none: all.")
@@ -78,27 +79,37 @@ def show(
 
 @app.command()
 def verify(run: RunOption = DEFAULT_RUN, number: OneRoundOption = None, as_json: JsonOption = False) -> None:
-    """Hash the outputs of a run again and name what is damaged or lost (exit code 4).
+    """Hash all of a run again and name what is damaged, lost or exchanged (exit code 4), and what is stale.
 
-    That is embeddings, scores, label maps, tars, weights, reports and their records, those of replays among them.
+    That is settings, vocabulary, plans, embeddings, scores, label maps, tars, weights, reports and their records, those
+    of replays among them. Stale is what a round would do again though it is whole: a setting is another one by now.
 
     \b
       stseg-pipeline shards verify --run my-run
       stseg-pipeline shards verify --run my-run --round 3
     """
     from pipeline.run.verify import verify_run
+    from pipeline.tasks.states import summarise
 
     with exit_codes():
         verdict = verify_run(run, number)
         if as_json:
-            print_json({"checked": verdict.checked, "undone": verdict.undone, "faults": _faults(verdict.faults)})
+            stale = [{"output": str(one.task.output), "reason": one.reason} for one in verdict.stale]
+            facts = {"checked": verdict.checked, "undone": verdict.undone, "faults": _faults(verdict.faults)}
+            print_json({**facts, "stale": stale, "unjudged": verdict.unjudged})
         else:
             for fault in verdict.faults:
-                typer.echo(f"{fault.output}: {fault.reason}")
+                typer.echo(printable(f"{fault.output}: {fault.reason}"))
+            for stage in summarise(verdict.stale):
+                for reason, number_of in stage.reasons.items():
+                    where = f"round {stage.round} {stage.stage}"
+                    typer.echo(printable(f"stale, would be made again: {where}, {number_of} outputs: {reason}"))
+            if verdict.unjudged is not None:
+                typer.echo(printable(f"what a round would do again cannot be judged: {verdict.unjudged}"))
             undone = f", {verdict.undone} not done yet" if verdict.undone else ""
             again = f"; make them again: stseg-pipeline shards repair --run {run}" if verdict.faults else ""
             typer.echo(f"{verdict.checked} outputs verified, {len(verdict.faults)} faults{undone}{again}")
-        if verdict.faults:
+        if verdict.faults or verdict.unjudged is not None:
             raise typer.Exit(EXIT_DATA)
 
 
@@ -127,7 +138,7 @@ def repair(
             print_json({"removed": _faults(done.faults), **facts, "left": _faults(done.left)})
         else:
             for fault in done.faults:
-                typer.echo(f"removed {fault.output}: {fault.reason}")
+                typer.echo(printable(f"removed {fault.output}: {fault.reason}"))
             for folder in done.replays:
                 typer.echo(f"{folder} lacks shards: give the replay command again that made it")
             if done.faults and done.rounds is None:

@@ -9,13 +9,14 @@ from typing import Any, get_args
 from jobs.executor import run_chain
 from jobs.inference.model import ModelConfig, model_of
 from jobs.run import best_weights, student_weights
-from jobs.stage import why_stale
+from jobs.stage import ShardTask, StagePlan, why_stale
 from jobs.stages import evaluate
 from jobs.stages.evaluate import Split
 from jobs.stages.start import start_weights
 from models.stseg.sliding import Probabilities
 from pipeline.config import RunConfig, resolve_config
 from pipeline.errors import DataFault
+from pipeline.run.lock import holding
 from pipeline.run.run import OpenRun, read_run
 from pipeline.run.status import begun_rounds
 from pipeline.settings import read_settings
@@ -30,16 +31,34 @@ logger = logging.getLogger(__name__)
 def evaluate_round(root: Path, number: int, split: str) -> dict[str, Any]:
     """Measure the model of a round on a labelled split; a result that stands is read, not made again.
 
+    What is measured is an output of the run, the very one that a round makes, so that it is made under the run's lock;
+    what stands is read beside whoever holds it.
+
     Returns:
         The scores in per cent, and split, images and seed.
 
     Raises:
         DataFault: There is no run, or the round has no model yet.
+        LockHeld: It is to be measured, and another command works on the run.
         ValueError: There is no such split, or it has no labels.
     """
     if split not in get_args(Split):
         raise ValueError(f"--split is {split!r}; expected {' or '.join(get_args(Split))}")
-    run = read_run(root)
+    result = _standing_result(_evaluation(read_run(root), number, split)[-1].tasks[0])
+    if result is None:
+        with holding(root):
+            plans = _evaluation(read_run(root), number, split)  # as it is by now
+            for plan in plans:
+                stale = [task for task in plan.tasks if why_stale(task) is not None]
+                told = partial(logger.debug, "%s")
+                run_chain([replace(plan, tasks=stale, after=None)], backend="inline", on_event=told)
+            result = read_json(plans[-1].tasks[0].output)
+    assert result is not None
+    return {"round": number, **result}
+
+
+def _evaluation(run: OpenRun, number: int, split: str) -> list[StagePlan]:
+    """Return the plans that measure the model of a round, the measurement last."""
     _require_trained(run, number)
     if split == "test":
         task = next((one for one in evaluate.tasks(run, number) if one.stage == "evaluate"), None)
@@ -48,13 +67,15 @@ def evaluate_round(root: Path, number: int, split: str) -> dict[str, Any]:
     if task is None:
         raise ValueError(f"the run has no {split} split; name labelled images in data.{split}")
     embedded = [one for one in evaluate.embed_tasks(run, 0) if one.output in task.inputs.values()]
-    plans = [*plans_of(evaluate.EMBED_STAGE, run, embedded), *plans_of(evaluate.STAGE, run, [task])]
-    for plan in plans:
-        stale = [one for one in plan.tasks if why_stale(one) is not None]
-        run_chain([replace(plan, tasks=stale, after=None)], backend="inline", on_event=partial(logger.debug, "%s"))
+    return [*plans_of(evaluate.EMBED_STAGE, run, embedded), *plans_of(evaluate.STAGE, run, [task])]
+
+
+def _standing_result(task: ShardTask) -> dict[str, Any] | None:
+    """Read a result whose record holds; None where there is none, or a command beside this one is making it again."""
+    if why_stale(task) is not None:
+        return None
     result = read_json(task.output)
-    assert result is not None
-    return {"round": number, **result}
+    return result if why_stale(task) is None else None
 
 
 @dataclass(frozen=True)

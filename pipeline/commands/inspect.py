@@ -12,7 +12,8 @@ from pipeline.report.gallery import sample_image
 from pipeline.run.run import OpenRun, read_run
 from shards.data.sources import SampleRef
 from shards.files.atomic import write_bytes_atomic
-from shards.formats.layout import record_path
+from shards.files.untrusted import refuse_links_out
+from shards.formats.layout import OWN_NAMES, record_path
 from shards.formats.records import record_or_none
 from shards.storage.store import as_shown, place_of
 
@@ -85,6 +86,8 @@ def show_sample(root: Path, number: int, key: str, out: Path | None = None) -> P
     )
     picture = with_legend(sheet, run.vocabulary, labels.values())
     target = run.layout.round(number) / "shown" / f"{key}.png" if out is None else out
+    if out is None:
+        refuse_links_out(run.layout.root, OWN_NAMES)
     write_bytes_atomic(target, png_bytes(picture))
     return target
 

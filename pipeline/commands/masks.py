@@ -12,6 +12,7 @@ from models.refinement.refine import FOR_MASKS
 from pipeline.config import RunConfig, identity_changes, laid_over, load_config, resolve_config, save_config
 from pipeline.errors import SettingsConflict
 from pipeline.progress import RunProgress
+from pipeline.report.left_out import left_out, lines_of
 from pipeline.rounds.driver import Driver, RoundRequest
 from pipeline.run.lock import holding
 from pipeline.run.run import OpenRun, load_run, make_run
@@ -20,6 +21,7 @@ from pipeline.tasks.recipe import MASKS, all_tasks
 from pipeline.tasks.states import task_states
 from shards.data.labels import decode_label
 from shards.data.vocabulary import IGNORE_8_BIT, IGNORE_16_BIT
+from shards.files.untrusted import read_regular
 from shards.formats.layout import RunLayout
 from shards.formats.records import Record
 from shards.storage.mirror import put_files
@@ -53,7 +55,8 @@ def refine_masks(root: Path, request: MasksRequest, progress: RunProgress | None
 
     Returns:
         `run`, `images`, `refined`, `shards`, `coverage` in per cent, `masks` by what became of them, `without_mask` and
-        `quarantined` (each a key, with a reason for the latter), and `index`, the list of tars.
+        `quarantined` (each a key, with a reason for the latter), `left_out` (lines about unreadable images), and
+        `index`, the list of tars.
 
     Raises:
         SettingsConflict: The folder holds a run for other images, masks or classes.
@@ -114,7 +117,7 @@ def _numbered_classes(masks: Path) -> list[str]:
     """Call the classes "class 0" and so on, up to the highest id in any mask."""
     highest = -1
     for path in sorted(masks.rglob("*.png")):
-        data = path.read_bytes()
+        data = read_regular(path)
         try:
             ids = decode_label(data)
         except ValueError as error:
@@ -127,8 +130,8 @@ def _numbered_classes(masks: Path) -> list[str]:
 
 
 def _summary(run: OpenRun) -> dict[str, Any]:
-    embedded = stage_records(embed.tasks(run, 0))
-    refined, written = stage_records(refine.mask_tasks(run, 1)), stage_records(write.tasks(run, 1))
+    tasks = embed.tasks(run, 0), refine.mask_tasks(run, 1), write.tasks(run, 1)
+    embedded, refined, written = map(stage_records, tasks)
     total: Counter[str] = Counter()
     for record in refined:
         total.update({name: value for name, value in record.stats.items() if name != "coverage"})
@@ -143,6 +146,7 @@ def _summary(run: OpenRun) -> dict[str, Any]:
         "masks": masks,
         "without_mask": [drop["key"] for drop in _drops(refined)],
         "quarantined": _drops(embedded) + _drops(written),
+        "left_out": [*lines_of(left_out(task for planned in tasks for task in planned))],
         "index": place.shown(run.layout.pseudo_index(1)),
     }
 

@@ -185,9 +185,9 @@ def _write(
     write_bytes_atomic(Path(paths["label"]), encode_label(label, vocabulary))
     found = [vocabulary.names[index] for index in classes_by_size([label], vocabulary)]
     facts = {"image": work.input.shown, "sha256": work.digest, "classes": found, "made_by": made_by}
-    write_bytes_atomic(
-        out / f"{work.input.key}.json", (json.dumps(facts, ensure_ascii=False, indent=1) + "\n").encode()
-    )
+    # A file name that is not UTF-8 stands in it as JSON's own escape.
+    content = (json.dumps(facts, ensure_ascii=False, indent=1) + "\n").encode(errors="backslashreplace")
+    write_bytes_atomic(out / f"{work.input.key}.json", content)
     return Seen(work.input.shown, "predicted", {**paths, "classes": found})
 
 

@@ -12,9 +12,18 @@ from jobs.run import DataSettings, Section, student_weights
 from jobs.stage import Resources
 from jobs.training.config import TrainConfig
 from jobs.training.group import GroupResources, require_group_fits
-from pipeline.config import ResourceSettings, RunConfig, VocabularySettings, asks_for_tiny, laid_over
+from pipeline.config import (
+    QuarantineSettings,
+    ResourceSettings,
+    RunConfig,
+    VocabularySettings,
+    asks_for_tiny,
+    laid_over,
+)
 from pipeline.progress import RunProgress
+from pipeline.report.left_out import left_out, lines_of
 from pipeline.rounds.driver import Driver, RoundRequest
+from pipeline.rounds.rounds import tidy
 from pipeline.run.run import OpenRun
 from pipeline.settings import read_settings, validated, with_sets
 from pipeline.tasks.recipe import STAGE1, all_tasks
@@ -23,7 +32,8 @@ from shards.data.plan import Plan, make_plan
 from shards.data.sources import ScenesSourceConfig, SourceConfig, open_source
 from shards.data.vocabulary import Vocabulary, load_class_names
 from shards.files.locks import RunLock
-from shards.formats.layout import RunLayout, record_path
+from shards.files.untrusted import refuse_links_out
+from shards.formats.layout import OWN_NAMES, RunLayout, record_path
 from shards.formats.records import read_record
 
 TINY_STAGE1: Final = TrainConfig(
@@ -50,6 +60,7 @@ class PretrainConfig(Section):
         train: The training.
         embed: What an embedding worker needs.
         group: The training group.
+        quarantine: How many images may be unreadable.
     """
 
     model: ModelSettings = ModelSettings()
@@ -59,6 +70,7 @@ class PretrainConfig(Section):
     train: TrainConfig = TINY_STAGE1
     embed: Resources = Resources()
     group: GroupResources = GroupResources()
+    quarantine: QuarantineSettings = QuarantineSettings()
     seed: NonNegativeInt = 0
 
 
@@ -95,6 +107,7 @@ def run_pretrain(request: PretrainRequest, progress: RunProgress | None = None) 
     Raises:
         ValueError: Settings or data are wrong.
         StageFailed: Images could not be embedded.
+        DataFault: Too many of them are unreadable.
     """
     from models.weights.files import read_weights, write_weights
 
@@ -102,16 +115,20 @@ def run_pretrain(request: PretrainRequest, progress: RunProgress | None = None) 
     work = request.out.with_name(request.out.stem + ".pretrain") if request.work is None else request.work
     layout = RunLayout(work.absolute())
     shown = RunProgress(layout.events) if progress is None else progress
+    refuse_links_out(layout.root, OWN_NAMES)
     with RunLock(layout.lock):
         run = _open(config, layout)
         images = run.source_plan.sample_count if run.source_plan is not None else 0
         states = task_states(all_tasks(run, 0, STAGE1))
+        tidy(states)
         if all(state.state == "done" for state in states):
             shown.say("stage 1: nothing to do, its weights are there")
         else:
             shown.say(f"stage 1: {config.train.steps} steps on {images} images …")
             with Driver(run, RoundRequest(rounds=0, backend=request.backend), shown).connected() as driver:
                 driver.rounds(STAGE1, (0,))
+        for line in lines_of(left_out(state.task for state in states)):
+            shown.say(line)
         weights = student_weights(run, 0)
         write_weights(read_weights(weights), request.out, half=True)
     return {"out": str(request.out), "images": images, **read_record(record_path(weights)).stats}
@@ -160,6 +177,7 @@ def _open(config: PretrainConfig, layout: RunLayout) -> OpenRun:
         model=config.model,
         data=DataSettings(source=config.source, test=None, validation=None),
         train=config.train,
+        quarantine=config.quarantine,
         resources=ResourceSettings(embed=config.embed, train=config.group),
     )
     plan = make_plan((ref for ref in source.refs() if _has_label(ref.label_digest, config)), config.shard_size)

@@ -1,18 +1,25 @@
 """Takes what is damaged out of a run and has it done again."""
 
-from dataclasses import dataclass
+import logging
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from pipeline.rounds.driver import RoundRequest
+from pipeline.errors import DataFault, GateFailed
+from pipeline.progress import RunProgress
+from pipeline.rounds.driver import Driver, RoundRequest
 from pipeline.rounds.rounds import run_rounds
+from pipeline.run.foundation import Fault
 from pipeline.run.lock import holding
-from pipeline.run.run import read_run
-from pipeline.run.status import begun_rounds
-from pipeline.run.verify import Fault, is_finished, verify_run
+from pipeline.run.mending import mend_shared
+from pipeline.run.run import OpenRun, read_run
+from pipeline.run.verify import last_finished, run_layout, verify_run
+from pipeline.tasks.recipe import MASKS, refines_given_masks
 from shards.files.atomic import remove_path
 from shards.formats.layout import RunLayout, record_path
 from shards.storage.mirror import discard
 from shards.storage.store import place_of
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -39,26 +46,42 @@ def repair_run(root: Path, number: int | None, request: RoundRequest) -> Repair:
 
     Args:
         root: The run folder.
-        number: Only the embeddings and this round; None: everything.
+        number: Only what all rounds share and this round; None: everything.
         request: Where the work is done; its number of rounds does not count.
 
     Raises:
-        DataFault: There is no run, or no such round.
+        DataFault: There is no run or no such round, or something is damaged that cannot be made again.
         LockHeld: Another command works on the run.
     """
-    run = read_run(root)
+    layout = run_layout(root)
     with holding(root):
-        faults = verify_run(root, number).faults
-        finished = [each for each in begun_rounds(run.layout) if is_finished(run, each)]
-        for fault in faults:
+        mended = mend_shared(root)
+        run, found = read_run(root), verify_run(root, number)
+        if found.unjudged is not None:
+            raise DataFault(f"nothing was removed, as it could not be made again: {found.unjudged}")
+        last = last_finished(run)
+        for fault in found.faults:
             _take_out(fault.output)
-    if not faults:
+    faults = (*mended, *found.faults)
+    stale = [one for one in found.stale if not _replays(layout, one.task.output)]
+    if last is not None and (found.faults or any(one.task.round <= last for one in stale)):
+        _do_again(run, replace(request, rounds=last))
+    elif not faults:
         return Repair((), None, (), ())
-    if finished:
-        again = RoundRequest(rounds=max(finished), backend=request.backend, address=request.address)
-        run_rounds(root, again)
-    replays = tuple(sorted({folder for fault in faults for folder in _replays(run.layout, fault.output)}))
-    return Repair(faults, max(finished, default=None), replays, verify_run(root, number).faults)
+    replays = tuple(sorted({folder for fault in faults for folder in _replays(layout, fault.output)}))
+    return Repair(faults, last, replays, verify_run(root, number).faults)
+
+
+def _do_again(run: OpenRun, request: RoundRequest) -> None:
+    root = run.layout.root
+    if refines_given_masks(run):
+        with holding(root), Driver(run, request, RunProgress(run.layout.events)).connected() as driver:
+            driver.rounds(MASKS, (0, 1))
+        return
+    try:
+        run_rounds(root, request)
+    except GateFailed as failed:  # the run ended so before; the report of its last round is there
+        logger.warning("%s", failed)
 
 
 def _take_out(output: Path) -> None:

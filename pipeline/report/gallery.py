@@ -1,5 +1,6 @@
 """The pictures of a report: a dozen samples before and after refinement."""
 
+import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
@@ -63,7 +64,8 @@ def draw_samples(run: Run, number: int, samples: Sequence[Shown]) -> list[Pictur
         for shown in (shown for shown in samples if shown.shard == shard and shown.key in store.keys):
             row = store.keys.index(shown.key)
             labels = [store.maps[name][row].astype(np.int32) for name in ("teacher", "label")]
-            pictures.append((samples.index(shown), _picture(run, number, shown, refs[shown.key], labels, source)))
+            with contextlib.suppress(UnreadableImage):  # refined, and missing since: the report names it
+                pictures.append((samples.index(shown), _picture(run, number, shown, refs[shown.key], labels, source)))
     return [picture for _, picture in sorted(pictures, key=lambda pair: pair[0])]
 
 

@@ -180,8 +180,10 @@ def _quarantined(report: RoundReport) -> list[str]:
     if not drops:
         return []
     rows = [row(drop.key, [drop.reason, drop.detail], text=True) for drop in drops[:_MAX_DROPS]]
+    where = [f"{one.total} {one.dataset} images in {one.folder}" for one in report.left_out]
     more = f" {len(drops) - _MAX_DROPS} more stand in report.json." if len(drops) > _MAX_DROPS else ""
-    note = f"{len(drops)} images could not be read and were left out.{more}"
+    of = f" of {', '.join(where)}" if where else ""
+    note = f"{len(drops)} images could not be read and were left out{of}.{more}"
     return ["<h2>Quarantined images</h2>", table(["key", "reason", "detail"], rows, note, text=True)]
 
 

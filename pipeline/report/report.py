@@ -17,13 +17,16 @@ from models.refinement.gate import GateConfig
 from pipeline.report.alarms import RoundFacts, round_alarms
 from pipeline.report.gallery import PICTURES_NOTE, choose_samples, draw_samples
 from pipeline.report.html import render_page
+from pipeline.report.left_out import left_out
 from pipeline.report.report_table import number as shown
 from pipeline.report.round_report import (
     ClassFacts,
     Gain,
     GateFacts,
+    LeftOutFacts,
     ModelFacts,
     PseudoLabelFacts,
+    Quarantined,
     RoundReport,
     Scores,
     TrainingFacts,
@@ -31,11 +34,11 @@ from pipeline.report.round_report import (
 )
 from shards.files.atomic import write_bytes_atomic
 from shards.formats.layout import record_path
-from shards.formats.records import Json, Record, read_json, read_record
+from shards.formats.records import Json, Record, fingerprint_digest, read_json, read_record
 from shards.storage.mirror import put_files
 from shards.storage.store import place_of
 
-VERSION: Final = 4  # goes up when the report of the same results reads otherwise
+VERSION: Final = 5  # goes up when the report of the same results reads otherwise
 
 _GATE_STATISTICS: Final = {
     "max": "the highest",
@@ -64,11 +67,22 @@ def tasks(run: Run, round: int) -> list[ShardTask]:
 
 def fingerprint(run: RunRef) -> dict[str, Json]:
     """Return what changes the report besides what it shows: the gate, which it explains, and the alarms' thresholds."""
-    return {
+    found: dict[str, Json] = {
         "report": VERSION,
         "gate": refine.gate_fingerprint(run.section(refine.Settings).gate),
         "alarms": run.section(AlarmConfig).model_dump(mode="json", exclude={"stop"}),
     }
+    if run.round == 0:  # of a later round, what is left out changes the inputs, too
+        keys: list[Json] = [drop.key for one in left_out(embed.tasks(run.reopened(), 0)) for drop in one.drops]
+        found["left_out"] = fingerprint_digest({"keys": keys}) if keys else None
+    return found
+
+
+def _image_tasks(run: Run, number: int) -> list[ShardTask]:
+    """Return the tasks behind a round's numbers that read images, those that are done once for all rounds first."""
+    once = [*embed.tasks(run, 0), *evaluate.embed_tasks(run, 0)]
+    chain = [*teacher.tasks(run, number), *write.tasks(run, number)]
+    return [*once, *chain, *evaluate.tasks(run, number), *target_check.tasks(run, number)]
 
 
 def work(run: Run, task: ShardTask) -> Done:
@@ -103,6 +117,7 @@ def build_report(run: Run, number: int) -> RoundReport:
             "training": _training(run, number),
             **_guards(run, number, chain["refine"]),
         }
+    lacking = left_out(_image_tasks(run, number))
     return RoundReport(
         round=number,
         run=run.name,
@@ -116,7 +131,10 @@ def build_report(run: Run, number: int) -> RoundReport:
         classes=_classes(run, number, {"iou": evaluated, "iou_round_0": start, "iou_baseline": baseline or {}}, chain),
         timings=_timings(run, number, chain, embedded),
         drops={stage: _reasons(records) for stage, records in {"embed": embedded, **chain}.items()},
-        quarantined=tuple(drop for record in embedded for drop in record.drops),
+        left_out=tuple(LeftOutFacts.model_validate(one, from_attributes=True) for one in lacking),
+        quarantined=tuple(
+            Quarantined(dataset=one.dataset, **drop.model_dump()) for one in lacking for drop in one.drops
+        ),
     )
 
 

@@ -9,7 +9,6 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from jobs.stages.promote import Decision
 from models.evaluation.alarms import Alarm
 from models.refinement.gate import GateConfig
-from shards.formats.records import Drop
 
 
 class _Facts(BaseModel):
@@ -118,6 +117,25 @@ class ClassFacts(_Facts):
     threshold: float | None = None
 
 
+class LeftOutFacts(_Facts):
+    """How many images of a data set are left out, and why."""
+
+    dataset: str
+    folder: str
+    total: int
+    images: int
+    reasons: str
+
+
+class Quarantined(_Facts):
+    """An image that some stage could not read. Reports of earlier versions name no data set."""
+
+    dataset: str = ""
+    key: str
+    reason: str
+    detail: str = ""
+
+
 class RoundReport(_Facts):
     """The numbers of a round: everything in per cent, None where there is nothing to measure with.
 
@@ -148,7 +166,8 @@ class RoundReport(_Facts):
     classes: tuple[ClassFacts, ...] = ()
     timings: dict[str, float] = {}
     drops: dict[str, dict[str, int]] = {}
-    quarantined: tuple[Drop, ...] = ()
+    left_out: tuple[LeftOutFacts, ...] = ()
+    quarantined: tuple[Quarantined, ...] = ()
 
     def as_json(self) -> str:
         """Return the text of `report.json`."""

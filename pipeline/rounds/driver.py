@@ -10,11 +10,13 @@ from jobs.cluster.actors import Spares
 from jobs.execution.worker import lazily
 from jobs.executor import Backend, StageEvent, StageFailed, run_chain
 from jobs.stage import ShardTask, StagePlan, require_samples, stage_records, why_stale
+from jobs.stages import embed
 from jobs.stages.promote import read_decision
 from jobs.training.group import run_training
 from pipeline.errors import EXIT_RESUMABLE, JobEnded, RunGone
 from pipeline.progress import RunProgress, followed
 from pipeline.report import report
+from pipeline.report.left_out import left_out
 from pipeline.report.report import alarm_lines, score_line
 from pipeline.report.round_report import read_report
 from pipeline.rounds.concurrent import beside_others
@@ -108,7 +110,9 @@ class Driver:
         """
         lost: StageFailed | None = None
         gone: set[Path] = set()
+        done: list[ShardTask] = []  # of what is left out, each stage's own share counts
         for number in numbers:
+            done = [task for task in done if task.round == 0]
             # Planned when it is its turn: what a round starts from is made by the one before.
             for part in parts_of(stage_plans(recipe, self._run, number)):
                 left = _without(part, gone)
@@ -121,6 +125,9 @@ class Driver:
                     undone = {(failure.stage, failure.shard) for failure in failed.failures} | {*failed.blocked}
                     gone |= {t.output for plan in left for t in plan.tasks if (t.stage, t.shard) in undone}
                     lost = failed if lost is None else _joined(lost, failed)
+                    continue
+                done += [task for plan in left for task in plan.tasks]
+                self._check(number, left, done)
             if after_each is not None and lost is None:
                 after_each(number)
         if lost is not None:
@@ -133,13 +140,17 @@ class Driver:
         plans = stage_plans(ROUND, self._run, number, names)
         if self._request.together:
             plans = beside_others(self._run, number, name, plans)
+        done = embed.tasks(self._run, 0)
         for part in parts_of(plans):
             self._part(number, part)
+            done += [task for plan in part if plan.elsewhere is None for task in plan.tasks]
+            self._check(number, part, done)
 
     def label(self, number: int) -> None:
         """Make pseudo-labels from the teacher's scores that are stored: refine, write, list and measure them."""
         for part in parts_of(stage_plans(ROUND, self._run, number, ("refine", "write"))):
             self._part(number, part)
+            self._check(number, part, ())
 
     def _part(self, number: int, part: Sequence[StagePlan]) -> None:
         """Do plans of which none waits for all of another, and judge what came of them."""
@@ -150,23 +161,20 @@ class Driver:
                 self._train(number, plan)
             elif plan.where == "driver":
                 self._do_here(number, plan)
-        for plan in part:
-            if plan.elsewhere is None and plan.where == "workers":
-                self._require_enough(number, plan)
 
-    def _require_enough(self, number: int, plan: StagePlan) -> None:
-        """Hold the images that a stage left out against the budget.
+    def _check(self, number: int, part: Sequence[StagePlan], done: Iterable[ShardTask]) -> None:
+        """Hold what is left out by now against the budget, and refuse to go on from nothing.
 
         Raises:
-            DataFault: There are too many.
-            EmptyStage: Not one sample came out.
+            DataFault: More images than allowed cannot be read.
+            EmptyStage: A stage has no sample.
         """
-        records = stage_records(plan.tasks)
-        stage, _, dataset = plan.name.partition("-")
-        if stage == "embed":
-            total = sum(len(task.samples) for task in plan.tasks)
-            check_quarantine(records, total, self._run.config.quarantine, dataset or "target")
-        require_samples(plan.name if stage == "embed" else f"{plan.name} of round {number}", records)
+        for found in left_out(done):
+            check_quarantine(found, self._run.config.quarantine)
+        for plan in part:
+            if plan.elsewhere is None and plan.where == "workers":
+                name = plan.name if plan.name.startswith("embed") else f"{plan.name} of round {number}"
+                require_samples(name, stage_records(plan.tasks))
 
     def _do_here(self, number: int, plan: StagePlan) -> None:
         """Do what takes a moment in this process."""

@@ -6,16 +6,21 @@ from typing import Any, Final
 
 from jobs.run import best_weights
 from jobs.stage import ShardTask
+from jobs.stages import embed
 from jobs.stages.promote import read_decision
+from jobs.training.loop import remove_left_checkpoints
 from pipeline.errors import DataFault, GateFailed
 from pipeline.progress import RunProgress
+from pipeline.report.left_out import left_out, lines_of, of_reports
 from pipeline.report.report import alarm_lines, score_line
 from pipeline.report.round_report import RoundReport, read_report
 from pipeline.rounds.driver import Driver, RoundRequest
+from pipeline.rounds.quarantine import check_quarantine
 from pipeline.run.lock import holding, holding_stage
+from pipeline.run.mending import mend_shared
 from pipeline.run.run import OpenRun, open_or_make_run, read_run
 from pipeline.tasks.recipe import ROUND, all_tasks, shards_chain, stage_names, stage_of, stage_plans
-from pipeline.tasks.states import StageSummary, summarise, task_states
+from pipeline.tasks.states import StageSummary, TaskState, summarise, task_states
 from shards.formats.layout import RunLayout
 from shards.storage.store import as_shown, place_of
 
@@ -34,11 +39,15 @@ def run_rounds(root: Path, request: RoundRequest, progress: RunProgress | None =
     """
     shown = RunProgress(RunLayout(root).events) if progress is None else progress
     with holding(root):
+        _mend_shared(root, request, shown)
         run = open_or_make_run(root, request.file, request.sets)
         states = task_states(all_tasks(run, request.rounds), verify=request.verify)
+        tidy(states)
         if all(state.state == "done" for state in states) and _pages_there(run, request.rounds):
             done = f"rounds 0 to {request.rounds} are done ({len(states)} outputs {_looked_at(request)})"
             shown.say(f"{as_shown(root)}: nothing to do, {done}")
+            for found in of_reports(reports_of(run, request.rounds)):
+                check_quarantine(found, run.config.quarantine)
             for number in range(request.rounds + 1):
                 require_no_regression(run, number, request.rounds)
         else:
@@ -83,17 +92,22 @@ def run_stage(root: Path, name: str, request: RoundRequest, progress: RunProgres
     if request.together and len(shards_chain(name)) == 1:
         raise ValueError(f"{name} works alone: no stage follows it shard by shard")
     with holding_stage(root, number, name) if request.together else holding(root):
+        if not request.together:
+            _mend_shared(root, request, shown)
         run = read_run(root) if request.together else open_or_make_run(root, request.file, request.sets)
         tasks = stage_tasks(run, name, number)
         before = chain_before(run, name, number) if request.together else []
         _refuse_incomplete(run, [*before, *tasks], number)
         states = task_states([*before, *tasks], verify=request.verify)[len(before) :]
+        tidy(states)
         open_tasks = [state.task for state in states if state.state != "done"]
         if open_tasks:
             with Driver(run, request, shown).connected() as driver:
                 driver.stage(name, number)
         else:
             shown.say(f"{name} of round {number}: nothing to do, {len(states)} outputs {_looked_at(request)}")
+        for line in lines_of(left_out([*embed.tasks(run, 0), *tasks])):
+            shown.say(line)
     return {"stage": name, "round": number, "done": len(tasks), "worked": len(open_tasks)}
 
 
@@ -173,6 +187,20 @@ def _refuse_incomplete(run: OpenRun, tasks: Sequence[ShardTask], number: int) ->
         )
 
 
+def _mend_shared(root: Path, request: RoundRequest, shown: RunProgress) -> None:
+    """Make again, where everything is to be verified, what is damaged and no task of a round is there for."""
+    if request.verify and RunLayout(root).config.is_file():
+        for fault in mend_shared(root):
+            shown.say(f"damaged, was made again: {as_shown(fault.output)}: {fault.reason}")
+
+
+def tidy(states: Sequence[TaskState]) -> None:
+    """Remove what commands that were killed, or paused and taken over, left of trainings that are done."""
+    for state in states:
+        if state.task.stage in ("train", "pretrain") and state.state == "done":
+            remove_left_checkpoints(state.task)
+
+
 def _looked_at(request: RoundRequest) -> str:
     return "verified" if request.verify else "by their records; --verify compares their bytes, too"
 
@@ -186,7 +214,7 @@ def result_lines(root: Path, reports: Sequence[RoundReport]) -> list[str]:
     layout = RunLayout(root)
     last = len(reports) - 1
     lines = [line for report in reports for line in (score_line(report), *alarm_lines(report))]
-    lines += [f"quarantined: {drop.key}: {drop.reason} ({drop.detail})" for drop in reports[0].quarantined]
+    lines += lines_of(of_reports(reports))
     place = place_of(root)
     lines.append(f"report: {place.shown(layout.report_html(last))}")
     if last:

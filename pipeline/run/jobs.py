@@ -1,6 +1,7 @@
 """The jobs that were submitted for a run, as its folder lists them."""
 
 import json
+import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -10,10 +11,12 @@ from typing import Any, Final
 import typer
 
 from jobs.cluster.job_server import Job, JobServer, RayJobServer
+from shards.files.untrusted import read_json_file
 from shards.formats.layout import RunLayout
 from shards.formats.records import read_json
 
 _OUTCOME: Final = ".outcome.json"
+_ATTEMPT: Final = re.compile(r"[0-9]{1,9}")
 
 
 @dataclass(frozen=True)
@@ -49,9 +52,9 @@ def outcome_written(path: Path | None) -> Iterator[None]:
 def read_outcome(path: Path) -> JobOutcome | None:
     """Read how a job ended; None: it was cut short, or it still works."""
     try:
-        content = json.loads(path.read_bytes())
+        content = read_json_file(path)
         return JobOutcome(int(content["exit_code"]), str(content["message"]))
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, OverflowError):
         return None
 
 
@@ -75,11 +78,14 @@ def job_rows(root: Path, connect: Callable[[str], JobServer] = RayJobServer) -> 
     """
     folder = RunLayout(root).jobs
     names = ("id", "round", "stage", "attempt", "address", "submitted")
-    rows = [{name: content.get(name) for name in names} for content in _submitted(folder).values()]
+    rows = [
+        {name: content.get(name) for name in names} | {"outcome": read_outcome(path.with_suffix(_OUTCOME))}
+        for path, content in _submitted(folder).items()
+    ]
     rows.sort(key=lambda row: (str(row["submitted"]), str(row["id"])))
     told: dict[str, dict[str, Job] | None] = {}
     for row in rows:
-        outcome = read_outcome(folder / f"{row['id']}{_OUTCOME}")
+        outcome = row.pop("outcome")
         row["exit_code"] = None if outcome is None else outcome.exit_code
         row["state"] = "ended" if outcome is not None else _state(str(row["id"]), str(row["address"]), told, connect)
     return rows
@@ -99,9 +105,10 @@ def newest_outcome(folder: Path, number: int, stage: str) -> JobOutcome | None:
 
 
 def _submitted(folder: Path) -> dict[Path, dict[str, Any]]:
-    """Read what was noted of each job when it was submitted, by its file."""
+    """Read what was noted of each job when it was submitted, by its file; what is no such note is left out."""
     paths = [path for path in sorted(folder.glob("*.json")) if not path.name.endswith(_OUTCOME)]
-    return {path: content for path in paths if (content := read_json(path)) is not None}
+    found = {path: content for path in paths if (content := read_json(path)) is not None}
+    return {path: job for path, job in found.items() if _ATTEMPT.fullmatch(str(job.get("attempt")))}
 
 
 def _state(

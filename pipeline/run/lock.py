@@ -6,8 +6,10 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from shards.files.fence import LockLost
 from shards.files.locks import LockHolder, RunLock, clear_stale, held_by, live_holder, now_s
-from shards.formats.layout import RunLayout
+from shards.files.untrusted import refuse_links_out
+from shards.formats.layout import OWN_NAMES, RunLayout
 from shards.storage.mirror import bring, put_files
 from shards.storage.store import Place, Store, place_of
 from shards.storage.store_calls import StoreRefused, StoreUnavailable
@@ -73,7 +75,8 @@ def stage_holders(root: Path) -> dict[tuple[int, str], LockHolder]:
 @contextmanager
 def _holding(place: Place, lock: Path, *, against: ListLocks) -> Iterator[None]:
     """Take a lock, and only then look at those that exclude it: two who do so may both refuse, and never both work."""
-    with RunLock(lock, shown=place.shown(lock)):
+    refuse_links_out(place.root, OWN_NAMES)
+    with RunLock(lock, shown=place.shown(lock), folder=place.root):
         _refuse(place, None, against)
         if place.store is None:
             yield
@@ -86,7 +89,7 @@ def _holding(place: Place, lock: Path, *, against: ListLocks) -> Iterator[None]:
             finally:
                 try:
                     put_files(place, [RunLayout(place.root).events])
-                except (StoreUnavailable, StoreRefused) as error:
+                except (StoreUnavailable, StoreRefused, LockLost) as error:
                     logger.warning("the log could not be published: %s", error)
 
 
@@ -110,7 +113,8 @@ def _stage_locks(place: Place, store: Store | None) -> list[Path]:
         paths = [place.root / name for name in store.find(place.name_of(folder))]
     else:
         paths = list(folder.iterdir()) if folder.is_dir() else []
-    return sorted(path for path in paths if path.suffix == ".lock")
+    # A stale one is deleted: a file of somebody else's that only ends alike is not.
+    return sorted(path for path in paths if _STAGE_LOCK.fullmatch(path.name))
 
 
 def _live(place: Place, lock: Path) -> LockHolder | None:

@@ -9,10 +9,11 @@ from jobs import run as jobs_run
 from jobs.run import Run
 from pipeline.config import RunConfig, changed_settings, identity_changes, load_config, resolve_config, save_config
 from pipeline.errors import DataFault, SettingsConflict
-from pipeline.settings import read_settings
-from shards.data.plan import write_plan
+from pipeline.settings import read_settings, settings_fault
+from shards.data.plan import Plan, is_list_name, write_plan
 from shards.data.sources import open_source
 from shards.data.vocabulary import Vocabulary
+from shards.files.atomic import is_temporary
 from shards.formats.layout import RunLayout
 from shards.storage.mirror import bring, put_files, upload
 from shards.storage.store import as_shown, place_of
@@ -47,7 +48,10 @@ def open_or_make_run(root: Path, file: Path | None = None, sets: Sequence[str] =
     if layout.config.is_file():
         saved = load_config(layout.config)
         config = asked_config(root, saved, file, sets)
-        if config != saved:
+        fault = settings_fault(layout.config)
+        if fault is not None:
+            logger.warning("%s is taken as it is, though %s", layout.config, fault)
+        if config != saved or fault is not None:
             logger.info("settings changed: %s", "; ".join(changed_settings(saved, config)))
             save_config(layout.config, config)
             put_files(place_of(root), [layout.config])
@@ -138,9 +142,26 @@ def load_run(layout: RunLayout, config: RunConfig) -> OpenRun:
     try:
         run = jobs_run.load_run(layout, config)
     except (FileNotFoundError, ValueError) as error:
-        raise DataFault(f"{error}; the run folder is damaged: put the file back or start a new run") from error
+        hint = f"stseg-pipeline shards repair --run {as_shown(layout.root)} makes it again where that can be done"
+        raise DataFault(
+            f"{error}; the run folder is damaged: {hint}, else put the file back or start a new run"
+        ) from error
     return OpenRun(run.layout, config, run.vocabulary, run.plan, run.source_plan)
 
 
 def _is_own(path: Path) -> bool:
-    return path.name in _OWN_BEFORE_CONFIG or path.name.startswith(".tmp~")
+    """Return whether a killed `init` left something there; what only has the name is the user's and would be lost."""
+    if is_temporary(path.name):
+        return True
+    if path.is_symlink() or path.name not in _OWN_BEFORE_CONFIG:
+        return False
+    if path.name in ("plan", "source_plan"):
+        return path.is_dir() and all(is_list_name(one.name) or is_temporary(one.name) for one in path.iterdir())
+    try:
+        if path.name == "vocabulary.json":
+            Vocabulary.load(path)
+        elif path.name in ("plan.json", "source_plan.json"):
+            Plan.load(path)
+    except (OSError, ValueError):
+        return False
+    return True

@@ -1,6 +1,7 @@
 """How far a run is, read from its plain files alone: no model, no Ray, also while it runs."""
 
 import os
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from itertools import groupby
@@ -16,6 +17,8 @@ from shards.formats.events import read_events
 from shards.formats.layout import RunLayout
 from shards.formats.records import read_counts, read_json
 from shards.storage.store import as_shown
+
+_ROUND = re.compile(r"[0-9]{3}|[1-9][0-9]{3,8}")
 
 
 @dataclass(frozen=True)
@@ -84,7 +87,7 @@ class RunStatus:
     Attributes:
         stages: Every stage that was begun, in order.
         rounds: What each finished round's report says, by number: miou, miou_seen, miou_unseen, hiou, and its
-            pseudo_labels, promotion and alarms.
+            pseudo_labels, promotion, alarms and left_out.
         last_event: The last line of the run's log.
         holder: Who works on the whole run now, as the run lock has it; None: nobody who lives.
         quarantined: Shards that were given up.
@@ -116,10 +119,12 @@ def run_status(root: Path) -> RunStatus:
             stages += _counted(number, stage.tasks(run, number))
         report = read_json(layout.report_json(number))
         if report is not None:
-            rounds[number] = {name: report.get(name) for name in (*SCORES, "pseudo_labels", "promotion", "alarms")}
+            names = (*SCORES, "pseudo_labels", "promotion", "alarms", "left_out")
+            rounds[number] = {name: report.get(name) for name in names}
     events = read_events(layout.events)
     quarantined = quarantined_shards(events)
-    asked = [int(str(event["rounds"])) for event in events if event.get("kind") == "run_started" and "rounds" in event]
+    started = [event for event in events if event.get("kind") == "run_started" and _counts(event, "rounds")]
+    asked = [int(str(event["rounds"])) for event in started]
     retry = retry_command(root, asked[-1] if asked else max(one.round for one in quarantined)) if quarantined else None
     return RunStatus(
         stages=tuple(stages),
@@ -138,20 +143,25 @@ def run_status(root: Path) -> RunStatus:
 def begun_rounds(layout: RunLayout) -> list[int]:
     """Give the rounds that have a folder, in order."""
     folders = layout.round(0).parent.glob("[0-9]*")
-    return sorted(int(folder.name) for folder in folders if folder.name.isdigit() and folder.is_dir())
+    return sorted(int(folder.name) for folder in folders if _ROUND.fullmatch(folder.name) and folder.is_dir())
 
 
 def quarantined_shards(events: Iterable[Mapping[str, Any]]) -> tuple[QuarantinedShard, ...]:
     """Give the shards that a run's log says were given up, and not done since, in the order of their failure."""
     found: dict[tuple[int, str, str], QuarantinedShard] = {}
     for event in events:
-        if event.get("kind") not in ("shard_failed", "shard_done"):
+        if event.get("kind") not in ("shard_failed", "shard_done") or not _counts({"round": 0, **event}, "round"):
             continue
-        place = (int(event.get("round", 0)), str(event.get("stage", "")), str(event.get("shard", "")))
+        place = (int(str(event.get("round", 0))), str(event.get("stage", "")), str(event.get("shard", "")))
         found.pop(place, None)
         if event["kind"] == "shard_failed":
             found[place] = QuarantinedShard(*place, cause=str(event.get("error", "unknown")))
     return tuple(found.values())
+
+
+def _counts(event: Mapping[str, Any], name: str) -> bool:
+    """Return whether a line of the log, which anybody may have edited, holds a number there."""
+    return re.fullmatch(r"[0-9]{1,9}", str(event.get(name))) is not None
 
 
 def retry_command(root: Path, rounds: int, backend: str = "ray") -> str:

@@ -1,36 +1,31 @@
-"""Whether the outputs of a run are what their records say: every checksum compared, what is damaged named."""
+"""Whether a run is what its records and settings say: every checksum compared, what is damaged or stale named.
+
+What a round would do again is judged as `plan` and `round` judge it: by `task_states`, over all tasks of the run. What
+no task covers (checkpoints, text embeddings) is held against its record alone.
+"""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from jobs.stage import ShardTask, why_foreign
 from jobs.training.checkpoints import checkpoint_fault
 from pipeline.errors import DataFault
+from pipeline.run.foundation import Fault, foundation_faults
 from pipeline.run.run import OpenRun, read_run
 from pipeline.run.status import begun_rounds
+from pipeline.tasks.recipe import refines_given_masks, tasks_of_run
+from pipeline.tasks.states import TaskState, task_states
 from shards.formats import records
-from shards.formats.layout import record_path
+from shards.formats.layout import RunLayout, is_output_name, record_path
 from shards.formats.records import read_record, record_or_none
 from shards.formats.tar import read_pseudo_index
-from shards.storage.mirror import NotInStore, check
+from shards.storage.mirror import NotInStore, bring, check
 from shards.storage.store import as_shown, place_of
 from shards.storage.store_calls import StoreRefused
 
 _KINDS = (".zarr", ".tar", ".safetensors")
-
-
-@dataclass(frozen=True)
-class Fault:
-    """An output that is damaged or lost.
-
-    Attributes:
-        output: The file or folder; of a checkpoint, its JSON file.
-        reason: What is wrong with it or with its record.
-    """
-
-    output: Path
-    reason: str
 
 
 @dataclass(frozen=True)
@@ -39,73 +34,135 @@ class Verdict:
 
     Attributes:
         checked: Outputs that were looked at.
-        undone: Outputs of rounds under way that are not done yet; nothing is wrong with these.
-        faults: What is damaged or lost, in the order of the paths.
+        undone: Outputs that are not done yet; nothing is wrong with these.
+        faults: What is damaged, lost or exchanged: what the run rests on first, then in the order of the paths.
+        stale: What is whole, but made from something else or with other settings than now: a round does it again.
+        unjudged: Why it cannot be said what a round would do again; None where it could be.
     """
 
     checked: int
     undone: int
     faults: tuple[Fault, ...]
+    stale: tuple[TaskState, ...] = ()
+    unjudged: str | None = None
 
 
 def verify_run(root: Path, number: int | None = None) -> Verdict:
-    """Hash the outputs of a run again: embeddings, all rounds with their replays, checkpoints of a training under way.
+    """Hash all of a run again: settings, vocabulary, plans, embeddings, all rounds with their replays, checkpoints.
 
     Args:
         root: The run folder.
-        number: Only the embeddings and this round; None: everything.
+        number: Of the rounds only this one; None: all.
 
     Raises:
         DataFault: There is no run, or no such round.
     """
-    run = read_run(root)
-    if number is not None and not run.layout.round(number).is_dir():
+    layout = run_layout(root)
+    if number is not None and not layout.round(number).is_dir():
         where = as_shown(root)
         raise DataFault(
             f"{where} has no round {number} yet; run: stseg-pipeline round --n {max(number, 1)} --run {where}"
         )
-    rounds = begun_rounds(run.layout) if number is None else [number]
-    folders = [run.layout.root / "embeddings", *(run.layout.round(each) for each in rounds)]
-    found = {output for folder in folders for output in _outputs_below(folder)}
-    planned = {output: each for each in rounds for output in _planned(run, each)}
-    faults, undone = [], 0
-    for output in sorted(found | planned.keys()):
-        reason = _fault(output)
-        if reason is None:
-            continue
-        done_round = is_finished(run, planned[output]) if output in planned else True
-        if done_round or record_path(output).exists():
-            faults.append(Fault(output, reason))
-        else:
+    rounds = begun_rounds(layout) if number is None else [number]
+    faults, stale, undone = foundation_faults(layout), [], 0
+    tasks, finished, unjudged = _tasks(root, rounds)
+    judged = _judged(tasks, finished)
+    for state in task_states(tasks, verify=True):
+        fault = _task_fault(state)
+        if state.state == "to do" and not (fault and state.task.output in judged):
             undone += 1
+        elif fault is not None:
+            faults.append(fault)
+        elif state.state == "stale":
+            stale.append(state)
+    folders = [layout.root / "embeddings", *(layout.round(each) for each in rounds)]
+    covered = {task.output for task in tasks}
+    others = {path for folder in folders for path in outputs_below(folder) if is_output_name(path.name)} - covered
+    faults += [Fault(output, reason) for output in others if (reason := fault_of(output)) is not None]
     damaged = {fault.output for fault in faults}
-    for index in sorted(path for path in found if path.name == "index.json" and path not in damaged):
+    for index in sorted(path for path in others | covered if path.name == "index.json" and path not in damaged):
         faults += [Fault(index, reason) for reason in _index_faults(index, damaged)]
-    return Verdict(len(found | planned.keys()) - undone, undone, tuple(faults))
+    faults.sort(key=lambda fault: (len(fault.output.relative_to(layout.root).parts) > 2, fault.output))
+    return Verdict(len(others) + len(covered) - undone, undone, tuple(faults), tuple(stale), unjudged)
 
 
-def is_finished(run: OpenRun, number: int) -> bool:
-    """Tell whether a round was done to its report."""
-    return record_path(run.layout.report_json(number)).is_file()
-
-
-def _planned(run: OpenRun, number: int) -> Iterator[Path]:
-    """Give the outputs that a round has in any case; the others are known by their records."""
-    names = [shard.name for shard in run.plan.shards]
+def last_finished(run: OpenRun) -> int | None:
+    """Return the last round that was done to its end; None if there is none."""
     layout = run.layout
-    yield from (layout.embedding("target", name) for name in names)
-    if number > 0:
-        yield from (layout.teacher(number, name) for name in names)
-        yield from (layout.refine(number, name) for name in names)
-        yield from (layout.pseudo(number, name) for name in names)
-        yield from (layout.pseudo_index(number), layout.pseudo_scores(number))
-        yield layout.best(number) / "model.safetensors"
-    yield layout.student(number) / "model.safetensors"
-    yield from (layout.promotion(number), layout.report_json(number))
+    if refines_given_masks(run):
+        return 1 if record_path(layout.pseudo_index(1)).is_file() else None
+    done = (each for each in begun_rounds(layout) if record_path(layout.report_json(each)).is_file())
+    return max(done, default=None)
 
 
-def _outputs_below(folder: Path) -> Iterator[Path]:
-    """Give what has a record, or stands where one belongs, in a folder and those in it."""
+def fault_of(output: Path) -> str | None:
+    """Return what is wrong with an output or its record; None if it is what its record says."""
+    if output.parent.name == "checkpoints":
+        return checkpoint_fault(output)
+    try:
+        record = read_record(record_path(output))
+    except FileNotFoundError:
+        return "has no record: it is not done" if output.exists() else "is missing"
+    except (OSError, ValueError) as error:
+        return str(error)
+    if output.name not in record.outputs:
+        return f"{record_path(output)} is the record of another output"
+    try:
+        check(place_of(output), output, record_path(output))
+    except (NotInStore, StoreRefused) as error:
+        return str(error)
+    return records.why_stale(record_path(output), fingerprint=record.fingerprint, inputs=record.inputs)
+
+
+def run_layout(root: Path) -> RunLayout:
+    """Bring what is small of a run here, and return its layout.
+
+    Raises:
+        DataFault: There is no run.
+    """
+    bring(place_of(root))
+    layout = RunLayout(root.absolute())
+    return layout if layout.config.is_file() else read_run(root).layout  # which says what is missing
+
+
+def _tasks(root: Path, rounds: Sequence[int]) -> tuple[list[ShardTask], int, str | None]:
+    """Return the tasks of some rounds and what all share, the last finished round (-1: none), and what went wrong."""
+    try:
+        run = read_run(root)
+        tasks = tasks_of_run(run, max(rounds, default=0))
+    except (OSError, ValueError) as error:
+        return [], -1, str(error)
+    above = run.layout.round(0).parent
+    wanted = [task for task in tasks if task.round in rounds or above not in task.output.parents]
+    finished = last_finished(run)
+    return wanted, -1 if finished is None else finished, None
+
+
+def _judged(tasks: Sequence[ShardTask], finished: int) -> set[Path]:
+    """Return the outputs that were there once: of finished rounds, what a record says was read, or what nothing reads.
+
+    What is not among them is not lost but new, as another setting may ask for more than was ever made.
+    """
+    was_read, is_read = set(), set()
+    for task in tasks:
+        record = record_or_none(task.record)
+        is_read |= set(task.inputs.values())
+        was_read |= {path for role, path in task.inputs.items() if record is not None and role in record.inputs}
+    done = {task.output for task in tasks if task.round <= finished}
+    return done & (was_read | (done - is_read))
+
+
+def _task_fault(state: TaskState) -> Fault | None:
+    """Return what is wrong with a task's output, apart from what a change of settings explains."""
+    task = state.task
+    if state.state == "done" and place_of(task.output).store is None:
+        return None  # its bytes were compared
+    reason = why_foreign(task) or fault_of(task.output)
+    return None if reason is None else Fault(task.output, reason)
+
+
+def outputs_below(folder: Path) -> Iterator[Path]:
+    """Yield what has a record, or stands where one belongs, in a folder and those in it."""
     for directory, folders, names in os.walk(folder):
         yield from (Path(directory) / name for name in folders if name.endswith(".zarr") and name[0] != ".")
         folders[:] = [name for name in folders if not name.endswith(".zarr")]
@@ -125,24 +182,6 @@ def _recorded_beside(path: Path) -> Iterator[str]:
     """Give what a record names; it may be lost."""
     record = record_or_none(path)
     yield from (name for name in (record.outputs if record else {}) if record_path(path.with_name(name)) == path)
-
-
-def _fault(output: Path) -> str | None:
-    if output.parent.name == "checkpoints":
-        return checkpoint_fault(output)
-    try:
-        record = read_record(record_path(output))
-    except FileNotFoundError:
-        return "has no record: it is not done" if output.exists() else "is missing"
-    except (OSError, ValueError) as error:
-        return str(error)
-    if output.name not in record.outputs:
-        return f"{record_path(output)} is the record of another output"
-    try:
-        check(place_of(output), output, record_path(output))
-    except (NotInStore, StoreRefused) as error:
-        return str(error)
-    return records.why_stale(record_path(output), fingerprint=record.fingerprint, inputs=record.inputs)
 
 
 def _index_faults(index: Path, damaged: set[Path]) -> Iterator[str]:

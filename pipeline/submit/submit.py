@@ -15,11 +15,14 @@ from typing import Any, Final, Literal
 import typer
 
 from jobs.cluster.job_server import Job, JobServer
+from jobs.stages import embed
 from pipeline.config import changed_settings, load_config
 from pipeline.errors import EXIT_RESUMABLE, DataFault, JobEnded, SettingsConflict
 from pipeline.progress import RunProgress
+from pipeline.report.left_out import left_out
 from pipeline.report.round_report import RoundReport
 from pipeline.rounds.driver import RoundRequest
+from pipeline.rounds.quarantine import check_quarantine
 from pipeline.rounds.rounds import reports_of, require_no_regression, stage_tasks
 from pipeline.run.jobs import read_outcome
 from pipeline.run.lock import holding
@@ -126,6 +129,9 @@ class SubmittedRun:
                 f"{ids[place]} ended well, and from here {place} is not done ({reason}); do the cluster and this "
                 f"machine see the same folder at {as_shown(self._root)}?"
             )
+        tasks = [task for place in places for task in stage_tasks(self.run, place.stage, place.round, required=False)]
+        for found in left_out([*embed.tasks(self.run, 0), *tasks]):
+            check_quarantine(found, self.run.config.quarantine)
         return ids
 
     def _started(self, places: Sequence[Place]) -> dict[Place, str]:

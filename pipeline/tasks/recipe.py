@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from jobs.execution.worker import stage_worker
-from jobs.run import Run
+from jobs.run import Run, has_target_labels
 from jobs.stage import Resources, ShardTask, Stage, StagePlan
 from jobs.stages import (
     embed,
@@ -25,6 +25,7 @@ from jobs.stages import (
 )
 from pipeline.report import report
 from shards.data.collector import collector_paused
+from shards.formats.records import Json, record_or_none
 
 Recipe = Sequence[Stage[Any]]
 
@@ -122,6 +123,46 @@ def all_tasks(run: Run, rounds: int, recipe: Recipe = ROUND) -> list[ShardTask]:
     """
     numbers = range(rounds + 1)
     return [task for number in numbers for plan in stage_plans(recipe, run, number) for task in plan.tasks]
+
+
+def refines_given_masks(run: Run) -> bool:
+    """Return whether a run folder is for masks from elsewhere: it has no start, and the target has labels."""
+    layout = run.layout
+    return has_target_labels(run) and layout.round(1).is_dir() and not layout.round(0).is_dir()
+
+
+def tasks_of_run(run: Run, rounds: int) -> list[ShardTask]:
+    """Return every task of a run up to a round, of whichever kind the run is, and of its replays.
+
+    Raises:
+        ValueError: Weights or labels that the settings name are missing.
+    """
+    if refines_given_masks(run):
+        return all_tasks(run, 1, MASKS)
+    replays = [task for number in range(1, rounds + 1) for task in replay_tasks(run, number)]
+    return [*all_tasks(run, rounds), *replays]
+
+
+def replay_tasks(run: Run, number: int) -> list[ShardTask]:
+    """Return the tasks of a round's replays as far as they are done.
+
+    The settings of a replay are kept nowhere but in its records: a stage counts as made with those of its first shard.
+    """
+    tasks = []
+    for folder in sorted((run.layout.round(number) / "replays").glob("*/")):
+        replay = replace(run, layout=replace(run.layout, replay=folder.name))
+        made_with: dict[str, dict[str, Json]] = {}
+        for task in [task for plan in stage_plans(ROUND, replay, number, ("refine", "write")) for task in plan.tasks]:
+            record = record_or_none(task.record)
+            if record is None:
+                continue
+            inputs = {**task.inputs, "thresholds": replay.layout.thresholds(number)}
+            changes = {
+                "inputs": {role: path for role, path in inputs.items() if role in record.inputs},
+                "fingerprint": made_with.setdefault(task.stage, record.fingerprint),
+            }
+            tasks.append(task.model_copy(update=changes))
+    return tasks
 
 
 def stage_names(run: Run, round: int) -> list[str]:

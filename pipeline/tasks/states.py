@@ -6,9 +6,8 @@ from functools import cache
 from pathlib import Path
 from typing import Final, Literal
 
-from jobs.stage import ReadRecord, ShardTask, why_stale
+from jobs.stage import ReadRecord, ShardTask, why_record_stale, why_stale
 from shards.data.collector import collector_paused
-from shards.formats import records
 from shards.formats.records import read_record
 
 NO_RECORD: Final = "no record"
@@ -100,7 +99,7 @@ def _state(task: ShardTask, open_outputs: set[Path], read: ReadRecord, *, verify
         inputs = read(task.record).inputs
     except (FileNotFoundError, ValueError):
         return TaskState(task, "to do", NO_RECORD)
-    reason = records.why_stale(task.record, fingerprint=task.fingerprint, inputs=inputs, verify=verify, read=read)
+    reason = why_record_stale(task, inputs, verify=verify, read=read)
     if reason is not None:
         return TaskState(task, "stale", reason)
     return TaskState(task, "depends", f"input {waits_for[0]} will be done again")

@@ -15,6 +15,9 @@ IMAGE_FORMATS: tuple[str, ...] = ("JPEG", "PNG", "WEBP", "TIFF", "BMP")
 MAX_PIXELS = 89_478_485  # Pillow's own line: a quarter of a gigabyte of RGB
 ORIENTATION_TAG = 0x0112
 
+PASSING_REASONS: frozenset[str] = frozenset({"missing", "changed", "unreadable_file"})
+"""Reasons that say nothing about the image but that its file is not there as planned: it may come back."""
+
 _KNOWN_STARTS = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"RIFF", b"II*\0", b"MM\0*", b"II+\0", b"MM\0+", b"BM")
 _FOREIGN_STARTS = (
     (b"GIF8", "GIF"),
@@ -34,7 +37,7 @@ class UnreadableImage(ValueError):  # noqa: N818 - the reason code is what calle
 
     Attributes:
         reason: A code to count by: empty, truncated, damaged, not_an_image, unsupported_format, too_large, too_small;
-            from sources also missing, unreadable_file, changed.
+            from sources also missing, unreadable_file, changed, not_a_file.
         detail: What was found, for people.
     """
 

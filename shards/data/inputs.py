@@ -1,14 +1,15 @@
 """Images that a user points at: files, folders and tars, one after the other and never all in memory."""
 
-import tarfile
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from shards.data.images import IMAGE_SUFFIXES, UnreadableImage
-from shards.data.sources import MAX_FILE_BYTES, image_names, sample_keys
+from shards.data.sources import image_names, sample_keys
+from shards.files.untrusted import MAX_FILE_BYTES, UnusableFile, read_regular
 from shards.formats.tar import read_member
+from shards.formats.tar_members import tar_members
 
 
 @dataclass(frozen=True)
@@ -37,15 +38,18 @@ class ImageInput:
         Raises:
             UnreadableImage: It is gone, cannot be read, or is too large.
         """
-        size = None if self.place is None else self.place[1]
         try:
-            if (self.path.stat().st_size if size is None else size) > MAX_FILE_BYTES:
-                raise UnreadableImage("too_large", f"more than {MAX_FILE_BYTES} bytes")
-            return self.path.read_bytes() if self.place is None else read_member(self.path, *self.place)
+            if self.place is None:
+                return read_regular(self.path)
+            if self.place[1] > MAX_FILE_BYTES:
+                raise UnreadableImage("too_large", f"has {self.place[1]} bytes; at most {MAX_FILE_BYTES} are read")
+            return read_member(self.path, *self.place)
         except FileNotFoundError as error:
             raise UnreadableImage("missing", "it is not there") from error
         except OSError as error:
             raise UnreadableImage("unreadable_file", str(error.strerror)) from error
+        except UnusableFile as error:
+            raise UnreadableImage(error.reason, error.detail) from error
         except UnreadableImage:
             raise
         except ValueError as error:  # the tar has become shorter
@@ -71,10 +75,9 @@ def find_images(paths: Sequence[Path]) -> list[ImageInput]:
         elif not path.exists():
             raise FileNotFoundError(2, "no such file or folder", str(path))
         elif path.suffix.lower() == ".tar":
-            names = []
-            for name, place in _members(path):
-                names.append(name)
-                found.append((name, f"{path}: {name}", path, place))
+            places = _members(path)
+            names = list(places)
+            found += [(name, f"{path}: {name}", path, place) for name, place in places.items()]
         else:
             names = [path.name]
             found.append((path.name, str(path), path, None))
@@ -90,19 +93,28 @@ def find_images(paths: Sequence[Path]) -> list[ImageInput]:
 def _keys(found: Sequence[tuple[str, str]]) -> list[str]:
     """Name each by its path in what was given, or by the whole path where two are called the same."""
     count = Counter(name for name, _ in found)
-    return sample_keys([name if count[name] == 1 else shown.replace(": ", "/") for name, shown in found])
+    texts: dict[str, None] = {}
+    for name, shown in found:
+        text, number = name if count[name] == 1 else shown.replace(": ", "/"), 1
+        while text in texts:  # one's whole path may be what another is called in its folder
+            number += 1
+            text = f"{number}/{shown}"
+        texts[text] = None
+    return sample_keys(list(texts))
 
 
-def _members(path: Path) -> list[tuple[str, tuple[int, int]]]:
-    """Give name, offset and size of a tar's images."""
-    found = []
+def _members(path: Path) -> dict[str, tuple[int, int]]:
+    """Give offset and size of a tar's images by their names; of several of a name the last counts, as in unpacking."""
+    found = {}
     try:
-        with tarfile.open(path, "r:") as tar:
-            for member in tar:
-                base = PurePosixPath(member.name).name
-                extension = base.partition(".")[2].lower()
-                if member.isreg() and not member.issparse() and base[0] != "." and f".{extension}" in IMAGE_SUFFIXES:
-                    found.append((member.name, (member.offset_data, member.size)))
-    except (tarfile.TarError, EOFError, OverflowError) as error:
+        for member in tar_members(path):
+            base = PurePosixPath(member.name).name  # "" of a member called "", "/" or "."
+            extension = base.partition(".")[2].lower()
+            is_plain = member.isreg() and not member.issparse()
+            if is_plain and not base.startswith(".") and f".{extension}" in IMAGE_SUFFIXES:
+                found[member.name] = (member.offset_data, member.size)
+    except UnusableFile:
+        raise
+    except ValueError as error:
         raise ValueError(f"{path} is no readable tar (uncompressed): {error}") from error
     return found

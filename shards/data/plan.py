@@ -1,12 +1,15 @@
 """The plan: which sample goes into which shard. Made once, before any work.
 
-`plan.json` has one row for each shard; a shard's samples stand in a file of their own in the folder beside it
-(`plan/000012.json`), so that whoever needs one shard reads one shard, and nobody needs to hold all samples at once.
+`plan.json` has one row for each shard and begins with a checksum of the rest of it. A shard's samples stand in a file
+of their own in the folder beside it (`plan/000012.json`), whose checksum, paths of images included, is in the row. So
+whoever needs one shard reads one shard, and nobody needs to hold all samples at once.
 """
 
+import hashlib
 import json
+import re
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence, Set
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from itertools import islice
@@ -16,12 +19,16 @@ from typing import Annotated, Final, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError, model_validator
 
 from shards.data.collector import collector_paused
-from shards.data.samples import SampleList, Samples, check_refs, list_digest, write_list
+from shards.data.samples import SampleList, Samples, check_refs, list_bytes, list_digest
 from shards.data.sources import MAX_KEY_LENGTH, SampleRef
 from shards.files.atomic import remove_path, write_bytes_atomic
+from shards.files.seal import sealed, unsealed
+from shards.files.untrusted import read_regular
 from shards.formats.records import Checksum
 
 PLAN_VERSION: Final = 2
+_KEY_DIGITS: Final = 8  # of its checksum, which make a taken key another
+_MOST_KEY_DIGITS: Final = 64
 _WRITERS: Final = 16  # lists are brought to the disk beside each other: waiting for it is most of the work
 
 Keep = Callable[[str, tuple[SampleRef, ...]], SampleList]
@@ -56,6 +63,7 @@ class _Row(BaseModel):
     digest: Checksum
     first: str
     last: str
+    checksum: Checksum | None = None  # of the list's file; plans of earlier versions have none
 
 
 class _PlanFile(BaseModel):
@@ -146,7 +154,7 @@ class Plan:
             ValueError: It is damaged, contradicts itself or was made by another version of the program.
         """
         try:
-            file = _PlanFile.model_validate_json(path.read_bytes())
+            file = _PlanFile.model_validate_json(unsealed(read_regular(path)))
         except ValidationError as error:
             first = error.errors()[0]
             if first["loc"] == ("version",):
@@ -155,27 +163,29 @@ class Plan:
                     "the program made; start a new run"
                 ) from error
             raise ValueError(f"{path} is not a plan: {'.'.join(map(str, first['loc']))} {first['msg']}") from error
-        shards = (
-            PlannedShard(
-                row.name, row.first, row.last, Samples((SampleList(row.count, row.digest, list_path(path, row.name)),))
-            )
-            for row in file.shards
-        )
+        except ValueError as error:
+            raise ValueError(f"{path} is not the plan that was written: {error}") from error
+        shards = []
+        for row in file.shards:
+            samples = SampleList(row.count, row.digest, list_path(path, row.name), row.checksum)
+            shards.append(PlannedShard(row.name, row.first, row.last, Samples((samples,))))
         return cls(file.shard_size, tuple(shards))
 
-    def _save(self, path: Path) -> None:
-        rows = [
-            {
-                "name": shard.name,
-                "count": len(shard.samples),
-                "digest": shard.digest,
-                "first": shard.first,
-                "last": shard.last,
-            }
-            for shard in self.shards
-        ]
+    def save(self, path: Path) -> None:
+        """Write the plan without its lists, whole or not at all."""
+        rows = []
+        for shard in self.shards:
+            row = _Row(
+                name=shard.name,
+                count=len(shard.samples),
+                digest=shard.digest,
+                first=shard.first,
+                last=shard.last,
+                checksum=shard.samples.lists[0].file_checksum,
+            )
+            rows.append(row.model_dump(mode="json", exclude_none=True))
         content = {"version": PLAN_VERSION, "shard_size": self.shard_size, "shards": rows}
-        write_bytes_atomic(path, (json.dumps(content, indent=1) + "\n").encode())
+        write_bytes_atomic(path, sealed((json.dumps(content, indent=1) + "\n").encode()))
 
 
 def make_plan(refs: Iterable[SampleRef], shard_size: int) -> Plan:
@@ -188,7 +198,7 @@ def make_plan(refs: Iterable[SampleRef], shard_size: int) -> Plan:
     Raises:
         ValueError: No samples, a key twice or out of order, or a shard size below 1.
     """
-    return Plan(shard_size, tuple(_cut(refs, shard_size, 0, _held)))
+    return Plan(shard_size, tuple(cut_shards(refs, shard_size, 0, _held)))
 
 
 def write_plan(path: Path, refs: Iterable[SampleRef], shard_size: int) -> Plan:
@@ -207,7 +217,7 @@ def write_plan(path: Path, refs: Iterable[SampleRef], shard_size: int) -> Plan:
     path.unlink(missing_ok=True)
     remove_path(path.with_suffix(""))
     plan = Plan(shard_size, _written(path, refs, shard_size, 0))
-    plan._save(path)
+    plan.save(path)
     return plan
 
 
@@ -215,7 +225,7 @@ def extend_plan(path: Path, refs: Iterable[SampleRef]) -> Plan:
     """Add the samples that a plan does not have yet, in new shards; the old shards stay as they are.
 
     A sample is known by its uri. Samples that are gone from the source stay planned. A new one whose key is taken
-    gets eight digits of its checksum behind it. The keys and uris that are planned are held in memory.
+    gets eight digits of its checksum behind it, or more until it is free. The planned keys and uris are held in memory.
 
     Args:
         path: The plan's file.
@@ -231,7 +241,7 @@ def extend_plan(path: Path, refs: Iterable[SampleRef]) -> Plan:
     for ref in refs:
         old = known.get(ref.uri)
         if old is None:
-            added.append(_with_free_key(ref, keys))
+            added.append(ref)
         elif (old.digest, old.label_digest) != (ref.digest, ref.label_digest):
             raise ValueError(
                 f"{ref.uri} changed since the plan was made ({old.digest[:8]} -> {ref.digest[:8]}); "
@@ -241,12 +251,10 @@ def extend_plan(path: Path, refs: Iterable[SampleRef]) -> Plan:
         return plan
     added.sort(key=lambda ref: ref.key)
     check_refs(added)
-    clash = keys.intersection(ref.key for ref in added)
-    if clash:
-        raise ValueError(f"key {min(clash)!r} stands 2 times; each sample needs its own")
+    added = sorted(_with_free_keys(added, keys), key=lambda ref: ref.key)
     more = _written(path, added, plan.shard_size, len(plan.shards))
     extended = replace(plan, shards=plan.shards + more)
-    extended._save(path)
+    extended.save(path)
     return extended
 
 
@@ -255,12 +263,28 @@ def list_path(plan: Path, shard: str) -> Path:
     return plan.with_suffix("") / f"{shard}.json"
 
 
+def is_list_name(name: str) -> bool:
+    """Return whether a file in the folder of lists may be one."""
+    return re.fullmatch(r"[0-9]{6,}\.json", name) is not None
+
+
 def shard_name(index: int) -> str:
     """Give the zero-padded name of a shard."""
     return f"{index:06d}"
 
 
-def _cut(refs: Iterable[SampleRef], size: int, first: int, keep: Keep) -> Iterator[PlannedShard]:
+def cut_shards(refs: Iterable[SampleRef], size: int, first: int, keep: Keep) -> Iterator[PlannedShard]:
+    """Yield shards of samples, the last one perhaps smaller.
+
+    Args:
+        refs: The samples in ascending order of their keys.
+        size: Samples per shard, at least 1.
+        first: Number of the first shard.
+        keep: Takes a shard's name and samples and returns the list that the shard gets.
+
+    Raises:
+        ValueError: As `make_plan` raises it.
+    """
     if size < 1:
         raise ValueError(f"shard_size is {size}; a shard holds at least 1 sample")
     source, index, before = iter(refs), first, None
@@ -285,18 +309,27 @@ def _written(path: Path, refs: Iterable[SampleRef], size: int, first: int) -> tu
     def keep(name: str, samples: tuple[SampleRef, ...]) -> SampleList:
         while len(under_way) >= 2 * _WRITERS:
             under_way.popleft().result()
-        place = list_path(path, name)
-        under_way.append(writers.submit(write_list, place, samples))
-        return SampleList(len(samples), list_digest(samples), place)
+        place, data = list_path(path, name), list_bytes(samples)
+        under_way.append(writers.submit(write_bytes_atomic, place, data))
+        return SampleList(len(samples), list_digest(samples), place, hashlib.sha256(data).hexdigest())
 
     with ThreadPoolExecutor(_WRITERS) as writers, collector_paused():
-        shards = tuple(_cut(refs, size, first, keep))
+        shards = tuple(cut_shards(refs, size, first, keep))
         for written in under_way:
             written.result()
     return shards
 
 
-def _with_free_key(ref: SampleRef, taken: set[str]) -> SampleRef:
-    if ref.key not in taken:
-        return ref
-    return ref._replace(key=f"{ref.key[: MAX_KEY_LENGTH - 9]}-{ref.digest[:8]}")
+def _with_free_keys(added: Sequence[SampleRef], planned: Set[str]) -> Iterator[SampleRef]:
+    """Yield new samples; each whose key is planned already gets as many digits behind it as make it a free one."""
+    taken = {*planned, *(ref.key for ref in added)}
+    for ref in added:
+        key, count = ref.key, 0
+        # Copies of a file have the same checksum, so that the path's follows.
+        tail = ref.digest + hashlib.sha256(ref.uri.encode()).hexdigest()
+        while key in (taken if count else planned):
+            count += _KEY_DIGITS
+            digits = tail[max(0, count - _MOST_KEY_DIGITS) : count]
+            key = f"{ref.key[: MAX_KEY_LENGTH - 1 - len(digits)]}-{digits}"
+        taken.add(key)
+        yield ref._replace(key=key)

@@ -8,12 +8,14 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
+from typing import Final
 
 from shards.data.sources import MAX_KEY_LENGTH, SampleRef
-from shards.files.atomic import write_bytes_atomic
+from shards.files.untrusted import parse_json, read_regular
 
 _KEYS = re.compile(rf"(?:[A-Za-z0-9_-]{{1,{MAX_KEY_LENGTH}}}\n)*")
 _CHECKSUMS = re.compile(r"(?:[0-9a-f]{64}\n)*")
+_HINT: Final = "`shards repair` makes it again where the images are as they were; else put it back or start a new run"
 
 
 @dataclass(frozen=True)
@@ -25,12 +27,14 @@ class SampleList:
         digest: SHA-256 over keys and checksums of the whole list, whatever folder the images lie in.
         path: The file that holds the list; None: `refs` does.
         refs: The samples, where no file holds them.
+        file_checksum: SHA-256 of that file's bytes; None where no file holds it, and in plans of earlier versions.
         picks: Places in the list of the samples that are meant; None: all.
     """
 
     count: int
     digest: str
     path: Path | None = None
+    file_checksum: str | None = None
     refs: tuple[SampleRef, ...] = ()
     picks: tuple[int, ...] | None = None
 
@@ -48,9 +52,11 @@ class SampleList:
         Raises:
             ValueError: The file is missing, damaged, or holds another list.
         """
-        refs = self.refs if self.path is None else read_list(self.path)
-        if len(refs) != self.count or list_digest(refs) != self.digest:
-            raise ValueError(f"{self.path} is not the list that was planned; put the file back or start a new run")
+        refs, found = (self.refs, None) if self.path is None else _read_list(self.path)
+        # The digest leaves out where the images lie: only the file's own checksum notices an exchanged path.
+        changed = self.file_checksum is not None and found != self.file_checksum
+        if changed or len(refs) != self.count or list_digest(refs) != self.digest:
+            raise ValueError(f"{self.path} is not the list that was planned; {_HINT}")
         return refs if self.picks is None else tuple(refs[place] for place in self.picks)
 
 
@@ -90,26 +96,42 @@ def list_digest(refs: Sequence[SampleRef]) -> str:
     return _sha256("".join(f"{ref.key} {ref.digest} {ref.label_digest or ''}\n" for ref in refs))
 
 
-def write_list(path: Path, refs: Sequence[SampleRef]) -> None:
-    """Write a list as JSON rows: key, checksum, uri and, where there is a label, the label's checksum."""
+def list_bytes(refs: Sequence[SampleRef]) -> bytes:
+    """Return a list's file: JSON rows of key, checksum, uri and, where there is a label, the label's checksum."""
     rows = [ref if ref.label_digest is not None else ref[:3] for ref in refs]
-    write_bytes_atomic(path, (json.dumps(rows, ensure_ascii=False) + "\n").encode())
+    return (json.dumps(rows, ensure_ascii=False) + "\n").encode()
 
 
-def read_list(path: Path) -> tuple[SampleRef, ...]:
-    """Read a list back.
+def list_of_file(path: Path) -> tuple[SampleList, str, str]:
+    """Return a list as its file has it, with its first and last key.
+
+    Raises:
+        ValueError: The file is missing, or no list, or an empty one.
+    """
+    refs, checksum = _read_list(path)
+    if not refs:
+        raise ValueError(f"{path} is an empty list; {_HINT}")
+    return SampleList(len(refs), list_digest(refs), path, checksum), refs[0].key, refs[-1].key
+
+
+def _read_list(path: Path) -> tuple[tuple[SampleRef, ...], str]:
+    """Read a list and the SHA-256 of its file.
 
     Raises:
         ValueError: It is missing, or no list.
     """
     try:
-        refs = tuple(SampleRef(*row) for row in json.loads(path.read_bytes()))
+        data = read_regular(path)
+        rows = parse_json(data)
+        if not all(isinstance(text, str) for row in rows for text in row):
+            raise ValueError("a row holds something else than text")
+        refs = tuple(SampleRef(*row) for row in rows)
         check_refs(refs)
     except FileNotFoundError as error:
-        raise ValueError(f"{path}, a list of the plan's samples, is missing; put it back or start a new run") from error
+        raise ValueError(f"{path}, a list of the plan's samples, is missing; {_HINT}") from error
     except (TypeError, ValueError) as error:
-        raise ValueError(f"{path} is not a list of samples ({error}); put the file back or start a new run") from error
-    return refs
+        raise ValueError(f"{path} is not a list of samples ({error}); {_HINT}") from error
+    return refs, hashlib.sha256(data).hexdigest()
 
 
 def check_refs(refs: Sequence[SampleRef]) -> None:

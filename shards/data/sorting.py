@@ -3,7 +3,9 @@
 import heapq
 import json
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Final
@@ -14,23 +16,30 @@ ROWS_IN_MEMORY: Final = 200_000
 
 
 def sorted_rows(rows: Iterable[Row], limit: int = ROWS_IN_MEMORY) -> Iterator[Row]:
-    """Give rows of text in ascending order.
+    """Yield rows of text in ascending order.
 
     Args:
         rows: Read once. File names that are not UTF-8 may stand in them as Python gives them.
         limit: Rows held in memory; what is more waits, sorted, in temporary files.
     """
+    with sorted_table(rows, limit) as table:
+        yield from table()
+
+
+@contextmanager
+def sorted_table(rows: Iterable[Row], limit: int = ROWS_IN_MEMORY) -> Iterator[Callable[[], Iterator[Row]]]:
+    """Sort rows, as `sorted_rows` does, for the length of the block; each call of what it gives yields them all."""
     source = iter(rows)
     first = sorted(islice(source, limit))
     if len(first) < limit:
-        yield from first
+        yield partial(iter, first)
         return
     with tempfile.TemporaryDirectory(prefix="stseg-sort-") as folder:
         files = [_spill(Path(folder) / "0", first)]
         del first
         while part := sorted(islice(source, limit)):
             files.append(_spill(Path(folder) / str(len(files)), part))
-        yield from heapq.merge(*map(_rows_of, files))
+        yield lambda: heapq.merge(*map(_rows_of, files))
 
 
 def _spill(path: Path, rows: list[Row]) -> Path:

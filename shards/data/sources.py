@@ -1,7 +1,9 @@
 """Where images and labels come from: a folder of the user's, or the generated scenes."""
 
+import contextlib
 import errno
 import hashlib
+import heapq
 import io
 import json
 import logging
@@ -22,17 +24,19 @@ from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt
 
 from shards.data.images import IMAGE_SUFFIXES, UnreadableImage
 from shards.data.labels import decode_label
-from shards.data.sorting import sorted_rows
+from shards.data.sorting import Row, sorted_rows, sorted_table
 from shards.data.vocabulary import IGNORE_8_BIT, IGNORE_16_BIT, Vocabulary
-from shards.files.atomic import sha256_file
 from shards.files.errors import is_transient
+from shards.files.reading import is_file, is_folder, list_folder
+from shards.files.untrusted import MAX_FILE_BYTES, UnusableFile, read_regular, sha256_regular
 
 # shards.scenes.scenes is imported where it is used: it needs scipy, and the settings need this file.
 
 logger = logging.getLogger(__name__)
 
-MAX_FILE_BYTES = 1 << 30
 MAX_KEY_LENGTH = 80  # leaves room for the extension in a tar's 100 bytes
+_KEY_DIGITS = 8  # of a path's checksum, where its key alone would not do
+_ALL_DIGITS = 64
 _NO_DIGEST = hashlib.sha256(b"").hexdigest()
 _QUOTED = "quoted:"
 
@@ -163,25 +167,26 @@ class FolderSource:
         self._images = Path(config.images).expanduser()
         self._labels = None if config.labels is None else Path(config.labels).expanduser()
         for folder in (self._images, self._labels):
-            if folder is not None and not folder.is_dir():
+            if folder is not None and not is_folder(folder):
                 raise ValueError(f"{folder} is not a folder; give the folder of images, or of labels, that exists")
         self._vocabulary = vocabulary
         self.labelled = self._labels is not None
 
     def refs(self) -> Iterator[SampleRef]:
-        """All image files. An unreadable one has the digest of no bytes; `read_image` says what is wrong.
+        """All image files. What is no file has the digest of no bytes; `read_image` says what is wrong.
 
         Raises:
+            OSError: A file or folder cannot be read, or vanishes meanwhile: a digest that is made up for it would make
+                the image another one for ever.
             ValueError: The folder holds no image.
         """
         key = None
-        for key, name in sorted_rows(_keyed(image_names(self._images))):
-            label = self._label_path(name)
+        for key, name in _keyed(image_names(self._images)):
             yield SampleRef(
                 key=key,
-                digest=_digest(self._images / name) or _NO_DIGEST,
+                digest=_listed_digest(self._images / name) or _NO_DIGEST,
                 uri=_to_uri(name),
-                label_digest=None if label is None else _digest(label),
+                label_digest=self._label_digest(name),
             )
         if key is None:
             raise ValueError(f"{self._images} holds no image; expected files named {' '.join(sorted(IMAGE_SUFFIXES))}")
@@ -190,12 +195,13 @@ class FolderSource:
         """The file as it is."""
         path = self._images / _from_uri(ref.uri)
         try:
-            if not path.is_file():
-                self._refuse_vanished()
+            if not is_file(path):
+                _refuse_vanished(self._images, "images")
                 raise UnreadableImage("missing", f"{path} is not there, or not a file")
-            if path.stat().st_size > MAX_FILE_BYTES:
-                raise UnreadableImage("too_large", f"{path} has more than {MAX_FILE_BYTES} bytes")
-            data = path.read_bytes()
+            data = read_regular(path)
+        except UnusableFile as error:
+            reason = "too_large" if error.reason == "too_large" else "missing"
+            raise UnreadableImage(reason, str(error)) from error
         except OSError as error:
             if is_transient(error):  # the image may be fine: the shard is tried again
                 raise
@@ -204,77 +210,145 @@ class FolderSource:
             raise UnreadableImage("changed", f"{path} is not the file that was planned; start a new run for new images")
         return data, path.suffix[1:].lower()
 
-    def _refuse_vanished(self) -> None:
-        if not self._images.is_dir() or not any(self._images.iterdir()):
-            text = "the folder of images is gone or empty; is its storage mounted?"
-            raise OSError(errno.ESTALE, text, str(self._images))
-
     def read_label(self, ref: SampleRef) -> NDArray[np.int32] | None:
-        """The index PNG of the same name; 255 in 8-bit and 65535 in 16-bit files mean ignore."""
+        """The index PNG of the same name; 255 in 8-bit and 65535 in 16-bit files mean ignore.
+
+        Raises:
+            UnreadableImage: A label that was planned is gone, or another one: no reason to go on as if there were none.
+        """
         path = self._label_path(_from_uri(ref.uri))
-        if path is None or not path.is_file():
+        if self._labels is None or path is None:
             return None
-        data = path.read_bytes()
+        if not is_file(path):
+            if ref.label_digest is None:
+                return None
+            _refuse_vanished(self._labels, "labels")
+            text = f"{path} is not there, though it was planned; put it back, then resume with the same command"
+            raise UnreadableImage("missing", text)
+        data = read_regular(path)
         if ref.label_digest is not None and hashlib.sha256(data).hexdigest() != ref.label_digest:
-            raise ValueError(f"{path} is not the file that was planned; put it back, or start a new run for new labels")
+            text = f"{path} is not the file that was planned; put it back, or start a new run for new labels"
+            raise UnreadableImage("changed", text)
         try:
             label = decode_label(data)
             return _to_vocabulary(label, IGNORE_16_BIT if data[24] == 16 else IGNORE_8_BIT, self._vocabulary)
         except ValueError as error:
             raise ValueError(f"{path}: {error}") from error
 
+    def _label_digest(self, name: str) -> str | None:
+        """Return the SHA-256 of an image's label; None where the user has none for it."""
+        path = self._label_path(name)
+        if self._labels is None or path is None:
+            return None
+        if is_file(path):
+            return _listed_digest(path)
+        _refuse_vanished(self._labels, "labels")
+        return None
+
     def _label_path(self, name: str) -> Path | None:
         return None if self._labels is None else (self._labels / name).with_suffix(".png")
+
+
+def _refuse_vanished(folder: Path, what: str) -> None:
+    """Tell a file that is missing from a store that is.
+
+    Raises:
+        OSError: The folder is gone or empty, as a mount point is once its storage is gone.
+    """
+    with contextlib.suppress(FileNotFoundError, NotADirectoryError), os.scandir(folder) as entries:
+        if next(entries, None) is not None:
+            return
+    raise OSError(errno.ESTALE, f"the folder of {what} is gone or empty; is its storage mounted?", str(folder))
 
 
 def sample_keys(names: Sequence[str]) -> list[str]:
     """Turn different relative paths into keys of `[A-Za-z0-9_-]`, in the paths' order.
 
     Endings go, other signs become "_". Where two paths give the same key, or a key is too long, each of them ends in
-    eight digits of its path's SHA-256.
+    eight digits of its path's SHA-256; where these meet another key, in eight more of each, until all differ.
     """
     key_of = {name: key for key, name in _keyed(names)}
     return [key_of[name] for name in names]
 
 
-def _keyed(names: Iterable[str]) -> Iterator[tuple[str, str]]:
-    """Give each path behind its key, in no order that counts."""
-    for short, group in groupby(sorted_rows((_escaped(name), name) for name in names), key=itemgetter(0)):
+def _keyed(names: Iterable[str]) -> Iterator[Row]:
+    """Yield each path behind its key, in the order of the keys, of which no two are the same."""
+    digits: dict[str, int] = {}  # of the few paths whose usual key is another's, too
+    with sorted_table(_usual_keys(names)) as usual:
+
+        def rows() -> Iterator[Row]:
+            moved = sorted((_key(name, count), name) for name, count in digits.items())
+            return heapq.merge((row for row in usual() if row[1] not in digits), moved)
+
+        while shared := list(_shared_keys(rows())):
+            for key, group in shared:
+                for name in group:
+                    now = digits.get(name, 0 if key == _key(name, 0) else _KEY_DIGITS)
+                    digits[name] = min(now + _KEY_DIGITS, _ALL_DIGITS)
+        yield from rows()
+
+
+def _usual_keys(names: Iterable[str]) -> Iterator[Row]:
+    for short, group in groupby(sorted_rows((_key(name, 0), name) for name in names), key=itemgetter(0)):
         first, *others = group
         for _, name in (first, *others):
-            if others or len(short) > MAX_KEY_LENGTH:
-                tail = hashlib.sha256(os.fsencode(name)).hexdigest()[:8]
-                yield f"{short[: MAX_KEY_LENGTH - 9]}-{tail}", name
-            else:
-                yield short, name
+            yield _key(name, _KEY_DIGITS) if others or len(short) > MAX_KEY_LENGTH else short, name
 
 
-def _escaped(name: str) -> str:
-    stem = unicodedata.normalize("NFC", name[: -len(Path(name).suffix)])
-    return re.sub(r"[^A-Za-z0-9_-]", "_", stem)
+def _shared_keys(rows: Iterable[Row]) -> Iterator[tuple[str, set[str]]]:
+    """Yield each key that several paths have, and these."""
+    for key, group in groupby(rows, key=itemgetter(0)):
+        names = {name for _, name in group}
+        if len(names) > 1:
+            yield key, names
+
+
+def _key(name: str, digits: int) -> str:
+    """Return a path's key with so many digits of its checksum; with all 64 no other path's has the same ones."""
+    stem = unicodedata.normalize("NFC", name[: len(name) - len(Path(name).suffix)])
+    short = re.sub(r"[^A-Za-z0-9_-]", "_", stem)
+    if digits == 0:
+        return short
+    return f"{short[: MAX_KEY_LENGTH - 1 - digits]}-{hashlib.sha256(os.fsencode(name)).hexdigest()[:digits]}"
 
 
 def image_names(folder: Path) -> Iterator[str]:
     """Give the paths, relative to a folder, of the image files in it; hidden ones are left out."""
-    for directory, folders, files in os.walk(folder, onerror=_log_unreadable):
-        folders[:] = [name for name in folders if not name.startswith(".")]
+    waiting = [folder]
+    while waiting:
+        here = waiting.pop()
+        try:
+            folders, files = list_folder(here)
+        except PermissionError as error:
+            logger.warning("%s cannot be opened: its images are left out", error.filename)
+            continue
+        waiting += [here / name for name in folders]
         for name in files:
-            if not name.startswith(".") and Path(name).suffix.lower() in IMAGE_SUFFIXES:
-                yield (Path(directory) / name).relative_to(folder).as_posix()
+            if Path(name).suffix.lower() in IMAGE_SUFFIXES:
+                yield (here / name).relative_to(folder).as_posix()
 
 
-def _log_unreadable(error: OSError) -> None:
-    if error.errno in (errno.EACCES, errno.EPERM):
-        logger.warning("%s cannot be opened: its images are left out", error.filename)
-        return
-    raise error
+def image_path(config: FolderSourceConfig, ref: SampleRef) -> Path:
+    """Return where a sample's image is.
+
+    Raises:
+        UnreadableImage: Not in the source's folder.
+    """
+    return Path(config.images).expanduser() / _from_uri(ref.uri)
 
 
-def _digest(path: Path) -> str | None:
+def _listed_digest(path: Path) -> str | None:
+    """Return the SHA-256 of a file that was listed; None for what is no file: a link to nowhere, a pipe."""
     try:
-        return sha256_file(path) if path.is_file() else None
-    except OSError:
+        if is_file(path):
+            return sha256_regular(path, MAX_FILE_BYTES)  # the size first: nobody reads what is refused anyway
+        path.lstat()
+    except UnusableFile:
         return None
+    except FileNotFoundError as error:
+        text = "it vanished while the folder was read (ESTALE); is its storage mounted?"
+        raise OSError(errno.ESTALE, text, str(path)) from error
+    return None
 
 
 def _to_uri(name: str) -> str:

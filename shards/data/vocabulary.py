@@ -12,6 +12,8 @@ from typing import Annotated, Self
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from shards.files.atomic import write_bytes_atomic
+from shards.files.seal import sealed, unsealed
+from shards.files.untrusted import MAX_TEXT_BYTES, parse_json, read_regular
 
 DEFAULT_TEMPLATES: tuple[str, ...] = ("a photo of a {}.",)
 IGNORE_8_BIT = 255
@@ -148,16 +150,18 @@ class Vocabulary(BaseModel):
             ValueError: It is damaged or contradicts itself.
         """
         try:
-            return cls.model_validate_json(path.read_bytes())
+            return cls.model_validate_json(unsealed(read_regular(path, MAX_TEXT_BYTES)))
         except ValidationError as error:
             first = error.errors()[0]
             raise ValueError(
                 f"{path} is not a vocabulary: {'.'.join(map(str, first['loc']))} {first['msg']}"
             ) from error
+        except ValueError as error:
+            raise ValueError(f"{path} is not the vocabulary that was written: {error}") from error
 
     def save(self, path: Path) -> None:
-        """Write it as JSON, whole or not at all."""
-        write_bytes_atomic(path, self._bytes())
+        """Write it as JSON, whole or not at all; the first field is a checksum of the rest, which is the digest."""
+        write_bytes_atomic(path, sealed(self._bytes()))
 
     def _bytes(self) -> bytes:
         return (json.dumps(self.model_dump(mode="json"), ensure_ascii=False, indent=1) + "\n").encode()
@@ -175,16 +179,16 @@ def load_class_names(path: Path) -> list[str]:
         ValueError: Another kind of file, damaged, or without a single name.
     """
     try:
-        text = path.read_text(encoding="utf-8-sig")
+        text = read_regular(path, MAX_TEXT_BYTES).decode("utf-8-sig")
         if path.suffix.lower() == ".json":
-            names = _names_of_json(json.loads(text))
+            names = _names_of_json(parse_json(text))
         elif path.suffix.lower() == ".txt":
             names = [line.strip() for line in text.splitlines() if line.strip() and not line.strip().startswith("#")]
         else:
             raise ValueError(f"its ending is {path.suffix!r}; expected .txt (one class a line) or .json (a list)")
         if not names:
             raise ValueError("it names no class")
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         raise ValueError(f"{path} gives no class names: {error}") from error
     return names
 

@@ -5,39 +5,43 @@ import errno
 import hashlib
 import logging
 import os
+import re
 import shutil
 import socket
 import stat
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TypeVar
 
-from shards.files.errors import is_transient
-from shards.files.processes import process_is_alive, process_start_ticks
+from shards.files.fence import require_lock
+from shards.files.processes import process_is_alive, process_space, process_start_ticks
+from shards.files.retry import retried
+from shards.files.untrusted import sha256_regular
 
 logger = logging.getLogger(__name__)
 
 Result = TypeVar("Result")
 
-RETRY_WAITS_S: tuple[float, ...] = (0.1, 0.5, 2.0)
 
 TEMPORARY_PREFIX = ".tmp~"
-FOREIGN_TEMPORARY_AGE_S = 24 * 3600.0  # left by another machine, whose processes cannot be seen from here
+FOREIGN_TEMPORARY_AGE_S = 24 * 3600.0  # left by another machine or container, whose processes cannot be seen from here
+_TEMPORARY = re.compile(r"\.tmp~[0-9]+~[0-9]+~[^~/]{0,64}~[0-9a-f]{12}~[^/]*", re.DOTALL)
 _REPLACE_ATTEMPTS = 5
 _REMOVE_ATTEMPTS = 20
 _SETTLE_S = 0.05
 
 
 def sha256_file(path: Path) -> str:
-    """Give the SHA-256 of a file's bytes as 64 hex digits.
+    """Return the SHA-256 of a file's bytes as 64 hex digits; an error that may pass is waited out.
 
     Raises:
         FileNotFoundError: There is no such file.
+        OSError: It cannot be read; the error names it.
+        ValueError: It is a pipe or a device.
     """
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    return sha256_regular(path)
 
 
 def sha256_tree(folder: Path) -> str:
@@ -67,23 +71,30 @@ def sha256_path(path: Path) -> str:
 def temporary_sibling(path: Path) -> Path:
     """Give an unused name in the same folder, to be written and then renamed to `path`.
 
-    The name tells the process and the machine it belongs to, so that `remove_stale_temporaries` can judge it.
+    The name tells the process it belongs to, and where that process's number means something, so that
+    `remove_stale_temporaries` can judge it.
     """
     pid = os.getpid()
-    owner = f"{TEMPORARY_PREFIX}{pid}~{process_start_ticks(pid)}~{_host()}~{uuid.uuid4().hex[:12]}~"
+    owner = f"{TEMPORARY_PREFIX}{pid}~{process_start_ticks(pid)}~{_numbering()}~{uuid.uuid4().hex[:12]}~"
     return path.with_name(owner + path.name[-100:])
+
+
+def is_temporary(name: str) -> bool:
+    """Return whether a name is one that `temporary_sibling` gives; whatever else begins alike is somebody else's."""
+    return _TEMPORARY.fullmatch(name) is not None
 
 
 def remove_stale_temporaries(folder: Path) -> int:
     """Delete what killed processes left half-written in a folder, and give how many things that were.
 
-    Temporaries of living processes stay; those of other machines stay for a day. Not recursive.
+    Temporaries of living processes stay; those of other machines and containers stay for a day. Not recursive, and
+    nothing is deleted through a link: neither behind one of a temporary's name nor in a folder that is one.
     """
     removed = 0
-    if not folder.is_dir():
+    if not folder.is_dir() or folder.is_symlink():
         return removed
     for path in sorted(folder.iterdir()):
-        if path.name.startswith(TEMPORARY_PREFIX) and _is_stale(path):
+        if is_temporary(path.name) and _is_stale(path):
             with contextlib.suppress(FileNotFoundError):  # another run tidies up, too
                 remove_path(path)
             removed += 1
@@ -93,30 +104,10 @@ def remove_stale_temporaries(folder: Path) -> int:
 def remove_stale_temporaries_below(root: Path) -> int:
     """Do `remove_stale_temporaries` in a run folder and all folders in it, without a look into arrays' own ones."""
     removed = 0
-    for folder, folders, _ in os.walk(root):
+    for folder, folders, _ in os.walk(os.path.realpath(root)):  # the run itself may be reached by a link
         removed += remove_stale_temporaries(Path(folder))
         folders[:] = [name for name in folders if not name.endswith(".zarr")]  # temporary arrays are named so, too
     return removed
-
-
-def retried(action: Callable[[], Result]) -> Result:
-    """Do something on a store again, after growing waits, where it fails for a cause that may pass.
-
-    Args:
-        action: What can be done again from its beginning.
-
-    Raises:
-        OSError: It failed for another cause, or each time.
-    """
-    for wait_s in RETRY_WAITS_S:
-        try:
-            return action()
-        except OSError as error:
-            if not is_transient(error):
-                raise
-            logger.warning("%s; tried again in %g s", error, wait_s)
-        time.sleep(wait_s)
-    return action()
 
 
 def write_bytes_atomic(path: Path, data: bytes) -> None:
@@ -135,6 +126,7 @@ def _write_once(path: Path, data: bytes) -> None:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
+        require_lock(path)
         temporary.replace(path)
     except BaseException:
         temporary.unlink(missing_ok=True)
@@ -157,6 +149,7 @@ def replace_folder(new: Path, path: Path) -> None:
     digest = sha256_tree(new)
     aside: list[Path] = []
     for attempt in range(_REPLACE_ATTEMPTS):
+        require_lock(path)
         try:
             new.rename(path)
             break
@@ -243,13 +236,15 @@ def _walk(folder: Path) -> Iterator[Path]:
                 yield Path(directory) / name
 
 
-def _host() -> str:
-    return socket.gethostname().replace("~", "-").replace("/", "-")[:64]
+def _numbering() -> str:
+    """Name where this process's number means something: containers share host names, and count processes from 1."""
+    host = socket.gethostname().replace("~", "-").replace("/", "-")[:64]
+    return f"{host}+{hashlib.sha256(process_space().encode()).hexdigest()[:12]}"
 
 
 def _is_stale(path: Path) -> bool:
     parts = path.name.split("~", 5)
-    if len(parts) == 6 and parts[1].isdigit() and parts[2].isdigit() and parts[3] == _host():
+    if parts[3] == _numbering():
         return not process_is_alive(int(parts[1]), int(parts[2]))
     try:
         return time.time() - path.lstat().st_mtime > FOREIGN_TEMPORARY_AGE_S

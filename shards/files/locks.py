@@ -11,6 +11,7 @@ import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Final, Self
@@ -19,8 +20,10 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from shards.files.atomic import temporary_sibling
 from shards.files.errors import READ_ONLY
+from shards.files.fence import Fence, stand_under, step_out
 from shards.files.lock_beat import BEAT_S, STALE_S, Beat
-from shards.files.processes import process_is_alive, process_start_ticks
+from shards.files.processes import process_is_alive, process_space, process_start_ticks
+from shards.files.untrusted import parse_json, read_regular
 
 logger = logging.getLogger(__name__)
 
@@ -35,6 +38,7 @@ class LockHolder(BaseModel):
         pid: Number of its process; 0 where the lock cannot be read.
         started: When it took the lock (ISO 8601, UTC), or "unknown".
         start_ticks: When the process began, in clock ticks since its machine did; 0 where the system does not tell.
+        process_space: Where its number means something (see `processes.process_space`); "" in locks of versions before.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -43,6 +47,7 @@ class LockHolder(BaseModel):
     pid: int
     started: str
     start_ticks: int
+    process_space: str = ""
 
 
 UNKNOWN: Final = LockHolder(host="unknown", pid=0, started="unknown", start_ticks=0)
@@ -69,17 +74,21 @@ class RunLock:
     """Hold a lock in a run folder for the length of a `with` block.
 
     The lock is a small JSON file, made with O_EXCL, so that it also works on storage shared by several machines. Its
-    holder sets the file's time every `BEAT_S`. It is taken over from a process of this machine that is dead, and from
-    one of another machine that has been silent for `STALE_S` by the file system's clock. Takers of a stale lock line up
-    behind `<path>.guard`, so that two of them cannot both win. A holder that finds the lock another's or deleted, say
-    after a long pause, is interrupted as by Ctrl-C.
+    holder sets the file's time every `BEAT_S`. It is taken over from a process that is dead, where its number can be
+    looked up here, and from one of another machine or container that has been silent for `STALE_S` by the file system's
+    clock. Takers of a stale lock line up behind `<path>.guard`, so that two of them cannot both win. A holder that
+    finds the lock another's or deleted, say after a long pause, is interrupted as by Ctrl-C, and before that whatever
+    it commits in the folder raises `LockLost`.
     """
 
-    def __init__(self, path: Path, *, shown: str = "", beat_s: float = BEAT_S) -> None:
-        """Say where it is; `shown` is what messages call it, none: its path."""
+    def __init__(self, path: Path, *, shown: str = "", folder: Path | None = None, beat_s: float = BEAT_S) -> None:
+        """Say where it is; `shown` is what messages call it (its path), `folder` what it protects (its own folder)."""
         self._path = path
         self._shown = shown or str(path)
         self._content = lock_content()
+        whole = path.absolute()
+        scope = str(whole.parent if folder is None else folder.absolute())
+        self._fence = Fence(scope, self._shown, self._content, partial(_read_bytes, whole))
         self._beat = Beat(str(path), self._renew, beat_s)
 
     def __enter__(self) -> Self:
@@ -94,6 +103,7 @@ class RunLock:
                 _remove_if_stale(self._path)
                 if not _create(self._path, self._content):
                     raise held_by(self._shown, parse_holder(_read_bytes(self._path)))
+        stand_under([self._fence])
         self._beat.start()
         return self
 
@@ -105,6 +115,7 @@ class RunLock:
         Where the folder is gone there is nothing to let go of; the error which that led to is the one to tell of.
         """
         self._beat.stop()
+        step_out(self._fence)
         if not self._path.exists():
             return
         with _guard(self._path):
@@ -162,17 +173,21 @@ def now_s(folder: Path) -> float:
 
 
 def is_stale(holder: LockHolder | None, silent_s: Callable[[], float | None], stale_s: float = STALE_S) -> bool:
-    """Tell whether a lock's holder is dead: a process of this machine by its number, any other by its silence.
+    """Tell whether a lock's holder is dead: by its process's number where that means the same here, else by silence.
+
+    The same means: the host's name, the boot and the PID namespace agree. A container is another machine, and so is a
+    holder of before a restart, or one of a version that did not write its namespace.
 
     Args:
         holder: What the lock says; None: it is not readable.
-        silent_s: Gives the seconds since the holder's last sign of life; None where the lock is gone meanwhile.
+        silent_s: Gives the seconds since the holder's last sign of life; None where the lock is gone meanwhile. Far
+            below 0 the clock was set back: who lives would have corrected that with its next sign.
         stale_s: As many a holder elsewhere may be silent.
     """
-    if holder is not None and holder.host == socket.gethostname():
+    if holder is not None and holder.host == socket.gethostname() and holder.process_space == process_space():
         return not process_is_alive(holder.pid, holder.start_ticks)
     silent = silent_s()
-    return silent is not None and silent > (UNREADABLE_GRACE_S if holder is None else stale_s)
+    return silent is not None and abs(silent) > (UNREADABLE_GRACE_S if holder is None else stale_s)
 
 
 def lock_content() -> bytes:
@@ -182,6 +197,7 @@ def lock_content() -> bytes:
         pid=os.getpid(),
         started=datetime.now(UTC).isoformat(timespec="seconds"),
         start_ticks=process_start_ticks(os.getpid()),
+        process_space=process_space(),
     )
     return json.dumps({**holder.model_dump(), "token": uuid.uuid4().hex}).encode()
 
@@ -189,9 +205,9 @@ def lock_content() -> bytes:
 def parse_holder(content: bytes | None) -> LockHolder | None:
     """Read what a lock says; None where that is not readable."""
     try:
-        found = json.loads(content or b"null")
-        return LockHolder.model_validate({key: found[key] for key in LockHolder.model_fields})
-    except (ValidationError, ValueError, TypeError, KeyError):
+        found = parse_json(content or b"null")
+        return LockHolder.model_validate({key: found[key] for key in LockHolder.model_fields if key in found})
+    except (ValidationError, ValueError, TypeError):
         return None
 
 
@@ -226,7 +242,7 @@ def _guard(path: Path) -> Iterator[None]:
 
 def _read_bytes(path: Path) -> bytes | None:
     try:
-        return path.read_bytes()
+        return read_regular(path)
     except FileNotFoundError:
         return None
 

@@ -3,10 +3,13 @@
 import errno
 import json
 import os
+import stat
 from collections.abc import Mapping
 from pathlib import Path
 
-from shards.files.atomic import retried
+from shards.files.fence import require_lock
+from shards.files.retry import retried
+from shards.files.untrusted import parse_json, read_regular
 from shards.formats.records import Json
 
 
@@ -18,6 +21,7 @@ def append_event(path: Path, event: Mapping[str, Json]) -> None:
 
     Raises:
         ValueError: The event holds something that JSON does not know.
+        LockLost: This process no longer holds the run.
     """
     try:
         line = json.dumps(dict(event), ensure_ascii=False, allow_nan=False).encode(errors="backslashreplace") + b"\n"
@@ -27,10 +31,14 @@ def append_event(path: Path, event: Mapping[str, Json]) -> None:
 
 
 def _append(path: Path, line: bytes) -> None:
+    require_lock(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_NONBLOCK, 0o644)
     try:
-        size = os.fstat(descriptor).st_size
+        found = os.fstat(descriptor)
+        if not stat.S_ISREG(found.st_mode):
+            raise OSError(errno.EINVAL, "is not a file; the log is a plain file of the run folder", str(path))
+        size = found.st_size
         if size and os.pread(descriptor, 1, size - 1) != b"\n":
             line = b"\n" + line
         written = os.write(descriptor, line)
@@ -43,14 +51,14 @@ def _append(path: Path, line: bytes) -> None:
 def read_events(path: Path) -> list[dict[str, Json]]:
     """Read all events in order; torn lines are left out, and a log that is not there has none."""
     try:
-        lines = path.read_bytes().split(b"\n")
+        lines = read_regular(path, max_bytes=None).split(b"\n")
     except FileNotFoundError:
         return []
     events = []
     for line in lines:
         try:
-            event = json.loads(line)
-        except (ValueError, RecursionError):
+            event = parse_json(line)
+        except ValueError:
             continue
         if isinstance(event, dict):
             events.append(event)

@@ -3,13 +3,23 @@
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Final, Literal
 
 Dataset = Literal["target", "source", "test", "validation"]
 
 _REPLAY_NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9_.-]{0,79}")
 _STAGE_NAME = re.compile(r"[a-z][a-z0-9_-]*")
 _SHARD_NAME = re.compile(r"[0-9]{6,}")
+_OUTPUT_NAME = re.compile(
+    r"((source|test|validation)-)?[0-9]{6,}\.zarr|pseudo-[0-9]{6,}\.tar|(model|[0-9a-f]{64})\.safetensors"
+    r"|(evaluate(-[a-z]+)?|holdout|target|promotion|report|thresholds|pseudo_labels|index)\.json|step-[0-9]{8,}\.json"
+)
+
+# What the program writes at the top of a run folder; whatever else lies there is the user's.
+OWN_NAMES: Final = (
+    *("config.yaml", "vocabulary.json", "plan.json", "plan", "source_plan.json", "source_plan", "events.jsonl"),
+    *("run.lock", "run.lock.guard", "locks", "jobs", "embeddings", "rounds"),
+)
 
 
 @dataclass(frozen=True)
@@ -156,6 +166,14 @@ class RunLayout:
     def report_html(self, number: int) -> Path:
         """A round's page to look at."""
         return self.round(number) / "report.html"
+
+
+def is_output_name(name: str) -> bool:
+    """Return whether a file or folder of this name may be an output of a stage, which may be deleted to make it again.
+
+    What a user put into a run folder under another name is none, whatever its ending.
+    """
+    return _OUTPUT_NAME.fullmatch(name) is not None
 
 
 def record_of(artifact: Path) -> Path:

@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import re
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path, PurePosixPath
 from typing import Annotated, Any, Literal, NamedTuple
@@ -19,6 +18,8 @@ from pydantic import (
 )
 
 from shards.files.atomic import sha256_path, write_bytes_atomic
+from shards.files.seal import sealed, unsealed
+from shards.files.untrusted import read_json_file, read_regular
 from shards.storage.store import place_of
 
 Json = JsonValue
@@ -26,7 +27,6 @@ _SHOWN_CHANGES = 4
 _SHOWN_CHARACTERS = 60
 _DETAIL_CHARACTERS = 500
 _ABSENT = "(absent)"
-_SEAL = re.compile(rb'\{\n "checksum": "([0-9a-f]{64})",\n')  # sorted, it stands first in the file
 
 
 def canonical_json(value: object) -> str:
@@ -61,9 +61,8 @@ def _plain_fingerprint(value: object) -> object:
 
 def _relative_names(outputs: dict[str, str]) -> dict[str, str]:
     for name in outputs:
-        path = PurePosixPath(name)
-        if not path.parts or path.is_absolute() or ".." in path.parts or "\0" in name:
-            raise ValueError(f"output {name!r} does not lie under the record's folder; give a relative name")
+        if not name or PurePosixPath(name).name != name or name == ".." or "\0" in name:
+            raise ValueError(f"output {name!r} is not in the record's folder; give a relative name")
     return outputs
 
 
@@ -94,6 +93,7 @@ class Drop(BaseModel):
 class Record(BaseModel):
     """What one stage did to one shard. The output is done if and only if its record stands and holds.
 
+    `stage`, `shard` and `round` say whose record it is; the round is None in records of earlier versions.
     `outputs` are named relative to the record's folder; `inputs` are named by their role ("teacher", "images").
     `fingerprint` holds the settings, weights and code version that change results, and nothing else. `seconds` and
     other timings are for people: they enter no checksum.
@@ -104,6 +104,7 @@ class Record(BaseModel):
     version: Literal[1] = 1
     stage: str
     shard: str
+    round: NonNegativeInt | None = None
     count: NonNegativeInt
     stats: dict[str, FiniteFloat] = {}
     drops: tuple[Drop, ...] = ()
@@ -119,8 +120,7 @@ def write_record(path: Path, record: Record) -> None:
     The file begins with a checksum of the rest of it, so that a damaged record is told from a whole one.
     """
     body = (json.dumps(record.model_dump(mode="json"), indent=1, sort_keys=True) + "\n").encode()
-    seal = f'{{\n "checksum": "{hashlib.sha256(body).hexdigest()}",\n'.encode()
-    write_bytes_atomic(path, seal + body.removeprefix(b"{\n"))
+    write_bytes_atomic(path, sealed(body))
 
 
 def read_record(path: Path) -> Record:
@@ -130,7 +130,7 @@ def read_record(path: Path) -> Record:
         FileNotFoundError: There is none.
         ValueError: It is damaged, or from another version of the program.
     """
-    return parse_record(path.read_bytes(), str(path))
+    return parse_record(read_regular(path), str(path))
 
 
 def parse_record(data: bytes, name: str) -> Record:
@@ -143,19 +143,14 @@ def parse_record(data: bytes, name: str) -> Record:
     Raises:
         ValueError: It is damaged, or from another version of the program.
     """
-    seal = _SEAL.match(data)
-    if seal is not None:
-        data = b"{\n" + data[seal.end() :]
-        if hashlib.sha256(data).hexdigest().encode() != seal[1]:
-            raise ValueError(
-                f"{name} is not a record (it does not match its own checksum); delete it to redo the shard"
-            )
     try:
-        return Record.model_validate_json(data)
+        return Record.model_validate_json(unsealed(data))
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"])) or "JSON"
         raise ValueError(f"{name} is not a record ({where}: {first['msg']}); delete it to redo the shard") from error
+    except ValueError as error:
+        raise ValueError(f"{name} is not a record ({error}); delete it to redo the shard") from error
 
 
 def record_or_none(path: Path) -> Record | None:
@@ -169,7 +164,7 @@ def record_or_none(path: Path) -> Record | None:
 def read_json(path: Path) -> dict[str, Any] | None:
     """Read a JSON object; None if there is none or it is damaged."""
     try:
-        content = json.loads(path.read_bytes())
+        content = read_json_file(path)
     except (OSError, ValueError):
         return None
     return content if isinstance(content, dict) else None
@@ -189,10 +184,18 @@ def read_counts(path: Path) -> RecordCounts | None:
     It is not validated as `read_record` does it, which takes longer than all the rest.
     """
     try:
-        content = json.loads(path.read_bytes())
+        content = read_json_file(path)
         return RecordCounts(int(content["count"]), len(content["drops"]), float(content["seconds"]))
-    except (OSError, ValueError, TypeError, KeyError):
+    except (OSError, ValueError, TypeError, KeyError, OverflowError):
         return None
+
+
+def read_drops(path: Path) -> tuple[Drop, ...]:
+    """Read no more than what a record leaves out, for listings of many; nothing if there is none or it is damaged."""
+    try:
+        return tuple(Drop(**drop) for drop in json.loads(path.read_bytes())["drops"])
+    except (OSError, ValueError, TypeError, KeyError):
+        return ()
 
 
 def fingerprint_digest(fingerprint: Mapping[str, Json]) -> str:

@@ -1,6 +1,7 @@
 """Tars of samples that stock webdataset reads, with the same bytes for the same samples."""
 
 import json
+import os
 import re
 import tarfile
 from collections.abc import Iterable, Sequence
@@ -8,15 +9,17 @@ from dataclasses import dataclass
 from functools import cached_property
 from io import BytesIO
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, NonNegativeInt, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, ValidationError
 
 from shards.files.atomic import fsync, fsync_folder, temporary_sibling, write_bytes_atomic
+from shards.files.fence import require_lock
+from shards.files.untrusted import open_regular, read_regular
 from shards.formats.records import Checksum
+from shards.formats.tar_members import BLOCK_BYTES, tar_members
 
 MAX_NAME_BYTES = 100  # ustar's field
-_BLOCK_BYTES = 512
 _KEY = re.compile(r"[A-Za-z0-9_-]+")
 _EXTENSION = re.compile(r"[a-z0-9]+(\.[a-z0-9]+)*")
 
@@ -78,6 +81,7 @@ def write_tar(path: Path, samples: Iterable[TarSample]) -> None:
                     _add(tar, sample)
             file.flush()
             fsync(file.fileno())
+        require_lock(path)
         temporary.replace(path)
     except BaseException:
         temporary.unlink(missing_ok=True)
@@ -97,17 +101,16 @@ def index_tar(path: Path) -> TarIndex:
     size = path.stat().st_size
     end, last = 0, ""
     try:
-        with tarfile.open(path, "r:") as tar:
-            for member in tar:
-                key, extension = _split(member)
-                if (key != last and key in samples) or extension in samples.get(key, {}):
-                    raise ValueError(f"{member.name!r} comes twice, or apart from the other files of its sample")
-                samples.setdefault(key, {})[extension] = (member.offset_data, member.size)
-                end = member.offset_data + -(-member.size // _BLOCK_BYTES) * _BLOCK_BYTES
-                last = key
-        if size < end + 2 * _BLOCK_BYTES or any(read_member(path, end, 2 * _BLOCK_BYTES)):
+        for member in tar_members(path):
+            key, extension = _split(member)
+            if (key != last and key in samples) or extension in samples.get(key, {}):
+                raise ValueError(f"{member.name!r} comes twice, or apart from the other files of its sample")
+            samples.setdefault(key, {})[extension] = (member.offset_data, member.size)
+            end = member.offset_data + -(-member.size // BLOCK_BYTES) * BLOCK_BYTES
+            last = key
+        if size < end + 2 * BLOCK_BYTES or any(read_member(path, end, 2 * BLOCK_BYTES)):
             raise ValueError("it breaks off before its end mark")
-    except (tarfile.TarError, ValueError, EOFError, OverflowError) as error:
+    except ValueError as error:
         raise ValueError(
             f"{path} is no readable tar of samples: {error}; delete it to have it written again"
         ) from error
@@ -119,22 +122,23 @@ def read_member(path: Path, offset: int, size: int) -> bytes:
 
     Raises:
         FileNotFoundError: There is no such file.
-        ValueError: The file ends before.
+        ValueError: The file ends before, or is a pipe or device.
     """
-    with path.open("rb") as file:
-        file.seek(offset)
-        data = file.read(size)
+    with open_regular(path) as file:
+        left = os.fstat(file.fileno()).st_size - offset
+        file.seek(max(offset, 0))
+        data = file.read(size) if 0 <= size <= left else b""  # a read asks for the memory first
     if len(data) != size:
         raise ValueError(f"{path} ends before byte {offset + size}; it changed since it was indexed")
     return data
 
 
 class PseudoShard(BaseModel):
-    """One tar of a round, as the index lists it; `url` is relative to the index's folder."""
+    """One tar of a round, as the index lists it; `url` is a file in the index's folder."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    url: str
+    url: Annotated[str, Field(pattern=r"^[A-Za-z0-9_-][A-Za-z0-9_.-]*$")]
     nsamples: NonNegativeInt
     sha256: Checksum
 
@@ -164,13 +168,13 @@ def write_pseudo_index(
     Raises:
         ValueError: Lists of different lengths, no tar, one twice, not there, or no samples in all of them.
     """
+    missing = [name for name in names if Path(name).name != name or not (folder / name).is_file()]
+    if missing or len(set(names)) != len(names) or not sum(counts):
+        raise ValueError(f"{folder} has no complete set of tars: {missing[:3] or 'a tar twice, or no samples in any'}")
     shards = sorted(
         (PseudoShard(url=n, nsamples=c, sha256=s) for n, c, s in zip(names, counts, checksums, strict=True)),
         key=lambda shard: shard.url,
     )
-    missing = [name for name in names if Path(name).name != name or not (folder / name).is_file()]
-    if missing or len(set(names)) != len(names) or not sum(counts):
-        raise ValueError(f"{folder} has no complete set of tars: {missing[:3] or 'a tar twice, or no samples in any'}")
     index = PseudoIndex(vocabulary_sha256=vocabulary_digest, shardlist=tuple(shards))
     path = folder / "index.json"
     write_bytes_atomic(path, (json.dumps(index.model_dump(mode="json"), indent=1) + "\n").encode())
@@ -186,7 +190,7 @@ def read_pseudo_index(folder: Path) -> PseudoIndex:
     """
     path = folder / "index.json"
     try:
-        return PseudoIndex.model_validate_json(path.read_bytes())
+        return PseudoIndex.model_validate_json(read_regular(path))
     except ValidationError as error:
         raise ValueError(f"{path} is no index of tars: {error.errors()[0]['msg']}; write the round again") from error
 

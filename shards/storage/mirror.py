@@ -13,7 +13,16 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path, PurePosixPath
 from typing import IO, Final
 
-from shards.files.atomic import remove_path, replace_folder, sha256_path, temporary_sibling, write_bytes_atomic
+from shards.files.atomic import (
+    is_temporary,
+    remove_path,
+    replace_folder,
+    sha256_path,
+    temporary_sibling,
+    write_bytes_atomic,
+)
+from shards.files.fence import require_lock
+from shards.files.untrusted import read_json_file
 from shards.formats.records import parse_record
 from shards.storage.store import Place, Store, in_parallel
 from shards.storage.store_calls import StoreRefused
@@ -81,12 +90,14 @@ def put_files(place: Place, paths: Iterable[Path]) -> None:
     """Write small files to the store, in this order; those that are not there are passed over."""
     for path in paths:
         if place.store is not None and path.is_file():
+            require_lock(place.store.url)
             place.store.write(place.name_of(path), path.read_bytes())
 
 
 def upload(place: Place, paths: Iterable[Path]) -> None:
     """Write many files to the store, in any order, several at a time."""
     if place.store is not None:
+        require_lock(place.store.url)
         place.store.upload({place.name_of(path): path for path in paths})
 
 
@@ -124,6 +135,10 @@ def publish(place: Place, output: Path, record: Path) -> None:
     """Bring an output to the store: the old record goes first, then come the bytes, then the new record.
 
     An output whose very record the store has already stays as it is.
+
+    Raises:
+        LockLost: This process no longer holds the run in the store; `put_files`, `upload`, `discard` and
+            `push_checkpoints` say so, too.
     """
     if place.store is None:
         return
@@ -131,8 +146,10 @@ def publish(place: Place, output: Path, record: Path) -> None:
     name, target = place.name_of(record), place.name_of(output)
     if place.store.read(name) == content:
         return
+    require_lock(place.store.url)
     place.store.remove([name])
     _upload(place.store, target, output)
+    require_lock(place.store.url)  # the upload may have taken long
     place.store.write(name, content)
     with _hold_file(place, output) as file:
         file.truncate(0)  # made here
@@ -140,6 +157,8 @@ def publish(place: Place, output: Path, record: Path) -> None:
 
 def discard(place: Place, output: Path, record: Path) -> None:
     """Delete an output here and in the store, its record first."""
+    for where in (record, *(() if place.store is None else (place.store.url,))):
+        require_lock(where)
     for path in (record, output):
         remove_path(path)
         if place.store is not None:
@@ -161,6 +180,7 @@ def push_checkpoints(place: Place, folder: Path) -> None:
     """Make the store's checkpoints of a training those of this folder: new tensors first, removal last."""
     if place.store is None:
         return
+    require_lock(place.store.url)
     there = place.store.find(place.name_of(folder))
     here = {place.name_of(path): path for path in sorted(folder.glob("step-*"))} if folder.is_dir() else {}
     new = {name: path for name, path in here.items() if name not in there}
@@ -344,12 +364,16 @@ def _put_here(place: Place, path: Path, data: bytes) -> None:
 
 
 def _outputs(record: Path, folder: PurePosixPath) -> list[str]:
-    """Give the names of a record's outputs; none for what is no record."""
+    """Give the names of a record's outputs; none for what is no record.
+
+    What a record names is deleted where the record changes, so that only files of its own folder can be named.
+    """
     if record.suffix != ".json":
         return []
     try:
-        content = json.loads(record.read_bytes())
-        return [(folder / name).as_posix() for name in content["outputs"]] if "fingerprint" in content else []
+        content = read_json_file(record)
+        names = list(content["outputs"]) if "fingerprint" in content else []
+        return [(folder / name).as_posix() for name in names if PurePosixPath(name).name == name not in ("", "..")]
     except (OSError, ValueError, TypeError, KeyError):
         return []
 
@@ -378,14 +402,14 @@ def _is_in_use(place: Place, output: Path) -> bool:
 
 def _is_small(name: str) -> bool:
     parts = PurePosixPath(name).parts
-    if _OWN.fullmatch(parts[0]) or parts[-1].startswith(".tmp~") or _CHECKPOINTS in parts:
+    if _OWN.fullmatch(parts[0]) or is_temporary(parts[-1]) or _CHECKPOINTS in parts:
         return False
     return not any(PurePosixPath(part).suffix in _BULK for part in parts)
 
 
 def _read_seen(place: Place) -> dict[str, str]:
     try:
-        content = json.loads((place.root.parent / _SEEN).read_bytes())
+        content = read_json_file(place.root.parent / _SEEN)
     except (OSError, ValueError):
         return {}
     return content if isinstance(content, dict) else {}

@@ -12,6 +12,7 @@ from typing import Any, Final, TypeVar
 import fsspec
 
 from shards.files.atomic import write_bytes_atomic
+from shards.files.untrusted import read_json_file
 from shards.storage.store_calls import persistently
 
 MIRROR_VARIABLE: Final = "STSEG_MIRROR"
@@ -52,6 +53,8 @@ class Store:
             if inner == top or not inner.startswith(prefix):  # a folder's own marker
                 continue
             key = inner.removeprefix(prefix)
+            if not _is_plain(key):
+                continue
             if info["type"] != "directory":
                 objects[key] = _version(info)
             elif key.endswith(ARRAYS):
@@ -67,7 +70,7 @@ class Store:
         objects = {
             path.removeprefix(prefix): _version(info)
             for path, info in found.items()
-            if path.startswith(prefix) and not path.endswith("/")
+            if path.startswith(prefix) and not path.endswith("/") and _is_plain(path.removeprefix(prefix))
         }
         within = name + "/"
         return {key: version for key, version in objects.items() if not name or key == name or key.startswith(within)}
@@ -231,7 +234,7 @@ def _mirrored_url(folder: Path) -> str | None:
     So a marker that was copied, edited or laid there by another user turns no folder into a mirror.
     """
     try:
-        content = json.loads((folder.parent / _MARKER).read_bytes())
+        content = read_json_file(folder.parent / _MARKER)
         own = folder.parent.parent.stat().st_uid == os.getuid()
     except (OSError, ValueError):
         return None
@@ -274,6 +277,11 @@ def _file_system(url: str) -> Any:
         raise ValueError(f"{url}: no package for {protocol}:// is installed; {cure}") from error
     except ValueError as error:
         raise ValueError(f"{url}: {protocol}:// is no kind of store that fsspec knows; try s3:// or gs://") from error
+
+
+def _is_plain(name: str) -> bool:
+    """Return whether an object's name gives a path within the mirror; a store takes names such as `../../x`, too."""
+    return "\0" not in name and not {"", ".", ".."} & set(name.split("/"))
 
 
 def _version(info: Mapping[str, Any]) -> str:

@@ -4,9 +4,11 @@ import hashlib
 import logging
 import time
 import uuid
+from functools import partial
 from types import TracebackType
 from typing import Final, Self
 
+from shards.files.fence import Fence, stand_under, step_out
 from shards.files.lock_beat import BEAT_S, STALE_S, Beat
 from shards.files.locks import UNKNOWN, LockHolder, held_by, is_stale, lock_content, parse_holder
 from shards.storage.store import Store
@@ -21,10 +23,11 @@ class StoreLock:
     """Hold a lock of a run in a store for the length of a `with` block; a folder has `shards.files.locks.RunLock`.
 
     The lock is created with the store's own condition that there is none (`If-None-Match: *` on S3), so that of many at
-    once one wins. Its holder writes it again every `BEAT_S`. It is taken over from a process of this machine that is
-    dead, and from one of another machine that has not written for `STALE_S` by the store's clock. Of several that take
-    over, the one goes on that creates an object named after the stale lock. A holder that finds the lock another's or
-    deleted, say after a long pause, is interrupted as by Ctrl-C.
+    once one wins. Its holder writes it again every `BEAT_S`. It is taken over from a process that is dead, where its
+    number can be looked up here, and from one of another machine or container that has not written for `STALE_S` by the
+    store's clock. Of several that take over, the one goes on that creates an object named after the stale lock. A
+    holder that finds the lock another's or deleted, say after a long pause, is interrupted as by Ctrl-C, and before
+    that whatever it publishes raises `LockLost`.
     """
 
     def __init__(
@@ -34,6 +37,7 @@ class StoreLock:
         self._name = name
         self._stale_s = stale_s
         self._content = lock_content()
+        self._fence = Fence(store.url, f"{store.url}/{name}", self._content, partial(store.read, name))
         self._beat = Beat(f"{store.url}/{name}", self._renew, beat_s)
 
     def __enter__(self) -> Self:
@@ -44,6 +48,7 @@ class StoreLock:
         """
         if not _take(self._store, self._name, self._content, self._stale_s):
             raise held_by(f"{self._store.url}/{self._name}", parse_holder(self._store.read(self._name)))
+        stand_under([self._fence])
         self._beat.start()
         return self
 
@@ -52,6 +57,7 @@ class StoreLock:
     ) -> None:
         """Let go; a lock that someone else took meanwhile is left to them."""
         self._beat.stop()
+        step_out(self._fence)
         if self._store.read(self._name) == self._content:
             self._store.remove([self._name])
 

@@ -92,6 +92,8 @@ def test_victims_are_told_apart() -> None:
     assert pids("all") == [1, 2, 3, 4, 5, 6]
 
 
+@pytest.mark.ray
+@pytest.mark.slow
 def test_killed_runs_come_out_as_undisturbed_ones(tmp_path: Path) -> None:
     outcomes = run_points(tmp_path, 3, seed=1, places=["inline", "ray", "inline"])
     assert [outcome.faults for outcome in outcomes] == [(), (), ()]

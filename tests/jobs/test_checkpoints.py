@@ -66,3 +66,19 @@ def test_a_whole_checkpoint_gives_its_step_and_state(tmp_path: Path) -> None:
     state = trained(5.0)
     assert load_checkpoint(tmp_path, state, "digest").step == 2
     assert torch.equal(state.parameters["w"], saved.parameters["w"])
+
+
+def test_any_flipped_byte_of_the_facts_is_found_and_old_facts_without_checksum_are_read(tmp_path: Path) -> None:
+    progress = TrainingProgress(2, (1.5, 0.5), (4, 2))
+    save_checkpoint(tmp_path, progress, trained(1.0), "digest")
+    facts = tmp_path / "step-00000002.json"
+    whole = facts.read_bytes()
+    for index in range(len(whole)):
+        facts.write_bytes(whole[:index] + bytes([whole[index] ^ (1 << index % 8)]) + whole[index + 1 :])
+        assert "facts are damaged" in (checkpoint_fault(facts) or ""), index
+    assert load_checkpoint(tmp_path, trained(5.0), "digest").step == 0
+    old = json.loads(whole)
+    del old["checksum"]
+    facts.write_text(json.dumps(old))
+    assert checkpoint_fault(facts) is None
+    assert load_checkpoint(tmp_path, trained(5.0), "digest") == progress

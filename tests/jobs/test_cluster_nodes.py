@@ -11,6 +11,8 @@ import pytest
 
 from jobs.cluster.connection import ROOT
 
+pytestmark = [pytest.mark.ray, pytest.mark.slow]
+
 ATTEMPTS = 3
 COMMAND = "import sys; from lost_node import run; run(*sys.argv[1:])"
 

@@ -6,8 +6,8 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
@@ -33,11 +33,12 @@ class Fake:
     raises_once: tuple[str, ...] = ()
     dies: tuple[str, ...] = ()
     dies_once: tuple[str, ...] = ()
-    seconds: float = 0.0
+    awaits: Mapping[str, Path] = field(default_factory=dict)  # shard -> a file that comes before it is done
 
     def run(self, task: ShardTask) -> Record:
         prepare(task)
-        time.sleep(self.seconds)
+        if task.shard in self.awaits:
+            wait_for(self.awaits[task.shard])
         first = not (tried := task.output.with_suffix(".tried")).exists()
         tried.write_text("")
         if task.shard in self.raises or (first and task.shard in self.raises_once):
@@ -47,6 +48,14 @@ class Fake:
         text = f"{task.stage} {task.shard} " + " ".join(path.read_text() for path in task.inputs.values())
         write_bytes_atomic(task.output, text.encode())
         return finish(task, count=len(task.samples), stats={"letters": len(text)})
+
+
+def wait_for(path: Path) -> None:
+    deadline = time.monotonic() + 120
+    while not path.exists():
+        if time.monotonic() > deadline:
+            raise ValueError(f"{path} did not come")
+        time.sleep(0.01)
 
 
 class Broken:
@@ -173,8 +182,9 @@ def test_shard_that_kills_every_worker_does_not_stop_the_others(tmp_path: Path, 
 
 
 def test_second_stage_starts_before_the_first_has_finished(tmp_path: Path, fakes_on_ray: None) -> None:
-    stages = chain(tmp_path, 12, Fake(seconds=0.5), Fake(), max_workers=2, num_cpus=1)
-    events = run(stages, "ray")
+    """The first stage's last shard waits for the second stage's first record."""
+    waiting = Fake(awaits={"000011": tmp_path / "two" / "000000.json"})
+    events = run(chain(tmp_path, 12, waiting, Fake(), max_workers=2, num_cpus=1), "ray", attempts=1)
     order = [(event.kind, event.stage) for event in events if event.kind in ("started", "finished")]
     assert order.index(("started", "two")) < order.index(("finished", "one"))
 

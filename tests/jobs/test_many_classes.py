@@ -182,6 +182,7 @@ def test_confusion_has_a_row_for_class_255(count: int) -> None:
         confusion(label, label, count, 255)
 
 
+@pytest.mark.slow
 def test_training_asks_for_class_255(tmp_path: Path, count: int, monkeypatch: pytest.MonkeyPatch) -> None:
     train = QUICK.model_copy(update={"steps": 1, "source_per_step": 0})
     task, job = training_setup(tmp_path, train, dea=False)

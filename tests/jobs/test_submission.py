@@ -53,6 +53,8 @@ def command(environment: dict[str, str], *arguments: str) -> subprocess.Complete
     return subprocess.run(whole, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300, check=False)
 
 
+@pytest.mark.ray
+@pytest.mark.slow
 def test_a_submitted_stage_gives_the_bytes_of_one_in_this_process(
     head: tuple[str, dict[str, str]], weights: dict[str, str], tmp_path: Path
 ) -> None:
@@ -74,6 +76,8 @@ def test_a_submitted_stage_gives_the_bytes_of_one_in_this_process(
     assert (wrong.returncode, len(wrong.stderr.strip().splitlines())) == (75, 1), wrong.stderr
 
 
+@pytest.mark.ray
+@pytest.mark.slow
 def test_a_chain_is_three_jobs_beside_each_other(
     head: tuple[str, dict[str, str]], one_round: Path, tmp_path: Path
 ) -> None:
@@ -91,7 +95,7 @@ def test_a_chain_is_three_jobs_beside_each_other(
     submitted = [place for place in events if place[0] == "submitted"]
     assert submitted == [("submitted", stage) for stage in ("teacher", "refine", "write")]
     new = events[events.index(submitted[0]) :]
-    assert new.index(submitted[-1]) < new.index(("started", "teacher"))
+    assert new.index(submitted[-1]) < new.index(("finished", "teacher"))
 
 
 def test_addresses_that_are_none_and_servers_that_are_not_there_are_told_apart(monkeypatch: pytest.MonkeyPatch) -> None:

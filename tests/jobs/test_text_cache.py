@@ -76,6 +76,7 @@ def test_bits_do_not_depend_on_the_threads_of_the_stage(tmp_path: Path, clip: De
     assert torch.equal(*found)
 
 
+@pytest.mark.slow
 def test_stages_of_a_run_share_the_embeddings(tmp_path: Path, calls: list[int]) -> None:
     task, job = training_setup(tmp_path, QUICK.model_copy(update={"steps": 1}))
     train_model(task, job, SingleProcess())
@@ -191,3 +192,13 @@ def test_embeddings_that_were_read_can_be_trained_against(tmp_path: Path, clip: 
         layer = nn.Linear(128, 3)
         layer(cached_text_embeddings(clip, VOCABULARY, tmp_path)[torch.tensor([1, 0])]).sum().backward()
         assert layer.weight.grad is not None
+
+
+def test_a_file_that_came_with_the_record_of_another_one_is_made_again(tmp_path: Path, clip: DenseClip) -> None:
+    other = Vocabulary.from_names(["ring", "sand"], templates=VOCABULARY.templates)
+    wanted = cached_text_embeddings(clip, VOCABULARY, tmp_path)
+    cached_text_embeddings(clip, other, tmp_path)
+    for suffix in (".safetensors", ".json"):
+        source = tmp_path / f"{embeddings_digest(clip, other)}{suffix}"
+        (tmp_path / f"{embeddings_digest(clip, VOCABULARY)}{suffix}").write_bytes(source.read_bytes())
+    assert torch.equal(cached_text_embeddings(clip, VOCABULARY, tmp_path), wanted)

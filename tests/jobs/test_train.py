@@ -30,10 +30,12 @@ def _train(folder: Path, config: TrainConfig = QUICK, *, dea: bool = True) -> st
     return sha256_file(task.output)
 
 
+@pytest.mark.slow
 def test_the_same_training_twice_gives_the_same_bytes(tmp_path: Path) -> None:
     assert _train(tmp_path / "a") == _train(tmp_path / "b")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("killed_in_step", "config"), [(1, QUICK), (3, QUICK), (4, QUICK), (3, STRONG), (5, STRONG)])
 def test_an_interrupted_training_ends_with_the_same_bytes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, killed_in_step: int, config: TrainConfig
@@ -60,6 +62,7 @@ def test_an_interrupted_training_ends_with_the_same_bytes(
     assert resumed == killed_in_step - killed_in_step % QUICK.checkpoint_every
 
 
+@pytest.mark.slow
 def test_the_average_of_the_steps_is_written_and_changes_none_of_them(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -95,6 +98,7 @@ def _start(folder: Path) -> dict[str, torch.Tensor]:
     return {name: p.detach() for name, p in load_stseg(job.model).named_parameters()}
 
 
+@pytest.mark.slow
 def test_augmentation_changes_what_is_learned(tmp_path: Path) -> None:
     assert _train(tmp_path / "a") != _train(tmp_path / "b", STRONG.model_copy(update={"ema": 0.0}))
 
@@ -107,6 +111,7 @@ def _loss_of_one_step(folder: Path, trust: tuple[int, int], *, pixel_weights: bo
     return record.stats["loss"], sha256_file(task.output)
 
 
+@pytest.mark.slow
 def test_a_pixel_counts_in_the_step_as_much_as_its_weight_map_says(tmp_path: Path) -> None:
     left, trained_on_left = _loss_of_one_step(tmp_path / "left", (255, 0), pixel_weights=True)
     right, trained_on_right = _loss_of_one_step(tmp_path / "right", (0, 255), pixel_weights=True)
@@ -126,6 +131,7 @@ def test_live_embeddings_need_dea(tmp_path: Path) -> None:
         train_model(task, job, SingleProcess())
 
 
+@pytest.mark.slow
 def test_a_checkpoint_of_other_settings_is_not_resumed_from(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     task, job = training_setup(tmp_path / "a")
     monkeypatch.setattr(train, "write_weights", _die)
@@ -137,6 +143,7 @@ def test_a_checkpoint_of_other_settings_is_not_resumed_from(tmp_path: Path, monk
     assert _train(tmp_path / "a", other) == _train(tmp_path / "b", other)
 
 
+@pytest.mark.slow
 def test_a_damaged_checkpoint_is_not_resumed_from(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = _train(tmp_path / "whole")
     task, job = training_setup(tmp_path / "broken")
@@ -154,6 +161,7 @@ def _die(*_: object, **__: object) -> None:
     raise _KilledError
 
 
+@pytest.mark.slow
 def test_training_on_a_few_scenes_learns_them(tmp_path: Path) -> None:
     long = QUICK.model_copy(update={"steps": 60, "target_per_step": 0, "source_per_step": 3, "classes": "seen"})
     losses: list[float] = []
@@ -170,12 +178,14 @@ def test_training_on_a_few_scenes_learns_them(tmp_path: Path) -> None:
     assert sum(losses[-10:]) < 0.7 * sum(losses[:10])
 
 
+@pytest.mark.slow
 def test_frozen_clip_is_left_alone_and_not_stored(tmp_path: Path) -> None:
     task, job = training_setup(tmp_path)
     train_model(task, job, SingleProcess())
     assert not any(name.startswith("clip.") for name in read_weights(task.output))
 
 
+@pytest.mark.slow
 def test_a_trained_clip_is_stored_without_its_text_tower(tmp_path: Path) -> None:
     task, job = training_setup(tmp_path, QUICK.model_copy(update={"steps": 2, "clip_lr_scale": 0.1}))
     train_model(task, job, SingleProcess())

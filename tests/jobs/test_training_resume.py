@@ -137,6 +137,7 @@ def test_a_signal_saves_the_state_of_the_step_and_the_training_goes_on_from_ther
     assert _train(tmp_path, QUICK) == whole
 
 
+@pytest.mark.slow
 def test_two_workers_of_which_one_is_killed_end_with_the_bytes_of_two_left_alone(tmp_path: Path) -> None:
     config = QUICK.model_copy(update={"steps": 4, "clip_lr_scale": 0.1})
     assert train_in_two_processes(tmp_path / "whole", config) == [0, 0]
@@ -180,6 +181,7 @@ def test_a_group_that_ends_without_training_is_an_error(tmp_path: Path, monkeypa
         run_training(task, job, ALONE, backend="ray", run="test")
 
 
+@pytest.mark.slow
 def test_bfloat16_trains_float32_parameters_and_resumes_exactly(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, whole: tuple[str, dict[str, float], bytes]
 ) -> None:

@@ -36,6 +36,7 @@ def test_dense_features_are_the_head_applied_to_each_cell(clip: DenseClip) -> No
 
 
 @torch.no_grad()
+@pytest.mark.slow
 @pytest.mark.parametrize("preset", ["base", "large"])
 def test_published_sizes_give_open_clips_own_features_at_768(preset: str) -> None:
     torch.manual_seed(0)

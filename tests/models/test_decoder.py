@@ -97,6 +97,7 @@ def test_aux_losses_train_their_heads_only() -> None:
     assert trained == {"head0", "head1"}
 
 
+@pytest.mark.slow
 def test_a_class_more_keeps_less_than_10_mb_for_the_backward_pass_at_seds_sizes() -> None:
     decoder = CostAwareDecoder(DecoderConfig(), (128, 256, 512), 80)
     own = {p.untyped_storage().data_ptr() for p in decoder.parameters()}
@@ -131,6 +132,7 @@ def test_images_of_a_batch_do_not_mix_and_class_order_does_not_matter() -> None:
     torch.testing.assert_close(together[:, order], reordered, atol=1e-4, rtol=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("batch", [1, 2])
 def test_chunks_and_recomputation_change_nothing(batch: int, monkeypatch: pytest.MonkeyPatch) -> None:
     decoder, dense, text, guidance = _tiny(batch, 7)

@@ -99,6 +99,7 @@ def test_encoder_refuses_what_is_not_an_rgb_image(shape: tuple[int, ...]) -> Non
         SamEncoder(_random_sam(SAM_TINY)).encode([np.zeros(shape, np.uint8)])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("config", [SAM_TINY, WINDOWED], ids=["tiny", "windowed"])
 @pytest.mark.parametrize("kinds", ["m", "b", "p", "mb", "bp", "mp", "mbp"])
 @pytest.mark.parametrize("multimask", [False, True])
@@ -160,6 +161,7 @@ def _some_prompts(count: int, config: SamConfig) -> MaskPrompts:
     return MaskPrompts(torch.arange(count) % 3, boxes, 4 * torch.randn(count, 1, side, side, generator=draw))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("chunk", [1, 2, 3])
 def test_no_tensor_beside_the_results_grows_with_the_number_of_prompts(chunk: int) -> None:
     decoder, embedding = SamMaskDecoder(_random_sam(WINDOWED)), torch.randn(3, 32, 10, 10)

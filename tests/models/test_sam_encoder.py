@@ -45,6 +45,7 @@ def _frames(config: SamConfig, count: int = 2) -> Tensor:
     return torch.randn(count, 3, config.image_size, config.image_size, generator=torch.Generator().manual_seed(7))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
 @pytest.mark.parametrize("at_once", [None, 1500, 1])
 def test_embeddings_equal_segment_anythings_however_small_the_pieces(

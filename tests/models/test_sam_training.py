@@ -87,6 +87,7 @@ def test_mask_loss_is_least_for_the_true_mask_and_a_true_judgement() -> None:
         assert worse > perfect
 
 
+@pytest.mark.slow
 def test_training_twice_gives_the_same_weights() -> None:
     config = SamTrainingConfig(
         cycles=(Cycle(4, 2, 1e-3, EVALUATION_RECIPE, edges=1.0),), batch=2, prompts=2, crop_share=0.5
@@ -102,6 +103,7 @@ def test_evaluation_asks_for_at_least_one_scene() -> None:
         evaluate_tiny_sam(build_sam(SAM_TINY), 0, 0)
 
 
+@pytest.mark.slow
 def test_tiny_sam_lifts_coarse_masks_to_080() -> None:
     facts = evaluate_tiny_sam(load_sam(SAM_TINY, with_decoder=True), seed=1, scenes=40)
     assert facts["coarse"] < 0.68

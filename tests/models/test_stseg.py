@@ -43,6 +43,7 @@ def test_without_dea_sam_changes_nothing() -> None:
         assert torch.equal(model(image, text).logits_BKHW, model(image, text, sam).logits_BKHW)
 
 
+@pytest.mark.slow
 def test_the_base_preset_can_be_built() -> None:
     model = build_random_stseg(PRESETS["base"], dea=True)
     assert sum(p.numel() for p in model.decoder.parameters()) == 1_376_396  # SED's aggregator
@@ -84,6 +85,7 @@ def test_half_weights_are_half_the_size(tmp_path: Path) -> None:
     assert read_weights(tmp_path / "half.safetensors")["n"].dtype == torch.int64
 
 
+@pytest.mark.slow
 def test_early_rejection_with_all_classes_kept_changes_nothing() -> None:
     image, text, sam = _inputs(5)
     torch.manual_seed(0)

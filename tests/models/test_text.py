@@ -70,6 +70,7 @@ def test_tiny_clip_gives_the_same_too() -> None:
 
 
 @torch.no_grad()
+@pytest.mark.slow
 @pytest.mark.parametrize("at_once", [1, 7, 20, 100])
 def test_neither_company_nor_order_changes_a_text(
     clip: DenseClip, at_once: int, monkeypatch: pytest.MonkeyPatch

@@ -13,6 +13,7 @@ from pipeline.config import (
     resolve_config,
     save_config,
 )
+from pipeline.settings import settings_fault
 from shards.data.sources import FolderSourceConfig, ScenesSourceConfig
 
 
@@ -132,3 +133,17 @@ def test_workers_that_cannot_share_a_step_are_refused_before_anything_starts() -
 def test_an_elastic_group_s_least_size_is_not_above_its_size() -> None:
     with pytest.raises(ValueError, match="min_workers 2 is above workers 1"):
         resolve_config({}, ("resources.train.min_workers=2",), where="--set")
+
+
+def test_saved_settings_tell_whether_they_are_as_they_were_written(tmp_path: Path) -> None:
+    path = tmp_path / "config.yaml"
+    save_config(path, RunConfig())
+    assert settings_fault(path) is None
+    whole = path.read_bytes()
+    for index in [*range(200), *range(200, len(whole), 31)]:
+        path.write_bytes(whole[:index] + bytes([whole[index] ^ (1 << index % 8)]) + whole[index + 1 :])
+        assert settings_fault(path) is not None, index
+    comment, _, text = whole.split(b"\n", 2)
+    path.write_bytes(comment + b"\n" + text)  # as earlier versions wrote it
+    assert settings_fault(path) is None
+    assert load_config(path) == RunConfig()

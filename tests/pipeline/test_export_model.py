@@ -24,6 +24,7 @@ def invoke(*arguments: str) -> tuple[int, str, str]:
     return result.exit_code, result.stdout, result.stderr
 
 
+@pytest.mark.slow
 def test_a_model_with_sam_inside_runs_from_its_file_as_before(tmp_path: Path) -> None:
     out = tmp_path / "model.pt2"
     code, text, err = invoke("export", "model", "--classes", "grass, red ring", "--out", str(out), "--json")

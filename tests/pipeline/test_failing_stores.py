@@ -29,6 +29,7 @@ def made_in(url: str) -> dict[str, bytes]:
     return {name: store.read(name) or b"" for name in store.find()}
 
 
+@pytest.mark.slow
 def test_a_slow_store_that_fails_every_tenth_request_changes_nothing(
     url: str, one_round: Path, weights: dict[str, str]
 ) -> None:
@@ -39,6 +40,7 @@ def test_a_slow_store_that_fails_every_tenth_request_changes_nothing(
     assert results_of(made_in(url)) == results_of(files_of(one_round))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("last", ["teacher/000000.json", "pseudo_labels.record.json"])
 def test_a_store_that_does_not_answer_any_more_is_named_and_the_same_command_goes_on(
     url: str, one_round: Path, weights: dict[str, str], monkeypatch: pytest.MonkeyPatch, last: str

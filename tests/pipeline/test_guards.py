@@ -48,6 +48,7 @@ def test_a_student_below_the_held_out_score_ends_the_run_with_exit_5_and_the_bes
     assert "regressed, best: round 0" in out
 
 
+@pytest.mark.slow
 def test_labels_swapped_between_two_classes_raise_alarms_that_name_both(copied: Path) -> None:
     # Random weights change much in two steps; what is to be told are the classes.
     assert again(copied, "--set", "alarms.stop=true", "--set", "alarms.churn=1")[0] == 0
@@ -67,6 +68,7 @@ def test_labels_swapped_between_two_classes_raise_alarms_that_name_both(copied: 
     assert len(status["rounds"]["1"]["alarms"]) == len(report(copied, 1)["alarms"])
 
 
+@pytest.mark.slow
 def test_a_teacher_that_says_one_class_raises_alarms_and_ends_the_run_with_exit_5(copied: Path) -> None:
     # Random weights change much and regress by chance in two steps; what is to be told is the collapse.
     quiet = sets({"alarms.churn": "1", "alarms.stop": "true", "promotion.on_regression": "keep"})

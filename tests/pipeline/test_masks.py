@@ -9,10 +9,12 @@ import torch
 from PIL import Image
 from typer.testing import CliRunner
 
+from benchmarks.chaos_compare import contents, differences
 from models.presets import SAM_TINY
 from models.sam.sam import build_sam
 from models.weights.files import write_weights
 from pipeline.cli.app import app
+from pipeline.run.verify import verify_run
 from shards.files.atomic import sha256_path
 from shards.formats.tar import index_tar
 
@@ -53,6 +55,27 @@ def test_masks_become_shards_and_the_same_command_again_changes_nothing(folders:
     assert "nothing to do" in err
     assert "3 of 3 images refined" in out
     assert sha256_path(tars) == digest
+
+
+def test_verify_and_repair_judge_refined_masks_as_the_command_does(folders: Path) -> None:
+    assert refine(folders, "--set", "shard_size=2")[0] == 0
+    run = folders / "out"
+    verdict = verify_run(run)
+    assert (verdict.faults, verdict.stale, verdict.undone) == ((), (), 0)
+    wanted = contents(run)
+    tar = run / "rounds" / "001" / "pseudo" / "pseudo-000001.tar"
+    tar.write_bytes(tar.read_bytes()[:-1])
+    (run / "rounds" / "001" / "refine" / "000000.json").unlink()
+    assert [fault.output.name for fault in verify_run(run).faults] == ["pseudo-000001.tar", "000000.zarr"]
+    arguments = ["shards", "repair", "--run", str(run), "--backend", "inline"]
+    assert CliRunner().invoke(app, arguments, catch_exceptions=False).exit_code == 0
+    assert differences(wanted, contents(run)) == []
+    (folders / "masks" / "a.png").unlink()
+    Image.fromarray(np.zeros((40, 60), np.uint8)).save(folders / "masks" / "a.png")
+    (run / "plan" / "000001.json").unlink()
+    arguments = ["shards", "repair", "--run", str(run), "--backend", "inline"]
+    assert CliRunner().invoke(app, arguments, catch_exceptions=False).exit_code == 0  # of c, which is as it was
+    assert differences(wanted, contents(run)) == []
 
 
 def test_image_without_a_mask_and_a_broken_image_are_named(folders: Path) -> None:

@@ -68,6 +68,7 @@ def label(path: str) -> np.ndarray:
     return np.asarray(Image.open(path))
 
 
+@pytest.mark.slow
 def test_folders_and_tars_are_predicted_and_broken_images_named(done: tuple[Path, dict[str, Any]]) -> None:
     out, result = done
     assert [Path(entry["label"]).name for entry in result["images"]] == [
@@ -95,6 +96,7 @@ def test_again_skips_what_stands_and_does_what_is_missing(photos: Path, done: tu
     assert [e["state"] for e in third["images"]] == ["predicted", "skipped", "skipped"]
 
 
+@pytest.mark.slow
 def test_other_classes_or_overwrite_predict_anew(
     photos: Path, done: tuple[Path, dict[str, Any]], tmp_path: Path
 ) -> None:
@@ -105,6 +107,7 @@ def test_other_classes_or_overwrite_predict_anew(
     assert (label(str(out / "a.label.png")) == 0).all()
 
 
+@pytest.mark.slow
 def test_batches_change_no_label_and_windows_do(
     photos: Path, done: tuple[Path, dict[str, Any]], tmp_path: Path
 ) -> None:
@@ -118,6 +121,7 @@ def test_batches_change_no_label_and_windows_do(
     assert np.mean(shares) > 0.5
 
 
+@pytest.mark.slow
 def test_more_than_255_names_from_a_file_give_16_bit_labels(photos: Path, tmp_path: Path) -> None:
     (tmp_path / "names.txt").write_text("\n".join([*(f"thing {n}" for n in range(259)), "grass, lawn"]))
     image = str(photos / "photos" / "a.png")

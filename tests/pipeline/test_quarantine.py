@@ -3,17 +3,17 @@ import pytest
 from pipeline.config import QuarantineSettings
 from pipeline.errors import DataFault
 from pipeline.rounds.quarantine import check_quarantine
-from shards.formats.records import Drop, Record
+from pipeline.tasks.left_out import LeftOut, as_facts, lines_of, of_reports
+from shards.formats.records import Drop
 
 
-def record(bad: int, shard: str = "000000") -> Record:
-    drops = tuple(Drop(key=f"{shard}-{index}", reason="truncated") for index in range(bad))
-    return Record(stage="embed", shard=shard, count=0, drops=drops)
+def left_out(bad: int, total: int, reason: str = "truncated") -> LeftOut:
+    drops = tuple(Drop(key=f"000000-{index}", reason=reason, detail="found") for index in range(bad))
+    return LeftOut("target", "/photos", total, drops)
 
 
-def test_within_the_budget_the_drops_of_all_shards_come_back() -> None:
-    drops = check_quarantine([record(2), record(3, "000001")], 100, QuarantineSettings(), "target")
-    assert len(drops) == 5
+def test_within_the_budget_nothing_is_raised() -> None:
+    check_quarantine(left_out(5, 100), QuarantineSettings())
 
 
 @pytest.mark.parametrize(
@@ -28,10 +28,27 @@ def test_within_the_budget_the_drops_of_all_shards_come_back() -> None:
 def test_more_than_the_budget_or_all_of_them_is_a_fault_that_names_reasons_and_keys(
     bad: int, total: int, settings: QuarantineSettings
 ) -> None:
-    with pytest.raises(DataFault, match=rf"{bad} of {total} target images .*truncated {bad}.*000000-0"):
-        check_quarantine([record(bad)], total, settings, "target")
+    with pytest.raises(DataFault, match=rf"{bad} of {total} target images .*truncated {bad}.*000000-0.*/photos: mend"):
+        check_quarantine(left_out(bad, total), settings)
+
+
+def test_the_way_out_for_missing_images_is_to_put_them_back_and_not_a_new_run() -> None:
+    with pytest.raises(DataFault, match="put back what is missing") as caught:
+        check_quarantine(left_out(6, 12, "missing"), QuarantineSettings())
+    assert "new run" not in str(caught.value)
 
 
 def test_few_of_a_small_set_pass_though_their_share_is_high() -> None:
-    assert len(check_quarantine([record(3)], 4, QuarantineSettings(), "target")) == 3
-    assert check_quarantine([record(0)], 0, QuarantineSettings(), "target") == []
+    check_quarantine(left_out(3, 4), QuarantineSettings())
+    check_quarantine(left_out(0, 0), QuarantineSettings())
+
+
+def test_an_image_that_several_rounds_left_out_is_named_once_at_the_end() -> None:
+    one, more = left_out(1, 9, "missing"), left_out(2, 9, "missing")
+    found = of_reports([as_facts([one]), as_facts([more]), {"round": 2, "quarantined": []}])
+    assert found == [more]
+    lines = list(lines_of(found))
+    assert lines[0] == "left out: 2 of 9 target images of /photos (missing 2): 000000-0, 000000-1"
+    assert "same command" in lines[-1]
+    assert "same command" not in " ".join(lines_of([left_out(2, 9)]))
+    assert list(lines_of([])) == []

@@ -197,6 +197,7 @@ def make_photos(folder: Path) -> None:
     (folder / "cut.jpg").write_bytes((folder / "photo 0.jpg").read_bytes()[:300])
 
 
+@pytest.mark.slow
 def test_own_images_run_through_and_broken_files_are_named(weights: dict[str, str], tmp_path: Path) -> None:
     make_photos(tmp_path / "photos")
     (tmp_path / "names.json").write_text(json.dumps(["cat, kitten", "dog"]))
@@ -233,6 +234,7 @@ def test_too_many_broken_files_stop_the_run_with_exit_4(weights: dict[str, str],
     assert "3 of 6 target images are unreadable" in err
 
 
+@pytest.mark.slow
 def test_stage_1_trains_and_resumes_to_the_same_weights(weights: dict[str, str], tmp_path: Path) -> None:
     models = {name: value for name, value in weights.items() if name in ("model.clip_weights", "model.sam_weights")}
     few = {**models, "source.count": "3", "train.steps": "1", "train.source_per_step": "1"}

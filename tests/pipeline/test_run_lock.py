@@ -17,6 +17,7 @@ from run_setup import invoke
 from pipeline.run.lock import holding, holding_stage, run_holder, stage_holder, stage_holders
 from shards.files.lock_beat import STALE_S
 from shards.files.locks import LockHeld, RunLock
+from shards.files.processes import process_space
 from shards.storage.store import MIRROR_VARIABLE, Store, place_of, run_folder
 from shards.storage.store_lock import StoreLock
 
@@ -57,8 +58,8 @@ def on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, location: str) -> Callab
 
 def put_lock(run: Path, name: str, *, host: str) -> None:
     """Leave the lock of a process that is dead, where it is of this machine."""
-    lock = {"host": host, "pid": 1 << 22, "started": "2020-01-01T00:00:00+00:00", "start_ticks": 5, "token": "x"}
-    content = json.dumps(lock).encode()
+    lock = {"host": host, "pid": 1 << 22, "started": "2020-01-01T00:00:00+00:00", "start_ticks": 5}
+    content = json.dumps({**lock, "process_space": process_space(), "token": "x"}).encode()
     store = place_of(run).store
     if store is not None:
         store.write(name, content)
@@ -184,6 +185,7 @@ print(met)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("store", [False, True])
 def test_of_processes_that_race_the_whole_run_never_meets_a_stage(
     tmp_path: Path, store: bool, request: pytest.FixtureRequest

@@ -31,6 +31,7 @@ def test_the_start_encodes_every_image_once(weights: dict[str, str], tmp_path: P
     assert sum(encoded) == sum(int(SMALL[f"data.{part}.count"]) for part in ("target", "source", "test", "validation"))
 
 
+@pytest.mark.slow
 def test_rounds_after_that_do_not_call_the_encoder(one_round: Path, tmp_path: Path, encoded: list[int]) -> None:
     run = tmp_path / "run"
     shutil.copytree(one_round, run, ignore=shutil.ignore_patterns("run.lock*", "locks"))

@@ -15,6 +15,7 @@ import pipeline.progress
 from benchmarks.chaos_compare import contents, differences
 from jobs.executor import StageEvent
 from shards.files import atomic as files
+from shards.files import retry
 from shards.files.atomic import remove_path
 
 
@@ -137,7 +138,7 @@ def fail_some(monkeypatch: pytest.MonkeyPatch, fails: Callable[[int], bool]) -> 
         real(descriptor)
 
     monkeypatch.setattr(os, "fsync", fsync)
-    monkeypatch.setattr(files, "RETRY_WAITS_S", (0.0, 0.0, 0.0))
+    monkeypatch.setattr(retry, "RETRY_WAITS_S", (0.0, 0.0, 0.0))
     return failed
 
 
@@ -149,6 +150,7 @@ def test_store_that_fails_every_tenth_time_is_waited_out(
     assert failed
 
 
+@pytest.mark.slow
 def test_store_that_breaks_stops_the_run_and_is_resumed_on(
     to_do: Path, one_round: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

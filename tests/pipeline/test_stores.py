@@ -48,6 +48,7 @@ def work_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], 
     return lambda machine: monkeypatch.setenv(MIRROR_VARIABLE, str(tmp_path / machine))
 
 
+@pytest.mark.slow
 def test_a_run_on_s3_has_the_bytes_of_a_run_in_a_folder(
     s3: str, one_round: Path, weights: dict[str, str], work_on: Callable[[str], None]
 ) -> None:
@@ -120,6 +121,7 @@ def test_no_command_deletes_anything_for_a_mirror_json_above_a_run(
     assert {name for name in before if after.get(name) != before[name]} <= {"home/runs/mine/events.jsonl"}
 
 
+@pytest.mark.slow
 def test_another_machine_goes_on_in_the_middle_with_the_same_bytes(
     one_round: Path, work_on: Callable[[str], None]
 ) -> None:
@@ -238,6 +240,7 @@ class _KilledError(Exception):
     pass
 
 
+@pytest.mark.slow
 def test_a_training_that_was_killed_goes_on_on_another_machine_with_the_same_bytes(
     work_on: Callable[[str], None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

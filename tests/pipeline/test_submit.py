@@ -145,6 +145,7 @@ def test_of_a_chain_only_what_does_not_work_is_submitted_again(open_chain: Path,
     assert "my_run-001-teacher-2" not in server.entries
 
 
+@pytest.mark.slow
 def test_jobs_beside_one_that_was_cut_short_end_resumably(open_chain: Path, server: FakeServer) -> None:
     config = open_chain / "config.yaml"
     config.write_text(config.read_text().replace("start_timeout_s: 600.0", "start_timeout_s: 0.1"))

@@ -6,7 +6,7 @@ from pipeline.rounds.when_stale import WhenStale
 
 from jobs.stage import ShardTask, finish, prepare
 from pipeline.tasks.states import summarise, task_states
-from shards.formats.records import Record, read_record
+from shards.formats.records import Record, read_record, write_record
 
 
 def chain(folder: Path, shards: int = 2, threshold: float = 0.9) -> list[ShardTask]:
@@ -52,6 +52,28 @@ def done(tmp_path: Path) -> list[ShardTask]:
 
 def states(tasks: list[ShardTask]) -> list[str]:
     return [state.state for state in task_states(tasks)]
+
+
+def test_a_record_of_another_shard_stage_or_round_is_no_record_of_a_task(done: list[ShardTask]) -> None:
+    before, task = done[0], done[2]
+    for other in (
+        task.model_copy(update={"shard": "000001"}),
+        task.model_copy(update={"round": 2}),
+        task.model_copy(update={"stage": "write"}),
+    ):
+        Copier().run(other)  # the same files, and a record which fits them
+        (_, state) = task_states([before, task], verify=True)
+        assert (state.state, state.reason.startswith("the record is that of ")) == ("stale", True)
+        depends = task_states([before.model_copy(update={"fingerprint": {"new": 1}}), task])[1]
+        assert (depends.state, depends.reason) == ("stale", state.reason)
+    Copier().run(task)
+    assert task_states([before, task], verify=True)[1].state == "done"
+
+
+def test_a_record_of_an_earlier_version_which_names_no_round_is_valid(done: list[ShardTask]) -> None:
+    for task in done:
+        write_record(task.record, read_record(task.record).model_copy(update={"round": None}))
+    assert {state.state for state in task_states(done, verify=True)} == {"done"}
 
 
 def test_nothing_done_is_all_to_do(tmp_path: Path) -> None:

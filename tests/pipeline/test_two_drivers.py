@@ -9,6 +9,7 @@ import sys
 import time
 from pathlib import Path
 
+import pytest
 from run_setup import again
 
 from benchmarks.chaos_compare import contents, differences
@@ -17,6 +18,7 @@ from shards.files.atomic import remove_path
 ROOT = Path(__file__).resolve().parents[2]
 
 
+@pytest.mark.slow
 def test_second_command_says_who_works_since_when_and_takes_over_from_a_killed_one(
     one_round: Path, tmp_path: Path
 ) -> None:

@@ -9,7 +9,7 @@ import pytest
 from run_setup import again, invoke, report
 
 from benchmarks.chaos_compare import contents, differences
-from pipeline.run.verify import verify_run
+from pipeline.run.verify import Verdict, verify_run
 from shards.files.atomic import remove_path
 
 FIRST = Path("rounds/001")
@@ -54,6 +54,7 @@ DAMAGE: dict[str, tuple[str, Callable[[Path], None]]] = {
 }
 
 
+@pytest.mark.slow
 def test_each_kind_of_damage_is_named_and_nothing_else(run: Path) -> None:
     assert verify_run(run).faults == ()
     for kind, (output, damage) in DAMAGE.items():
@@ -69,6 +70,7 @@ def test_each_kind_of_damage_is_named_and_nothing_else(run: Path) -> None:
     assert verify_run(run).faults == ()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "kinds",
     [
@@ -87,6 +89,7 @@ def test_the_same_round_with_verify_mends_all_damage_to_the_same_bytes(run: Path
     assert verify_run(run).faults == ()
 
 
+@pytest.mark.slow
 def test_repair_does_again_what_verify_names(run: Path) -> None:
     wanted, score = contents(run), report(run, 1)["miou"]
     damaged = [
@@ -131,6 +134,7 @@ def test_damage_of_a_replay_is_removed_and_told(run: Path) -> None:
     command = ["replay", "--round", "1", "--run", str(run), "--backend", "inline", "--name", "half"]
     command += ["--set", "gate.threshold=0.05"]
     assert invoke(*command)[0] == 0
+    assert verify_run(run) == Verdict(verify_run(run).checked, 0, ())
     wanted = contents(run)
     tar = run / FIRST / "replays" / "half" / "pseudo" / "pseudo-000001.tar"
     flip(tar)
@@ -139,3 +143,16 @@ def test_damage_of_a_replay_is_removed_and_told(run: Path) -> None:
     assert (code, f"{tar.parents[1]} lacks shards" in out) == (0, True)
     assert invoke(*command)[0] == 0
     assert differences(wanted, contents(run)) == []
+
+
+def test_a_shard_exchanged_with_its_record_between_a_round_and_its_replay_is_named(run: Path) -> None:
+    command = ["replay", "--round", "1", "--run", str(run), "--backend", "inline", "--name", "half"]
+    assert invoke(*command, "--set", "gate.threshold=0.05")[0] == 0
+    own, other = run / FIRST / "refine", run / FIRST / "replays" / "half" / "refine"
+    for name in ("000001.zarr", "000001.json"):
+        (own / name).rename(run / name)
+        (other / name).rename(own / name)
+        (run / name).rename(other / name)
+    named = {state.task.output for state in verify_run(run).stale}
+    assert {own / "000001.zarr", other / "000001.zarr"} <= named
+    assert verify_run(run).faults == ()

@@ -11,8 +11,11 @@ from pathlib import Path
 import pytest
 
 from shards.files import atomic as files
+from shards.files import retry
 
 ROOT = Path(__file__).resolve().parents[2]
+
+FOREIGN = ".tmp~1~2~another-machine~0123456789ab~"  # how a temporary of another machine begins
 
 
 def test_write_replaces_whole_content_and_leaves_no_temporary(tmp_path: Path) -> None:
@@ -75,12 +78,13 @@ def test_stale_temporaries_of_dead_processes_go_and_others_stay(tmp_path: Path) 
     (dead / "inner").mkdir(parents=True)
     foreign = tmp_path / living.name.replace(living.name.split("~")[3], "another-machine")
     foreign.write_bytes(b"")
-    old = tmp_path / f"{files.TEMPORARY_PREFIX}odd"
-    old.write_bytes(b"")
-    os.utime(old, (0, 0))
-    (tmp_path / "kept.tar").write_bytes(b"")
+    old = tmp_path / foreign.name.replace("another-machine", "a-third-one")
+    others = [tmp_path / name for name in (".tmp~odd", ".tmp~1~2~host~notes", f"x{old.name}", "kept.tar")]
+    for path in (old, *others):
+        path.write_bytes(b"")
+        os.utime(path, (0, 0))
     assert files.remove_stale_temporaries(tmp_path) == 2
-    assert {path.name for path in tmp_path.iterdir()} == {living.name, foreign.name, "kept.tar"}
+    assert {path.name for path in tmp_path.iterdir()} == {living.name, foreign.name, *(path.name for path in others)}
     assert files.remove_stale_temporaries(tmp_path / "missing") == 0
 
 
@@ -167,8 +171,8 @@ def test_errors_that_may_pass_are_waited_out_and_others_are_not(
     monkeypatch.setattr(os, "fsync", fsync)
     files.write_bytes_atomic(tmp_path / "a", b"whole")
     assert (tmp_path / "a").read_bytes() == b"whole"
-    assert waits == list(files.RETRY_WAITS_S[:2])
-    for error, count in ((errno.ENOSPC, 0), (errno.EIO, len(files.RETRY_WAITS_S))):
+    assert waits == list(retry.RETRY_WAITS_S[:2])
+    for error, count in ((errno.ENOSPC, 0), (errno.EIO, len(retry.RETRY_WAITS_S))):
         waits.clear()
         errors[:] = [OSError(error, "no") for _ in range(9)]
         with pytest.raises(OSError, match="no"):
@@ -179,11 +183,38 @@ def test_errors_that_may_pass_are_waited_out_and_others_are_not(
 
 
 def test_left_overs_go_from_all_folders_of_a_run(tmp_path: Path) -> None:
-    old = [tmp_path / "rounds" / "001" / f".tmp~{name}" for name in ("x", "y.zarr")]
+    old = [tmp_path / "rounds" / "001" / f"{FOREIGN}{name}" for name in ("x", "y.zarr")]
     make_tree(old[1], {"zarr.json": b""})
     old[0].write_bytes(b"")
-    kept = make_tree(tmp_path / "rounds" / "000001.zarr", {".tmp~inner": b""})
-    for path in (*old, kept / ".tmp~inner"):
+    kept = make_tree(tmp_path / "rounds" / "000001.zarr", {f"{FOREIGN}inner": b""})
+    for path in (*old, kept / f"{FOREIGN}inner"):
         os.utime(path, (0, 0))
     assert files.remove_stale_temporaries_below(tmp_path) == 2
-    assert [path.name for path in sorted(tmp_path.rglob("*"))] == ["rounds", "000001.zarr", ".tmp~inner", "001"]
+    assert [path.name for path in sorted(tmp_path.rglob("*"))] == ["rounds", "000001.zarr", f"{FOREIGN}inner", "001"]
+
+
+def test_nothing_behind_a_link_is_deleted_whatever_the_link_is_called(tmp_path: Path) -> None:
+    theirs = make_tree(tmp_path / "theirs", {"notes.txt": b"mine", f"{FOREIGN}a": b"mine", "sub/b": b"mine"})
+    os.utime(theirs / f"{FOREIGN}a", (0, 0))
+    run = tmp_path / "run"
+    (run / "rounds").mkdir(parents=True)
+    links = [run / f"{FOREIGN}x", run / "rounds" / f"{FOREIGN}y.zarr", run / "embeddings", run / "checkpoints"]
+    for link in links:
+        link.symlink_to(theirs)
+        os.utime(link, (0, 0), follow_symlinks=False)
+    (run / f"{FOREIGN}file").symlink_to(theirs / "notes.txt")
+    os.utime(run / f"{FOREIGN}file", (0, 0), follow_symlinks=False)
+    assert files.remove_stale_temporaries(run / "checkpoints") == 0
+    assert files.remove_stale_temporaries_below(run) == 3  # the links themselves
+    files.replace_folder(make_tree(files.temporary_sibling(run / "embeddings"), {"x": b"new"}), run / "embeddings")
+    files.remove_path(run / "checkpoints")
+    assert not (run / "embeddings").is_symlink()
+    names = ["notes.txt", f"{FOREIGN}a", "sub", "b"]
+    assert sorted(path.name for path in theirs.rglob("*")) == sorted(names)
+
+
+def test_left_overs_go_from_a_run_that_is_reached_by_a_link(tmp_path: Path) -> None:
+    run = make_tree(tmp_path / "run", {f"{FOREIGN}x": b""})
+    os.utime(run / f"{FOREIGN}x", (0, 0))
+    (tmp_path / "link").symlink_to(run)
+    assert files.remove_stale_temporaries_below(tmp_path / "link") == 1

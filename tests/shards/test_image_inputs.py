@@ -1,6 +1,8 @@
 """Images out of files, folders and tars, with names of their own."""
 
+import hashlib
 import io
+import os
 import tarfile
 from pathlib import Path
 
@@ -64,3 +66,40 @@ def test_an_image_that_went_away_is_unreadable_with_a_reason(tmp_path: Path) -> 
         with pytest.raises(UnreadableImage) as caught:
             entry.read()
         assert caught.value.reason == reason
+
+
+def test_tar_members_without_a_name_are_passed_over_and_of_two_of_a_name_the_last_counts(tmp_path: Path) -> None:
+    path = tmp_path / "t.tar"
+    with tarfile.open(path, "w") as tar:
+        for name, data in (("", b"0"), ("/", b"1"), (".", b"2"), ("..", b"3"), ("a.png", b"old"), ("a.png", b"new")):
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            tar.addfile(info, io.BytesIO(data))
+    (entry,) = find_images([path])
+    assert (entry.key, entry.read()) == ("a", b"new")
+
+
+def test_no_two_inputs_share_a_key_whatever_they_are_called(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    tail = hashlib.sha256(b"a.png").hexdigest()[:8]
+    for name in ("d/a.png", "e/a.png", "e/d/a.png", f"f/a-{tail}.png", "f/a.jpg", "f/a.png"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(b"")
+    tar = write_tar(Path("t.tar"), {"a.png": b"", "d/a.png": b"", f"a-{tail}.png": b""})
+    found = find_images([Path("d"), Path("e"), Path("f"), tar])
+    assert len(found) == 9
+    assert len({entry.key for entry in found}) == 9
+
+
+def test_pipes_devices_and_sparse_giants_in_a_folder_are_unreadable_and_the_rest_goes_on(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "a.png")
+    (tmp_path / "b.png").symlink_to("/dev/zero")
+    with (tmp_path / "c.png").open("wb") as file:
+        file.truncate(40 << 30)
+    (tmp_path / "d.png").write_bytes(b"x")
+    *odd, plain = find_images([tmp_path])
+    for entry, reason in zip(odd, ("not_a_file", "not_a_file", "too_large"), strict=True):
+        with pytest.raises(UnreadableImage) as caught:
+            entry.read()
+        assert caught.value.reason == reason
+    assert plain.read() == b"x"

@@ -18,7 +18,13 @@ from shards.files.locks import UNKNOWN, LockHeld, RunLock, clear_stale, live_hol
 from shards.files.processes import process_is_alive, process_start_ticks
 
 ROOT = Path(__file__).resolve().parents[2]
-ELSEWHERE = {"host": "elsewhere", "pid": 1 << 22, "started": "2020-01-01T00:00:00+00:00", "start_ticks": 5}
+ELSEWHERE = {
+    "host": "elsewhere",
+    "pid": 1 << 22,
+    "started": "2020-01-01T00:00:00+00:00",
+    "start_ticks": 5,
+    "process_space": "x",
+}
 
 
 def write_elsewhere(path: Path, silent_s: float) -> None:

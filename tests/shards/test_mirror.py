@@ -1,11 +1,14 @@
 """Outputs in a store: whole or not accepted, through a store that fails now and then or is slow, on any machine."""
 
 import itertools
+import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import fsspec
 import pytest
+from fsspec.implementations.memory import MemoryFileSystem
 from store_setup import FlakyFileSystem, files_of
 
 from shards.files.atomic import sha256_path
@@ -306,3 +309,47 @@ def test_a_worker_takes_the_cache_of_its_place(tmp_path: Path, monkeypatch: pyte
     assert place_of(place.root / "x") == Place(place.root / "x")
     place.mark()
     assert place_of(place.root / "x") == place
+
+
+def test_a_record_deletes_nothing_outside_of_its_folder_whatever_it_names(
+    machine: Callable[[str, str], Place], url: str, tmp_path: Path
+) -> None:
+    place = machine("one", url)
+    theirs = tmp_path / "theirs.tar"
+    theirs.write_bytes(b"mine")
+    other = place.root / "rounds" / "002" / "kept.tar"
+    other.parent.mkdir(parents=True)
+    other.write_bytes(b"mine")
+    record = place.root / "rounds" / "001" / "a.json"
+    named = [str(theirs), f"{'../' * 20}{theirs}", "../002/kept.tar", "../../../../theirs.tar", "..", ""]
+    record.parent.mkdir(parents=True)
+    record.write_text(json.dumps({"fingerprint": {}, "outputs": dict.fromkeys(named, "a" * 64)}))
+    assert place.store is not None
+    place.store.write("rounds/001/a.json", b"{}")
+    mirror.bring(place)
+    mirror.bring_files(place, [record])
+    assert record.read_bytes() == b"{}"
+    assert theirs.read_bytes() == other.read_bytes() == b"mine"
+
+
+def test_objects_whose_names_lead_out_of_the_mirror_are_not_brought(
+    machine: Callable[[str, str], Place], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place = machine("one", f"memory://bucket/run-{next(_numbers)}")
+    assert place.store is not None
+    place.store.write("config.yaml", b"seed: 0")
+    hostile = ("../../evil.json", "rounds/../../../evil.json", "rounds//evil.json", "./evil.json", "a\0.json")
+    real = MemoryFileSystem.find
+
+    def find(self: MemoryFileSystem, path: str, **options: Any) -> Any:
+        found = real(self, path, **options)
+        return found | {f"{path.rstrip('/')}/{name}": {"size": 2} for name in hostile}
+
+    def ls(self: MemoryFileSystem, path: str, **options: Any) -> Any:
+        return [{"name": name, "type": "file", **info} for name, info in find(self, path, detail=True).items()]
+
+    monkeypatch.setattr(MemoryFileSystem, "find", find)
+    monkeypatch.setattr(MemoryFileSystem, "ls", ls)
+    assert set(place.store.find()) == set(place.store.outline()) == {"config.yaml"}
+    mirror.bring(place)
+    assert [path.name for path in place.root.rglob("*")] == ["config.yaml"]

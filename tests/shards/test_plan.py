@@ -143,8 +143,11 @@ def test_extending_refuses_changed_files_and_renames_taken_keys(tmp_path: Path) 
     with pytest.raises(ValueError, match="stands 2 times"):
         extend_plan(path, [other, other._replace(uri="copy.png")])
     assert [sample.key for sample in extend_plan(path, [other]).shards[-1].samples] == ["k003-cccccccc"]
-    with pytest.raises(ValueError, match="stands 2 times"):
-        extend_plan(path, [other._replace(uri="copy.png")])
+    copy = extend_plan(path, [other._replace(uri="copy.png")]).shards[-1].samples
+    assert [sample.key for sample in copy] == ["k003-cccccccccccccccc"]
+    third = [other._replace(uri=f"copy{n}.png", key=key) for n, key in enumerate(("k003", "k003-" + "c" * 24))]
+    keys = [sample.key for sample in extend_plan(path, third).samples]
+    assert len(keys) == len(set(keys)) == len(REFS) + 4
 
 
 def test_damaged_plans_are_refused(tmp_path: Path) -> None:

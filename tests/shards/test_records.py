@@ -138,7 +138,7 @@ def test_missing_and_damaged_records_are_told_apart(tmp_path: Path) -> None:
     assert (stale(path) or "").startswith("record unreadable")
 
 
-@pytest.mark.parametrize("name", ["/etc/passwd", "../x", "a/../../x", "", ".", "a\0b"])
+@pytest.mark.parametrize("name", ["/etc/passwd", "../x", "a/../../x", "", ".", "..", "a/b", "a/", "a\0b"])
 def test_outputs_outside_the_folder_are_refused(tmp_path: Path, name: str) -> None:
     with pytest.raises(ValueError, match="relative"):
         done_shard(tmp_path, outputs={name: A})

@@ -4,6 +4,7 @@ import hashlib
 import io
 import os
 import re
+from functools import partial
 from itertools import islice
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from shards.data.images import UnreadableImage, decode_image
 from shards.data.plan import Plan, make_plan, write_plan
+from shards.data.sorting import sorted_rows, sorted_table
 from shards.data.sources import (
     FolderSourceConfig,
     SampleRef,
@@ -268,3 +270,41 @@ def test_more_than_a_million_scenes_come_in_the_order_of_their_keys() -> None:
     start = [ref.key for ref in islice(refs, 100_014)]
     assert start == sorted(start)
     assert start[100_000:100_002] == ["target-100000", "target-1000000"]
+
+
+def key_of(name: str) -> str:
+    """Give the key that a path gets where another has the same one."""
+    return sample_keys([name, name.rpartition(".")[0] + ".other"])[0]
+
+
+def test_a_file_that_is_called_like_the_key_of_another_gets_a_key_of_its_own(tmp_path: Path) -> None:
+    names = ["a.jpg", "a.png", f"{key_of('a.png')}.png"]
+    keys = sample_keys(names)
+    assert len(set(keys)) == 3
+    assert keys[0] == key_of("a.jpg")  # as ever, where nothing is in the way
+    folder_of(tmp_path, dict.fromkeys(names, b"x"))
+    refs = list(source_of(tmp_path).refs())
+    assert [ref.key for ref in refs] == sorted(keys)
+    assert {ref.uri: ref.key for ref in refs} == dict(zip(names, keys, strict=True))
+
+
+def test_keys_stay_different_however_often_files_are_called_like_keys() -> None:
+    names = ["a.jpg", "a.png", "b" * 90 + ".png", "c"]
+    for _ in range(12):  # each time as whoever knows the rule would call the next ones
+        names += [f"{key}.png" for key in sample_keys(names) if f"{key}.png" not in names]
+        keys = sample_keys(names)
+        assert len(set(keys)) == len(names)
+        assert all(re.fullmatch(r"[A-Za-z0-9_-]{1,80}", key) for key in keys)
+    assert sample_keys(names[::-1]) == keys[::-1]
+
+
+def test_a_file_without_an_ending_keeps_its_name_as_its_key() -> None:
+    assert sample_keys(["photo", "b/photo", "x.y"]) == ["photo", "b_photo", "x"]
+
+
+def test_keys_are_the_same_where_they_are_sorted_on_disk(monkeypatch: pytest.MonkeyPatch) -> None:
+    names = ["a.jpg", "a.png", f"{key_of('a.png')}.png", *(f"n{n}.png" for n in range(9))]
+    usual = sample_keys(names)
+    monkeypatch.setattr("shards.data.sources.sorted_rows", partial(sorted_rows, limit=2))
+    monkeypatch.setattr("shards.data.sources.sorted_table", partial(sorted_table, limit=2))
+    assert sample_keys(names) == usual

@@ -1,6 +1,7 @@
 """Tars of samples: same bytes, open in stock tools, and hostile ones are refused."""
 
 import io
+import json
 import subprocess
 import sys
 import tarfile
@@ -10,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from shards.data.inputs import find_images
 from shards.files.atomic import sha256_file
 from shards.formats.tar import TarSample, index_tar, read_member, read_pseudo_index, write_pseudo_index, write_tar
 
@@ -212,3 +214,40 @@ def test_index_of_an_incomplete_round_is_refused(tmp_path: Path, names: list[str
     with pytest.raises(ValueError, match=r"complete|longer"):
         write_pseudo_index(folder, names, counts, ["a" * 64] * len(names), "c" * 64)
     assert not (folder / "index.json").exists()
+
+
+@pytest.mark.parametrize("size", ["-512", "-1024", "-1536", "-1", "1000000000000", "x"])
+def test_sizes_in_extended_headers_that_contradict_the_file_are_refused(tmp_path: Path, size: str) -> None:
+    members = [("a.png", {}), ("b.png", {"pax_headers": {"size": size}}), ("c.png", {})]
+    path = tar_of(tmp_path / "a.tar", members, tarfile.PAX_FORMAT)
+    with pytest.raises(ValueError, match=r"a\.tar is no readable tar"):
+        index_tar(path)
+    if size != "x":  # the library takes it for 0
+        with pytest.raises(ValueError, match=r"a\.tar is no readable tar"):
+            find_images([path])
+
+
+def test_a_damaged_header_in_the_midst_is_an_error_and_not_the_end(tmp_path: Path) -> None:
+    path = tar_of(tmp_path / "a.tar", [(f"{name}.png", {}) for name in "abc"])
+    data = bytearray(path.read_bytes())
+    data[1024:1029] = b"\xff" * 5
+    path.write_bytes(data)
+    for read in (index_tar, lambda path: find_images([path])):
+        with pytest.raises(ValueError, match="no member begins there"):
+            read(path)
+
+
+def test_an_extended_header_of_any_size_is_not_read(tmp_path: Path) -> None:
+    path = tar_of(tmp_path / "a.tar", [("a.png", {"pax_headers": {"comment": "x" * 100_000}})], tarfile.PAX_FORMAT)
+    with pytest.raises(ValueError, match="at most 65536 are read"):
+        find_images([path])
+
+
+def test_an_index_names_files_of_its_own_folder_alone(tmp_path: Path) -> None:
+    write_tar(tmp_path / "a.tar", SAMPLES)
+    path = write_pseudo_index(tmp_path, ["a.tar"], [3], ["a" * 64], "c" * 64)
+    for url in ("../a.tar", "/etc/passwd", "b/a.tar", "..", "", "pipe:rm"):
+        path.write_text(path.read_text().replace('"a.tar"', json.dumps(url)))
+        with pytest.raises(ValueError, match="no index of tars"):
+            read_pseudo_index(tmp_path)
+        path.write_text(path.read_text().replace(json.dumps(url), '"a.tar"'))

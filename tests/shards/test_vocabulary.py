@@ -100,7 +100,9 @@ def test_damaged_vocabulary_is_refused(tmp_path: Path, content: bytes) -> None:
 def test_vocabulary_whose_ignore_index_is_a_class_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "vocabulary.json"
     Vocabulary.from_names(["a", "b"]).save(path)
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"ignore_index": 1}))
+    content = json.loads(path.read_text()) | {"ignore_index": 1}
+    del content["checksum"]
+    path.write_text(json.dumps(content))
     with pytest.raises(ValueError, match="ignore_index is 1"):
         Vocabulary.load(path)
 
@@ -143,3 +145,18 @@ def test_vocabulary_cannot_be_changed() -> None:
     vocabulary = Vocabulary.from_names(["a"])
     with pytest.raises(ValidationError):
         vocabulary.ignore_index = 3  # type: ignore[misc]
+
+
+def test_any_flipped_byte_of_a_vocabulary_is_found_and_an_old_one_without_checksum_is_read(tmp_path: Path) -> None:
+    path = tmp_path / "vocabulary.json"
+    vocabulary = Vocabulary.from_names(["wall", "sky, clouds"], seen=["sky, clouds"])
+    vocabulary.save(path)
+    whole = path.read_bytes()
+    for index in range(len(whole)):
+        path.write_bytes(whole[:index] + bytes([whole[index] ^ (1 << index % 8)]) + whole[index + 1 :])
+        with pytest.raises(ValueError, match=r"vocabulary\.json is not"):
+            Vocabulary.load(path)
+    old = json.loads(whole)
+    assert old.pop("checksum") == vocabulary.digest
+    path.write_text(json.dumps(old))
+    assert Vocabulary.load(path) == vocabulary

@@ -17,7 +17,7 @@ from jobs.executor import StageEvent, run_chain
 from jobs.stage import Resources, ShardTask, StagePlan, finish, prepare
 from shards.data.samples import Samples
 from shards.data.sources import SampleRef
-from shards.files.atomic import sha256_path, write_bytes_atomic
+from shards.files.atomic import remove_stale_temporaries_below, sha256_path, write_bytes_atomic
 from shards.formats.records import Record
 
 
@@ -109,6 +109,7 @@ def found_on_cluster(folder: Path) -> dict[str, Any]:
         )
         found["retries"] = [f"{e.stage} {e.shard}: {e.error}" for e in events if e.kind == "shard_retry"]
         found["done"] = sum(e.kind == "shard_done" for e in events)
+        remove_stale_temporaries_below(folder / "loss")  # as the next command does: the kill may have hit a write
         found["bytes"] = {
             str(p.relative_to(folder / "loss")): sha256_path(p) for p in sorted((folder / "loss").rglob("*.tar"))
         }

@@ -1,0 +1,102 @@
+"""The images that stages could not read and went on without, by data set: out of records, and out of reports."""
+
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from itertools import groupby
+from typing import Final
+
+from jobs.stage import ShardTask
+from jobs.stages.evaluate import NO_LABEL, OTHER_SIZE
+from jobs.stages.refine import NO_MASK
+from jobs.stages.write import ALL_IGNORED
+from pipeline.report.round_report import LeftOutFacts, RoundReport
+from shards.data.images import PASSING_REASONS
+from shards.data.sources import FolderSourceConfig
+from shards.formats.records import Drop, read_drops
+
+NAMED: Final = 5
+_READABLE: Final = frozenset({ALL_IGNORED, NO_MASK, NO_LABEL, OTHER_SIZE})  # left out for another reason
+_EVALUATED: Final = {"evaluate": "test", "evaluate-baseline": "test", "evaluate-holdout": "validation"}
+
+
+@dataclass(frozen=True)
+class LeftOut:
+    """What is left out of a data set.
+
+    Attributes:
+        dataset: Its name: target, source, test or validation.
+        folder: Where its images are.
+        total: Planned images.
+        drops: Those that some stage could not read, each once.
+    """
+
+    dataset: str
+    folder: str
+    total: int
+    drops: tuple[Drop, ...]
+
+    @property
+    def images(self) -> int:
+        """How many are left out."""
+        return len(self.drops)
+
+    @property
+    def may_return(self) -> bool:
+        """Whether some of them are only not there, or not as they were planned."""
+        return any(drop.reason in PASSING_REASONS for drop in self.drops)
+
+    @property
+    def reasons(self) -> str:
+        """The reasons, each with its number, the most frequent first."""
+        counts = Counter(drop.reason for drop in self.drops)
+        return ", ".join(f"{reason} {count}" for reason, count in counts.most_common())
+
+
+def left_out(tasks: Iterable[ShardTask]) -> list[LeftOut]:
+    """Return what tasks that are done left out, an entry per data set; nothing for one that is whole."""
+    drops: dict[str, dict[str, Drop]] = {}
+    folders: dict[str, str] = {}
+    totals: Counter[str] = Counter()
+    for stage, members in groupby(tasks, key=lambda task: task.stage):
+        dataset, total = _dataset(stage), 0
+        for task in members:
+            total += len(task.samples)
+            if isinstance(task.source, FolderSourceConfig):  # a scene is drawn: none is ever missing
+                folders[dataset] = task.source.images
+                for drop in read_drops(task.record):
+                    if drop.reason not in _READABLE:
+                        drops.setdefault(dataset, {}).setdefault(drop.key, drop)
+        totals[dataset] = max(totals[dataset], total)
+    return [LeftOut(name, folders[name], totals[name], tuple(found.values())) for name, found in drops.items()]
+
+
+def of_reports(reports: Iterable[RoundReport]) -> list[LeftOut]:
+    """Return what reports say of it, all rounds taken together."""
+    datasets: dict[str, LeftOutFacts] = {}
+    drops: dict[str, dict[str, Drop]] = {}
+    for report in reports:
+        for facts in report.left_out:
+            datasets.setdefault(facts.dataset, facts)
+        for one in report.quarantined:
+            drop = Drop(key=one.key, reason=one.reason, detail=one.detail)
+            drops.setdefault(one.dataset, {}).setdefault(drop.key, drop)
+    return [LeftOut(name, facts.folder, facts.total, tuple(drops[name].values())) for name, facts in datasets.items()]
+
+
+def lines_of(found: Iterable[LeftOut]) -> Iterator[str]:
+    """Yield what a person is told of it at the end of a run; nothing where nothing is left out."""
+    for one in found:
+        keys = ", ".join(drop.key for drop in one.drops[:NAMED])
+        more = ", …" if len(one.drops) > NAMED else ""
+        count = f"{one.images} of {one.total} {one.dataset} images of {one.folder}"
+        yield f"left out: {count} ({one.reasons}): {keys}{more}"
+        for drop in one.drops[:NAMED]:
+            yield f"quarantined: {drop.key}: {drop.reason} ({drop.detail})"
+        if one.may_return:
+            yield "what was missing or changed is taken up by the same command once it is there again as planned"
+
+
+def _dataset(stage: str) -> str:
+    kind, _, rest = stage.partition("-")
+    return (rest or "target") if kind == "embed" else _EVALUATED.get(stage, "target")

@@ -1,0 +1,146 @@
+"""What a run rests on: settings, vocabulary and plans. Whether they are as they were written; how they are mended."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from pipeline.config import RunConfig, load_config
+from pipeline.errors import DataFault
+from pipeline.run.run import build_vocabulary
+from pipeline.settings import settings_fault
+from shards.data.plan import Plan
+from shards.data.plan_repair import damaged_lists, rebuild_lists, rebuild_plan
+from shards.data.sources import SourceConfig, open_source
+from shards.data.vocabulary import Vocabulary
+from shards.formats.layout import Dataset, RunLayout
+from shards.formats.records import record_or_none
+from shards.storage.mirror import bring_files, put_files, upload
+from shards.storage.store import as_shown, place_of
+
+
+@dataclass(frozen=True)
+class Fault:
+    """A file or folder of a run that is damaged or lost.
+
+    Attributes:
+        output: The file or folder; of a checkpoint, its JSON file.
+        reason: What is wrong with it or with its record.
+    """
+
+    output: Path
+    reason: str
+
+
+def foundation_faults(layout: RunLayout) -> list[Fault]:
+    """Return what is wrong with the settings, the vocabulary, the plans and their lists of samples."""
+    faults = []
+    try:
+        reason = settings_fault(layout.config)
+        if reason is not None:
+            faults.append(Fault(layout.config, reason))
+        config = load_config(layout.config)
+    except (OSError, ValueError) as error:
+        return faults or [Fault(layout.config, str(error))]
+    try:
+        Vocabulary.load(layout.vocabulary)
+    except (OSError, ValueError) as error:
+        faults.append(Fault(layout.vocabulary, _text(error)))
+    for path, _, _ in _plans(layout, config):
+        faults += _plan_faults(path)
+    return faults
+
+
+def mend_foundation(root: Path) -> list[Fault]:
+    """Make what is damaged of vocabulary and plans again; call it under the run lock.
+
+    The vocabulary follows from the settings, a plan from its lists, a list from the images. Nothing is written that
+    the records of the run contradict.
+
+    Returns:
+        What was damaged and is whole again.
+
+    Raises:
+        DataFault: Something cannot be made again: the settings, or what images or records no longer agree with.
+    """
+    layout = RunLayout(root.absolute())
+    faults = foundation_faults(layout)
+    if not faults:
+        return []
+    if faults[0].output == layout.config:
+        raise DataFault(
+            f"{as_shown(layout.config)}: {faults[0].reason}. Put it right or back; if its settings are the wanted "
+            f"ones, stseg-pipeline round --run {as_shown(root)} takes them as they are"
+        )
+    config = load_config(layout.config)
+    _mend_vocabulary(layout, config)
+    for path, dataset, source in _plans(layout, config):
+        _mend_plan(layout, path, dataset, source)
+    left = foundation_faults(layout)
+    if left:
+        raise DataFault(
+            f"{as_shown(left[0].output)}: {left[0].reason}; it cannot be made again, as the images or records are not "
+            "those that it was made for: put the file back from a copy, or start a new run"
+        )
+    place = place_of(root)
+    upload(place, [fault.output for fault in faults])
+    put_files(place, [layout.vocabulary, layout.plan, layout.source_plan])
+    return faults
+
+
+def _plans(layout: RunLayout, config: RunConfig) -> Iterator[tuple[Path, Dataset, SourceConfig]]:
+    yield layout.plan, "target", config.data.target
+    if config.data.source is not None:
+        yield layout.source_plan, "source", config.data.source
+
+
+def _plan_faults(path: Path) -> list[Fault]:
+    try:
+        plan = Plan.load(path)
+        bring_files(place_of(path), plan.samples.paths)
+    except (OSError, ValueError) as error:
+        return [Fault(path, _text(error))]
+    return [Fault(place, reason) for place, reason in damaged_lists(plan)]
+
+
+def _mend_vocabulary(layout: RunLayout, config: RunConfig) -> None:
+    try:
+        Vocabulary.load(layout.vocabulary)
+    except (OSError, ValueError):
+        made = build_vocabulary(config)
+        if made.digest in _recorded_vocabularies(layout) or not _recorded_vocabularies(layout):
+            made.save(layout.vocabulary)
+
+
+def _recorded_vocabularies(layout: RunLayout) -> set[object]:
+    """Return the digests of the vocabularies that records were made with."""
+    found = (record_or_none(path) for path in layout.round(0).parent.rglob("*.json"))
+    return {record.fingerprint["vocabulary"] for record in found if record and "vocabulary" in record.fingerprint}
+
+
+def _mend_plan(layout: RunLayout, path: Path, dataset: Dataset, source: SourceConfig) -> None:
+    """Make a plan or its lists again where that can be done; what cannot stays as it is."""
+    config = load_config(layout.config)
+    try:
+        Plan.load(path)
+    except (OSError, ValueError):
+        try:
+            rebuild_plan(path, config.shard_size, _recorded_shards(layout, dataset))
+        except ValueError:
+            return
+    if any(damaged_lists(Plan.load(path))):
+        try:
+            rebuild_lists(path, open_source(source, Vocabulary.load(layout.vocabulary)).refs())
+        except (OSError, ValueError):
+            return
+
+
+def _recorded_shards(layout: RunLayout, dataset: Dataset) -> dict[str, str]:
+    """Return the digests of the shards' samples as the records of their embeddings have them."""
+    first = layout.embedding(dataset, "000000")
+    prefix = first.stem.removesuffix("000000")
+    found = (record_or_none(path) for path in first.parent.glob(f"{prefix}[0-9]*.json"))
+    return {record.shard: record.inputs["samples"] for record in found if record and "samples" in record.inputs}
+
+
+def _text(error: Exception) -> str:
+    return "is missing" if isinstance(error, FileNotFoundError) else str(error)

@@ -1,0 +1,95 @@
+"""What the project consists of besides code: what the wheel takes along, what make and the hooks offer, links."""
+
+import re
+import subprocess
+import sys
+import tomllib
+from fnmatch import fnmatch
+from pathlib import Path
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).resolve().parents[1]
+PACKAGES = ("pipeline", "jobs", "models", "shards")
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
+PAGES = [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")]
+COMES_LATER = {"docs/architecture.md", "docs/security.md"}
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_the_wheel_takes_every_file_of_a_package_along(package: str) -> None:
+    include = PROJECT["tool"]["setuptools"]["packages"]["find"]["include"]
+    assert any(fnmatch(package, pattern) for pattern in include)
+    data = PROJECT["tool"]["setuptools"]["package-data"][package]
+    for path in (ROOT / package).rglob("*"):
+        if "__pycache__" in path.parts or path.is_dir():
+            continue
+        inside = path.relative_to(ROOT / package)
+        if path.suffix == ".py":
+            assert (path.parent / "__init__.py").is_file(), f"{inside} is in a folder that no wheel takes"
+        else:
+            assert any(fnmatch(str(inside), pattern) for pattern in data), f"package-data of {package} lacks {inside}"
+    assert (ROOT / package / "py.typed").is_file()
+
+
+def test_the_license_is_the_one_that_is_declared() -> None:
+    assert PROJECT["project"]["license"] == "Apache-2.0"
+    assert PROJECT["project"]["license-files"] == ["LICENSE"]
+    text = " ".join((ROOT / "LICENSE").read_text().split())
+    assert text.startswith("Apache License Version 2.0, January 2004")
+    assert "END OF TERMS AND CONDITIONS" in text
+
+
+def test_version_and_license_are_the_same_everywhere() -> None:
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    assert citation["version"] == PROJECT["project"]["version"]
+    assert citation["license"] == PROJECT["project"]["license"]
+    assert citation["title"] == PROJECT["project"]["name"]
+    assert f"\n## {citation['version']} - " in (ROOT / "CHANGELOG.md").read_text()
+
+
+def test_make_help_names_every_target() -> None:
+    text = (ROOT / "Makefile").read_text()
+    (targets,) = re.findall(r"^\.PHONY: (.+)$", text, re.MULTILINE)
+    shown = subprocess.run(["make", "-s", "help"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    assert [line.split()[1] for line in shown.splitlines()] == targets.split()
+    assert ".DEFAULT_GOAL := round" in text
+
+
+def test_every_python_that_the_project_promises_is_tried() -> None:
+    workflow = yaml.safe_load((ROOT / ".github" / "workflows" / "ci.yml").read_text())
+    job = workflow["jobs"]["check"]
+    assert {"run": ".ci/run"} in job["steps"]
+    assert PROJECT["project"]["requires-python"] == f">={job['strategy']['matrix']['python'][0]}"
+    assert "make test" in (ROOT / ".ci" / "run").read_text()
+
+
+def test_hooks_need_nothing_but_the_environment_of_make_setup() -> None:
+    hooks = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text())
+    for repo in hooks["repos"]:
+        assert repo["repo"] == "local"
+        for hook in repo["hooks"]:
+            assert hook["language"] == "system"
+            assert hook["entry"].startswith(".venv/bin/")
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_links_of_the_documentation_lead_somewhere(page: Path) -> None:
+    for target in re.findall(r"\]\(([^)#\s]+)(?:#[^)]*)?\)", page.read_text()):
+        if "://" in target:
+            continue
+        path = (page.parent / target).resolve()
+        assert path.exists() or str(path.relative_to(ROOT)) in COMES_LATER, f"{page.name}: {target} is not there"
+
+
+def test_markers_come_by_fixture_and_by_parameter() -> None:
+    files = ["tests/jobs/test_executor.py", "tests/shards/test_store_lock.py"]
+    command = [sys.executable, "-m", "pytest", "-o", "addopts=", "--collect-only", "-q", *files, "-m", "ray or s3"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    names = {line.rpartition("::")[2] for line in done.stdout.splitlines() if "::" in line}
+    assert {"test_attempt_that_raises_is_repeated[ray]", "test_killed_worker_loses_only_its_shard"} <= names, (
+        done.stdout
+    )
+    assert "test_locks_of_other_names_do_not_meet[s3]" in names
+    assert not [name for name in names if name.endswith(("[inline]", "[memory]"))]
