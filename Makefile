@@ -3,19 +3,19 @@
 # make setup                            only make .venv and install into it
 # make bench                            speed and memory against the references (about fifteen minutes, a quiet machine)
 # make chaos [POINTS=50] [SEED=0]       kill a small run at so many points and resume it; fails if one comes out otherwise
+# make faults [POINTS=300] [SEED=0]      let so many file calls of a small run fail and run it again; as above
 # make tiny-weights                     train the shipped weights again (hours)
 
 PYTHON ?= python3
 N ?= 3
 RUN ?= runs/default
-POINTS ?= 50
 SEED ?= 0
 VENV := .venv
 BIN := $(VENV)/bin
 # Another pyproject.toml or constraints.txt gives another stamp, so that an unchanged one costs nothing.
 INSTALLED := $(VENV)/installed-$(shell cat pyproject.toml constraints.txt | cksum | tr -s ' ' -)
 
-.PHONY: round test setup bench chaos tiny-weights
+.PHONY: round test setup bench chaos faults tiny-weights
 .DEFAULT_GOAL := round
 
 round: setup
@@ -39,6 +39,11 @@ test: setup
 bench: setup
 	$(BIN)/python -m benchmarks
 
+faults: POINTS ?= 300
+faults: setup
+	$(BIN)/python -m benchmarks.faults --points $(POINTS) --seed $(SEED) --json benchmarks/faults.json
+
+chaos: POINTS ?= 50
 chaos: setup
 	$(BIN)/python -m benchmarks.chaos --points $(POINTS) --seed $(SEED) --json benchmarks/chaos.json
 

@@ -4,10 +4,10 @@ A very small run (`init` and `round --n 1` on a few images, in one process, rand
 reference. Its calls to open, read, write, rename, fsync, mkdir, unlink, list and stat in the run folder and the images
 are counted. For each drawn call the commands run again, that call fails, and then they run once more without a fault.
 
-Under the fault a command ends with a documented exit code and, unless that is 0, one line that names a file; never with
-a traceback. The run after it ends with 0, every file as in the reference, nothing stale, no temporary files. All else is
-a finding, and the exit code is then 1. A call of a late stage begins with a copy of the reference from which that stage
-and all after it are taken out.
+Under the fault a command ends with a documented exit code and, unless that is 0, one line that names a file; never
+with a traceback. The run after it ends with 0, every file as in the reference, nothing stale, no temporary files. All
+else is a finding, and the exit code is then 1. A call of a late stage begins with a copy of the reference from which
+that stage and all after it are taken out.
 """
 
 import argparse
@@ -35,6 +35,7 @@ from benchmarks.faults_calls import ERRORS, KINDS, SHORT, Calls, Fault, Kind, in
 from benchmarks.faults_scene import commands, make_scene
 from shards.files.atomic import TEMPORARY_PREFIX, remove_path
 
+_MEMORY: Final = Path("/dev/shm")  # a disk has to take some thousand fsyncs
 _LIMIT_S: Final = 300.0  # for the commands of one point; a healthy one takes two seconds
 _DOCUMENTED: Final = (0, 2, 3, 4, 5, 75)
 _PREFIX: Final = "stseg-pipeline: "
@@ -96,7 +97,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--folder", type=Path, help="where the runs go, and stay; none: a temporary one")
     parser.add_argument("--json", type=Path, help="write the outcomes there")
     options = parser.parse_args(arguments)
-    folder = Path(tempfile.mkdtemp(prefix="stseg-faults-")) if options.folder is None else options.folder.resolve()
+    folder = (
+        Path(tempfile.mkdtemp(prefix="stseg-faults-", dir=_MEMORY if _MEMORY.is_dir() else None))
+        if options.folder is None
+        else options.folder.resolve()
+    )
     began = time.monotonic()
     try:
         outcomes = run_points(folder, options.points, options.seed, options.only)
@@ -204,9 +209,7 @@ def _counted(folder: Path, reference: Path, steps: Sequence[Step]) -> list[tuple
     return found
 
 
-def _run_point(
-    point: Point, folder: Path, reference: Path, steps: Sequence[Step], wanted: dict[str, str]
-) -> Outcome:
+def _run_point(point: Point, folder: Path, reference: Path, steps: Sequence[Step], wanted: dict[str, str]) -> Outcome:
     began = time.monotonic()
     root = folder / "work" / "run"
     prepare(reference, steps, point.step, root)

@@ -29,6 +29,19 @@ ERRORS: Final[dict[Kind, tuple[str, ...]]] = {
     "list": ("EIO", "ESTALE", "EMFILE", "EACCES"),
     "stat": ("EIO", "ESTALE", "EACCES"),
 }
+_BY_NAME: Final[dict[str, Kind]] = {
+    "unlink": "unlink",
+    "remove": "unlink",
+    "rmdir": "unlink",
+    "open": "open",
+    "mkdir": "mkdir",
+    "stat": "stat",
+    "lstat": "stat",
+    "read": "read",
+    "pread": "read",
+    "readv": "read",
+    "fsync": "fsync",
+}
 _REAL_OPEN: Final = io.open
 _REAL_READLINK: Final = os.readlink
 
@@ -79,8 +92,8 @@ class Calls:
             else:
                 path = os.fsdecode(file)
                 if not path.startswith("/"):
-                    base = os.getcwd() if folder is None else _REAL_READLINK(f"/proc/self/fd/{folder}")
-                    path = os.path.join(base, path)
+                    base = str(Path.cwd()) if folder is None else _REAL_READLINK(f"/proc/self/fd/{folder}")
+                    path = f"{base}/{path}"
             if any(path == prefix or path.startswith(prefix + "/") for prefix in self._prefixes):
                 return path
         return None
@@ -109,22 +122,16 @@ class Calls:
 
 def install(calls: Calls) -> None:
     """Put counting functions in the place of the system's, for the rest of this process."""
-    with_folder: dict[str, Kind] = {
-        **{name: "unlink" for name in ("unlink", "remove", "rmdir")},
-        **{"open": "open", "mkdir": "mkdir", "stat": "stat", "lstat": "stat"},
-    }
-    for name, kind in with_folder.items():
+    for name, kind in _BY_NAME.items():
         _replace(name, _struck(calls, kind, getattr(os, name)))
     for name in ("scandir", "listdir"):
         _replace(name, _listing(calls, getattr(os, name)))
     for name in ("rename", "replace"):
         _replace(name, _renaming(calls, getattr(os, name)))
-    for name, kind in {"read": "read", "pread": "read", "readv": "read", "fsync": "fsync"}.items():
-        _replace(name, _struck(calls, kind, getattr(os, name)))
     _replace("write", _writing(calls, os.write))
     opened = _opening(calls)
-    io.open = opened  # type: ignore[assignment]
-    builtins.open = opened  # type: ignore[assignment]
+    io.open = opened
+    builtins.open = opened
 
 
 def _replace(name: str, function: Callable[..., Any]) -> None:

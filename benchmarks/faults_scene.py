@@ -10,7 +10,6 @@ import numpy as np
 import torch
 from PIL import Image
 
-import jobs.execution.runner
 import pipeline.cli.app
 import pipeline.rounds.rounds
 import pipeline.run.own_images  # noqa: F401 - loaded before the copies are made, as those above

@@ -10,11 +10,11 @@ import socket
 import stat
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from typing import TypeVar
 
-from shards.files.errors import is_transient
+from shards.files.errors import REFUSED_RENAME, is_transient
 from shards.files.processes import process_is_alive, process_start_ticks
 
 logger = logging.getLogger(__name__)
@@ -99,11 +99,27 @@ def remove_stale_temporaries_below(root: Path) -> int:
     return removed
 
 
-def retried(action: Callable[[], Result]) -> Result:
+@contextlib.contextmanager
+def about(path: Path) -> Iterator[None]:
+    """Let errors of the system in the block name a file where they name none, or a temporary one.
+
+    A write, an fsync or the close of a file that fails knows of no name.
+    """
+    try:
+        yield
+    except OSError as error:
+        name = str(error.filename or "")
+        if error.errno is not None and (not name or f"/{TEMPORARY_PREFIX}" in name):
+            error.filename = str(path)
+        raise
+
+
+def retried(action: Callable[[], Result], *, also: Collection[int] = ()) -> Result:
     """Do something on a store again, after growing waits, where it fails for a cause that may pass.
 
     Args:
         action: What can be done again from its beginning.
+        also: Numbers of further errors that may pass.
 
     Raises:
         OSError: It failed for another cause, or each time.
@@ -112,7 +128,7 @@ def retried(action: Callable[[], Result]) -> Result:
         try:
             return action()
         except OSError as error:
-            if not is_transient(error):
+            if not is_transient(error) and error.errno not in also:
                 raise
             logger.warning("%s; tried again in %g s", error, wait_s)
         time.sleep(wait_s)
@@ -124,7 +140,8 @@ def write_bytes_atomic(path: Path, data: bytes) -> None:
 
     Missing parent folders are made. On an error (disk full) nothing is left behind; one that may pass is waited out.
     """
-    retried(lambda: _write_once(path, data))
+    with about(path):
+        retried(lambda: _write_once(path, data))
 
 
 def _write_once(path: Path, data: bytes) -> None:
@@ -135,11 +152,22 @@ def _write_once(path: Path, data: bytes) -> None:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
-        temporary.replace(path)
+        rename(temporary, path)
     except BaseException:
-        temporary.unlink(missing_ok=True)
+        drop_temporary(temporary)
         raise
     fsync_folder(path.parent)
+
+
+def rename(source: Path, target: Path) -> None:
+    """Rename a file or folder over another; a refusal that may pass is waited out."""
+    retried(lambda: source.replace(target), also=REFUSED_RENAME)
+
+
+def drop_temporary(temporary: Path) -> None:
+    """Delete a temporary file after an error, which is what counts; what cannot be deleted the next run removes."""
+    with contextlib.suppress(OSError):
+        temporary.unlink(missing_ok=True)
 
 
 def replace_folder(new: Path, path: Path) -> None:
@@ -158,7 +186,7 @@ def replace_folder(new: Path, path: Path) -> None:
     aside: list[Path] = []
     for attempt in range(_REPLACE_ATTEMPTS):
         try:
-            new.rename(path)
+            rename(new, path)
             break
         except OSError as error:
             if error.errno not in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR) or attempt == _REPLACE_ATTEMPTS - 1:
@@ -168,7 +196,7 @@ def replace_folder(new: Path, path: Path) -> None:
             break
         old = temporary_sibling(path)
         with contextlib.suppress(FileNotFoundError):  # another writer was faster
-            path.rename(old)
+            rename(path, old)
             aside.append(old)
     fsync_folder(path.parent)
     for old in aside:

@@ -12,7 +12,15 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, NonNegativeInt, ValidationError
 
-from shards.files.atomic import fsync, fsync_folder, temporary_sibling, write_bytes_atomic
+from shards.files.atomic import (
+    about,
+    drop_temporary,
+    fsync,
+    fsync_folder,
+    rename,
+    temporary_sibling,
+    write_bytes_atomic,
+)
 from shards.formats.records import Checksum
 
 MAX_NAME_BYTES = 100  # ustar's field
@@ -65,6 +73,11 @@ def write_tar(path: Path, samples: Iterable[TarSample]) -> None:
         ValueError: Keys out of order or twice, a key or extension that webdataset would split wrongly, a name longer
             than 100 bytes, a sample without members.
     """
+    with about(path):
+        _write_tar(path, samples)
+
+
+def _write_tar(path: Path, samples: Iterable[TarSample]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = temporary_sibling(path)
     last = ""
@@ -78,9 +91,9 @@ def write_tar(path: Path, samples: Iterable[TarSample]) -> None:
                     _add(tar, sample)
             file.flush()
             fsync(file.fileno())
-        temporary.replace(path)
+        rename(temporary, path)
     except BaseException:
-        temporary.unlink(missing_ok=True)
+        drop_temporary(temporary)
         raise
     fsync_folder(path.parent)
 

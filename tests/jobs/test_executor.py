@@ -41,7 +41,7 @@ class Fake:
         first = not (tried := task.output.with_suffix(".tried")).exists()
         tried.write_text("")
         if task.shard in self.raises or (first and task.shard in self.raises_once):
-            raise ValueError(f"cannot do {task.shard}")
+            raise RuntimeError(f"cannot do {task.shard}")
         if task.shard in self.dies or (first and task.shard in self.dies_once):
             os.kill(os.getpid(), signal.SIGKILL)
         text = f"{task.stage} {task.shard} " + " ".join(path.read_text() for path in task.inputs.values())
