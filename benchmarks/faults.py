@@ -1,6 +1,6 @@
 """Let file calls of a small run fail, and run it again: whether it comes out as an undisturbed one (`make faults`).
 
-A very small run (`init` and `round --n 1` on a few images, in one process, random weights) is done once as the
+A very small run (`init` and `round --n 1` on two images, in one process) is done once as the
 reference. Its calls to open, read, write, rename, fsync, mkdir, unlink, list and stat in the run folder and the images
 are counted. For each drawn call the commands run again, that call fails, and then they run once more without a fault.
 

@@ -2,7 +2,6 @@
 
 import errno
 import logging
-import os
 import signal
 import sys
 import threading
@@ -122,7 +121,7 @@ def exit_code_of(error: Exception) -> int | None:
     from jobs.execution.faults import is_memory
     from jobs.stage import EmptyShard, EmptyStage, InputDamaged
     from shards.data.images import UnreadableImage
-    from shards.files.errors import DISK_FULL, is_transient
+    from shards.files.errors import DISK_FULL, file_of, is_transient
     from shards.files.locks import LockHeld
     from shards.storage.mirror import NotInStore
     from shards.storage.store_calls import StoreRefused, StoreUnavailable
@@ -152,7 +151,7 @@ def exit_code_of(error: Exception) -> int | None:
         return EXIT_DATA
     if isinstance(error, ValueError | FileNotFoundError | NotADirectoryError | IsADirectoryError):
         return EXIT_USAGE
-    return EXIT_DATA if isinstance(error, OSError) and error.filename is not None else None
+    return EXIT_DATA if isinstance(error, OSError) and file_of(error) else None
 
 
 def _is_rays(error: Exception) -> bool:
@@ -172,10 +171,11 @@ def _interrupt(number: int, frame: FrameType | None) -> None:
 
 def _message(error: Exception) -> str:
     from jobs.execution.faults import is_memory
-    from shards.files.errors import hint_of
+    from shards.files.errors import file_of, hint_of
 
     if isinstance(error, OSError) and error.strerror:
-        where = "" if error.filename is None else f"{os.fsdecode(error.filename)}: "
+        name = file_of(error)
+        where = f"{name}: " if name else ""
         hint = hint_of(error.errno)
         known = not hint or hint in error.strerror
         return f"{where}{error.strerror}" + ("" if known else f"; {hint}, then resume with the same command")

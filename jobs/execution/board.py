@@ -46,7 +46,7 @@ class StageFailed(RuntimeError):  # noqa: N818 - named for what happened, as in 
             stages = ", ".join(f"{stage} {count}" for stage, count in Counter(s for s, _ in self.blocked).items())
             end.append(f"not tried because of these: {stages}")
         end += [cure] if cure else []
-        head = f"{len(self.failures)} shards failed and are quarantined"
+        head = f"{_counted(len(self.failures), 'shard')} failed and {'is' if len(self.failures) == 1 else 'are'} quarantined"
         if len(shown) == 1:
             super().__init__("; ".join([f"{head}: {shown[0]}", *end]))
         else:
@@ -57,6 +57,10 @@ class StageFailed(RuntimeError):  # noqa: N818 - named for what happened, as in 
         return StageFailed, (self.failures, self.blocked, self.cure)
 
 
+def _counted(number: int, noun: str) -> str:
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
 def _shown(failures: Sequence[ShardFailure]) -> list[str]:
     """Give a line for each failed shard; shards of a stage that failed of the same cause share one."""
     alike: dict[tuple[str, str, int], list[str]] = defaultdict(list)
@@ -65,7 +69,7 @@ def _shown(failures: Sequence[ShardFailure]) -> list[str]:
     lines = []
     for (stage, cause, attempts), shards in list(alike.items())[:_SHOWN_FAILURES]:
         more = f", and {len(shards) - _SHOWN_SHARDS} more" if len(shards) > _SHOWN_SHARDS else ""
-        lines.append(f"{stage} {', '.join(shards[:_SHOWN_SHARDS])}{more} ({attempts} attempts): {cause}")
+        lines.append(f"{stage} {', '.join(shards[:_SHOWN_SHARDS])}{more} ({_counted(attempts, 'attempt')}): {cause}")
     return lines + ([f"and {len(alike) - _SHOWN_FAILURES} more causes"] if len(alike) > _SHOWN_FAILURES else [])
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Final, Literal
 
 from jobs.stage import InputDamaged
-from shards.files.errors import causes, hint_of, is_of_the_system, store_fault
+from shards.files.errors import causes, file_of, hint_of, is_of_the_system, store_fault
 
 FaultKind = Literal["error", "transient", "memory", "hopeless", "damaged", "lasting", "disk_full", "read_only"]
 LASTING: Final[frozenset[FaultKind]] = frozenset({"hopeless", "damaged", "lasting"})
@@ -59,7 +59,7 @@ def fault_of(error: BaseException, folder: Path | None = None, output: Path | No
     found = store_fault(error)
     if found is not None:
         kind, cause = found
-        name = str(getattr(cause, "filename", None) or output or "")
+        name = file_of(cause) or str(output or "")
         if kind != "read_only" or (folder is not None and _lies_in(name, folder)):
             return Fault(kind, message, getattr(cause, "errno", None) or 0, name, details)
     return Fault(_kind_of(error), message, details=details)
@@ -91,8 +91,12 @@ def memory_cure(stage: str) -> str:
 
 def describe(error: BaseException) -> str:
     """Return an exception in one line: its message, and unless a user or file got it wrong its type and origin."""
+    if isinstance(error, InputDamaged):
+        return str(error.args[0])  # the next command is named once, for all shards
     if isinstance(error, ValueError) and type(error).__module__.partition(".")[0] in ("builtins", "jobs", "shards"):
         return str(error).strip() or "(no message)"
+    if isinstance(error, OSError) and error.errno is not None and error.filename is None and (name := file_of(error)):
+        return f"{type(error).__name__}: [Errno {error.errno}] {error.strerror}: {name!r}"
     frames = traceback.extract_tb(error.__traceback__)
     place = f" [{Path(frames[-1].filename).name}:{frames[-1].lineno}]" if frames else ""
     return f"{type(error).__name__}: {str(error).strip() or '(no message)'}{place}"

@@ -1,7 +1,9 @@
 """Which errors of a file system or store pass by themselves, which will not, and what helps against each."""
 
 import errno
+import os
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Final, Literal
 
 StoreFault = Literal["transient", "disk_full", "read_only"]
@@ -36,6 +38,25 @@ def causes(error: BaseException) -> Iterator[BaseException]:
         seen.add(id(now))
         yield now
         now = now.__cause__ or (None if now.__suppress_context__ else now.__context__)
+
+
+def file_of(error: BaseException) -> str:
+    """Return the name of the file that an error of the system is about; "" if there is none.
+
+    A read, a write or an fsync that fails names no file. Then it is the one that the innermost function holds the path
+    of: in all of this program that is the file it works on.
+    """
+    name = getattr(error, "filename", None)
+    if isinstance(name, str | bytes):
+        return os.fsdecode(name)
+    found = ""
+    trace = error.__traceback__ if isinstance(error, OSError) else None
+    while trace is not None:
+        values = trace.tb_frame.f_locals
+        paths = [value for value in (values.get("path"), *values.values()) if isinstance(value, Path)]
+        found = str(paths[0]) if paths else found
+        trace = trace.tb_next
+    return found
 
 
 def is_of_the_system(error: BaseException) -> bool:
