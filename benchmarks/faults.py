@@ -150,7 +150,9 @@ def run_points(folder: Path, count: int, seed: int, only: Sequence[int] = ()) ->
     wanted = contents(reference)
     steps = _steps(reference)
     outcomes = []
-    for point in draw_points(_counted(folder, reference, steps), count, seed):
+    # A run for each step to begin with counts its calls; for a few points a few steps do.
+    starts = steps[:: max(2 * len(steps) // count, 1)]
+    for point in draw_points(_counted(folder, reference, steps, starts), count, seed):
         if only and point.number not in only:
             continue
         outcome = _run_point(point, folder, reference, steps, wanted)
@@ -190,20 +192,23 @@ def draw_points(calls: Sequence[tuple[Step, Kind, int, str]], count: int, seed: 
     return [Point(number, step, path, fault) for number, (step, path, fault) in enumerate(drawn, start=1)]
 
 
-def _counted(folder: Path, reference: Path, steps: Sequence[Step]) -> list[tuple[Step, Kind, int, str]]:
-    """Count the calls of each step, in a run that begins with it."""
+def _counted(
+    folder: Path, reference: Path, steps: Sequence[Step], starts: Sequence[Step]
+) -> list[tuple[Step, Kind, int, str]]:
+    """Count the calls from each start to the next one, in a run that begins with it."""
     found = []
     root = folder / "work" / "run"
-    for step in steps:
+    for step, following in itertools.zip_longest(starts, starts[1:]):
         prepare(reference, steps, step, root)
         code, output, _ = _in_child(folder, lambda: _run(root, folder, listing=folder / "calls.json"))
         if code != 0:
             raise RuntimeError(f"a run that begins with {step.name} ended with {code}:\n{output}")
         numbers: Counter[Kind] = Counter()
         calls = json.loads((folder / "calls.json").read_text())
-        ends = {str(root / record) for _, record in step.files}
+        before = steps[-1 if following is None else steps.index(following) - 1]
+        ends = {str(root / record) for _, record in before.files}
         last = max((place for place, (kind, path) in enumerate(calls) if kind == "rename" and path in ends), default=0)
-        for kind, path in calls if step is steps[-1] else calls[: last + 1]:
+        for kind, path in calls if following is None else calls[: last + 1]:
             found.append((step, kind, numbers[kind], _shown(path, folder)))
             numbers[kind] += 1
     return found
@@ -214,7 +219,7 @@ def _run_point(point: Point, folder: Path, reference: Path, steps: Sequence[Step
     root = folder / "work" / "run"
     prepare(reference, steps, point.step, root)
     code, output, hit = _in_child(folder, lambda: _run(root, folder, point.fault))
-    line = output.strip().splitlines()[-1] if output.strip() else ""
+    line = _message_of(output)
     findings = _judge_ending(code, output, line, folder)
     again, text, _ = _in_child(folder, lambda: _run(root, folder))
     if again != 0:
@@ -225,6 +230,15 @@ def _run_point(point: Point, folder: Path, reference: Path, steps: Sequence[Step
     findings += [f"{path.name} is left among the images" for path in _left_overs(folder / "images")]
     facts = (code, _shown(line, folder), tuple(findings), time.monotonic() - began)
     return Outcome(point.text, point.fault.kind, _shown(hit, folder), *facts)
+
+
+def _message_of(output: str) -> str:
+    """Return the last line; where shards failed of several causes, what comes last has a line for each."""
+    lines = output.strip().splitlines() or [""]
+    start = len(lines) - 1
+    while start and lines[start].startswith("  "):
+        start -= 1
+    return " ".join(" ".join(lines[start:]).split())
 
 
 def _judge_ending(code: int, output: str, line: str, folder: Path) -> list[str]:

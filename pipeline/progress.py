@@ -84,10 +84,9 @@ class RunProgress:
             facts |= {"samples": event.record.count, "seconds": round(event.record.seconds, 2)}
             self._samples[event.stage] = self._samples.get(event.stage, 0) + event.record.count
         self.note(event.kind, **facts)
-        if event.kind == "shard_retry":
-            self.say(f"{event.stage} {event.shard} is tried again: {event.error}")
-        elif event.kind == "shard_failed":
-            self.say(f"{event.stage} {event.shard} failed")  # why is said at the end, once for all of the same cause
+        if event.kind in ("shard_retry", "shard_failed"):
+            word = "is tried again" if event.kind == "shard_retry" else "failed"
+            self.say(f"{event.stage} {event.shard} {word}: {event.error}")
         self._show(number, event)
 
     def _show(self, number: int, event: StageEvent) -> None:

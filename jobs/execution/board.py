@@ -46,7 +46,8 @@ class StageFailed(RuntimeError):  # noqa: N818 - named for what happened, as in 
             stages = ", ".join(f"{stage} {count}" for stage, count in Counter(s for s, _ in self.blocked).items())
             end.append(f"not tried because of these: {stages}")
         end += [cure] if cure else []
-        head = f"{_counted(len(self.failures), 'shard')} failed and {'is' if len(self.failures) == 1 else 'are'} quarantined"
+        verb = "is" if len(self.failures) == 1 else "are"
+        head = f"{_counted(len(self.failures), 'shard')} failed and {verb} quarantined"
         if len(shown) == 1:
             super().__init__("; ".join([f"{head}: {shown[0]}", *end]))
         else:
