@@ -177,7 +177,7 @@ def _message(error: Exception) -> str:
         name = file_of(error)
         where = f"{name}: " if name else ""
         hint = hint_of(error.errno)
-        known = not hint or hint in error.strerror
+        known = not hint or "the same command" in error.strerror
         return f"{where}{error.strerror}" + ("" if known else f"; {hint}, then resume with the same command")
     if isinstance(error, MemoryError) or is_memory(error):
         text = (str(error).strip() or "no more can be had").splitlines()[0]

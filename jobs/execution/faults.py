@@ -78,7 +78,8 @@ def _kind_of(error: BaseException) -> FaultKind:
 
 def stopping_error(fault: Fault, place: str) -> OSError:
     """Give the error that ends a chain which cannot go on: a disk that is full, or a folder that cannot be written."""
-    text = f"{os.strerror(fault.errno)} ({place}); {hint_of(fault.errno)}, then resume with the same command"
+    hint = hint_of(fault.errno) if fault.kind == "disk_full" else "allow writing there"
+    text = f"{os.strerror(fault.errno)} ({place}); {hint}, then resume with the same command"
     return OSError(fault.errno, text, fault.filename or None)
 
 

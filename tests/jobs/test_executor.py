@@ -139,7 +139,7 @@ def test_every_failure_is_in_the_one_error_and_all_other_shards_are_done(tmp_pat
     assert failed.keys() == {("one", "000001"), ("one", "000003"), ("two", "000004")}
     for failure in failed.values():
         assert failure.attempts == 2
-        assert f"ValueError: cannot do {failure.shard}" in failure.cause
+        assert f"RuntimeError: cannot do {failure.shard}" in failure.cause
         assert failure.shard in str(caught.value)
     assert set(caught.value.blocked) == {("two", "000001"), ("two", "000003")}
     done = {("one", f"{n:06d}") for n in (0, 2, 4)} | {("two", f"{n:06d}") for n in (0, 2)}
