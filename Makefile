@@ -3,7 +3,6 @@
 PYTHON ?= python3
 N ?= 3
 RUN ?= runs/default
-POINTS ?= 50
 SEED ?= 0
 fuzz: N := 5000
 VENV := .venv
@@ -11,7 +10,7 @@ BIN := $(VENV)/bin
 # Another pyproject.toml or constraints.txt gives another stamp, so that an unchanged one costs nothing.
 INSTALLED := $(VENV)/installed-$(shell cat pyproject.toml constraints.txt | cksum | tr -s ' ' -)
 
-.PHONY: round help setup test test-fast lint format types options bench chaos fuzz tiny-weights
+.PHONY: round help setup test test-fast lint format types options bench chaos faults fuzz tiny-weights
 .DEFAULT_GOAL := round
 
 round: setup ## [N=3] [RUN=runs/default]  set up, run N rounds, print where the report and the shards are (the default)
@@ -51,6 +50,10 @@ options: setup ## write tests/options.txt anew after a change of commands, optio
 
 bench: setup ## speed and memory against the references (about fifteen minutes, a quiet machine)
 	$(BIN)/python -m benchmarks
+
+faults: POINTS = 300
+faults: setup ## [POINTS=300] [SEED=0]  let so many file calls of a small run fail and run it again; as chaos
+	$(BIN)/python -m benchmarks.faults --points $(POINTS) --seed $(SEED) --json benchmarks/faults.json
 
 chaos: setup ## [POINTS=50] [SEED=0]  kill a small run at so many points and resume it; fails if one comes out otherwise
 	$(BIN)/python -m benchmarks.chaos --points $(POINTS) --seed $(SEED) --json benchmarks/chaos.json

@@ -2,15 +2,15 @@
 
 import logging
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, replace
+from typing import Any, Literal
 
 from jobs.cluster.actors import Spares
 from jobs.execution.board import Board, ShardFailure, StageFailed
 from jobs.execution.execution import Clock, ExecutionConfig
 from jobs.execution.faults import Fault, stopping_error
 from jobs.execution.runner import FollowingRunner, InlineRunner, Outcome, Runner
-from jobs.stage import Resources, StagePlan
+from jobs.stage import Resources, ShardTask, StagePlan
 from shards.files.atomic import remove_stale_temporaries
 from shards.formats.records import Record
 
@@ -35,6 +35,7 @@ class StageEvent:
         shard: Which shard; empty when it is about the stage.
         record: The shard's record, when it is done.
         error: Why an attempt failed; on `finished`, how many of its shards were not done.
+        details: The traceback of a failed attempt, for the log; may be empty.
     """
 
     kind: EventKind
@@ -44,6 +45,7 @@ class StageEvent:
     shard: str = ""
     record: Record | None = None
     error: str | None = None
+    details: str = ""
 
 
 def run_chain(
@@ -58,7 +60,8 @@ def run_chain(
     """Do all shards of all stages; a shard moves on to the next stage as soon as it is done in the one before.
 
     An attempt that raises, or whose worker dies, is repeated with a fresh worker, behind the other shards; one that met
-    an error of the store which passes by itself, later. A shard that fails too often is quarantined: it is given up,
+    an error of the store which passes by itself, later; one that met what stays as it is, such as damaged input or a
+    wrong setting, is not. A shard that fails too often is quarantined: it is given up,
     and what depends on it; all others are still done. A full disk or a folder that cannot be written ends the chain.
 
     Args:
@@ -127,12 +130,15 @@ class _Teller:
             raise stopping_error(fault, f"{outcome.stage} {outcome.task.shard if outcome.task else ''}".strip())
         if outcome.task is None:
             logger.warning("a worker of %s could not start: %s", outcome.stage, fault.message)
+            logger.debug("%s", fault.details)
             for task in self._board.fail_start(outcome.stage, fault):
-                self._tell("shard_failed", task.stage, task.shard, f"no worker could start: {fault.message}")
+                self._tell_fault(
+                    "shard_failed", task, replace(fault, message=f"no worker could start: {fault.message}")
+                )
         else:
             verdict = self._board.fail(outcome.task, fault)
             kind: EventKind = "shard_retry" if verdict == "retry" else "shard_failed"
-            self._tell(kind, outcome.stage, outcome.task.shard, fault.message)
+            self._tell_fault(kind, outcome.task, fault)
 
     def finished(self, stage: str) -> None:
         if stage in self._finished or not self._board.total[stage]:
@@ -141,13 +147,15 @@ class _Teller:
         missing = self._board.total[stage] - self._board.done[stage]
         self._tell("finished", stage, error=f"{missing} shards not done" if missing else None)
 
-    def _tell(
-        self, kind: EventKind, stage: str, shard: str = "", error: str | None = None, record: Record | None = None
-    ) -> None:
+    def _tell_fault(self, kind: EventKind, task: ShardTask, fault: Fault) -> None:
+        logger.debug("%s %s: %s", task.stage, task.shard, fault.details or fault.message)
+        self._tell(kind, task.stage, task.shard, error=fault.message, details=fault.details)
+
+    def _tell(self, kind: EventKind, stage: str, shard: str = "", **facts: Any) -> None:
         if stage in self._elsewhere:
             return
         done, total = self._board.done[stage], self._board.total[stage]
-        self._on_event(StageEvent(kind, stage, done, total, shard=shard, record=record, error=error))
+        self._on_event(StageEvent(kind, stage, done, total, shard=shard, **facts))
 
 
 def _make_runner(

@@ -64,7 +64,11 @@ class UpstreamMissing(ValueError):  # noqa: N818 - as above
 
 
 class InputDamaged(ValueError):  # noqa: N818 - as above
-    """An input of a shard has other bytes than its record says."""
+    """An input of a shard has other bytes than its record says; the one argument says which."""
+
+    def __str__(self) -> str:
+        """Add what helps."""
+        return f"{self.args[0]}; the same command with --verify finds all that is damaged and does it again"
 
 
 class OutOfMemory(ValueError):  # noqa: N818 - named for what happened, as in the reports
@@ -325,10 +329,7 @@ def prepare(task: ShardTask) -> None:
     digests = input_digests(task)
     for role, path in task.inputs.items() if not task.by_record else ():
         if _checksum_now(path) != digests[role]:
-            raise InputDamaged(
-                f"{as_shown(path)}, the {role} of shard {task.shard}, does not match its checksum; the same command "
-                "with --verify finds all that is damaged and does it again"
-            )
+            raise InputDamaged(f"{as_shown(path)}, the {role} of shard {task.shard}, does not match its checksum")
     require_lock(task.record)
     task.record.unlink(missing_ok=True)
     task.output.parent.mkdir(parents=True, exist_ok=True)

@@ -1,13 +1,14 @@
 """What a command can end with: exit codes, the errors behind them, and one clear line for each."""
 
 import errno
+import logging
 import signal
 import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
-from typing import Final
+from typing import Final, NoReturn
 
 import typer
 
@@ -23,7 +24,12 @@ EXIT_RESUMABLE: Final = 75
 
 # Beside what `shards.files.errors` knows: read-only as a whole, gone, or a file too large for it. Once that is mended,
 # the same command goes on.
-_STORE_ENDED: Final = frozenset({errno.EROFS, errno.ENODEV, errno.ENXIO, errno.EFBIG})
+_STORE_ENDED: Final = frozenset({errno.EROFS, errno.ENODEV, errno.ENXIO, errno.EFBIG, errno.ENOMEM})
+
+# What loaders of libraries and threads say where no memory is left for them.
+_SHORT_OF_MEMORY: Final = ("allocate memory", "failed to map segment", "can't start new thread")
+
+logger = logging.getLogger(__name__)
 
 
 class SettingsConflict(ValueError):  # noqa: N818 - a state of affairs, named as the exit code is
@@ -61,7 +67,7 @@ def exit_codes() -> Iterator[None]:
     2: a wrong setting or argument; 3: settings that contradict the run's; 4: data, or no permission; 5: a round
     regressed or raised an alarm, where that stops the run; 75: stopped, can be resumed: asked to, or the run is locked
     or was taken over, its disk or store is full, read-only, gone or faulty, or Ray died. What is a fault of the program
-    itself passes through with its traceback.
+    itself passes through with its traceback; of all else there is one with `--debug` alone.
     """
     _raise_on_sigterm()
     hard_exit.watch(EXIT_RESUMABLE)
@@ -69,21 +75,54 @@ def exit_codes() -> Iterator[None]:
         yield
     except KeyboardInterrupt:
         _end("stopped: resume with the same command", EXIT_RESUMABLE)
-    except Exception as error:
-        code = exit_code_of(error)
-        if code is None:
-            raise
-        _end(_message(error), code)
+    except Exception as error:  # noqa: BLE001 - raised again where it is a fault of the program
+        end_with(error)
     finally:
         hard_exit.call_off()
+
+
+@contextmanager
+def startup_errors() -> Iterator[None]:
+    """Do as `exit_codes` for what fails before a command has begun: its modules are loaded only then.
+
+    Only what the machine is short of is told in one line; what is wrong in the program keeps its traceback.
+    """
+    try:
+        yield
+    except (OSError, MemoryError) as error:
+        ended: Exception = error
+    except (ImportError, RuntimeError) as error:
+        if not any(text in str(error).lower() for text in _SHORT_OF_MEMORY):
+            raise
+        ended = MemoryError(str(error))
+    else:
+        return
+    try:
+        end_with(ended)
+    except typer.Exit as end:
+        raise SystemExit(end.exit_code) from None
+
+
+def end_with(error: Exception) -> NoReturn:
+    """End the command for an error: one line and its exit code.
+
+    Raises:
+        Exception: The same error, where it is a fault of the program.
+    """
+    code = exit_code_of(error)
+    if code is None:
+        raise error
+    logger.debug("the whole of it", exc_info=error)
+    _end(_message(error), code)
 
 
 def exit_code_of(error: Exception) -> int | None:
     """Give the exit code for an error; None for a fault of the program."""
     from jobs.execution.board import StageFailed
-    from jobs.stage import EmptyShard, EmptyStage
+    from jobs.execution.faults import is_memory
+    from jobs.stage import EmptyShard, EmptyStage, InputDamaged
     from shards.data.images import UnreadableImage
-    from shards.files.errors import DISK_FULL, is_transient
+    from shards.files.errors import DISK_FULL, file_of, is_transient
     from shards.files.fence import LockLost
     from shards.files.locks import LockHeld
     from shards.storage.mirror import NotInStore
@@ -98,9 +137,12 @@ def exit_code_of(error: Exception) -> int | None:
     if isinstance(error, GateFailed):
         return EXIT_GATE
     if isinstance(
-        error, DataFault | StageFailed | EmptyShard | EmptyStage | UnreadableImage | NotInStore | StoreRefused
+        error,
+        DataFault | StageFailed | EmptyShard | EmptyStage | InputDamaged | UnreadableImage | NotInStore | StoreRefused,
     ):
         return EXIT_DATA
+    if isinstance(error, MemoryError) or (not isinstance(error, ValueError | OSError) and is_memory(error)):
+        return EXIT_RESUMABLE
     if isinstance(error, LockHeld | LockLost | RunGone | StoreUnavailable) or _is_rays(error):
         return EXIT_RESUMABLE
     if isinstance(error, BrokenPipeError):  # nobody reads what is printed
@@ -111,7 +153,7 @@ def exit_code_of(error: Exception) -> int | None:
         return EXIT_DATA
     if isinstance(error, ValueError | FileNotFoundError | NotADirectoryError | IsADirectoryError):
         return EXIT_USAGE
-    return None
+    return EXIT_DATA if isinstance(error, OSError) and file_of(error) else None
 
 
 def _is_rays(error: Exception) -> bool:
@@ -130,15 +172,25 @@ def _interrupt(number: int, frame: FrameType | None) -> None:
 
 
 def _message(error: Exception) -> str:
-    if isinstance(error, OSError) and error.filename is not None:
-        return f"{error.filename}: {error.strerror}"
+    from jobs.execution.faults import is_memory
+    from shards.files.errors import file_of, hint_of
+
+    if isinstance(error, OSError) and error.strerror:
+        name = file_of(error)
+        where = f"{name}: " if name else ""
+        hint = hint_of(error.errno)
+        known = not hint or "the same command" in error.strerror
+        return f"{where}{error.strerror}" + ("" if known else f"; {hint}, then resume with the same command")
+    if isinstance(error, MemoryError) or is_memory(error):
+        text = (str(error).strip() or "no more can be had").splitlines()[0]
+        return f"out of memory: {text}; {hint_of(errno.ENOMEM)}, then resume with the same command"
     if _is_rays(error):
         lines = [line.strip() for line in str(error).splitlines() if line.strip()] or ["(no message)"]
         return f"Ray stopped: {type(error).__name__}: {lines[-1]}; resume with the same command"
     return str(error)
 
 
-def _end(message: str, code: int) -> None:
+def _end(message: str, code: int) -> NoReturn:
     sys.stdout.flush()
     typer.echo(f"stseg-pipeline: {printable(message)}", err=True)
     raise typer.Exit(code)

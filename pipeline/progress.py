@@ -82,6 +82,8 @@ class RunProgress:
             facts["shard"] = event.shard
         if event.error is not None:
             facts["error"] = event.error
+        if event.details:
+            facts["details"] = event.details
         if event.record is not None:
             facts |= {"samples": event.record.count, "seconds": round(event.record.seconds, 2)}
             self._samples[event.stage] = self._samples.get(event.stage, 0) + event.record.count

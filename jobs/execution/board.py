@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from jobs.execution.execution import ExecutionConfig
-from jobs.execution.faults import Fault, FaultKind
+from jobs.execution.faults import LASTING, Fault, FaultKind
 from jobs.stage import ShardTask, StagePlan, memory_hint
 
 _SHOWN_FAILURES = 20
@@ -18,12 +18,13 @@ Verdict = Literal["done", "retry", "failed"]
 
 @dataclass(frozen=True)
 class ShardFailure:
-    """A shard that a stage gave up, and the last cause."""
+    """A shard that a stage gave up, the last cause, and its kind."""
 
     stage: str
     shard: str
     cause: str
     attempts: int
+    kind: FaultKind = "error"
 
 
 class StageFailed(RuntimeError):  # noqa: N818 - named for what happened, as in the reports
@@ -40,15 +41,25 @@ class StageFailed(RuntimeError):  # noqa: N818 - named for what happened, as in 
         self.blocked = tuple(blocked)
         self.hint = hint
         shown = _shown(self.failures)
+        end = []
         if self.blocked:
             stages = ", ".join(f"{stage} {count}" for stage, count in Counter(s for s, _ in self.blocked).items())
-            shown.append(f"not tried because of these: {stages}")
-        shown += [hint] if hint else []
-        super().__init__(f"{len(self.failures)} shards failed and are quarantined\n  " + "\n  ".join(shown))
+            end.append(f"not tried because of these: {stages}")
+        end += [hint] if hint else []
+        verb = "is" if len(self.failures) == 1 else "are"
+        head = f"{_counted(len(self.failures), 'shard')} failed and {verb} quarantined"
+        if len(shown) == 1:
+            super().__init__("; ".join([f"{head}: {shown[0]}", *end]))
+        else:
+            super().__init__("\n  ".join([head, *shown, *end]))
 
     def __reduce__(self) -> tuple[type["StageFailed"], tuple[tuple[ShardFailure, ...], tuple[Place, ...], str]]:
         """Survive the way from another process."""
         return StageFailed, (self.failures, self.blocked, self.hint)
+
+
+def _counted(number: int, noun: str) -> str:
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
 def _shown(failures: Sequence[ShardFailure]) -> list[str]:
@@ -59,7 +70,7 @@ def _shown(failures: Sequence[ShardFailure]) -> list[str]:
     lines = []
     for (stage, cause, attempts), shards in list(alike.items())[:_SHOWN_FAILURES]:
         more = f", and {len(shards) - _SHOWN_SHARDS} more" if len(shards) > _SHOWN_SHARDS else ""
-        lines.append(f"{stage} {', '.join(shards[:_SHOWN_SHARDS])}{more} ({attempts} attempts): {cause}")
+        lines.append(f"{stage} {', '.join(shards[:_SHOWN_SHARDS])}{more} ({_counted(attempts, 'attempt')}): {cause}")
     return lines + ([f"and {len(alike) - _SHOWN_FAILURES} more causes"] if len(alike) > _SHOWN_FAILURES else [])
 
 
@@ -157,25 +168,28 @@ class Board:
             if self._store_errors[place] < self._config.store_attempts:
                 self._delayed.append((self._now() + self._config.delay_s(self._store_errors[place]), task))
                 return "retry"
-        elif fault.kind != "hopeless" and self._attempts[place] - self._store_errors[place] < self._config.max_attempts:
+        elif (
+            fault.kind not in LASTING and self._attempts[place] - self._store_errors[place] < self._config.max_attempts
+        ):
             self._waiting[task.stage].append(task)
             return "retry"
-        self._give_up(task, _cause(task.stage, fault.kind, fault.message))
+        self._give_up(task, _cause(task.stage, fault.kind, fault.message), fault.kind)
         return "failed"
 
     def fail_start(self, stage: str, fault: Fault) -> list[ShardTask]:
         """Note that a worker could not be made, and give the shards that are given up for it.
 
-        That is none, until workers failed to start `max_attempts` times without a shard done in between, or there is
-        no hope for one; then all that wait.
+        That is none, until workers failed to start `max_attempts` times without a shard done in between, or the next
+        one would fail just the same; then all that wait.
         """
         self._start_failures[stage] += 1
-        if fault.kind != "hopeless" and self._start_failures[stage] < self._config.max_attempts:
+        if fault.kind not in LASTING and self._start_failures[stage] < self._config.max_attempts:
             return []
         given_up = list(self._waiting[stage])
         self._waiting[stage].clear()
         for task in given_up:
-            self._give_up(task, f"no worker could start: {_cause(stage, fault.kind, fault.message)}")
+            cause = f"no worker could start: {_cause(stage, fault.kind, fault.message)}"
+            self._give_up(task, cause, fault.kind)
         return given_up
 
     def raise_failures(self) -> None:
@@ -187,9 +201,10 @@ class Board:
         if self.failures:
             raise StageFailed(self.failures, self.blocked)
 
-    def _give_up(self, task: ShardTask, cause: str) -> None:
+    def _give_up(self, task: ShardTask, cause: str, kind: FaultKind) -> None:
         self._close(task.stage)
-        self.failures.append(ShardFailure(task.stage, task.shard, cause, self._attempts[(task.stage, task.shard)]))
+        attempts = self._attempts[(task.stage, task.shard)]
+        self.failures.append(ShardFailure(task.stage, task.shard, cause, attempts, kind))
         self._block(task)
 
     def _block(self, task: ShardTask) -> None:

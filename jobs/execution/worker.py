@@ -133,7 +133,7 @@ class WorkerSlot:
         try:
             record = self._worker.run(task)
         except Exception as error:  # noqa: BLE001 - one shard's failure must not stop the others
-            return None, fault_of(error, task.output.parent)
+            return None, fault_of(error, task.output.parent, task.output)
         self._last = task, record
         return record, None
 

@@ -1,6 +1,5 @@
 """The command line. Heavy imports happen inside commands, so that `--help` answers at once."""
 
-import logging
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -16,6 +15,7 @@ from pipeline.cli.options import (
     BackendName,
     BackendOption,
     ConfigOption,
+    DebugGroup,
     InterruptName,
     InterruptOption,
     JsonOption,
@@ -28,8 +28,9 @@ from pipeline.cli.options import (
     print_table,
     refuse_two_places,
     run_location,
+    set_up_logging,
 )
-from pipeline.errors import exit_codes
+from pipeline.errors import exit_codes, startup_errors
 from pipeline.terminal import let_output_show_anything
 
 app = typer.Typer(
@@ -37,6 +38,7 @@ app = typer.Typer(
     add_completion=False,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
+    cls=DebugGroup,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.add_typer(cli_shards.app, name="shards")
@@ -48,6 +50,9 @@ cli_exchange.add_commands(app)
 @app.callback()
 def _all(
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Log more, to standard error.")] = False,
+    debug: Annotated[
+        bool, typer.Option("--debug", help="Log tracebacks of what fails, too; also after a command.")
+    ] = False,
 ) -> None:
     """Label images by class names alone, refine the labels with SAM, train on them, and again.
 
@@ -63,9 +68,7 @@ def _all(
     regressed or raised an alarm, 75 stopped: the same command resumes.
     """
     let_output_show_anything()
-    logging.basicConfig(
-        level=logging.INFO if verbose else logging.WARNING, format="%(levelname)s %(name)s: %(message)s"
-    )
+    set_up_logging(verbose=verbose, debug=debug)
 
 
 @app.command("round")
@@ -314,4 +317,5 @@ def _submitted_jobs(run: Path) -> list[dict[str, Any]]:
 
 def main() -> None:
     """Run the command line."""
-    app()
+    with startup_errors():
+        app()

@@ -1,12 +1,14 @@
 """The options that several commands share, and how they print."""
 
 import json
+import logging
 from collections.abc import Mapping, Sequence
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
 from pipeline.terminal import output_is_unicode, printable
 
@@ -132,3 +134,23 @@ def _cell(value: object) -> str:
     if value is None:
         return "-"
     return f"{value:.1f}" if isinstance(value, float) else printable(str(value))
+
+
+class DebugGroup(TyperGroup):
+    """Takes `--debug` anywhere on the command line: it is added to a command that has just failed, at its end."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Move the option to where the program's own options stand."""
+        own = args[: args.index("--")] if "--" in args else args
+        if "--debug" in own:
+            args = ["--debug", *(word for word in own if word != "--debug"), *args[len(own) :]]
+        return super().parse_args(ctx, args)
+
+
+def set_up_logging(*, verbose: bool, debug: bool) -> None:
+    """Log to standard error: warnings, with `verbose` more, with `debug` also tracebacks of what fails."""
+    logging.basicConfig(
+        level=logging.INFO if verbose or debug else logging.WARNING, format="%(levelname)s %(name)s: %(message)s"
+    )
+    for package in ("pipeline", "jobs", "models", "shards"):
+        logging.getLogger(package).setLevel(logging.DEBUG if debug else logging.NOTSET)

@@ -60,26 +60,26 @@ def _weights(settings: ModelSettings, preset: Preset) -> list[dict[str, Any]]:
     sam = find_weights(settings.sam_weights, preset.sam.weights, sam_locations(preset.sam))
     head = find_weights(settings.stage1_weights, SHIPPED[settings.dea] if preset.name == "tiny" else None)
     return [
-        _entry("clip_weights", f"CLIP {preset.clip.architecture}", clip, _clip_cure(preset)),
-        _entry("sam_weights", "SAM", sam, _sam_cure(preset)),
-        _entry("stage1_weights", f"stage 1 (dea: {str(settings.dea).lower()})", head, _head_cure(settings, preset)),
+        _entry("clip_weights", f"CLIP {preset.clip.architecture}", clip, _clip_hint(preset)),
+        _entry("sam_weights", "SAM", sam, _sam_hint(preset)),
+        _entry("stage1_weights", f"stage 1 (dea: {str(settings.dea).lower()})", head, _head_hint(settings, preset)),
     ]
 
 
-def _entry(setting: str, what: str, found: Found, cure: str) -> dict[str, Any]:
+def _entry(setting: str, what: str, found: Found, hint: str) -> dict[str, Any]:
     if found.state == "damaged":
-        cure = f"{found.path} holds no weights (cut short, or a pointer to a large file): replace it. {cure}"
+        hint = f"{found.path} holds no weights (cut short, or a pointer to a large file): replace it. {hint}"
     return {
         "what": what,
         "setting": f"model.{setting}",
         "state": found.state,
         "path": None if found.path is None else str(found.path),
         "looked": list(found.looked),
-        "next": None if found.usable else cure,
+        "next": None if found.usable else hint,
     }
 
 
-def _clip_cure(preset: Preset) -> str:
+def _clip_hint(preset: Preset) -> str:
     if preset.name == "tiny":
         return "CLIP: the package is incomplete; install it again"
     name, tag = preset.clip.architecture, preset.clip.weights
@@ -89,7 +89,7 @@ def _clip_cure(preset: Preset) -> str:
     )
 
 
-def _sam_cure(preset: Preset) -> str:
+def _sam_hint(preset: Preset) -> str:
     if preset.name == "tiny":
         return "SAM: the package is incomplete; install it again"
     return (
@@ -98,7 +98,7 @@ def _sam_cure(preset: Preset) -> str:
     )
 
 
-def _head_cure(settings: ModelSettings, preset: Preset) -> str:
+def _head_hint(settings: ModelSettings, preset: Preset) -> str:
     if preset.name == "tiny":
         return "stage 1: stseg-pipeline pretrain --out stage1.safetensors, then --set model.stage1_weights=FILE"
     imported = "stseg-pipeline import sed CHECKPOINT --out sed"

@@ -15,7 +15,7 @@ from models.interop.export import FixedVocabulary, check_format, read_exported, 
 from models.presets import load_preset
 from pipeline.commands.choose_model import ChosenModel
 from pipeline.errors import DataFault
-from shards.files.atomic import sha256_file, temporary_sibling, write_bytes_atomic
+from shards.files.atomic import drop_temporary, rename, sha256_file, temporary_sibling, write_bytes_atomic
 
 LARGEST_ERROR: Final = 1e-4
 
@@ -63,9 +63,9 @@ def export_model(chosen: ChosenModel, out: Path, kind: str) -> dict[str, Any]:
                 f"the exported model differs from the running one by {error:.2e} (at most {LARGEST_ERROR:.0e} is "
                 f"taken); {out} is not written"
             )
-        temporary.replace(out)
+        rename(temporary, out)
     finally:
-        temporary.unlink(missing_ok=True)
+        drop_temporary(temporary)
     card = {
         "format": kind,
         "sha256": sha256_file(out),

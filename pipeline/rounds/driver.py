@@ -257,8 +257,12 @@ class Driver:
             except StageFailed as failed:
                 self._refuse_unfinished(number, stages, failed)
                 command = retry_command(self._run.layout.root, self._request.rounds, self._request.backend)
-                cure = f"all other shards were tried; when the cause is mended, this does only these: {command}"
-                raise StageFailed(failed.failures, failed.blocked, cure) from None
+                hint = f"all other shards were tried; when the cause is mended, this does only these: {command}"
+                if any(failure.kind == "damaged" for failure in failed.failures):
+                    hint = (
+                        f"all other shards were tried; this mends what is damaged, and does these: {command} --verify"
+                    )
+                raise StageFailed(failed.failures, failed.blocked, hint) from None
         bring(place_of(self._run.layout.root))  # what workers on other machines recorded
 
     def _refuse_unfinished(self, number: int, stages: Sequence[StagePlan], failed: StageFailed) -> None:

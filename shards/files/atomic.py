@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TypeVar
 
+from shards.files.errors import REFUSED_RENAME
 from shards.files.fence import require_lock
 from shards.files.processes import process_is_alive, process_space, process_start_ticks
 from shards.files.retry import retried
@@ -110,12 +111,28 @@ def remove_stale_temporaries_below(root: Path) -> int:
     return removed
 
 
+@contextlib.contextmanager
+def about(path: Path) -> Iterator[None]:
+    """Let errors of the system in the block name a file where they name none, or a temporary one.
+
+    A write, an fsync or the close of a file that fails knows of no name.
+    """
+    try:
+        yield
+    except OSError as error:
+        name = str(error.filename or "")
+        if error.errno is not None and (not name or f"/{TEMPORARY_PREFIX}" in name):
+            error.filename = str(path)
+        raise
+
+
 def write_bytes_atomic(path: Path, data: bytes) -> None:
     """Write a file so that a reader, or a later run after a crash, sees the old bytes or the new, never a part.
 
     Missing parent folders are made. On an error (disk full) nothing is left behind; one that may pass is waited out.
     """
-    retried(lambda: _write_once(path, data))
+    with about(path):
+        retried(lambda: _write_once(path, data))
 
 
 def _write_once(path: Path, data: bytes) -> None:
@@ -127,11 +144,22 @@ def _write_once(path: Path, data: bytes) -> None:
             file.flush()
             os.fsync(file.fileno())
         require_lock(path)
-        temporary.replace(path)
+        rename(temporary, path)
     except BaseException:
-        temporary.unlink(missing_ok=True)
+        drop_temporary(temporary)
         raise
     fsync_folder(path.parent)
+
+
+def rename(source: Path, target: Path) -> None:
+    """Rename a file or folder over another; a refusal that may pass is waited out."""
+    retried(lambda: source.replace(target), also=REFUSED_RENAME)
+
+
+def drop_temporary(temporary: Path) -> None:
+    """Delete a temporary file after an error, which is what counts; what cannot be deleted the next run removes."""
+    with contextlib.suppress(OSError):
+        temporary.unlink(missing_ok=True)
 
 
 def replace_folder(new: Path, path: Path) -> None:
@@ -151,7 +179,7 @@ def replace_folder(new: Path, path: Path) -> None:
     for attempt in range(_REPLACE_ATTEMPTS):
         require_lock(path)
         try:
-            new.rename(path)
+            rename(new, path)
             break
         except OSError as error:
             if error.errno not in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR) or attempt == _REPLACE_ATTEMPTS - 1:
@@ -161,7 +189,7 @@ def replace_folder(new: Path, path: Path) -> None:
             break
         old = temporary_sibling(path)
         with contextlib.suppress(FileNotFoundError):  # another writer was faster
-            path.rename(old)
+            rename(path, old)
             aside.append(old)
     fsync_folder(path.parent)
     for old in aside:

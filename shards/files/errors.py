@@ -1,7 +1,9 @@
-"""Which errors of a file system or store pass by themselves, and which will not."""
+"""Which errors of a file system or store pass by themselves, which will not, and what helps against each."""
 
 import errno
+import os
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Final, Literal
 
 StoreFault = Literal["transient", "disk_full", "read_only"]
@@ -9,11 +11,23 @@ StoreFault = Literal["transient", "disk_full", "read_only"]
 _PASSING: Final = (
     *("EIO", "EREMOTEIO", "ESTALE", "ETIMEDOUT", "EAGAIN", "EBUSY", "EINTR"),
     *("ECONNRESET", "ECONNABORTED", "ECONNREFUSED", "ENOTCONN", "ESHUTDOWN"),
+    *("EMFILE", "ENFILE"),  # other threads and processes close files, too
     *("ENETDOWN", "ENETRESET", "ENETUNREACH", "EHOSTDOWN", "EHOSTUNREACH"),
 )
 TRANSIENT: Final = frozenset(getattr(errno, name) for name in _PASSING if hasattr(errno, name))
 DISK_FULL: Final = frozenset({errno.ENOSPC, errno.EDQUOT})
 READ_ONLY: Final = frozenset({errno.EROFS, errno.EACCES, errno.EPERM})
+REFUSED_RENAME: Final = frozenset({errno.EACCES, errno.EPERM, errno.EBUSY})  # virus scanners, NFS: for moments
+_STRUCTURE: Final = frozenset({errno.ENOENT, errno.ENOTDIR, errno.EISDIR})
+_HINTS: Final = {
+    **dict.fromkeys(DISK_FULL, "free some space"),
+    **dict.fromkeys((errno.EACCES, errno.EPERM), "allow it (owner and mode of the file and of its folder)"),
+    errno.EROFS: "make it writable",
+    errno.EMFILE: "allow this process more open files (ulimit -n 4096)",
+    errno.ENFILE: "this machine has too many open files: end other programs",
+    errno.ENOMEM: "use a machine with more memory, or raise the limit (ulimit -v)",
+    errno.EFBIG: "allow larger files (ulimit -f), or use another file system",
+}
 
 
 def causes(error: BaseException) -> Iterator[BaseException]:
@@ -24,6 +38,37 @@ def causes(error: BaseException) -> Iterator[BaseException]:
         seen.add(id(now))
         yield now
         now = now.__cause__ or (None if now.__suppress_context__ else now.__context__)
+
+
+def file_of(error: BaseException) -> str:
+    """Return the name of the file that an error of the system is about; "" if there is none.
+
+    A read, a write or an fsync that fails names no file. Then it is the one that the innermost function holds the path
+    of: in all of this program that is the file it works on.
+    """
+    name = getattr(error, "filename", None)
+    if isinstance(name, str | bytes):
+        return os.fsdecode(name)
+    found = ""
+    trace = error.__traceback__ if isinstance(error, OSError) else None
+    while trace is not None:
+        values = trace.tb_frame.f_locals
+        paths = [value for value in (values.get("path"), *values.values()) if isinstance(value, Path)]
+        found = str(paths[0]) if paths else found
+        trace = trace.tb_next
+    return found
+
+
+def is_of_the_system(error: BaseException) -> bool:
+    """Return whether an error says nothing about what a file holds: the system failed to get at it, or ran short."""
+    return isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno not in {None, *_STRUCTURE})
+
+
+def hint_of(code: int | None) -> str:
+    """Return what to do about an error of the system, as the beginning of a sentence; "" if nothing is known."""
+    if code in TRANSIENT and code not in _HINTS:
+        return "see to the disk, network or store"
+    return _HINTS.get(code or 0, "")
 
 
 def is_transient(error: BaseException) -> bool:

@@ -4,7 +4,7 @@ import errno
 import logging
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import TypeVar
 
@@ -17,11 +17,12 @@ Result = TypeVar("Result")
 RETRY_WAITS_S: tuple[float, ...] = (0.1, 0.5, 2.0)
 
 
-def retried(action: Callable[[], Result]) -> Result:
+def retried(action: Callable[[], Result], *, also: Collection[int] = ()) -> Result:
     """Do something on a store again, after growing waits, where it fails for a cause that may pass.
 
     Args:
         action: What can be done again from its beginning.
+        also: Numbers of further errors that may pass.
 
     Raises:
         OSError: It failed for another cause, or each time.
@@ -30,7 +31,7 @@ def retried(action: Callable[[], Result]) -> Result:
         try:
             return action()
         except OSError as error:
-            if not is_transient(error):
+            if not is_transient(error) and error.errno not in also:
                 raise
             logger.warning("%s; tried again in %g s", error, wait_s)
         time.sleep(wait_s)

@@ -11,7 +11,8 @@ import zarr
 from numpy.typing import NDArray
 from zarr.codecs import ZstdCodec
 
-from shards.files.atomic import remove_for_good, replace_folder, temporary_sibling
+from shards.files.atomic import about, remove_for_good, replace_folder, temporary_sibling
+from shards.files.errors import causes, is_of_the_system
 from shards.formats.records import Json
 
 MAX_ARRAY_BYTES = 1 << 36  # a damaged header must not make a reader ask for more memory than any shard has
@@ -45,6 +46,11 @@ def write_arrays(path: Path, arrays: Mapping[str, NDArray[Any]], attrs: Mapping[
         attributes = json.loads(json.dumps(dict(attrs), sort_keys=True, allow_nan=False))
     except TypeError as error:
         raise ValueError(f"attrs of {path.name} cannot be written as JSON: {error}") from error
+    with about(path):
+        _write_all(path, arrays, attributes)
+
+
+def _write_all(path: Path, arrays: Mapping[str, NDArray[Any]], attributes: dict[str, Any]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = temporary_sibling(path)
     try:
@@ -220,5 +226,11 @@ def _shard_file(path: Path, array: zarr.Array[Any]) -> Path:
     return path.joinpath(array.basename, "c", *["0"] * array.ndim)
 
 
-def _damaged(path: Path, error: Exception) -> ValueError:
+def _damaged(path: Path, error: Exception) -> Exception:
+    # A disk that fails, or too many open files, says nothing about the folder: nobody is to delete it for that.
+    if (failed := next((cause for cause in causes(error) if is_of_the_system(cause)), None)) is not None:
+        assert isinstance(failed, Exception)
+        if isinstance(failed, OSError) and failed.filename is None:
+            failed.filename = str(path)
+        return failed
     return ValueError(f"{path} is no readable zarr folder: {error}; delete it and its record to have it made again")

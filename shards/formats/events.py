@@ -7,6 +7,7 @@ import stat
 from collections.abc import Mapping
 from pathlib import Path
 
+from shards.files.atomic import about
 from shards.files.fence import require_lock
 from shards.files.retry import retried
 from shards.files.untrusted import parse_json, read_regular
@@ -27,7 +28,8 @@ def append_event(path: Path, event: Mapping[str, Json]) -> None:
         line = json.dumps(dict(event), ensure_ascii=False, allow_nan=False).encode(errors="backslashreplace") + b"\n"
     except TypeError as error:
         raise ValueError(f"event {event!r:.200} cannot be written as JSON: {error}") from error
-    retried(lambda: _append(path, line))
+    with about(path):
+        retried(lambda: _append(path, line))
 
 
 def _append(path: Path, line: bytes) -> None:

@@ -13,7 +13,15 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, ValidationError
 
-from shards.files.atomic import fsync, fsync_folder, temporary_sibling, write_bytes_atomic
+from shards.files.atomic import (
+    about,
+    drop_temporary,
+    fsync,
+    fsync_folder,
+    rename,
+    temporary_sibling,
+    write_bytes_atomic,
+)
 from shards.files.fence import require_lock
 from shards.files.untrusted import open_regular, read_regular
 from shards.formats.records import Checksum
@@ -68,6 +76,11 @@ def write_tar(path: Path, samples: Iterable[TarSample]) -> None:
         ValueError: Keys out of order or twice, a key or extension that webdataset would split wrongly, a name longer
             than 100 bytes, a sample without members.
     """
+    with about(path):
+        _write_tar(path, samples)
+
+
+def _write_tar(path: Path, samples: Iterable[TarSample]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = temporary_sibling(path)
     last = ""
@@ -82,9 +95,9 @@ def write_tar(path: Path, samples: Iterable[TarSample]) -> None:
             file.flush()
             fsync(file.fileno())
         require_lock(path)
-        temporary.replace(path)
+        rename(temporary, path)
     except BaseException:
-        temporary.unlink(missing_ok=True)
+        drop_temporary(temporary)
         raise
     fsync_folder(path.parent)
 

@@ -14,8 +14,10 @@ from pathlib import Path, PurePosixPath
 from typing import IO, Final
 
 from shards.files.atomic import (
+    drop_temporary,
     is_temporary,
     remove_path,
+    rename,
     replace_folder,
     sha256_path,
     temporary_sibling,
@@ -260,7 +262,7 @@ def _held(place: Place, output: Path, record: Path) -> Iterator[None]:
             if not _is_here(place, place.store, output, record):
                 whole, content = _download(place, place.store, output, record)
                 record.unlink(missing_ok=True)
-                replace_folder(whole, output) if whole.is_dir() else whole.replace(output)
+                replace_folder(whole, output) if whole.is_dir() else rename(whole, output)
                 write_bytes_atomic(record, content)
                 file.write(b"brought")
                 file.flush()
@@ -340,9 +342,9 @@ def _download_file(store: Store, name: str, path: Path) -> None:
     temporary = temporary_sibling(path)
     try:
         store.download({name: temporary})
-        temporary.replace(path)
+        rename(temporary, path)
     finally:
-        temporary.unlink(missing_ok=True)
+        drop_temporary(temporary)
 
 
 def _upload(store: Store, target: str, output: Path) -> None:

@@ -132,3 +132,23 @@ def test_stage_that_no_machine_can_hold_is_given_up_at_once() -> None:
     assert len(board.fail_start("a", fault("no sam", "hopeless"))) == 2
     with pytest.raises(StageFailed, match=r"a 0, 1 \(0 attempts\): no worker could start: no sam"):
         board.raise_failures()
+
+
+@pytest.mark.parametrize("kind", ["damaged", "lasting"])
+def test_what_another_attempt_cannot_mend_is_given_up_at_once(kind: FaultKind) -> None:
+    board = board_of([plan("a", "0"), plan("b", "1")], 9)
+    assert board.fail(board.take("a"), fault("changed", kind)) == "failed"
+    assert len(board.fail_start("b", fault("wrong setting", kind))) == 1
+    assert [failure.kind for failure in board.failures] == [kind, kind]
+
+
+def test_shards_that_failed_of_one_cause_are_told_in_one_line() -> None:
+    board = board_of([plan("a", "0", "1"), plan("b", "0", after="a")], 9)
+    board.fail(board.take("a"), fault("changed", "damaged"))
+    board.fail(board.take("a"), fault("changed", "damaged"))
+    with pytest.raises(StageFailed) as caught:
+        board.raise_failures()
+    told = str(StageFailed(caught.value.failures, caught.value.blocked, "do this"))
+    assert told == (
+        "2 shards failed and are quarantined: a 0, 1 (1 attempt): changed; not tried because of these: b 1; do this"
+    )

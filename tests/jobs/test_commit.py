@@ -8,8 +8,8 @@ from threading import Barrier
 import numpy as np
 import pytest
 
-from jobs.execution.faults import fault_of
-from jobs.stage import ShardTask, finish, prepare, why_stale
+from jobs.execution.faults import fault_of, stopping_error
+from jobs.stage import EmptyShard, InputDamaged, ShardTask, UpstreamMissing, finish, prepare, why_stale
 from shards.data.sources import FolderSource, FolderSourceConfig
 from shards.data.vocabulary import Vocabulary
 from shards.files.atomic import sha256_path, write_bytes_atomic
@@ -96,3 +96,30 @@ def test_image_that_a_store_fails_to_give_is_no_bad_image(tmp_path: Path, monkey
     (tmp_path / "images" / "a.png").unlink()
     with pytest.raises(OSError, match="is its storage mounted"):
         source.read_image(ref)
+
+
+def test_faults_that_last_are_told_from_those_that_may_pass(caplog: pytest.LogCaptureFixture) -> None:
+    assert fault_of(InputDamaged("x.zarr does not match")).kind == "damaged"
+    assert fault_of(InputDamaged("x.zarr does not match")).message == "x.zarr does not match"
+    assert [fault_of(error).kind for error in (UpstreamMissing("x"), EmptyShard("x"), ValueError("x"))] == [
+        "lasting"
+    ] * 3
+    assert fault_of(RuntimeError("a fault of the program")).kind == "error"
+    behind = ValueError("x.zarr cannot be read")
+    behind.__cause__ = OSError(errno.EMFILE, "Too many open files")
+    assert fault_of(behind).kind == "transient"
+    assert not caplog.records  # on Ray it would come out on the command's terminal
+
+
+def test_a_fault_carries_its_traceback_and_names_the_output_where_the_system_names_no_file(tmp_path: Path) -> None:
+    def write(path: Path) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    try:
+        write(tmp_path / "a.tar")
+    except OSError as error:
+        fault = fault_of(error, tmp_path)
+    assert fault.filename == str(tmp_path / "a.tar")
+    assert "Traceback" in fault.details
+    assert fault_of(OSError(errno.ENOSPC, "full"), tmp_path, tmp_path / "b").filename == str(tmp_path / "b")
+    assert "free some space" in str(stopping_error(fault, "write 0"))

@@ -42,7 +42,7 @@ class Fake:
         first = not (tried := task.output.with_suffix(".tried")).exists()
         tried.write_text("")
         if task.shard in self.raises or (first and task.shard in self.raises_once):
-            raise ValueError(f"cannot do {task.shard}")
+            raise RuntimeError(f"cannot do {task.shard}")
         if task.shard in self.dies or (first and task.shard in self.dies_once):
             os.kill(os.getpid(), signal.SIGKILL)
         text = f"{task.stage} {task.shard} " + " ".join(path.read_text() for path in task.inputs.values())
@@ -148,7 +148,7 @@ def test_every_failure_is_in_the_one_error_and_all_other_shards_are_done(tmp_pat
     assert failed.keys() == {("one", "000001"), ("one", "000003"), ("two", "000004")}
     for failure in failed.values():
         assert failure.attempts == 2
-        assert f"ValueError: cannot do {failure.shard}" in failure.cause
+        assert f"RuntimeError: cannot do {failure.shard}" in failure.cause
         assert failure.shard in str(caught.value)
     assert set(caught.value.blocked) == {("two", "000001"), ("two", "000003")}
     done = {("one", f"{n:06d}") for n in (0, 2, 4)} | {("two", f"{n:06d}") for n in (0, 2)}

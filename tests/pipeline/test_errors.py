@@ -1,14 +1,17 @@
 import errno
 import os
+import re
 import signal
 from pathlib import Path
 
 import pytest
+import torch  # noqa: F401 - what runs out of its memory has it loaded
 import typer
 
 from jobs.executor import StageFailed
+from jobs.stage import InputDamaged
 from pipeline.cli import exit_codes as hard_exit
-from pipeline.errors import DataFault, RunGone, SettingsConflict, exit_code_of, exit_codes
+from pipeline.errors import DataFault, RunGone, SettingsConflict, exit_code_of, exit_codes, startup_errors
 from shards.files.locks import LockHeld
 
 
@@ -60,3 +63,60 @@ def test_sigterm_ends_as_resumable(capsys: pytest.CaptureFixture[str], monkeypat
 def test_a_fault_of_the_program_keeps_its_traceback() -> None:
     with pytest.raises(RuntimeError, match="bug"), exit_codes():
         raise RuntimeError("bug")
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "line"),
+    [
+        (
+            OSError(errno.ENOSPC, "No space left on device", "r/a.tar"),
+            75,
+            "r/a.tar: No space left on device; free some",
+        ),
+        (OSError(errno.EMFILE, "Too many open files", "r/x"), 75, "r/x: Too many open files; allow .*ulimit -n"),
+        (OSError(errno.ENFILE, "Too many open files in system", "r/x"), 75, "r/x: Too many open files in system; "),
+        (PermissionError(errno.EACCES, "Permission denied", "r/x"), 4, "r/x: Permission denied; allow it"),
+        (OSError(errno.ENAMETOOLONG, "File name too long", "r/x"), 4, "r/x: File name too long$"),
+        (OSError(errno.EIO, "Input/output error", b"r/x"), 75, "r/x: Input/output error; see to the disk"),
+        (MemoryError(), 75, "out of memory: .*; .*ulimit -v"),
+        (
+            RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes."),
+            75,
+            "out of memory",
+        ),
+        (InputDamaged("x.zarr does not match"), 4, "x.zarr does not match; the same command with --verify"),
+    ],
+)
+def test_what_the_system_refuses_is_one_line_with_file_cause_and_hint(
+    error: Exception, code: int, line: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(typer.Exit) as end, exit_codes():
+        raise error
+    told = capsys.readouterr().err
+    assert end.value.exit_code == code
+    assert re.match(f"stseg-pipeline: {line}", told)
+    assert told.count("\n") == 1
+
+
+def test_a_read_that_fails_names_the_file_that_the_function_works_on(capsys: pytest.CaptureFixture[str]) -> None:
+    def read(path: Path) -> None:
+        raise OSError(errno.ESTALE, "Stale file handle")
+
+    with pytest.raises(typer.Exit), exit_codes():
+        read(Path("run/a.tar"))
+    assert "run/a.tar: Stale file handle; " in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "error",
+    [ImportError("libtorch_cpu.so: failed to map segment from shared object"), RuntimeError("can't start new thread")],
+)
+def test_a_program_that_does_not_fit_into_memory_ends_with_one_line(
+    error: Exception, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as end, startup_errors():
+        raise error
+    assert end.value.code == 75
+    assert capsys.readouterr().err.startswith("stseg-pipeline: out of memory: ")
+    with pytest.raises(ImportError), startup_errors():
+        raise ImportError("no module named x")

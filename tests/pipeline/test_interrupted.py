@@ -122,7 +122,7 @@ def test_shard_that_cannot_be_embedded_is_quarantined_and_the_chain_of_all_other
         patch.setattr(embed, "embed_shard", poisoned)
         code, _, err = again(run)
     assert code == 4
-    assert "1 shards failed" in err
+    assert "1 shard failed" in err
     assert "embed 000000 (3 attempts): RuntimeError: poison" in err
     assert "not tried because of these: teacher 1, refine 1, write 1" in err
     assert f"stseg-pipeline round --n 1 --run {run}" in err

@@ -1,5 +1,6 @@
 """Array folders come back as written, with the same bytes each time, whole or not at all."""
 
+import errno
 import json
 import shutil
 import subprocess
@@ -215,3 +216,15 @@ def test_two_writers_at_once_and_a_kill_leave_one_whole_folder(tmp_path: Path) -
     if path.exists():
         found, attrs = read_arrays(path)
         assert set(found["x"].ravel()) == set(found["y"].ravel()) == {attrs["n"]}
+
+
+def test_folder_that_cannot_be_got_at_is_not_called_damaged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_arrays(tmp_path / "a.zarr", {"x": np.arange(3)}, {})
+
+    def fail(*arguments: object, **named: object) -> None:
+        raise RuntimeError("behind it") from OSError(errno.EMFILE, "Too many open files")
+
+    monkeypatch.setattr(zarr, "open_group", fail)
+    with pytest.raises(OSError, match="Too many open files") as caught:
+        read_arrays(tmp_path / "a.zarr")
+    assert caught.value.filename == str(tmp_path / "a.zarr")

@@ -218,3 +218,41 @@ def test_left_overs_go_from_a_run_that_is_reached_by_a_link(tmp_path: Path) -> N
     os.utime(run / f"{FOREIGN}x", (0, 0))
     (tmp_path / "link").symlink_to(run)
     assert files.remove_stale_temporaries_below(tmp_path / "link") == 1
+
+
+@pytest.mark.parametrize("code", [errno.EACCES, errno.EPERM, errno.EBUSY])
+def test_a_refused_rename_is_tried_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int) -> None:
+    monkeypatch.setattr(retry, "RETRY_WAITS_S", (0.0, 0.0))
+    tries = []
+    real = os.replace
+
+    def refuse(source: Path, target: Path) -> None:
+        tries.append(target)
+        if len(tries) % 3:
+            raise OSError(code, os.strerror(code), str(source), None, str(target))
+        real(source, target)
+
+    monkeypatch.setattr(os, "replace", refuse)
+    files.write_bytes_atomic(tmp_path / "a", b"1")
+    (tmp_path / "new").mkdir()
+    files.replace_folder(tmp_path / "new", tmp_path / "folder")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "folder"]
+    assert len(tries) == 6
+
+
+def test_an_error_of_a_write_names_the_file_and_not_its_temporary_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(retry, "RETRY_WAITS_S", ())
+    path = tmp_path / "a"
+    for name in (None, str(tmp_path / ".tmp~1~x~a")):
+        error = OSError(errno.ENOSPC, "No space left on device", name)
+        monkeypatch.setattr(os, "fsync", lambda descriptor, error=error: raised(error))
+        with pytest.raises(OSError, match="No space") as caught:
+            files.write_bytes_atomic(path, b"1")
+        assert caught.value.filename == str(path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def raised(error: OSError) -> None:
+    raise error
