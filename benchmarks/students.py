@@ -114,7 +114,7 @@ def exchange_classes(folder: Path, sets: Sequence[str]) -> None:
     import torch
     from pipeline.tasks.chain import round_stages
 
-    from jobs.stage import finish, stage_records
+    from jobs.stage import Done, commit, stage_records
     from pipeline.rounds.driver import RoundRequest
     from pipeline.rounds.rounds import run_stage
     from pipeline.run.run import read_run
@@ -135,7 +135,7 @@ def exchange_classes(folder: Path, sets: Sequence[str]) -> None:
         label = arrays["label"]
         arrays["label"] = np.where(label == first, second, np.where(label == second, first, label)).astype(label.dtype)
         write_arrays(task.output, arrays, attrs)
-        finish(task, count=record.count, stats=record.stats, drops=record.drops)
+        commit(task, Done(record.count, record.stats, record.drops), 0.0)
 
 
 def figures(report: dict[str, Any]) -> dict[str, float]:

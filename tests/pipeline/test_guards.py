@@ -9,7 +9,7 @@ import pytest
 from pipeline.tasks.chain import round_stages
 from run_setup import again, invoke, report, sets, snapshot
 
-from jobs.stage import ShardTask, finish
+from jobs.stage import Done, ShardTask, commit
 from pipeline.run.run import read_run
 from pipeline.tasks.recipe import judging_stages
 from shards.files.atomic import sha256_file
@@ -29,7 +29,7 @@ def test_a_student_below_the_held_out_score_ends_the_run_with_exit_5_and_the_bes
     (task,) = judging_stages(read_run(copied), 0)[0].tasks
     scores = {**json.loads(holdout.read_bytes()), "miou": 90.0}
     holdout.write_text(json.dumps(scores))
-    finish(task, count=1, stats={})
+    commit(task, Done(1), 0.0)
     code, _, err = again(copied)
     assert code == 5
     assert "holdout miou" in err
@@ -99,7 +99,7 @@ def say_one_class(task: ShardTask, class_id: int) -> None:
     ids[:, 0] = class_id
     write_arrays(task.output, arrays, attrs)
     record = read_record(task.record)
-    finish(task, count=record.count, stats=record.stats, drops=record.drops)
+    commit(task, Done(record.count, record.stats, record.drops), 0.0)
 
 
 def swap_labels(task: ShardTask, first: int, second: int) -> None:
@@ -109,4 +109,4 @@ def swap_labels(task: ShardTask, first: int, second: int) -> None:
     arrays["label"] = np.where(label == first, second, np.where(label == second, first, label)).astype(label.dtype)
     write_arrays(task.output, arrays, attrs)
     record = read_record(task.record)
-    finish(task, count=record.count, stats=record.stats, drops=record.drops)
+    commit(task, Done(record.count, record.stats, record.drops), 0.0)

@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 from pipeline.rounds.when_stale import WhenStale
 
-from jobs.stage import ShardTask, finish, prepare
+from jobs.stage import Done, ShardTask, commit, prepare
 from pipeline.tasks.states import summarise, task_states
 from shards.formats.records import Record, read_record
 
@@ -39,7 +39,7 @@ class Copier:
     def run(self, task: ShardTask) -> Record:
         prepare(task)
         task.output.write_text("".join(path.read_text() for path in task.inputs.values()) + task.shard)
-        return finish(task, count=1, stats={})
+        return commit(task, Done(1), 0.0)
 
 
 @pytest.fixture
@@ -98,7 +98,7 @@ def test_when_stale_leaves_a_shard_alone_whose_input_came_out_with_the_same_byte
 def test_when_stale_does_a_shard_whose_input_changed_and_makes_its_worker_once(done: list[ShardTask]) -> None:
     for task in done[:2]:
         task.output.write_text("other")
-        finish(task, count=1, stats={})
+        commit(task, Done(1), 0.0)
     made = Copier.made
     worker = WhenStale(Copier)
     for task in done[2:]:
