@@ -112,18 +112,18 @@ def self_train(folder: Path, rounds: int, sets: Sequence[str]) -> dict[str, Any]
 def exchange_classes(folder: Path, sets: Sequence[str]) -> None:
     """Make round 1's refined labels and exchange their two most frequent classes, with records that fit."""
     import torch
-    from pipeline.tasks.chain import round_stages
 
     from jobs.stage import Done, commit, stage_records
     from pipeline.rounds.driver import RoundRequest
     from pipeline.rounds.rounds import run_stage
     from pipeline.run.run import read_run
+    from pipeline.tasks.recipe import ROUND, stage_plans
     from shards.formats.arrays import read_arrays, write_arrays
 
     torch.set_num_threads(1)
     run_stage(folder, "refine", RoundRequest(rounds=1, sets=tuple(sets), backend="inline"))
     run = read_run(folder)
-    (refine,) = [stage for stage in round_stages(run, 1) if stage.name == "refine"]
+    (refine,) = [plan for plan in stage_plans(ROUND, run, 1) if plan.name == "refine"]
     counts = np.zeros(len(run.vocabulary), dtype=np.int64)
     for task in refine.tasks:
         values, found = np.unique(read_arrays(task.output, ["label"])[0]["label"], return_counts=True)

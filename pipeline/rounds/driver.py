@@ -95,7 +95,7 @@ class Driver:
         """Do rounds from the first stage to the last.
 
         Where shards are given up, what reads nothing of them is still done, as far as there is such work: a poisoned
-        shard of the embedding costs its own labels, not those of its neighbours.
+        shard of the embedding costs its own labels, not those of its neighbours. A report is of a whole run, and waits.
 
         Args:
             recipe: The stages.
@@ -111,10 +111,13 @@ class Driver:
         for number in numbers:
             # Planned when it is its turn: what a round starts from is made by the one before.
             for part in parts_of(stage_plans(recipe, self._run, number)):
-                left = _without(part, gone)
-                if not left:
-                    assert lost is not None
-                    raise lost
+                if lost is not None and part[0].name == report.STAGE.name:
+                    continue  # it counts what all shards dropped, which no input of its says
+                left, blocked = _without(part, gone)
+                if lost is not None:
+                    lost = StageFailed(lost.failures, (*lost.blocked, *blocked), lost.hint)
+                    if not left:
+                        raise lost
                 try:
                     self._part(number, left)
                 except StageFailed as failed:
@@ -288,15 +291,17 @@ class Driver:
         self._connected = True
 
 
-def _without(part: Sequence[StagePlan], gone: set[Path]) -> list[StagePlan]:
-    """Return what reads none of these outputs, and add those that then cannot be made either."""
-    left = []
+def _without(part: Sequence[StagePlan], gone: set[Path]) -> tuple[list[StagePlan], list[tuple[str, str]]]:
+    """Return what reads none of these outputs, and which shards do; add the outputs that then cannot be made either."""
+    left, blocked = [], []
     for plan in part:
         tasks = [task for task in plan.tasks if gone.isdisjoint(task.inputs.values())]
-        gone |= {task.output for task in plan.tasks} - {task.output for task in tasks}
+        lost = [task for task in plan.tasks if not gone.isdisjoint(task.inputs.values())]
+        gone |= {task.output for task in lost}
+        blocked += [(task.stage, task.shard) for task in lost if plan.where == "workers"]
         if tasks:
             left.append(replace(plan, tasks=tasks))
-    return left
+    return left, blocked
 
 
 def _joined(lost: StageFailed, more: StageFailed) -> StageFailed:
