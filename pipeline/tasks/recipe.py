@@ -114,14 +114,14 @@ def plans_of(stage: Stage[Any], run: Run, tasks: Iterable[ShardTask]) -> list[St
     return plans
 
 
-def all_tasks(run: Run, rounds: int, recipe: Recipe = ROUND) -> list[ShardTask]:
-    """Return every task of a run up to a round, each after those that it reads from.
+def all_tasks(run: Run, rounds: int, recipe: Recipe | None = None) -> list[ShardTask]:
+    """Return every task of a run up to a round, each after those that it reads from; None: of `ROUND`.
 
     Raises:
         ValueError: Weights or labels that the settings name are missing.
     """
-    numbers = range(rounds + 1)
-    return [task for number in numbers for plan in stage_plans(recipe, run, number) for task in plan.tasks]
+    stages, numbers = ROUND if recipe is None else recipe, range(rounds + 1)
+    return [task for number in numbers for plan in stage_plans(stages, run, number) for task in plan.tasks]
 
 
 def stage_names(run: Run, round: int) -> list[str]:
