@@ -20,7 +20,7 @@ from pipeline.rounds.concurrent import beside_others
 from pipeline.rounds.quarantine import check_quarantine
 from pipeline.run.run import OpenRun
 from pipeline.run.status import retry_command
-from pipeline.tasks.recipe import ROUND, Recipe, parts_of, shards_chain, stage_plans
+from pipeline.tasks.recipe import ROUND, Recipe, parts_of, round_of, shards_chain, stage_plans
 from pipeline.tasks.states import TaskState, summarise, task_states
 from pipeline.training_progress import followed
 from shards.files.atomic import remove_stale_temporaries_below
@@ -131,7 +131,7 @@ class Driver:
 
     def stage(self, name: str, number: int) -> None:
         """Do one stage of a round; with `together`, beside the jobs that do the others of its chain."""
-        chain = shards_chain(name)
+        chain, number = shards_chain(name), round_of(name, number)
         names = chain if self._request.together else (name,)
         plans = stage_plans(ROUND, self._run, number, names)
         if self._request.together:

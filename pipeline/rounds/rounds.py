@@ -13,7 +13,7 @@ from pipeline.report.report import alarm_lines, score_line
 from pipeline.rounds.driver import Driver, RoundRequest
 from pipeline.run.lock import holding, holding_stage
 from pipeline.run.run import OpenRun, open_or_make_run, read_run
-from pipeline.tasks.recipe import ROUND, all_tasks, shards_chain, stage_names, stage_of, stage_plans
+from pipeline.tasks.recipe import ROUND, all_tasks, round_of, shards_chain, stage_names, stage_of, stage_plans
 from pipeline.tasks.states import StageSummary, summarise, task_states
 from shards.formats.layout import RunLayout
 from shards.formats.records import read_json
@@ -98,8 +98,8 @@ def stage_tasks(run: OpenRun, name: str, number: int, *, required: bool = True) 
     Raises:
         ValueError: There are none, and they are required.
     """
-    first = 0 if name == "embed" else number  # it is done once for all rounds
-    found = [task for plan in stage_plans(ROUND, run, first, (name,)) for task in plan.tasks]
+    planned = stage_plans(ROUND, run, round_of(name, number), (name,))
+    found = [task for plan in planned for task in plan.tasks]
     if not found and required:
         names = [*stage_names(run, number), *(["embed"] if number else [])]
         raise ValueError(f"round {number} has no stage {name!r}; it has {', '.join(names)}")

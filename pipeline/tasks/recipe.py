@@ -58,6 +58,11 @@ def stage_of(name: str) -> str:
     return name.partition("-")[0]
 
 
+def round_of(name: str, number: int) -> int:
+    """Return the round in which a stage is done that is asked for in another: embed is done once, for all rounds."""
+    return 0 if name == "embed" else number
+
+
 def shards_chain(name: str) -> tuple[str, ...]:
     """Return the stages that follow each other shard by shard with a stage, in order; the stage alone if none does."""
     chain = [name]

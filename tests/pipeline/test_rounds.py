@@ -256,3 +256,12 @@ def test_stage_1_trains_and_resumes_to_the_same_weights(weights: dict[str, str],
     assert invoke("pretrain", "--out", str(out), "--images", str(tmp_path))[0] == 2
     code, _, err = invoke("pretrain", "--out", str(out), *sets({**few, "train.start": "stage1"}))
     assert (code, "--init-from" in err) == (2, True)
+
+
+def test_embed_is_done_whatever_round_it_is_asked_for(run: Path, tmp_path: Path) -> None:
+    copied = Path(shutil.copytree(run, tmp_path / "run"))
+    record = copied / "embeddings" / "sam" / "000001.json"
+    for number in ("0", "1", "2"):
+        record.unlink()
+        code, out, err = invoke("stage", "embed", "--round", number, "--run", str(copied), "--backend", "inline")
+        assert (code, record.is_file()) == (0, True), err
