@@ -263,5 +263,5 @@ def test_embed_is_done_whatever_round_it_is_asked_for(run: Path, tmp_path: Path)
     record = copied / "embeddings" / "sam" / "000001.json"
     for number in ("0", "1", "2"):
         record.unlink()
-        code, out, err = invoke("stage", "embed", "--round", number, "--run", str(copied), "--backend", "inline")
+        code, _, err = invoke("stage", "embed", "--round", number, "--run", str(copied), "--backend", "inline")
         assert (code, record.is_file()) == (0, True), err
