@@ -134,7 +134,8 @@ def self_train(root: Path, seed: int, rounds: int, start: Path, baseline: Path, 
         "promotion.measure=none",  # the loop as such: choosing the best of several students is a gain of its own
         "evaluate.target_images=1",  # the look at the target changes no result
     ]
-    return run_rounds(root, RoundRequest(rounds=rounds, sets=(*own, *sets), backend="inline"))
+    reports = run_rounds(root, RoundRequest(rounds=rounds, sets=(*own, *sets), backend="inline"))
+    return [report.model_dump(mode="json") for report in reports]
 
 
 def _of_seed(seed: int, rows: dict[str, Any], reports: dict[str, Reports]) -> dict[str, Any]:

@@ -21,14 +21,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Final, get_args
 
-from pipeline.tasks.round_tasks import all_tasks
-
 from benchmarks.chaos_cluster import cluster
 from benchmarks.chaos_compare import contents, differences, done_twice, records_by_time
 from benchmarks.chaos_network import Network, network_apart
 from benchmarks.chaos_points import MAKE, MIX, KillPoint, Place, Step, draw_points, steps_of
 from benchmarks.chaos_processes import Family, choose, kill
 from pipeline.run.run import read_run
+from pipeline.tasks.recipe import all_tasks
 from shards.files.atomic import TEMPORARY_PREFIX, remove_path
 from shards.formats.events import read_events
 

@@ -13,20 +13,20 @@ import numpy as np
 import torch
 import yaml
 from PIL import Image
+from pipeline.rounds.promotion import PromotionConfig, read_decision, start_decision
+from pipeline.run.job_outcome import read_outcome
 
 from benchmarks.fuzz_mutations import hostile_tar, hostile_value, hostile_yaml, mutated, mutated_json
 from jobs.training.checkpoints import (
     TrainingProgress,
     TrainingState,
+    WeightAverage,
     checkpoint_fault,
     load_checkpoint,
     save_checkpoint,
 )
-from jobs.training.training_average import WeightAverage
 from models.weights.files import read_weights, write_weights
 from pipeline.config import RunConfig, load_config, resolve_config
-from pipeline.rounds.promotion import PromotionConfig, read_decision, start_decision
-from pipeline.run.job_outcome import read_outcome
 from pipeline.run.jobs import job_rows, newest_outcome
 from pipeline.run.status import run_status
 from pipeline.settings import read_settings

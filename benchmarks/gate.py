@@ -15,7 +15,7 @@ import numpy as np
 from jobs.quality.gate_pairs import GatePairs, gather_pairs, keep
 from models.refinement.gate import GateConfig
 from pipeline.commands.gate_preview import percent, summary
-from pipeline.run.run import Run, read_run
+from pipeline.run.run import OpenRun, read_run
 from shards.data.sources import open_source
 
 GATES: Final = (
@@ -62,7 +62,7 @@ def main() -> None:
     print(table(rows))
 
 
-def read_pairs(run: Run, number: int) -> GatePairs:
+def read_pairs(run: OpenRun, number: int) -> GatePairs:
     """Read the scores of a round once, for all gates."""
     layout, shards = run.layout, run.plan.shards
     return gather_pairs(
@@ -74,7 +74,7 @@ def read_pairs(run: Run, number: int) -> GatePairs:
     )
 
 
-def row(run: Run, pairs: GatePairs, place: int, threshold: float) -> dict[str, Any]:
+def row(run: OpenRun, pairs: GatePairs, place: int, threshold: float) -> dict[str, Any]:
     """Give a gate's numbers, in per cent.
 
     `pixels_kept`: of all pixels; `precision`: right ones among them; `classes_kept`: pairs of an image and a class that

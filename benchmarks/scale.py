@@ -25,17 +25,16 @@ from pathlib import Path
 from typing import Any, Final
 from unittest.mock import patch
 
-from pipeline.rounds.promotion import start_decision
-from pipeline.tasks.round_tasks import all_tasks
-
 from jobs import executor
 from jobs.execution.runner import Outcome
 from jobs.stage import ShardTask, StagePlan, Worker, input_digests
+from jobs.stages.promote import start_decision
 from pipeline.progress import RunProgress
 from pipeline.rounds.driver import RoundRequest
 from pipeline.rounds.rounds import run_rounds
 from pipeline.run.run import open_or_make_run, read_run
 from pipeline.run.status import run_status
+from pipeline.tasks.recipe import all_tasks
 from shards.formats.records import Record, read_record
 
 EMPTY_DIGEST: Final = "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"

@@ -106,24 +106,25 @@ def self_train(folder: Path, rounds: int, sets: Sequence[str]) -> dict[str, Any]
     from pipeline.rounds.rounds import run_rounds
 
     torch.set_num_threads(1)
-    return run_rounds(folder, RoundRequest(rounds=rounds, sets=tuple(sets), backend="inline"))[-1]
+    reports = run_rounds(folder, RoundRequest(rounds=rounds, sets=tuple(sets), backend="inline"))
+    return reports[-1].model_dump(mode="json")
 
 
 def exchange_classes(folder: Path, sets: Sequence[str]) -> None:
     """Make round 1's refined labels and exchange their two most frequent classes, with records that fit."""
     import torch
-    from pipeline.tasks.chain import round_stages
 
-    from jobs.stage import finish, stage_records
+    from jobs.stage import Done, commit, stage_records
     from pipeline.rounds.driver import RoundRequest
     from pipeline.rounds.rounds import run_stage
     from pipeline.run.run import read_run
+    from pipeline.tasks.recipe import ROUND, stage_plans
     from shards.formats.arrays import read_arrays, write_arrays
 
     torch.set_num_threads(1)
     run_stage(folder, "refine", RoundRequest(rounds=1, sets=tuple(sets), backend="inline"))
     run = read_run(folder)
-    (refine,) = [stage for stage in round_stages(run, 1) if stage.name == "refine"]
+    (refine,) = [plan for plan in stage_plans(ROUND, run, 1) if plan.name == "refine"]
     counts = np.zeros(len(run.vocabulary), dtype=np.int64)
     for task in refine.tasks:
         values, found = np.unique(read_arrays(task.output, ["label"])[0]["label"], return_counts=True)
@@ -135,7 +136,7 @@ def exchange_classes(folder: Path, sets: Sequence[str]) -> None:
         label = arrays["label"]
         arrays["label"] = np.where(label == first, second, np.where(label == second, first, label)).astype(label.dtype)
         write_arrays(task.output, arrays, attrs)
-        finish(task, count=record.count, stats=record.stats, drops=record.drops)
+        commit(task, Done(record.count, record.stats, record.drops), 0.0)
 
 
 def figures(report: dict[str, Any]) -> dict[str, float]:

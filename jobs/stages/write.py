@@ -9,7 +9,7 @@ import numpy as np
 
 from jobs.artifacts.labels import RefinedStore, read_refined
 from jobs.run import WHOLE_ROUND, Run, RunRef
-from jobs.stage import Done, EmptyStage, ShardTask, Stage
+from jobs.stage import Done, ShardTask, Stage, require_samples
 from shards.data.images import UnreadableImage
 from shards.data.labels import encode_label, encode_weight
 from shards.data.sources import SampleRef, Source
@@ -152,11 +152,10 @@ def write_index(vocabulary: Vocabulary, task: ShardTask) -> Done:
     """
     tars = list(task.inputs.values())
     records = [read_record(record_path(path)) for path in tars]
-    counts = [record.count for record in records]
-    if not sum(counts):
-        raise EmptyStage(f"write gave no sample in {len(tars)} shards")
+    require_samples("write", records)
     checksums = [record.outputs[path.name] for record, path in zip(records, tars, strict=True)]
     names = [path.name for path in tars]
+    counts = [record.count for record in records]
     write_pseudo_index(task.output.parent, names, counts, checksums, vocabulary.digest)
     return Done(len(tars), arrived=len(tars))
 

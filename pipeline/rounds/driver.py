@@ -23,7 +23,7 @@ from pipeline.rounds.concurrent import beside_others
 from pipeline.rounds.quarantine import check_quarantine
 from pipeline.run.run import OpenRun
 from pipeline.run.status import retry_command
-from pipeline.tasks.recipe import ROUND, Recipe, parts_of, shards_chain, stage_plans
+from pipeline.tasks.recipe import ROUND, Recipe, parts_of, round_of, shards_chain, stage_plans
 from pipeline.tasks.states import TaskState, summarise, task_states
 from shards.files.atomic import remove_stale_temporaries_below
 from shards.formats.records import Record
@@ -97,7 +97,7 @@ class Driver:
         """Do rounds from the first stage to the last.
 
         Where shards are given up, what reads nothing of them is still done, as far as there is such work: a poisoned
-        shard of the embedding costs its own labels, not those of its neighbours.
+        shard of the embedding costs its own labels, not those of its neighbours. A report is of a whole run, and waits.
 
         Args:
             recipe: The stages.
@@ -115,10 +115,13 @@ class Driver:
             done = [task for task in done if task.round == 0]
             # Planned when it is its turn: what a round starts from is made by the one before.
             for part in parts_of(stage_plans(recipe, self._run, number)):
-                left = _without(part, gone)
-                if not left:
-                    assert lost is not None
-                    raise lost
+                if lost is not None and part[0].name == report.STAGE.name:
+                    continue  # it counts what all shards dropped, which no input of its says
+                left, blocked = _without(part, gone)
+                if lost is not None:
+                    lost = StageFailed(lost.failures, (*lost.blocked, *blocked), lost.hint)
+                    if not left:
+                        raise lost
                 try:
                     self._part(number, left)
                 except StageFailed as failed:
@@ -135,7 +138,7 @@ class Driver:
 
     def stage(self, name: str, number: int) -> None:
         """Do one stage of a round; with `together`, beside the jobs that do the others of its chain."""
-        chain = shards_chain(name)
+        chain, number = shards_chain(name), round_of(name, number)
         names = chain if self._request.together else (name,)
         plans = stage_plans(ROUND, self._run, number, names)
         if self._request.together:
@@ -301,15 +304,17 @@ class Driver:
         self._connected = True
 
 
-def _without(part: Sequence[StagePlan], gone: set[Path]) -> list[StagePlan]:
-    """Return what reads none of these outputs, and add those that then cannot be made either."""
-    left = []
+def _without(part: Sequence[StagePlan], gone: set[Path]) -> tuple[list[StagePlan], list[tuple[str, str]]]:
+    """Return what reads none of these outputs, and which shards do; add the outputs that then cannot be made either."""
+    left, blocked = [], []
     for plan in part:
         tasks = [task for task in plan.tasks if gone.isdisjoint(task.inputs.values())]
-        gone |= {task.output for task in plan.tasks} - {task.output for task in tasks}
+        lost = [task for task in plan.tasks if not gone.isdisjoint(task.inputs.values())]
+        gone |= {task.output for task in lost}
+        blocked += [(task.stage, task.shard) for task in lost if plan.where == "workers"]
         if tasks:
             left.append(replace(plan, tasks=tasks))
-    return left
+    return left, blocked
 
 
 def _joined(lost: StageFailed, more: StageFailed) -> StageFailed:

@@ -19,7 +19,7 @@ from pipeline.rounds.quarantine import check_quarantine
 from pipeline.run.lock import holding, holding_stage
 from pipeline.run.mending import mend_shared
 from pipeline.run.run import OpenRun, open_or_make_run, read_run
-from pipeline.tasks.recipe import ROUND, all_tasks, shards_chain, stage_names, stage_of, stage_plans
+from pipeline.tasks.recipe import ROUND, all_tasks, round_of, shards_chain, stage_names, stage_of, stage_plans
 from pipeline.tasks.states import StageSummary, TaskState, summarise, task_states
 from shards.formats.layout import RunLayout
 from shards.storage.store import as_shown, place_of
@@ -128,8 +128,8 @@ def stage_tasks(run: OpenRun, name: str, number: int, *, required: bool = True) 
     Raises:
         ValueError: There are none, and they are required.
     """
-    first = 0 if name == "embed" else number  # it is done once for all rounds
-    found = [task for plan in stage_plans(ROUND, run, first, (name,)) for task in plan.tasks]
+    planned = stage_plans(ROUND, run, round_of(name, number), (name,))
+    found = [task for plan in planned for task in plan.tasks]
     if not found and required:
         names = [*stage_names(run, number), *(["embed"] if number else [])]
         raise ValueError(f"round {number} has no stage {name!r}; it has {', '.join(names)}")

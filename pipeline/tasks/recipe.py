@@ -59,6 +59,11 @@ def stage_of(name: str) -> str:
     return name.partition("-")[0]
 
 
+def round_of(name: str, number: int) -> int:
+    """Return the round in which a stage is done that is asked for in another: embed is done once, for all rounds."""
+    return 0 if name == "embed" else number
+
+
 def shards_chain(name: str) -> tuple[str, ...]:
     """Return the stages that follow each other shard by shard with a stage, in order; the stage alone if none does."""
     chain = [name]
@@ -115,14 +120,14 @@ def plans_of(stage: Stage[Any], run: Run, tasks: Iterable[ShardTask]) -> list[St
     return plans
 
 
-def all_tasks(run: Run, rounds: int, recipe: Recipe = ROUND) -> list[ShardTask]:
-    """Return every task of a run up to a round, each after those that it reads from.
+def all_tasks(run: Run, rounds: int, recipe: Recipe | None = None) -> list[ShardTask]:
+    """Return every task of a run up to a round, each after those that it reads from; None: of `ROUND`.
 
     Raises:
         ValueError: Weights or labels that the settings name are missing.
     """
-    numbers = range(rounds + 1)
-    return [task for number in numbers for plan in stage_plans(recipe, run, number) for task in plan.tasks]
+    stages, numbers = ROUND if recipe is None else recipe, range(rounds + 1)
+    return [task for number in numbers for plan in stage_plans(stages, run, number) for task in plan.tasks]
 
 
 def refines_given_masks(run: Run) -> bool:

@@ -5,13 +5,13 @@ import shutil
 from pathlib import Path
 
 import pytest
-from pipeline.tasks.round_tasks import all_tasks
 
 from benchmarks.chaos import run_points
 from benchmarks.chaos_compare import contents, differences, done_twice, records_by_time
 from benchmarks.chaos_points import MAKE, Step, draw_points, steps_of
 from benchmarks.chaos_processes import Process, choose
 from pipeline.run.run import read_run
+from pipeline.tasks.recipe import all_tasks
 
 
 @pytest.fixture(scope="module")

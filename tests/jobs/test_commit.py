@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from jobs.execution.faults import fault_of, stopping_error
-from jobs.stage import EmptyShard, InputDamaged, ShardTask, UpstreamMissing, finish, prepare, why_stale
+from jobs.stage import Done, EmptyShard, InputDamaged, ShardTask, UpstreamMissing, commit, prepare, why_stale
 from shards.data.sources import FolderSource, FolderSourceConfig
 from shards.data.vocabulary import Vocabulary
 from shards.files.atomic import sha256_path, write_bytes_atomic
@@ -30,7 +30,7 @@ def do(task: ShardTask, value: int = 7) -> Record:
     else:
         arrays = {name: np.full((4, 50), value, np.int32) for name in ("a", "b", "c")}
         write_arrays(task.output, arrays, {"keys": ["x"]})
-    return finish(task, count=1, stats={"value": float(value)})
+    return commit(task, Done(1, {"value": float(value)}), 0.0)
 
 
 @pytest.mark.parametrize("name", ["000000.zarr", "000000.tar"])

@@ -4,11 +4,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from shard_setup import BROKEN, FRAME, SIZES_HW, FakeEncoder, embed_task, make_images
+from shard_setup import BROKEN, FRAME, SIZES_HW, embed_task, make_images, run_embed
 
 from jobs.artifacts.embeddings import EmbeddingStore
 from jobs.stage import why_stale
-from jobs.stages.embed import batch_limit, embed_shard
 from models.sam.frame import size_in_frame
 from shards.data.samples import Samples
 from shards.data.sources import FolderSource
@@ -22,7 +21,7 @@ def source(tmp_path: Path) -> FolderSource:
 
 def test_unreadable_images_are_dropped_by_reason_and_the_rest_is_embedded(tmp_path: Path, source: FolderSource) -> None:
     task = embed_task(tmp_path, source)
-    record = embed_shard(task, FakeEncoder(), source, batch_limit(3))
+    record = run_embed(task, source, size=3)
     assert {drop.key: drop.reason for drop in record.drops} == BROKEN
     assert record.count == len(SIZES_HW)
     store = EmbeddingStore.open(task.output)
@@ -34,7 +33,7 @@ def test_unreadable_images_are_dropped_by_reason_and_the_rest_is_embedded(tmp_pa
 
 def test_embedding_and_valid_share_belong_to_their_key(tmp_path: Path, source: FolderSource) -> None:
     task = embed_task(tmp_path, source)
-    embed_shard(task, FakeEncoder(), source)
+    run_embed(task, source)
     store = EmbeddingStore.open(task.output)
     batch = store.batch(["turned", "a"])
     shown = [[side / FRAME for side in size_in_frame(SIZES_HW[key], FRAME)] for key in ("turned", "a")]
@@ -48,7 +47,7 @@ def test_batch_size_changes_no_byte(tmp_path: Path, source: FolderSource) -> Non
     sums = set()
     for size in (1, 3, 100):
         task = embed_task(tmp_path / str(size), source)
-        embed_shard(task, FakeEncoder(), source, batch_limit(size))
+        run_embed(task, source, size=size)
         sums.add(sha256_tree(task.output))
     assert len(sums) == 1
 
@@ -57,7 +56,7 @@ def test_shard_of_broken_images_alone_is_done_and_empty(tmp_path: Path, source: 
     task = embed_task(tmp_path, source)
     broken = Samples.of(ref for ref in task.samples if ref.key in BROKEN)
     task = task.model_copy(update={"samples": broken})
-    record = embed_shard(task, FakeEncoder(), source)
+    record = run_embed(task, source)
     assert record.count == 0
     assert len(record.drops) == 2
     assert EmbeddingStore.open(task.output).rows == {}

@@ -7,17 +7,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from jobs.quality.pseudo_scores import pseudo_label_scores
 from numpy.typing import NDArray
 from PIL import Image
-from shard_setup import SIZES_HW, VOCABULARY, FakeEncoder, refined_shard
+from shard_setup import SIZES_HW, VOCABULARY, refined_shard, run_embed, run_evaluate
 from torch import Tensor
 
 from jobs.artifacts.labels import read_refined
-from jobs.inference.model import ModelConfig
 from jobs.stage import ShardTask, why_stale
-from jobs.stages.embed import embed_shard
-from jobs.stages.evaluate import EvaluateConfig, evaluate_fingerprint, evaluate_shard, evaluation_samples
+from jobs.stages.evaluate import evaluation_samples
+from jobs.stages.pseudo_scores import pseudo_label_scores
 from models.evaluation.metrics import confusion, scores
 from models.sam.sam import SamEmbedding
 from shards.data.images import decode_image
@@ -45,12 +43,10 @@ class Constant:
 
 
 def evaluated(folder: Path, class_id: int = 0, batch_size: int = 2) -> dict[str, object]:
-    config = EvaluateConfig(
-        model=ModelConfig(), source=TEST_SPLIT, vocabulary=folder / "v.json", count=4, batch_size=batch_size
-    )
-    samples = evaluation_samples(config, SCENES)
+    samples = evaluation_samples(TEST_SPLIT, 0, 4, SCENES)
     task = ShardTask(stage="evaluate", shard="000000", samples=Samples.of(samples), output=folder / "evaluate.json")
-    record = evaluate_shard(task, Constant(class_id), open_source(TEST_SPLIT, SCENES), SCENES, config)
+    source = open_source(TEST_SPLIT, SCENES)
+    record = run_evaluate(task, Constant(class_id), source, SCENES, batch_size=batch_size)
     assert record.count == 4
     assert why_stale(task) is None
     result: dict[str, object] = json.loads(task.output.read_text())
@@ -59,8 +55,7 @@ def evaluated(folder: Path, class_id: int = 0, batch_size: int = 2) -> dict[str,
 
 def test_scores_follow_the_labels(tmp_path: Path) -> None:
     source = open_source(TEST_SPLIT, SCENES)
-    config = EvaluateConfig(model=ModelConfig(), source=TEST_SPLIT, vocabulary=tmp_path, count=4)
-    labels = [source.read_label(ref) for ref in evaluation_samples(config, SCENES)]
+    labels = [source.read_label(ref) for ref in evaluation_samples(TEST_SPLIT, 0, 4, SCENES)]
     everything = np.concatenate([label.ravel() for label in labels if label is not None])
     common = int(np.bincount(everything).argmax())
     result = evaluated(tmp_path, common)
@@ -70,10 +65,9 @@ def test_scores_follow_the_labels(tmp_path: Path) -> None:
     assert result["iou"][SCENES.names[common]] == pytest.approx(result["pixel_accuracy"])  # type: ignore[index]
 
 
-def test_result_says_on_which_split_images_seed_and_weights(tmp_path: Path) -> None:
+def test_result_says_on_which_split_and_how_many_images(tmp_path: Path) -> None:
     result = evaluated(tmp_path)
-    assert (result["split"], result["images"], result["seed"]) == ("test", 4, 3)
-    assert (result["preset"], result["dea"], result["weights"]) == ("tiny", True, "random")
+    assert (result["split"], result["images"]) == ("test", 4)
     assert list(result["iou"]) == list(SCENES.names)  # type: ignore[call-overload]
 
 
@@ -81,20 +75,15 @@ def test_batch_size_and_repetition_change_nothing(tmp_path: Path) -> None:
     assert evaluated(tmp_path / "a", batch_size=1) == evaluated(tmp_path / "b", batch_size=4)
 
 
-def test_target_split_cannot_be_evaluated_on(tmp_path: Path) -> None:
+def test_target_split_cannot_be_evaluated_on() -> None:
     target = ScenesSourceConfig(split="target", count=2)
     with pytest.raises(ValueError, match="no labels"):
-        evaluation_samples(EvaluateConfig(model=ModelConfig(), source=target, vocabulary=tmp_path), SCENES)
+        evaluation_samples(target, 0, None, SCENES)
 
 
-def test_same_seed_draws_the_same_images_and_another_one_others(tmp_path: Path) -> None:
+def test_same_seed_draws_the_same_images_and_another_one_others() -> None:
     source = ScenesSourceConfig(split="test", count=40)
-    draws = [
-        evaluation_samples(
-            EvaluateConfig(model=ModelConfig(), source=source, vocabulary=tmp_path, count=10, seed=seed), SCENES
-        )
-        for seed in (0, 0, 1)
-    ]
+    draws = [evaluation_samples(source, seed, 10, SCENES) for seed in (0, 0, 1)]
     assert draws[0] == draws[1] != draws[2]
     assert len(draws[2]) == 10
 
@@ -184,13 +173,12 @@ def _images(source: Source, samples: Sequence[SampleRef]) -> list[NDArray[np.uin
 
 
 def test_stored_embeddings_are_read_and_not_made(tmp_path: Path) -> None:
-    config = EvaluateConfig(model=ModelConfig(), source=TEST_SPLIT, vocabulary=tmp_path, batch_size=2)
-    samples = evaluation_samples(config, SCENES)
+    samples = evaluation_samples(TEST_SPLIT, 0, None, SCENES)
     source = open_source(TEST_SPLIT, SCENES)
     embed = ShardTask(
         stage="embed-test", shard="000000", samples=Samples.of(samples), output=tmp_path / "embed" / "000000.zarr"
     )
-    embed_shard(embed, FakeEncoder(), source)
+    run_embed(embed, source)
     task = ShardTask(
         stage="evaluate",
         shard="000000",
@@ -199,7 +187,7 @@ def test_stored_embeddings_are_read_and_not_made(tmp_path: Path) -> None:
         inputs={"embedding/000000": embed.output},
     )
     model = Embedded()
-    assert evaluate_shard(task, model, source, SCENES, config).count == 5
+    assert run_evaluate(task, model, source, SCENES, batch_size=2).count == 5
     assert len(model.given) == 5 and len(set(model.given)) > 1
     assert model.given == pytest.approx([float(image.mean()) for image in _images(source, samples)], rel=1e-2)
 
@@ -211,14 +199,13 @@ def test_a_label_of_another_size_is_dropped_by_name_and_the_rest_counts(tmp_path
         Image.fromarray(np.zeros((*size, 3), np.uint8)).save(tmp_path / "images" / f"{name}.png")
         Image.fromarray(np.zeros(size if name == "a" else (5, 5), np.uint8)).save(tmp_path / "labels" / f"{name}.png")
     folder = FolderSourceConfig(images=str(tmp_path / "images"), labels=str(tmp_path / "labels"))
-    config = EvaluateConfig(model=ModelConfig(), source=folder, vocabulary=tmp_path)
     task = ShardTask(
         stage="evaluate",
         shard="000000",
-        samples=Samples.of(evaluation_samples(config, SCENES)),
+        samples=Samples.of(evaluation_samples(folder, 0, None, SCENES)),
         output=tmp_path / "evaluate.json",
     )
-    record = evaluate_shard(task, Constant(0), open_source(folder, SCENES), SCENES, config)
+    record = run_evaluate(task, Constant(0), open_source(folder, SCENES), SCENES)
     assert record.count == 1
     assert [(drop.key, drop.reason) for drop in record.drops] == [("b", "label_of_other_size")]
 
@@ -244,15 +231,13 @@ def test_windows_see_what_one_view_misses(tmp_path: Path) -> None:
     folder = FolderSourceConfig(images=str(tmp_path / "images"), labels=str(tmp_path / "labels"))
     accuracy = []
     for windows in (1, 2):
-        config = EvaluateConfig(model=ModelConfig(), source=folder, vocabulary=tmp_path, windows=windows)
         task = ShardTask(
             stage="evaluate",
             shard="000000",
-            samples=Samples.of(evaluation_samples(config, SCENES)),
+            samples=Samples.of(evaluation_samples(folder, 0, None, SCENES)),
             output=tmp_path / f"{windows}.json",
-            fingerprint=evaluate_fingerprint(config, SCENES),
         )
-        evaluate_shard(task, RightHalf(0), open_source(folder, SCENES), SCENES, config)
+        run_evaluate(task, RightHalf(0), open_source(folder, SCENES), SCENES, windows=windows)
         accuracy.append(json.loads(task.output.read_text())["pixel_accuracy"])
     assert accuracy[0] == pytest.approx(100 * 32 / 96)  # one view: bright everywhere
     assert accuracy[1] > 70  # the left window sees that its part is dark

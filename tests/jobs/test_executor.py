@@ -16,7 +16,7 @@ import pytest
 
 from jobs.execution.execution import Clock, ExecutionConfig
 from jobs.executor import Backend, StageEvent, StageFailed, run_chain
-from jobs.stage import Resources, ShardTask, StagePlan, finish, prepare
+from jobs.stage import Done, Resources, ShardTask, StagePlan, commit, prepare
 from shards.data.samples import Samples
 from shards.data.sources import SampleRef
 from shards.files.atomic import write_bytes_atomic
@@ -47,7 +47,7 @@ class Fake:
             os.kill(os.getpid(), signal.SIGKILL)
         text = f"{task.stage} {task.shard} " + " ".join(path.read_text() for path in task.inputs.values())
         write_bytes_atomic(task.output, text.encode())
-        return finish(task, count=len(task.samples), stats={"letters": len(text)})
+        return commit(task, Done(len(task.samples), {"letters": len(text)}), 0.0)
 
 
 def wait_for(path: Path) -> None:

@@ -9,7 +9,7 @@ import pytest
 
 from jobs.execution.execution import Clock
 from jobs.executor import StageEvent, StageFailed, run_chain
-from jobs.stage import ShardTask, StagePlan, finish, prepare
+from jobs.stage import Done, ShardTask, StagePlan, commit, prepare
 from shards.data.samples import Samples
 from shards.data.sources import SampleRef
 from shards.files.atomic import write_bytes_atomic
@@ -26,7 +26,7 @@ class Writer:
         prepare(task)
         self._log.append(f"{task.stage} {task.shard}")
         write_bytes_atomic(task.output, f"{task.stage} {task.shard}".encode())
-        return finish(task, count=1, stats={})
+        return commit(task, Done(1), 0.0)
 
 
 class Job:

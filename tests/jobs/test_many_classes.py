@@ -8,22 +8,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from jobs.quality.pseudo_scores import pseudo_label_scores
 from numpy.typing import NDArray
 from PIL import Image
-from shard_setup import FakeDecoder, FakeEncoder, embed_task, next_task, refine_config, teacher_config
+from shard_setup import embed_task, next_task, run_embed, run_evaluate, run_refine, run_teacher, run_write
 from torch import Tensor
 from training_setup import QUICK, training_setup
 
 import jobs.training.step
 from jobs.artifacts.labels import read_refined
-from jobs.inference.model import ModelConfig
 from jobs.stage import ShardTask
-from jobs.stages.embed import embed_shard
-from jobs.stages.evaluate import EvaluateConfig, evaluate_shard
-from jobs.stages.refine import refine_shard
-from jobs.stages.teacher import teacher_shard
-from jobs.stages.write import write_shard
+from jobs.stages.pseudo_scores import pseudo_label_scores
 from jobs.training.loop import SingleProcess, train_model
 from jobs.training.samples import PseudoLabelled
 from models.evaluation.metrics import confusion, scores
@@ -88,11 +82,11 @@ def refined(folder: Path, count: int) -> tuple[ShardTask, FolderSource]:
     vocabulary = vocabulary_of(count)
     source = one_image(folder, count, striped(fifths(count)))
     embed = embed_task(folder, source)
-    embed_shard(embed, FakeEncoder(), source)
+    run_embed(embed, source)
     teacher = next_task(embed, "teacher", embedding=embed)
-    teacher_shard(teacher, Stripes(count, fifths(count)), source, teacher_config(folder))
+    run_teacher(teacher, source, Stripes(count, fifths(count)))
     refine = next_task(embed, "refine", embedding=embed, teacher=teacher)
-    refine_shard(refine, FakeDecoder(), vocabulary, refine_config(folder))
+    run_refine(refine, vocabulary=vocabulary)
     return refine, source
 
 
@@ -107,7 +101,7 @@ def test_refined_labels_tar_and_training_sample_agree(tmp_path: Path, count: int
     assert (weight[inner] > 0).all()
     assert np.array_equal(weight == 0, label == IGNORED)
     write = next_task(refine, "write", refine=refine)
-    stats = write_shard(write, source, vocabulary_of(count)).stats
+    stats = run_write(write, source, vocabulary_of(count)).stats
     counted = read_record(refine.record).stats
     assert stats["pixels_covered"] == counted["pixels_covered"] == (label != IGNORED).sum()
     assert counted["class_255_pixels"] == (label == 255).sum()
@@ -146,9 +140,7 @@ def test_evaluation_counts_class_255(tmp_path: Path, count: int, mistaken: bool)
     task = ShardTask(
         stage="evaluate", shard="000000", samples=Samples.of(refs), output=tmp_path / "out" / "evaluate.json"
     )
-    settings = FolderSourceConfig(images=str(tmp_path / "images"), labels=str(tmp_path / "labels"))
-    config = EvaluateConfig(model=ModelConfig(), source=settings, vocabulary=tmp_path / "v.json")
-    evaluate_shard(task, Stripes(count, ids), source, vocabulary_of(count), config)
+    run_evaluate(task, Stripes(count, ids), source, vocabulary_of(count))
     result = json.loads(task.output.read_text())
     assert len(result["iou"]) == count
     assert (result["iou"]["thing 255"] == 0) == mistaken

@@ -9,23 +9,21 @@ import pytest
 import torch
 from numpy.typing import NDArray
 from shard_setup import (
-    VOCABULARY,
     FakeDecoder,
     FakeEncoder,
     FakeSegmenter,
     embed_task,
     make_images,
     next_task,
-    refine_config,
-    teacher_config,
+    run_embed,
+    run_refine,
+    run_teacher,
 )
 from torch import Tensor
 
-from jobs.execution.faults import OutOfMemory, fault_of
+from jobs.execution.faults import fault_of
 from jobs.inference.batching import BatchLimit, memory_told
-from jobs.stages.embed import embed_shard
-from jobs.stages.refine import refine_shard
-from jobs.stages.teacher import teacher_shard
+from jobs.stage import OutOfMemory
 from models.sam.decoder import MaskPrompts
 from models.sam.sam import SamEmbedding
 from shards.files.atomic import sha256_path
@@ -47,7 +45,7 @@ class Small:
 
 
 def limit(size: int = 8) -> BatchLimit:
-    return BatchLimit(size, of="numbers", cure="count less")
+    return BatchLimit(size, of="numbers", hint="count less")
 
 
 @pytest.mark.parametrize("count", [0, 1, 7, 8, 21])
@@ -116,9 +114,9 @@ def chain(root: Path, encoder: FakeEncoder, model: FakeSegmenter, decoder: FakeD
     teacher = next_task(embed, "teacher", embedding=embed)
     refine = next_task(embed, "refine", embedding=embed, teacher=teacher)
     records = [
-        embed_shard(embed, encoder, source),
-        teacher_shard(teacher, model, source, teacher_config(root)),
-        refine_shard(refine, decoder, VOCABULARY, refine_config(root)),
+        run_embed(embed, source, encoder),
+        run_teacher(teacher, source, model),
+        run_refine(refine, decoder),
     ]
     tasks = (embed, teacher, refine)
     return [

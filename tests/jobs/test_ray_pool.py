@@ -8,7 +8,7 @@ from fake_ray import ActorDiedError, ActorUnavailableError, FakeRay, OutOfMemory
 
 from jobs.cluster.connection import PRIVATE_NAMESPACE
 from jobs.execution.runner import Outcome
-from jobs.stage import Resources, ShardTask, finish, prepare
+from jobs.stage import Done, Resources, ShardTask, commit, prepare
 from shards.files.atomic import write_bytes_atomic
 from shards.formats.records import Record
 
@@ -219,7 +219,7 @@ def test_shard_of_a_lost_actor_that_was_done_is_not_done_again(monkeypatch: pyte
     runner.start("a", done)
     prepare(done)
     write_bytes_atomic(done.output, b"bytes")
-    record = finish(done, count=0, stats={})
+    record = commit(done, Done(0), 0.0)
     ray.answer("run", ActorDiedError("killed before it answered"))
     assert waited(runner) == [Outcome("a", done, record)]
     assert ray.killed == ray.actors

@@ -15,7 +15,7 @@ from jobs.cluster.connection import PRIVATE_NAMESPACE
 from jobs.cluster.pool import RayRunner
 from jobs.execution.execution import ExecutionConfig
 from jobs.executor import StageEvent, run_chain
-from jobs.stage import Resources, ShardTask, StagePlan, finish, prepare
+from jobs.stage import Done, Resources, ShardTask, StagePlan, commit, prepare
 from shards.data.samples import Samples
 from shards.data.sources import SampleRef
 from shards.files.atomic import write_bytes_atomic
@@ -219,7 +219,7 @@ class Slow:
         prepare(task)
         time.sleep(1.0)
         write_bytes_atomic(task.output, task.shard.encode())
-        return finish(task, count=1, stats={})
+        return commit(task, Done(1), 0.0)
 
 
 def slow_stage(folder: Path, name: str, **more: Any) -> StagePlan:

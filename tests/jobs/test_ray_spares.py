@@ -11,7 +11,7 @@ from fake_ray import FakeRay, at_work, made, plan, waited
 from jobs.cluster.actors import Spares
 from jobs.cluster.connection import PRIVATE_NAMESPACE
 from jobs.executor import run_chain
-from jobs.stage import Resources, ShardTask, StagePlan, finish, prepare
+from jobs.stage import Done, Resources, ShardTask, StagePlan, commit, prepare
 from shards.files.atomic import write_bytes_atomic
 from shards.formats.records import Record
 
@@ -111,7 +111,7 @@ class TellsProcess:
     def run(self, task: ShardTask) -> Record:
         prepare(task)
         write_bytes_atomic(task.output, str(os.getpid()).encode())
-        return finish(task, count=0, stats={})
+        return commit(task, Done(0), 0.0)
 
 
 def test_a_process_works_for_stage_after_stage(tmp_path: Path, ray_session: None) -> None:

@@ -4,11 +4,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from shard_setup import SIZES_HW, VOCABULARY, FakeDecoder, refine_config, refined_shard
+from shard_setup import SIZES_HW, VOCABULARY, refine_settings, refined_shard, run_refine
 
 from jobs.artifacts.labels import read_refined, read_refined_map
 from jobs.stage import why_stale
-from jobs.stages.refine import refine_shard
 from models.refinement.refine import RefinementConfig
 from shards.files.atomic import sha256_tree
 from shards.formats.records import read_record
@@ -69,13 +68,13 @@ def test_shard_in_which_nothing_passes_the_gate_is_recorded_as_uncovered(tmp_pat
 
 def test_other_threshold_needs_no_new_teacher(tmp_path: Path) -> None:
     task, _ = refined_shard(tmp_path, logit=1.0)
-    record = refine_shard(task, FakeDecoder(), VOCABULARY, refine_config(tmp_path, threshold=0.1))
+    record = run_refine(task, settings=refine_settings(threshold=0.1))
     assert record.stats["coverage"] > 50
 
 
 def test_same_inputs_give_the_same_bytes_whatever_the_batch(tmp_path: Path) -> None:
     task, _ = refined_shard(tmp_path)
     first = sha256_tree(task.output)
-    config = refine_config(tmp_path).model_copy(update={"batch_size": 1, "refinement": RefinementConfig()})
-    refine_shard(task, FakeDecoder(), VOCABULARY, config)
+    settings = refine_settings().model_copy(update={"batch_size": 1, "refinement": RefinementConfig()})
+    run_refine(task, settings=settings)
     assert sha256_tree(task.output) == first

@@ -1,19 +1,21 @@
 """Shard tasks, their records and when they are stale."""
 
 import hashlib
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 from pydantic import ValidationError
 
 from jobs.stage import (
+    Done,
     EmptyShard,
     EmptyStage,
     InputDamaged,
     Resources,
     ShardTask,
     UpstreamMissing,
-    finish,
+    commit,
     input_digests,
     prepare,
     require_samples,
@@ -30,10 +32,12 @@ def refs(*keys: str) -> Samples:
     return Samples.of(SampleRef(key=key, digest=hashlib.sha256(key.encode()).hexdigest(), uri=key) for key in keys)
 
 
-def done(task: ShardTask, text: str = "x", count: int = 2, **more: object) -> None:
+def done(
+    task: ShardTask, text: str = "x", count: int = 2, drops: Sequence[Drop] = (), arrived: int | None = None
+) -> None:
     prepare(task)
     task.output.write_text(text)
-    finish(task, count=count, stats={}, **more)  # type: ignore[arg-type]
+    commit(task, Done(count, drops=drops, arrived=arrived), 0.0)
 
 
 @pytest.fixture
@@ -99,10 +103,20 @@ def test_damaged_input_is_found_before_use_and_the_old_record_stays(first: Shard
     with pytest.raises(InputDamaged, match=r"000000\.tar, the a of shard 000000, .*--verify"):
         prepare(second)
     assert second.record.exists()
-    prepare(second, verify=False)
     first.output.unlink()
     with pytest.raises(InputDamaged):
         prepare(second)
+
+
+def test_an_input_of_which_only_the_record_is_read_need_not_be_whole(first: ShardTask, second: ShardTask) -> None:
+    done(first)
+    first.output.write_text("y")
+    with pytest.raises(InputDamaged):
+        prepare(second)
+    prepare(second.model_copy(update={"by_record": True}))
+    first.record.unlink()
+    with pytest.raises(UpstreamMissing):
+        prepare(second.model_copy(update={"by_record": True}))
 
 
 def test_samples_in_a_file_count_as_the_same_in_memory(first: ShardTask, tmp_path: Path) -> None:

@@ -15,22 +15,22 @@ from shard_setup import (
     FakeDecoder,
     FakeEncoder,
     FakeSegmenter,
-    refine_config,
     refined_shard,
-    teacher_config,
 )
+from stage_setup import do
 from torch import Tensor
 
 from jobs.artifacts.labels import read_refined
-from jobs.inference.model import ModelConfig
 from jobs.quality.waterfall import counted_changes
 from jobs.stage import EmptyShard, ShardTask, why_stale
-from jobs.stages.target_check import CheckModels, TargetCheckConfig, check_target
+from jobs.stages import target_check
 from models.evaluation.alarms import AlarmConfig
+from models.refinement.gate import GateConfig
+from models.refinement.refine import RefinementConfig
 from models.sam.sam import SamEmbedding
 from pipeline.report.alarms import RoundFacts, round_alarms
 from shards.data.samples import Samples
-from shards.data.sources import FolderSource, SampleRef
+from shards.data.sources import FolderSource, SampleRef, Source
 from shards.formats.records import read_record
 
 
@@ -74,6 +74,23 @@ class WithLabels:
         return self._label.get(ref.key)
 
 
+def check_of(student: FakeSegmenter, source: Source) -> target_check.TargetCheck:
+    """A student whose teacher is `FakeSegmenter`, with what else looks at it."""
+    return target_check.TargetCheck(
+        student=student,
+        teacher=FakeSegmenter(),
+        decoder=FakeDecoder(),
+        encoder=FakeEncoder(),
+        source=source,
+        vocabulary=VOCABULARY,
+        gate=GateConfig(threshold=0.9),
+        refinement=RefinementConfig(),
+        top_k=4,
+        probabilities="softmax",
+        batch_size=3,
+    )
+
+
 def checked(root: Path, student: FakeSegmenter, *, labelled: bool = False) -> tuple[dict[str, Any], ShardTask]:
     """Look at a student whose teacher is `FakeSegmenter`; the truth, if wanted, is what the teacher says."""
     refine, source = refined_shard(root)
@@ -87,9 +104,7 @@ def checked(root: Path, student: FakeSegmenter, *, labelled: bool = False) -> tu
         output=root / "target.json",
         inputs={"embedding/000000": refine.inputs["embedding"], "refine/000000": refine.output},
     )
-    config = TargetCheckConfig(student=teacher_config(root), teacher=ModelConfig(), refine=refine_config(root))
-    models = CheckModels(student, FakeSegmenter(), FakeDecoder(), FakeEncoder())
-    check_target(task, models, WithLabels(source, truth), VOCABULARY, config)
+    do(target_check.work, check_of(student, WithLabels(source, truth)), task)
     assert why_stale(task) is None
     found: dict[str, Any] = json.loads(task.output.read_text())
     assert found["images"] == len(SIZES_HW)
@@ -150,8 +165,6 @@ def test_a_sample_without_a_readable_image_is_an_error(tmp_path: Path) -> None:
         output=tmp_path / "target.json",
         inputs={"embedding/000000": refine.inputs["embedding"], "refine/000000": refine.output},
     )
-    config = TargetCheckConfig(student=teacher_config(tmp_path), teacher=ModelConfig(), refine=refine_config(tmp_path))
-    models = CheckModels(FakeSegmenter(), FakeSegmenter(), FakeDecoder(), FakeEncoder())
     with pytest.raises(EmptyShard, match=r"evaluate\.target_images"):
-        check_target(task, models, source, VOCABULARY, config)
+        do(target_check.work, check_of(FakeSegmenter(), source), task)
     assert not task.record.exists()

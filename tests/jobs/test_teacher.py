@@ -9,17 +9,16 @@ from shard_setup import (
     BROKEN,
     SIZES_HW,
     VOCABULARY,
-    FakeEncoder,
     FakeSegmenter,
     embed_task,
     make_images,
     next_task,
-    teacher_config,
+    run_embed,
+    run_teacher,
 )
 
 from jobs.stage import ShardTask, UpstreamMissing, why_stale
-from jobs.stages.embed import embed_shard
-from jobs.stages.teacher import teacher_shard, top_scores
+from jobs.stages.teacher import top_scores
 from shards.data.samples import Samples
 from shards.data.sources import FolderSource
 from shards.formats.arrays import read_arrays
@@ -29,14 +28,14 @@ from shards.formats.arrays import read_arrays
 def embedded(tmp_path: Path) -> tuple[ShardTask, FolderSource]:
     source = make_images(tmp_path / "images")
     task = embed_task(tmp_path, source)
-    embed_shard(task, FakeEncoder(), source)
+    run_embed(task, source)
     return task, source
 
 
-def test_readable_images_get_scores_best_first(tmp_path: Path, embedded: tuple[ShardTask, FolderSource]) -> None:
+def test_readable_images_get_scores_best_first(embedded: tuple[ShardTask, FolderSource]) -> None:
     embed, source = embedded
     task = next_task(embed, "teacher", embedding=embed)
-    record = teacher_shard(task, FakeSegmenter(), source, teacher_config(tmp_path, top_k=2))
+    record = run_teacher(task, source, FakeSegmenter(), top_k=2)
     arrays, attrs = read_arrays(task.output)
     assert attrs["keys"] == sorted(SIZES_HW)
     assert arrays["ids"].shape == arrays["scores"].shape == (4, 2, 8, 8)
@@ -50,18 +49,18 @@ def test_readable_images_get_scores_best_first(tmp_path: Path, embedded: tuple[S
     assert why_stale(task) is None
 
 
-def test_each_image_comes_with_its_own_embedding(tmp_path: Path, embedded: tuple[ShardTask, FolderSource]) -> None:
+def test_each_image_comes_with_its_own_embedding(embedded: tuple[ShardTask, FolderSource]) -> None:
     embed, source = embedded
     model = FakeSegmenter()
-    teacher_shard(next_task(embed, "teacher", embedding=embed), model, source, teacher_config(tmp_path))
+    run_teacher(next_task(embed, "teacher", embedding=embed), source, model)
     stored, _ = read_arrays(embed.output, names=("embedding",))
     assert model.brightness == stored["embedding"][:, 0, 0, 0].astype(np.float32).tolist()
 
 
-def test_model_without_dea_is_given_no_embedding(tmp_path: Path, embedded: tuple[ShardTask, FolderSource]) -> None:
+def test_model_without_dea_is_given_no_embedding(embedded: tuple[ShardTask, FolderSource]) -> None:
     embed, source = embedded
     model = FakeSegmenter(needs_embedding=False)
-    teacher_shard(next_task(embed, "teacher", embedding=embed), model, source, teacher_config(tmp_path))
+    run_teacher(next_task(embed, "teacher", embedding=embed), source, model)
     assert model.brightness == []
 
 
@@ -71,28 +70,26 @@ def test_image_that_changed_since_it_was_embedded_is_dropped(
     embed, source = embedded
     (tmp_path / "images" / "b.png").write_bytes(b"other")
     task = next_task(embed, "teacher", embedding=embed)
-    record = teacher_shard(task, FakeSegmenter(), source, teacher_config(tmp_path))
+    record = run_teacher(task, source, FakeSegmenter())
     assert [(drop.key, drop.reason) for drop in record.drops] == [("b", "changed")]
     assert read_arrays(task.output, names=())[1]["keys"] == ["a", "c", "turned"]
 
 
-def test_without_embeddings_the_shard_cannot_start(tmp_path: Path, embedded: tuple[ShardTask, FolderSource]) -> None:
+def test_without_embeddings_the_shard_cannot_start(embedded: tuple[ShardTask, FolderSource]) -> None:
     embed, source = embedded
     embed.record.unlink()
     with pytest.raises(UpstreamMissing, match="embedding of shard 000000 is not done"):
         task = next_task(embed, "teacher", embedding=embed)
-        teacher_shard(task, FakeSegmenter(), source, teacher_config(tmp_path))
+        run_teacher(task, source, FakeSegmenter())
 
 
-def test_shard_without_readable_images_is_done_and_empty(
-    tmp_path: Path, embedded: tuple[ShardTask, FolderSource]
-) -> None:
+def test_shard_without_readable_images_is_done_and_empty(embedded: tuple[ShardTask, FolderSource]) -> None:
     embed, source = embedded
     broken = Samples.of(ref for ref in embed.samples if ref.key in BROKEN)
     embed = embed.model_copy(update={"samples": broken})
-    embed_shard(embed, FakeEncoder(), source)
+    run_embed(embed, source)
     task = next_task(embed, "teacher", embedding=embed)
-    assert teacher_shard(task, FakeSegmenter(), source, teacher_config(tmp_path)).count == 0
+    assert run_teacher(task, source, FakeSegmenter()).count == 0
 
 
 def test_softmax_and_sigmoid_scores_follow_a_loop() -> None:

@@ -1,7 +1,9 @@
 """Text embeddings on disk: a second start never runs the text tower, and a file that is not right is made again."""
 
 import logging
+import shutil
 import threading
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -11,17 +13,18 @@ import torch
 from open_clip.transformer import Transformer
 from safetensors.torch import save_file
 from torch import Tensor, nn
-from training_setup import QUICK, SOURCE, training_setup
+from training_setup import QUICK, training_setup
 
 import jobs.inference.text_cache
-from jobs.inference.model import ModelConfig, embed_vocabulary
+from jobs.inference.model import embed_vocabulary
 from jobs.inference.text_cache import cached_text_embeddings, embeddings_digest
-from jobs.stages.evaluate import EvaluateConfig, EvaluateWorker
-from jobs.stages.teacher import TeacherConfig, TeacherWorker
+from jobs.run import RunRef, student_weights
+from jobs.stages import evaluate, teacher
 from jobs.training.loop import SingleProcess, train_model
 from models.presets import PRESETS
 from models.stseg.clip import DenseClip, build_clip
 from models.stseg.text import text_embeddings
+from pipeline.config import resolve_config
 from shards.data.vocabulary import Vocabulary
 from shards.formats.layout import RunLayout
 
@@ -84,9 +87,13 @@ def test_stages_of_a_run_share_the_embeddings(tmp_path: Path, calls: list[int]) 
     (stored,) = RunLayout(tmp_path).text_embeddings.glob("*.safetensors")
     written = stored.stat().st_mtime_ns
     calls.clear()
-    model = ModelConfig(dea=False, clip_weights=job.model.clip_weights)
-    TeacherWorker(TeacherConfig(model=model, source=SOURCE, vocabulary=job.vocabulary))
-    EvaluateWorker(EvaluateConfig(model=model, source=SOURCE, vocabulary=job.vocabulary))
+    config = resolve_config({}, [f"model.clip_weights={job.model.clip_weights}"], where="--set")
+    ref = RunRef(RunLayout(tmp_path), config, round=1)
+    for weights in (student_weights(ref, 0), student_weights(ref, 1)):
+        weights.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(task.output, weights)
+    teacher.load(replace(ref, part="teacher"))
+    evaluate.load(replace(ref, part="evaluate"))
     train_model(task, job, SingleProcess())
     assert calls == []
     assert stored.stat().st_mtime_ns == written

@@ -5,13 +5,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from jobs.stages.class_gate import gate_fingerprint, load_gate
-from shard_setup import VOCABULARY, FakeDecoder, refine_config, refined_shard
+from shard_setup import VOCABULARY, refine_settings, refined_shard, run_refine
+from stage_setup import do
 
 from jobs.artifacts.scores import stored_scores
 from jobs.stage import ShardTask, why_stale
-from jobs.stages.refine import refine_shard
-from jobs.stages.thresholds import read_thresholds, thresholds_shard
+from jobs.stages import thresholds
+from jobs.stages.refine import gate_fingerprint, load_gate, read_thresholds
 from models.refinement.calibration import Calibration, ClassCalibration
 from models.refinement.gate import AdaptiveThreshold, GateConfig
 from shards.data.vocabulary import Vocabulary
@@ -40,9 +40,13 @@ def stores(folder: Path, confidences: list[list[float]]) -> ShardTask:
     )
 
 
+def run_thresholds(task: ShardTask, config: GateConfig = ADAPTIVE) -> Record:
+    return do(thresholds.work, thresholds.Gate(config, VOCABULARY), task)
+
+
 def test_thresholds_are_made_of_all_shards_and_counted(tmp_path: Path) -> None:
     task = stores(tmp_path, [[0.25, 0.875], [0.5]])
-    record = thresholds_shard(task, VOCABULARY, ADAPTIVE)
+    record = run_thresholds(task)
     content = json.loads(task.output.read_bytes())
     assert [(row["name"], row["images"], row["passed"]) for row in content["classes"]] == [
         ("left", 3, 3),
@@ -62,7 +66,7 @@ def test_how_images_lie_in_shards_changes_no_threshold(tmp_path: Path) -> None:
     digests = set()
     for name, parts in (("a", [values]), ("b", [values[3:], [], values[:3]])):
         task = stores(tmp_path / name, [part for part in parts if part])
-        thresholds_shard(task, VOCABULARY, config)
+        run_thresholds(task, config)
         digests.add(sha256_file(task.output))
     assert len(digests) == 1
 
@@ -71,7 +75,7 @@ def test_calibration_comes_before_the_thresholds(tmp_path: Path) -> None:
     file = tmp_path / "calibration.json"
     Calibration(classes={"left": ClassCalibration(bias=-1.0)}).save(file)
     task = stores(tmp_path, [[0.5]])
-    thresholds_shard(task, VOCABULARY, ADAPTIVE.model_copy(update={"calibration": file}))
+    run_thresholds(task, ADAPTIVE.model_copy(update={"calibration": file}))
     found = read_thresholds(task.output, VOCABULARY)
     assert found[0] == pytest.approx(1 / (1 + np.e), abs=1e-6)
     assert found[1] == pytest.approx(0.5, abs=1e-6)
@@ -85,24 +89,24 @@ def test_refine_holds_each_class_against_the_thresholds_of_the_round(tmp_path: P
     record = Record(stage="refine-thresholds", shard="000000", count=4, outputs={path.name: sha256_file(path)})
     write_record(path.with_suffix(".record.json"), record)
     task = refine.model_copy(update={"inputs": {**refine.inputs, "thresholds": path}})
-    config = refine_config(tmp_path).model_copy(update={"gate": ADAPTIVE})
-    stats = refine_shard(task, FakeDecoder(), VOCABULARY, config).stats
+    settings = refine_settings().model_copy(update={"gate": ADAPTIVE})
+    stats = run_refine(task, settings=settings).stats
     assert stats["classes_accepted"] == stats["classes_dropped_low_confidence"] == 4
     assert "class_1_pixels" not in stats
     with pytest.raises(ValueError, match="redo refine"):
-        refine_shard(refine, FakeDecoder(), VOCABULARY, config)
+        run_refine(refine, settings=settings)
 
 
 def test_thresholds_of_other_classes_or_damaged_ones_are_refused(tmp_path: Path) -> None:
     task = stores(tmp_path, [[0.5]])
-    thresholds_shard(task, VOCABULARY, ADAPTIVE)
+    run_thresholds(task)
     with pytest.raises(ValueError, match="no thresholds of this vocabulary"):
         read_thresholds(task.output, Vocabulary.from_names(["other"]))
     task.output.write_text("[]")
     with pytest.raises(ValueError, match="no thresholds"):
         read_thresholds(task.output, VOCABULARY)
     with pytest.raises(ValueError, match="not set"):
-        thresholds_shard(task, VOCABULARY, GateConfig())
+        run_thresholds(task, GateConfig())
 
 
 def test_a_calibration_enters_the_fingerprint_by_what_it_says_not_where_it_lies(tmp_path: Path) -> None:

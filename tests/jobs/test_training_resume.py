@@ -74,7 +74,7 @@ def test_weights_record_and_metrics_of_a_resumed_training_are_those_of_a_whole_o
     assert _train(tmp_path, QUICK) == whole
 
 
-@pytest.mark.parametrize("written", ["write_weights", "finish"])
+@pytest.mark.parametrize("written", ["write_weights", "commit"])
 def test_a_training_killed_after_its_last_step_loses_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, written: str, whole: tuple[str, dict[str, float], bytes]
 ) -> None:

@@ -1,116 +1,46 @@
 """The workers with the real networks (random weights): the whole chain of a round, here and on Ray."""
 
-from functools import partial
+import json
+from dataclasses import replace
 from pathlib import Path
 
-import pytest
-import torch
-from stseg_setup import build_random_stseg
+from run_setup import SMALL
 
 from jobs.execution.execution import ExecutionConfig
+from jobs.execution.worker import stage_worker
 from jobs.executor import Backend, run_chain
-from jobs.inference.model import ModelConfig
-from jobs.stage import Resources, ShardTask, StagePlan, why_stale
-from jobs.stages.embed import EmbedConfig, EmbedWorker, embed_fingerprint
-from jobs.stages.evaluate import EvaluateConfig, EvaluateWorker, evaluation_samples
-from jobs.stages.refine import RefineConfig, RefineWorker, refine_fingerprint
-from jobs.stages.teacher import TeacherConfig, TeacherWorker, teacher_fingerprint
-from jobs.stages.write import WriteConfig, WriteWorker, write_fingerprint
-from models.presets import PRESETS
-from models.refinement.gate import GateConfig
-from models.sam.sam import build_sam
-from models.stseg.clip import build_clip
-from models.stseg.text import prompt_templates
-from models.weights.files import write_weights
-from shards.data.plan import make_plan
-from shards.data.samples import Samples
-from shards.data.sources import ScenesSourceConfig, open_source
-from shards.data.vocabulary import Vocabulary
-from shards.files.atomic import sha256_path
-from shards.formats.layout import RunLayout
-from shards.formats.records import Json, read_record
-from shards.scenes.scenes import SCENE_CLASSES
-
-TARGET = ScenesSourceConfig(split="target", seed=1, count=4)
-VOCABULARY = Vocabulary.from_names(SCENE_CLASSES, templates=prompt_templates("tiny8"))
+from jobs.run import student_weights
+from jobs.stage import Resources, StagePlan, why_stale
+from jobs.stages import embed, evaluate, refine, start, teacher, write
+from pipeline.config import resolve_config
+from pipeline.run.run import OpenRun, make_run
+from pipeline.tasks.recipe import plans_of
+from shards.files.atomic import sha256_file, sha256_path
+from shards.formats.records import read_record
 
 
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> ModelConfig:
-    folder = tmp_path_factory.mktemp("weights")
-    torch.manual_seed(0)
-    preset = PRESETS["tiny"]
-    write_weights(build_clip(preset.clip).clip.state_dict(), folder / "clip.safetensors")
-    write_weights(build_sam(preset.sam).state_dict(), folder / "sam.safetensors")
-    write_weights(build_random_stseg(preset, dea=True).head_state(), folder / "head.safetensors")
-    return ModelConfig(
-        weights=folder / "head.safetensors",
-        clip_weights=folder / "clip.safetensors",
-        sam_weights=folder / "sam.safetensors",
-    )
+def made(root: Path, weights: dict[str, str], **settings: str) -> OpenRun:
+    """Make a run with random weights, and its start."""
+    few = {**SMALL, **weights, "data.target.count": "4", "data.source": "null", "train.source_per_step": "0"}
+    run = make_run(root, resolve_config({}, [f"{k}={v}" for k, v in {**few, **settings}.items()], where="--set"))
+    (plan, _) = plans_of(start.STAGE, run, start.tasks(run, 0))
+    plan.worker().run(plan.tasks[0])
+    return run
 
 
-def chain(root: Path, model: ModelConfig) -> list[StagePlan]:
+def chain(run: OpenRun) -> list[StagePlan]:
     """Give embed, teacher, refine and write of two shards."""
-    layout = RunLayout(root)
-    VOCABULARY.save(layout.vocabulary)
-    where = {"source": TARGET, "vocabulary": layout.vocabulary}
-    embed = EmbedConfig(model=model, **where)
-    teacher = TeacherConfig(model=model, **where)
-    refine = RefineConfig(model=model, vocabulary=layout.vocabulary, gate=GateConfig(threshold=0.0))
-    resources = Resources(num_cpus=0.5, max_workers=1)
-    plan = make_plan(open_source(TARGET, VOCABULARY).refs(), 2)
-
-    def tasks(stage: str, fingerprint: dict[str, Json]) -> list[ShardTask]:
-        outputs = {
-            "embed": partial(layout.embedding, "target"),
-            "teacher": partial(layout.teacher, 1),
-            "refine": partial(layout.refine, 1),
-            "write": partial(layout.pseudo, 1),
-        }
-        roles = {"embed": (), "teacher": ("embed",), "refine": ("embed", "teacher"), "write": ("refine",)}
-        return [
-            ShardTask(
-                stage=stage,
-                round=1,
-                shard=shard.name,
-                samples=shard.samples,
-                output=outputs[stage](shard.name),
-                inputs={r.replace("embed", "embedding"): outputs[r](shard.name) for r in roles[stage]},
-                fingerprint=fingerprint,
-            )
-            for shard in plan.shards
-        ]
-
-    return [
-        StagePlan("embed", partial(EmbedWorker, embed), tasks("embed", embed_fingerprint(embed)), resources),
-        StagePlan(
-            "teacher",
-            partial(TeacherWorker, teacher),
-            tasks("teacher", teacher_fingerprint(teacher, VOCABULARY)),
-            resources,
-            after="embed",
-        ),
-        StagePlan(
-            "refine",
-            partial(RefineWorker, refine),
-            tasks("refine", refine_fingerprint(refine, VOCABULARY)),
-            resources,
-            after="teacher",
-        ),
-        StagePlan(
-            "write",
-            partial(WriteWorker, WriteConfig(**where)),
-            tasks("write", write_fingerprint(VOCABULARY)),
-            resources,
-            after="refine",
-        ),
-    ]
+    plans: list[StagePlan] = []
+    for stage, number in ((embed.STAGE, 0), (teacher.STAGE, 1), (refine.STAGE, 1), (write.STAGE, 1)):
+        (plan,) = plans_of(stage, run, stage.tasks(run, number))
+        after = plans[-1].name if plans else None
+        plans.append(replace(plan, after=after, resources=Resources(num_cpus=0.5, max_workers=1)))
+    return plans
 
 
-def run(root: Path, model: ModelConfig, backend: Backend) -> dict[str, str]:
+def do_chain(root: Path, weights: dict[str, str], backend: Backend) -> dict[str, str]:
     """Run the chain; give the checksum of every output."""
-    stages = chain(root, model)
+    stages = chain(made(root, weights))
     run_chain(stages, backend=backend, on_event=lambda event: None, execution=ExecutionConfig(max_attempts=1))
     every = [task for stage in stages for task in stage.tasks]
     assert [why_stale(task) for task in every] == [None] * 8
@@ -119,17 +49,26 @@ def run(root: Path, model: ModelConfig, backend: Backend) -> dict[str, str]:
 
 
 def test_chain_of_real_networks_gives_the_same_bytes_here_and_on_ray(
-    tmp_path: Path, model: ModelConfig, ray_session: None
+    tmp_path: Path, weights: dict[str, str], ray_session: None
 ) -> None:
-    assert run(tmp_path / "inline", model, "inline") == run(tmp_path / "ray", model, "ray")
+    assert do_chain(tmp_path / "inline", weights, "inline") == do_chain(tmp_path / "ray", weights, "ray")
 
 
-def test_evaluation_makes_its_own_embeddings(tmp_path: Path, model: ModelConfig) -> None:
-    VOCABULARY.save(tmp_path / "vocabulary.json")
-    source = ScenesSourceConfig(split="test", count=2)
-    config = EvaluateConfig(model=model, source=source, vocabulary=tmp_path / "vocabulary.json")
-    samples = evaluation_samples(config, VOCABULARY)
-    task = ShardTask(stage="evaluate", shard="000000", samples=Samples.of(samples), output=tmp_path / "evaluate.json")
-    record = EvaluateWorker(config).run(task)
+def test_evaluation_makes_its_own_embeddings_and_says_what_it_measured(tmp_path: Path, weights: dict[str, str]) -> None:
+    run = made(tmp_path / "run", weights, **{"data.validation.count": "2", "data.validation.seed": "3"})
+    task = evaluate.whole_validation_task(run, 0)
+    assert list(task.inputs) == ["weights"]
+    record = stage_worker(evaluate.STAGE, run.ref(0, task.stage))().run(task)
     assert record.count == 2
     assert 0 <= record.stats["miou"] <= 100
+    result = json.loads(task.output.read_text())
+    assert (result["split"], result["images"], result["seed"], result["windows"]) == ("validation", 2, 3, 1)
+    assert (result["preset"], result["dea"]) == ("tiny", True)
+    assert result["weights"] == sha256_file(student_weights(run, 0))
+
+
+def test_windows_are_part_of_what_a_score_is_for(tmp_path: Path, weights: dict[str, str]) -> None:
+    one, two = (
+        made(tmp_path / windows, weights, **{"evaluate.windows": windows}).ref(0, "evaluate") for windows in ("1", "2")
+    )
+    assert evaluate.fingerprint(one) | {"windows": 2, "probabilities": "softmax"} == evaluate.fingerprint(two)

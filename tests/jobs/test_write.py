@@ -7,12 +7,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from shard_setup import BROKEN, SIZES_HW, VOCABULARY, next_task, refined_shard
+from shard_setup import BROKEN, SIZES_HW, VOCABULARY, next_task, refined_shard, run_write
+from stage_setup import do
 
 from jobs.artifacts.labels import read_refined
 from jobs.stage import EmptyStage, ShardTask, why_stale
-from jobs.stages.write import write_index, write_shard
+from jobs.stages.write import write_index
 from shards.data.labels import decode_label, decode_weight
+from shards.files.atomic import sha256_file
 from shards.formats.records import fingerprint_digest
 from shards.formats.tar import index_tar, read_member, read_pseudo_index
 
@@ -21,8 +23,15 @@ from shards.formats.tar import index_tar, read_member, read_pseudo_index
 def written(tmp_path: Path) -> ShardTask:
     refine, source = refined_shard(tmp_path)
     task = next_task(refine, "write", refine=refine)
-    write_shard(task, source, VOCABULARY)
+    run_write(task, source)
     return task
+
+
+def index_task(tar: ShardTask) -> ShardTask:
+    """Give the task of the list of one tar."""
+    output = tar.output.parent / "index.json"
+    inputs = {"pseudo/000000": tar.output}
+    return ShardTask(stage="write-index", round=1, shard="000000", output=output, inputs=inputs, by_record=True)
 
 
 def members(task: ShardTask, key: str) -> dict[str, bytes]:
@@ -66,13 +75,13 @@ def test_provenance_says_where_the_label_comes_from(written: ShardTask) -> None:
 def test_images_without_a_labelled_pixel_are_left_out_and_counted(tmp_path: Path) -> None:
     refine, source = refined_shard(tmp_path, logit=1.0)
     task = next_task(refine, "write", refine=refine)
-    record = write_shard(task, source, VOCABULARY)
+    record = run_write(task, source)
     assert record.count == 0
     assert {drop.reason for drop in record.drops} == {"all_ignored"}
     assert {drop.key for drop in record.drops} == set(SIZES_HW)
     assert len(index_tar(task.output)) == 0
     with pytest.raises(EmptyStage, match="all_ignored 4"):
-        write_index([task], VOCABULARY)
+        do(write_index, VOCABULARY, index_task(task))
 
 
 def test_broken_images_never_reach_the_tar(written: ShardTask) -> None:
@@ -83,14 +92,16 @@ def test_same_inputs_give_the_same_tar(tmp_path: Path, written: ShardTask) -> No
     first = written.output.read_bytes()
     refine, source = refined_shard(tmp_path / "again")
     again = next_task(refine, "write", refine=refine)
-    write_shard(again, source, VOCABULARY)
+    run_write(again, source)
     assert again.output.read_bytes() == first
 
 
 def test_index_lists_the_tars_with_their_checksums(written: ShardTask) -> None:
-    path = write_index([written], VOCABULARY)
-    index = read_pseudo_index(path.parent)
+    record = do(write_index, VOCABULARY, index_task(written))
+    index = read_pseudo_index(written.output.parent)
     assert [(shard.url, shard.nsamples) for shard in index.shardlist] == [("000000.tar", 4)]
+    assert [shard.sha256 for shard in index.shardlist] == [sha256_file(written.output)]
+    assert (record.count, record.inputs) == (1, {"pseudo/000000": sha256_file(written.output)})
 
 
 def test_stock_webdataset_reads_the_tar(written: ShardTask) -> None:

@@ -76,7 +76,10 @@ def test_init_then_plan_and_status_before_any_work(tmp_path: Path) -> None:
     assert json.loads(out) == {"run": run, "images": 1, "shards": 1, "classes": 2}
     assert invoke(*arguments)[0] == 3
     code, out, _ = invoke("status", "--run", run, "--json")
-    assert [(stage["stage"], stage["done"], stage["total"]) for stage in json.loads(out)["stages"]] == [("embed", 0, 1)]
+    found = [(stage["round"], stage["stage"], stage["done"], stage["total"]) for stage in json.loads(out)["stages"]]
+    assert found == [(0, stage, 0, 1) for stage in ("embed", "start", "promote", "report")]
+    code, out, _ = invoke("plan", "--n", "0", "--run", run, "--json")
+    assert [(row["round"], row["stage"], row["to do"]) for row in json.loads(out)] == [(*row[:2], 1) for row in found]
 
 
 def test_init_needs_images_and_names(tmp_path: Path) -> None:

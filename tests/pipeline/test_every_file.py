@@ -9,8 +9,8 @@ import pytest
 from run_setup import again, invoke
 
 from benchmarks.chaos_compare import contents, differences
-from jobs.stage import record_path
 from pipeline.run.verify import Verdict, verify_run
+from shards.formats.layout import record_path
 
 SEED = 12
 SAMPLED = 30  # of the files below embeddings and rounds; what the run rests on is always tried

@@ -6,12 +6,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from pipeline.tasks.chain import round_stages
 from run_setup import again, invoke, report, sets, snapshot
 
-from jobs.stage import ShardTask, finish
+from jobs.stage import Done, ShardTask, commit
 from pipeline.run.run import read_run
-from pipeline.tasks.recipe import judging_stages
+from pipeline.tasks.recipe import all_tasks
 from shards.files.atomic import sha256_file
 from shards.formats.arrays import read_arrays, write_arrays
 from shards.formats.records import read_record
@@ -24,12 +23,16 @@ def copied(one_round: Path, tmp_path: Path) -> Path:
     return tmp_path / "copy"
 
 
+def tasks_of(run: Path, number: int, stage: str) -> list[ShardTask]:
+    return [task for task in all_tasks(read_run(run), number) if (task.round, task.stage) == (number, stage)]
+
+
 def test_a_student_below_the_held_out_score_ends_the_run_with_exit_5_and_the_best_stays(copied: Path) -> None:
     holdout = copied / "rounds" / "000" / "holdout.json"
-    (task,) = judging_stages(read_run(copied), 0)[0].tasks
+    (task,) = tasks_of(copied, 0, "evaluate-holdout")
     scores = {**json.loads(holdout.read_bytes()), "miou": 90.0}
     holdout.write_text(json.dumps(scores))
-    finish(task, count=1, stats={})
+    commit(task, Done(1), 0.0)
     code, _, err = again(copied)
     assert code == 5
     assert "holdout miou" in err
@@ -55,7 +58,7 @@ def test_labels_swapped_between_two_classes_raise_alarms_that_name_both(copied: 
     names = [entry["name"] for entry in report(copied, 1)["classes"]]
     shares = [entry["pixel_share"] for entry in report(copied, 1)["classes"]]
     first, second = sorted(range(len(names)), key=lambda index: -shares[index])[:2]
-    for task in round_stages(read_run(copied), 1)[1].tasks:
+    for task in tasks_of(copied, 1, "refine"):
         swap_labels(task, first, second)
     code, _, err = again(copied)
     assert code == 5
@@ -76,7 +79,7 @@ def test_a_teacher_that_says_one_class_raises_alarms_and_ends_the_run_with_exit_
     arguments = ("--run", str(copied), "--backend", "inline")
     assert invoke("stage", "teacher", "--round", "2", *arguments)[0] == 0
     first = max(report(copied, 1)["classes"], key=lambda entry: entry["pixel_share"])
-    for task in round_stages(read_run(copied), 2)[0].tasks:
+    for task in tasks_of(copied, 2, "teacher"):
         say_one_class(task, first["id"])
     code, _, err = invoke("round", "--n", "2", *arguments)
     assert code == 5
@@ -101,7 +104,7 @@ def say_one_class(task: ShardTask, class_id: int) -> None:
     ids[:, 0] = class_id
     write_arrays(task.output, arrays, attrs)
     record = read_record(task.record)
-    finish(task, count=record.count, stats=record.stats, drops=record.drops)
+    commit(task, Done(record.count, record.stats, record.drops), 0.0)
 
 
 def swap_labels(task: ShardTask, first: int, second: int) -> None:
@@ -111,4 +114,4 @@ def swap_labels(task: ShardTask, first: int, second: int) -> None:
     arrays["label"] = np.where(label == first, second, np.where(label == second, first, label)).astype(label.dtype)
     write_arrays(task.output, arrays, attrs)
     record = read_record(task.record)
-    finish(task, count=record.count, stats=record.stats, drops=record.drops)
+    commit(task, Done(record.count, record.stats, record.drops), 0.0)

@@ -15,8 +15,8 @@ import pytest
 from run_setup import SMALL, again, invoke, sets
 
 from jobs.cluster.connection import ROOT
+from jobs.execution.worker import StageWorker
 from jobs.stage import ShardTask
-from jobs.stages import embed, teacher
 from shards.files.atomic import sha256_path
 from shards.formats.records import Record
 
@@ -62,23 +62,29 @@ def test_round_that_gets_sigterm_ends_as_resumable_and_comes_out_the_same(
     assert artifacts(run) == artifacts(one_round)
 
 
+def poison(patch: pytest.MonkeyPatch, stage: str, shard: str) -> list[ShardTask]:
+    """Have every attempt at a shard fail; give the list that these are added to."""
+    whole = StageWorker.run
+    tries: list[ShardTask] = []
+
+    def poisoned(self: StageWorker, task: ShardTask) -> Record:
+        if (task.stage, task.shard) == (stage, shard):
+            tries.append(task)
+            raise RuntimeError("poison")
+        return whole(self, task)
+
+    patch.setattr(StageWorker, "run", poisoned)
+    return tries
+
+
 @pytest.mark.slow
 def test_shard_that_always_fails_is_quarantined_and_named_and_the_rest_of_the_chain_is_done(
     one_round: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = Path(shutil.copytree(one_round, tmp_path / "run"))
     shutil.rmtree(run / "rounds" / "001")
-    whole = teacher.teacher_shard
-    tries = []
-
-    def poisoned(task: ShardTask, *rest: object) -> Record:
-        if task.shard == "000000":
-            tries.append(task.shard)
-            raise RuntimeError("poison")
-        return whole(task, *rest)  # type: ignore[arg-type]
-
     with monkeypatch.context() as patch:
-        patch.setattr(teacher, "teacher_shard", poisoned)
+        tries = poison(patch, "teacher", "000000")
         code, _, err = again(run, "--set", "execution.max_attempts=2")
     assert code == 4
     assert len(tries) == 2
@@ -111,15 +117,8 @@ def test_shard_that_cannot_be_embedded_is_quarantined_and_the_chain_of_all_other
     run = Path(shutil.copytree(one_round, tmp_path / "run"))
     shutil.rmtree(run / "rounds")
     shutil.rmtree(run / "embeddings")
-    whole = embed.embed_shard
-
-    def poisoned(task: ShardTask, *rest: object) -> Record:
-        if (task.stage, task.shard) == ("embed", "000000"):
-            raise RuntimeError("poison")
-        return whole(task, *rest)  # type: ignore[arg-type]
-
     with monkeypatch.context() as patch:
-        patch.setattr(embed, "embed_shard", poisoned)
+        poison(patch, "embed", "000000")
         code, _, err = again(run)
     assert code == 4
     assert "1 shard failed" in err

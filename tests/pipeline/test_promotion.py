@@ -1,18 +1,19 @@
 from pathlib import Path
 
 import pytest
-from pipeline.rounds.promotion import (
+
+from jobs.stages.promote import (
     Comparison,
     Decision,
     Measure,
-    PromotionConfig,
+    Settings,
     comparisons,
     decide,
     read_decision,
     start_decision,
 )
 
-CONFIG = PromotionConfig()
+CONFIG = Settings()
 
 
 def by_holdout(student: float, best: float = 60.0, tolerance: float = 2.0) -> Decision:
@@ -86,7 +87,7 @@ def test_auto_takes_labels_where_there_are_some_and_holdout_without_them_is_refu
     assert CONFIG.resolved(has_holdout=True) == "holdout"
     assert CONFIG.resolved(has_holdout=False) == "proxies"
     with pytest.raises(ValueError, match=r"data\.validation"):
-        PromotionConfig(measure="holdout").resolved(has_holdout=False)
+        Settings(measure="holdout").resolved(has_holdout=False)
 
 
 def test_a_decision_is_read_as_it_was_written(tmp_path: Path) -> None:

@@ -2,14 +2,21 @@ import pytest
 
 from pipeline.config import QuarantineSettings
 from pipeline.errors import DataFault
+from pipeline.report.left_out import LeftOut, lines_of, of_reports
+from pipeline.report.round_report import LeftOutFacts, Quarantined, RoundReport
 from pipeline.rounds.quarantine import check_quarantine
-from pipeline.tasks.left_out import LeftOut, as_facts, lines_of, of_reports
 from shards.formats.records import Drop
 
 
 def left_out(bad: int, total: int, reason: str = "truncated") -> LeftOut:
     drops = tuple(Drop(key=f"000000-{index}", reason=reason, detail="found") for index in range(bad))
     return LeftOut("target", "/photos", total, drops)
+
+
+def report(number: int, found: LeftOut) -> RoundReport:
+    facts = LeftOutFacts.model_validate(found, from_attributes=True)
+    images = tuple(Quarantined(dataset=found.dataset, **drop.model_dump()) for drop in found.drops)
+    return RoundReport(round=number, run="r", left_out=(facts,), quarantined=images)
 
 
 def test_within_the_budget_nothing_is_raised() -> None:
@@ -45,7 +52,7 @@ def test_few_of_a_small_set_pass_though_their_share_is_high() -> None:
 
 def test_an_image_that_several_rounds_left_out_is_named_once_at_the_end() -> None:
     one, more = left_out(1, 9, "missing"), left_out(2, 9, "missing")
-    found = of_reports([as_facts([one]), as_facts([more]), {"round": 2, "quarantined": []}])
+    found = of_reports([report(0, one), report(1, more), RoundReport(round=2, run="r")])
     assert found == [more]
     lines = list(lines_of(found))
     assert lines[0] == "left out: 2 of 9 target images of /photos (missing 2): 000000-0, 000000-1"

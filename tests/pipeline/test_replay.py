@@ -6,13 +6,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from pipeline.tasks.chain import refine_tasks, round_stages, unbroken_parts
 from run_setup import invoke, sets
 
+from jobs.stage import StagePlan
 from models.refinement.calibration import Calibration, ClassCalibration
 from pipeline.report.html import render_page
 from pipeline.report.report import build_report
-from pipeline.run.run import read_run
+from pipeline.run.run import OpenRun, read_run
+from pipeline.tasks.recipe import ROUND, parts_of, stage_plans
 from shards.files.atomic import sha256_file
 from shards.files.locks import RunLock
 from shards.formats.records import read_record
@@ -170,8 +171,8 @@ def test_an_adaptive_round_is_planned_done_and_reported(run: Path, tmp_path: Pat
     made = read_run(root)
     report = build_report(made, 1)
     thresholds = json.loads(made.layout.thresholds(1).read_bytes())["classes"]
-    assert [entry["threshold"] for entry in report["classes"]] == [row["threshold"] for row in thresholds]
-    assert "lets 50 % of its images pass" in report["gate"]["definition"]
+    assert [entry.threshold for entry in report.classes] == [row["threshold"] for row in thresholds]
+    assert "lets 50 % of its images pass" in (report.gate.definition if report.gate else "")
     assert "<th>threshold</th>" in render_page(report, [report], [], "")
     code, out, _ = invoke("status", "--run", str(root), "--json")
     assert ("refine-thresholds", 1) in [(row["stage"], row["done"]) for row in json.loads(out)["stages"]]
@@ -180,18 +181,23 @@ def test_an_adaptive_round_is_planned_done_and_reported(run: Path, tmp_path: Pat
     assert (code, "thresholds.json" in out) == (4, True)
 
 
+def refine_plan(run: OpenRun) -> StagePlan:
+    return next(plan for plan in stage_plans(ROUND, run, 1) if plan.name == "refine")
+
+
+def chain_parts(run: OpenRun) -> list[list[str]]:
+    """Give the names of round 1's parts up to the tars."""
+    parts = [[plan.name for plan in part] for part in parts_of(stage_plans(ROUND, run, 1))]
+    return parts[: next(number for number, part in enumerate(parts, 1) if "write" in part)]
+
+
 def test_the_chain_breaks_before_refine_only_where_thresholds_need_all_shards(run: Path) -> None:
     plain = read_run(run)
     adaptive = read_run(run, sets=[f"refine.{text}" for text in ADAPTIVE])
-    assert [[s.name for s in part] for part in unbroken_parts(round_stages(plain, 1))] == [
-        ["teacher", "refine", "write"]
-    ]
-    assert [[s.name for s in part] for part in unbroken_parts(round_stages(adaptive, 1))] == [
-        ["teacher"],
-        ["refine-thresholds"],
-        ["refine", "write"],
-    ]
-    assert "thresholds" not in refine_tasks(plain, 1)[0].inputs
+    assert chain_parts(plain) == [["teacher", "refine", "write"]]
+    assert chain_parts(adaptive) == [["teacher"], ["refine-thresholds"], ["refine", "write"]]
+    assert "thresholds" not in refine_plan(plain).tasks[0].inputs
+    assert "thresholds" in refine_plan(adaptive).tasks[0].inputs
 
 
 def test_calibrate_writes_a_file_that_a_replay_takes(
@@ -226,7 +232,7 @@ def test_another_calibration_at_the_same_place_makes_refine_stale(run: Path, tmp
     for bias in (1.0, 2.0):
         Calibration(classes={"grass": ClassCalibration(bias=bias)}).save(out)
         again = read_run(run, sets=[f"refine.gate.calibration={out}"])
-        fingerprints.append(refine_tasks(again, 1)[0].fingerprint)
+        fingerprints.append(refine_plan(again).tasks[0].fingerprint)
     assert fingerprints[0] != fingerprints[1]
 
 

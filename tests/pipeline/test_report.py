@@ -7,7 +7,7 @@ from pipeline.report.report import gate_facts
 
 
 def test_the_default_gate_in_a_sentence() -> None:
-    assert gate_facts(GateConfig(), sigmoid=False)["definition"] == (
+    assert gate_facts(GateConfig(), sigmoid=False).definition == (
         "The gate: a class of an image passes if its confidence is greater than 0.9. The confidence of a class is the "
         "highest of its softmax probabilities over the grid cells of the image where it is the teacher's first choice."
     )
@@ -29,8 +29,8 @@ def test_the_default_gate_in_a_sentence() -> None:
     ],
 )
 def test_every_setting_of_the_gate_is_said(config: GateConfig, said: str) -> None:
-    assert said in gate_facts(config, sigmoid=False)["definition"]
+    assert said in gate_facts(config, sigmoid=False).definition
 
 
 def test_probabilities_are_called_what_they_are() -> None:
-    assert "sigmoid probabilities" in gate_facts(GateConfig(), sigmoid=True)["definition"]
+    assert "sigmoid probabilities" in gate_facts(GateConfig(), sigmoid=True).definition

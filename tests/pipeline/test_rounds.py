@@ -8,11 +8,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from pipeline.tasks.round_tasks import train_job, train_task
 from run_setup import again, invoke, report, sets, snapshot
 
-from jobs.stage import why_stale
-from pipeline.run.run import read_run
+from jobs.stage import ShardTask, why_stale
+from jobs.stages import train
+from pipeline.run.run import OpenRun, read_run
+from pipeline.tasks.recipe import plans_of
 from shards.files.atomic import sha256_file, sha256_path
 from shards.formats.records import read_record
 from shards.formats.tar import index_tar
@@ -174,6 +175,11 @@ def test_predict_draws_an_overlay_of_each_image(run: Path, tmp_path: Path) -> No
     assert Image.open(results[0]["label"]).size == (31, 40)
 
 
+def train_task(run: OpenRun, number: int) -> ShardTask:
+    (plan,) = plans_of(train.STAGE, run, train.tasks(run, number))
+    return plan.tasks[0]
+
+
 def test_every_student_starts_from_its_teacher_or_from_stage_1(run: Path) -> None:
     for start, folders in (
         ("teacher", ("000/student", "001/best", "002/best")),
@@ -182,7 +188,7 @@ def test_every_student_starts_from_its_teacher_or_from_stage_1(run: Path) -> Non
         asked = read_run(run, None, [f"train.start={start}"])
         wanted = [run / "rounds" / folder / "model.safetensors" for folder in folders]
         assert [train_task(asked, number).inputs["start"] for number in (1, 2, 3)] == wanted
-        assert [train_job(asked, number).model.weights for number in (1, 2, 3)] == wanted
+        assert [train.load(asked.ref(number, "train")).model.weights for number in (1, 2, 3)] == wanted
         assert why_stale(train_task(asked, 1)) is None  # the first teacher is stage 1: nothing to do again
     assert why_stale(train_task(read_run(run, None, ["train.ema=0.9"]), 1)) is not None
 
@@ -252,3 +258,12 @@ def test_stage_1_trains_and_resumes_to_the_same_weights(weights: dict[str, str],
     assert invoke("pretrain", "--out", str(out), "--images", str(tmp_path))[0] == 2
     code, _, err = invoke("pretrain", "--out", str(out), *sets({**few, "train.start": "stage1"}))
     assert (code, "--init-from" in err) == (2, True)
+
+
+def test_embed_is_done_whatever_round_it_is_asked_for(run: Path, tmp_path: Path) -> None:
+    copied = Path(shutil.copytree(run, tmp_path / "run"))
+    record = copied / "embeddings" / "sam" / "000001.json"
+    for number in ("0", "1", "2"):
+        record.unlink()
+        code, _, err = invoke("stage", "embed", "--round", number, "--run", str(copied), "--backend", "inline")
+        assert (code, record.is_file()) == (0, True), err

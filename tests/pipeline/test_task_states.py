@@ -2,11 +2,14 @@ import shutil
 from pathlib import Path
 
 import pytest
-from pipeline.rounds.when_stale import WhenStale
+from stage_setup import do
 
-from jobs.stage import ShardTask, finish, prepare
+from jobs.execution.worker import stage_worker
+from jobs.run import RunRef, RunSettings
+from jobs.stage import Done, ShardTask, Stage, Worker, commit
 from pipeline.tasks.states import summarise, task_states
-from shards.formats.records import Record, read_record, write_record
+from shards.formats.layout import RunLayout
+from shards.formats.records import read_record, write_record
 
 
 def chain(folder: Path, shards: int = 2, threshold: float = 0.9) -> list[ShardTask]:
@@ -28,25 +31,27 @@ def chain(folder: Path, shards: int = 2, threshold: float = 0.9) -> list[ShardTa
     return first + second
 
 
-class Copier:
-    """Writes the shard's name, or what it read."""
+def copy(loaded: None, task: ShardTask) -> Done:
+    """Write the shard's name, or what it read."""
+    task.output.write_text("".join(path.read_text() for path in task.inputs.values()) + task.shard)
+    return Done(1)
 
-    made = 0
 
-    def __init__(self) -> None:
-        Copier.made += 1
+def worker(folder: Path, loads: list[str], *, lazy: bool) -> Worker:
+    """Make a worker that copies, and notes each time that it loads its models."""
 
-    def run(self, task: ShardTask) -> Record:
-        prepare(task)
-        task.output.write_text("".join(path.read_text() for path in task.inputs.values()) + task.shard)
-        return finish(task, count=1, stats={})
+    def load(run: RunRef) -> None:
+        loads.append(run.part)
+
+    stage = Stage("refine", lambda run, round: [], lambda run: {}, load, copy)
+    return stage_worker(stage, RunRef(RunLayout(folder), RunSettings(), 1, "refine"), lazy=lazy)()
 
 
 @pytest.fixture
 def done(tmp_path: Path) -> list[ShardTask]:
     tasks = chain(tmp_path)
     for task in tasks:
-        Copier().run(task)
+        do(copy, None, task)
     return tasks
 
 
@@ -61,12 +66,12 @@ def test_a_record_of_another_shard_stage_or_round_is_no_record_of_a_task(done: l
         task.model_copy(update={"round": 2}),
         task.model_copy(update={"stage": "write"}),
     ):
-        Copier().run(other)  # the same files, and a record which fits them
+        do(copy, None, other)  # the same files, and a record which fits them
         (_, state) = task_states([before, task], verify=True)
         assert (state.state, state.reason.startswith("the record is that of ")) == ("stale", True)
         depends = task_states([before.model_copy(update={"fingerprint": {"new": 1}}), task])[1]
         assert (depends.state, depends.reason) == ("stale", state.reason)
-    Copier().run(task)
+    do(copy, None, task)
     assert task_states([before, task], verify=True)[1].state == "done"
 
 
@@ -108,26 +113,38 @@ def test_a_new_shard_is_to_do_and_leaves_the_others(done: list[ShardTask], tmp_p
     assert states(chain(tmp_path, shards=3)) == ["done", "done", "to do", "done", "done", "to do"]
 
 
-def test_when_stale_leaves_a_shard_alone_whose_input_came_out_with_the_same_bytes(done: list[ShardTask]) -> None:
+def test_a_worker_leaves_a_shard_alone_whose_input_came_out_with_the_same_bytes(
+    done: list[ShardTask], tmp_path: Path
+) -> None:
     done[0].record.unlink()
-    Copier().run(done[0])
-    before = read_record(done[2].record), Copier.made
-    worker = WhenStale(Copier)
-    assert worker.run(done[2]) == before[0]
-    assert Copier.made == before[1]
+    do(copy, None, done[0])
+    before, written = read_record(done[2].record), done[2].output.stat().st_mtime_ns
+    loads: list[str] = []
+    assert worker(tmp_path, loads, lazy=True).run(done[2]) == before
+    assert done[2].output.stat().st_mtime_ns == written
+    assert loads == []
 
 
-def test_when_stale_does_a_shard_whose_input_changed_and_makes_its_worker_once(done: list[ShardTask]) -> None:
+def test_a_worker_does_a_shard_whose_input_changed_and_loads_its_models_once(
+    done: list[ShardTask], tmp_path: Path
+) -> None:
     for task in done[:2]:
         task.output.write_text("other")
-        finish(task, count=1, stats={})
-    made = Copier.made
-    worker = WhenStale(Copier)
+        commit(task, Done(1), 0.0)
+    loads: list[str] = []
+    lazy = worker(tmp_path, loads, lazy=True)
+    assert loads == []
     for task in done[2:]:
-        worker.run(task)
-    assert Copier.made == made + 1
+        lazy.run(task)
+    assert loads == ["refine"]
     assert done[2].output.read_text() == "other000000"
     assert states(done) == ["done"] * 4
+
+
+def test_a_worker_that_is_not_lazy_fails_before_its_first_shard(tmp_path: Path) -> None:
+    loads: list[str] = []
+    worker(tmp_path, loads, lazy=False)
+    assert loads == ["refine"]
 
 
 def test_a_missing_input_folder_makes_a_done_task_depend(done: list[ShardTask]) -> None:

@@ -14,7 +14,7 @@ os.environ["RAY_AUTH_MODE"] = "disabled"  # Ray's defaults for heads, nodes and 
 
 from jobs.execution.execution import ExecutionConfig
 from jobs.executor import StageEvent, run_chain
-from jobs.stage import Resources, ShardTask, StagePlan, finish, prepare
+from jobs.stage import Done, Resources, ShardTask, StagePlan, commit, prepare
 from shards.data.samples import Samples
 from shards.data.sources import SampleRef
 from shards.files.atomic import remove_stale_temporaries_below, sha256_path, write_bytes_atomic
@@ -34,7 +34,7 @@ class Slow:
         task.output.with_suffix(f".{os.getpid()}.at").write_text(f"{self._node} {os.getpid()}")
         time.sleep(0.4)
         write_bytes_atomic(task.output, f"{task.stage} {task.shard}".encode())
-        return finish(task, count=1, stats={})
+        return commit(task, Done(1), 0.0)
 
 
 def stages(folder: Path, count: int, **resources: Any) -> list[StagePlan]:

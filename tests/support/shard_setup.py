@@ -7,21 +7,25 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image
+from stage_setup import do
 from torch import Tensor
 
-from jobs.inference.model import ModelConfig
+from jobs.inference.batching import BatchLimit
+from jobs.inference.model import ImageEncoder
+from jobs.inference.segmenter import Segmenter
 from jobs.stage import ShardTask
-from jobs.stages.embed import embed_shard
-from jobs.stages.refine import RefineConfig, refine_shard
-from jobs.stages.teacher import TeacherConfig, teacher_shard
+from jobs.stages import embed, evaluate, refine, teacher, write
+from models.presets import load_preset
 from models.refinement.gate import GateConfig
+from models.refinement.predict import PromptDecoder
 from models.sam.decoder import MaskPrompts
 from models.sam.frame import size_in_frame
 from models.sam.sam import SamEmbedding
 from shards.data.images import ORIENTATION_TAG
 from shards.data.samples import Samples
-from shards.data.sources import FolderSource, FolderSourceConfig
+from shards.data.sources import FolderSource, FolderSourceConfig, Source
 from shards.data.vocabulary import Vocabulary
+from shards.formats.records import Record
 
 FRAME = 32
 SIZES_HW = {"a": (20, 30), "b": (33, 17), "c": (1, 5), "turned": (24, 16)}
@@ -93,24 +97,56 @@ def next_task(task: ShardTask, stage: str, **inputs: ShardTask) -> ShardTask:
     return ShardTask(stage=stage, round=1, shard=task.shard, samples=task.samples, output=output, inputs=paths)
 
 
-def teacher_config(root: Path, **more: object) -> TeacherConfig:
-    source = FolderSourceConfig(images=str(root))
-    return TeacherConfig(model=ModelConfig(), source=source, vocabulary=root / "v.json", batch_size=3, **more)
+def run_embed(task: ShardTask, source: Source, encoder: ImageEncoder | None = None, size: int = 8) -> Record:
+    """Do a shard of embed."""
+    return do(embed.work, embed.Embedder(encoder or FakeEncoder(), source, embed.batch_limit(size)), task)
 
 
-def refine_config(root: Path, threshold: float = 0.9) -> RefineConfig:
-    gate = GateConfig(threshold=threshold)
-    return RefineConfig(model=ModelConfig(), vocabulary=root / "v.json", gate=gate, batch_size=3)
+def run_teacher(task: ShardTask, source: Source, model: Segmenter, top_k: int = 4) -> Record:
+    """Do a shard of the teacher, three images at a time."""
+    settings = teacher.Settings(top_k=top_k, batch_size=3)
+    limit = BatchLimit(settings.batch_size, of="images", hint="")
+    return do(teacher.work, teacher.Teacher(model, source, settings, "softmax", "random", limit), task)
+
+
+def refine_settings(threshold: float = 0.9) -> refine.Settings:
+    return refine.Settings(gate=GateConfig(threshold=threshold), batch_size=3)
+
+
+def run_refine(
+    task: ShardTask,
+    decoder: PromptDecoder | None = None,
+    settings: refine.Settings | None = None,
+    vocabulary: Vocabulary = VOCABULARY,
+) -> Record:
+    """Do a shard of refine."""
+    chosen = refine_settings() if settings is None else settings
+    limit = refine.batch_limit(chosen.batch_size)
+    return do(refine.work, refine.Refiner(decoder or FakeDecoder(), vocabulary, chosen, limit), task)
+
+
+def run_write(task: ShardTask, source: Source, vocabulary: Vocabulary = VOCABULARY) -> Record:
+    """Do a shard of write."""
+    return do(write.work, write.Writer(source, vocabulary), task)
+
+
+def run_evaluate(
+    task: ShardTask, model: Segmenter, source: Source, vocabulary: Vocabulary, *, windows: int = 1, batch_size: int = 8
+) -> Record:
+    """Score a model on a task's samples."""
+    facts, side = {"split": "test"}, load_preset("tiny").image_size
+    evaluation = evaluate.Evaluation(model, source, vocabulary, windows, "softmax", facts, side, batch_size)
+    return do(evaluate.work, evaluation, task)
 
 
 def refined_shard(root: Path, logit: float = 6.0) -> tuple[ShardTask, FolderSource]:
     """Run embed, teacher and refine with the fakes; give the refine task and the source."""
     source = make_images(root / "images")
-    embed = embed_task(root, source)
-    embed_shard(embed, FakeEncoder(), source)
-    teacher = next_task(embed, "teacher", embedding=embed)
-    teacher_shard(teacher, FakeSegmenter(logit), source, teacher_config(root))
-    refine = next_task(embed, "refine", embedding=embed, teacher=teacher)
-    refine = refine.model_copy(update={"fingerprint": {"gate": {"threshold": 0.9}}})
-    refine_shard(refine, FakeDecoder(), VOCABULARY, refine_config(root))
-    return refine, source
+    first = embed_task(root, source)
+    run_embed(first, source)
+    second = next_task(first, "teacher", embedding=first)
+    run_teacher(second, source, FakeSegmenter(logit))
+    third = next_task(first, "refine", embedding=first, teacher=second)
+    third = third.model_copy(update={"fingerprint": {"gate": {"threshold": 0.9}}})
+    run_refine(third)
+    return third, source

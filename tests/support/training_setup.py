@@ -7,7 +7,7 @@ import numpy as np
 import torch
 
 from jobs.inference.model import ModelConfig
-from jobs.stage import ShardTask, finish
+from jobs.stage import Done, ShardTask, commit
 from jobs.training.config import TrainConfig, TrainJob
 from models.presets import PRESETS
 from models.stseg.clip import build_clip
@@ -102,4 +102,4 @@ def _write_pseudo(path: Path, refs: tuple[SampleRef, ...], vocabulary: Vocabular
 
 
 def _record(stage: str, output: Path, refs: tuple[SampleRef, ...]) -> None:
-    finish(ShardTask(stage=stage, shard="000000", samples=Samples.of(refs), output=output), count=len(refs), stats={})
+    commit(ShardTask(stage=stage, shard="000000", samples=Samples.of(refs), output=output), Done(len(refs)), 0.0)
