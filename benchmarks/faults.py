@@ -259,9 +259,8 @@ def _left_overs(folder: Path) -> list[Path]:
 
 
 def _steps(reference: Path) -> list[Step]:
-    from pipeline.tasks.round_tasks import all_tasks
-
     from pipeline.run.run import read_run
+    from pipeline.tasks.recipe import all_tasks
 
     return steps_of(all_tasks(read_run(reference), 1), reference)
 
@@ -270,9 +269,8 @@ def _stale(folder: Path, root: Path) -> list[str]:
     """Name what a further run would do again."""
 
     def look() -> int:
-        from pipeline.tasks.round_tasks import all_tasks
-
         from pipeline.run.run import read_run
+        from pipeline.tasks.recipe import all_tasks
         from pipeline.tasks.states import task_states
 
         open_ones = [s for s in task_states(all_tasks(read_run(root), 1), verify=True) if s.state != "done"]

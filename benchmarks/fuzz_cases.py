@@ -13,10 +13,10 @@ import numpy as np
 import torch
 import yaml
 from PIL import Image
-from pipeline.rounds.promotion import PromotionConfig, read_decision, start_decision
-from pipeline.run.job_outcome import read_outcome
 
 from benchmarks.fuzz_mutations import hostile_tar, hostile_value, hostile_yaml, mutated, mutated_json
+from jobs.stages.promote import Settings as PromotionSettings
+from jobs.stages.promote import read_decision, start_decision
 from jobs.training.checkpoints import (
     TrainingProgress,
     TrainingState,
@@ -27,7 +27,7 @@ from jobs.training.checkpoints import (
 )
 from models.weights.files import read_weights, write_weights
 from pipeline.config import RunConfig, load_config, resolve_config
-from pipeline.run.jobs import job_rows, newest_outcome
+from pipeline.run.jobs import job_rows, newest_outcome, read_outcome
 from pipeline.run.status import run_status
 from pipeline.settings import read_settings
 from shards.data.images import UnreadableImage, decode_image
@@ -291,7 +291,7 @@ def _make_run(folder: Path, rng: random.Random) -> None:
     files: Mapping[Path, bytes] = {
         layout.config: _TEXT.encode(),
         layout.report_json(1): json.dumps({"miou": 1.0, "alarms": [], "promotion": {}}).encode(),
-        layout.promotion(1): start_decision("none", PromotionConfig(), None).as_json().encode(),
+        layout.promotion(1): start_decision("none", PromotionSettings(), None).as_json().encode(),
         layout.lock: lock_content(),
         layout.stage_lock(1, "teacher"): lock_content(),
         layout.jobs / "a-1.json": json.dumps(
