@@ -10,7 +10,7 @@ BIN := $(VENV)/bin
 # Another pyproject.toml or constraints.txt gives another stamp, so that an unchanged one costs nothing.
 INSTALLED := $(VENV)/installed-$(shell cat pyproject.toml constraints.txt | cksum | tr -s ' ' -)
 
-.PHONY: round help setup test test-fast lint format types options bench chaos faults fuzz tiny-weights
+.PHONY: round help setup test test-fast lint format types options bench faults chaos fuzz tiny-weights
 .DEFAULT_GOAL := round
 
 round: setup ## [N=3] [RUN=runs/default]  set up, run N rounds, print where the report and the shards are (the default)

@@ -7,9 +7,9 @@ from typing import Any, Literal
 
 from jobs.cluster.actors import Spares
 from jobs.execution.board import Board, ShardFailure, StageFailed
-from jobs.execution.execution import Clock, ExecutionConfig
 from jobs.execution.faults import Fault, stopping_error
 from jobs.execution.runner import FollowingRunner, InlineRunner, Outcome, Runner
+from jobs.execution.settings import Clock, ExecutionConfig
 from jobs.stage import Resources, ShardTask, StagePlan
 from shards.files.atomic import remove_stale_temporaries
 from shards.formats.records import Record

@@ -13,7 +13,7 @@ from shards.data.plan import Plan
 from shards.data.sources import ScenesSourceConfig, Source, SourceConfig, open_source
 from shards.data.vocabulary import Vocabulary
 from shards.formats.layout import Dataset, RunLayout, record_path
-from shards.storage.mirror import fetched
+from shards.storage import mirror
 from shards.storage.store import place_of
 
 MODEL_FILE: Final = "model.safetensors"
@@ -162,11 +162,24 @@ class Run:
         """Return what a worker of a stage is given."""
         return RunRef(self.layout, self.config, round, part)
 
+    def refresh(self, folder: Path | None = None) -> None:
+        """Bring here what other machines recorded in the run's store, or in one folder of it; else nothing is done."""
+        place = place_of(self.layout.root)
+        mirror.bring(place) if folder is None else mirror.bring_folder(place, folder)
+
+    def publish(self, *files: Path) -> None:
+        """Put small files that are here into the run's store, in this order; else nothing is done."""
+        mirror.put_files(place_of(self.layout.root), files)
+
+    def discard(self, output: Path) -> None:
+        """Delete an output with its record, wherever the run is."""
+        mirror.discard(place_of(self.layout.root), output, record_path(output))
+
     @contextmanager
     def here(self, *outputs: Path) -> Iterator[None]:
         """Have outputs on this machine for the length of the block; those that are not done are passed over."""
         done = [(output, record_path(output)) for output in outputs if record_path(output).is_file()]
-        with fetched(place_of(self.layout.root), done):
+        with mirror.fetched(place_of(self.layout.root), done):
             yield
 
 

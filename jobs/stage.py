@@ -27,7 +27,7 @@ from shards.files.fence import require_lock
 from shards.formats import records
 from shards.formats.layout import record_path
 from shards.formats.records import Drop, Json, Record, read_record, write_record
-from shards.storage.store import as_shown
+from shards.storage.store import as_shown, is_in_store
 
 SAMPLES_ROLE: Final = "samples"
 _DIGEST_ATTEMPTS: Final = 5
@@ -297,7 +297,14 @@ def why_record_stale(
     """Return why a task has to be done again if its inputs have certain checksums; see `why_stale`."""
     reason = why_foreign(task, read)
     if reason is None:
-        reason = records.why_stale(task.record, fingerprint=task.fingerprint, inputs=inputs, verify=verify, read=read)
+        reason = records.why_stale(
+            task.record,
+            fingerprint=task.fingerprint,
+            inputs=inputs,
+            verify=verify,
+            read=read,
+            is_elsewhere=is_in_store,
+        )
     if reason is not None or task.source is None:
         return reason
     return why_returned(read(task.record).drops, task.samples, task.source)

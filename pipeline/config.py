@@ -8,7 +8,7 @@ import yaml
 from pydantic import Field, NonNegativeInt
 
 from jobs.cluster.job_server import SubmitConfig
-from jobs.execution.execution import ExecutionConfig
+from jobs.execution.settings import ExecutionConfig
 from jobs.inference.model import ModelSettings
 from jobs.run import DataSettings, RunSettings, Section
 from jobs.stage import Resources

@@ -12,7 +12,44 @@ ORDER = ("pipeline", "jobs", "models", "shards")
 TORCH = {"torch", "torchvision", "timm", "open_clip", "segment_anything", "ray"}
 # Which parts of its own package each part may import. A part is a folder, or a file that lies in no folder.
 SAM = {"sam", "weights"}
+STAGE = {"run", "stage"}
+WORKING = {*STAGE, "artifacts", "inference", "quality", "execution"}
+ASKED = {"errors", "terminal", "settings", "progress"}
 PARTS: dict[str, dict[str, set[str]]] = {
+    "shards": {
+        "files": set(),
+        "formats": {"files"},
+        "scenes": {"files", "formats"},
+        "storage": {"files", "formats"},  # and never `data`: an object store holds names and bytes
+        "data": {"files", "formats", "scenes"},
+    },
+    "jobs": {
+        "run": set(),
+        "stage": {"run"},
+        "artifacts": STAGE,
+        "inference": {*STAGE, "artifacts"},
+        "quality": {*STAGE, "artifacts"},
+        "execution": {*STAGE, "artifacts"},
+        "training": WORKING,
+        "cluster": WORKING,
+        "stages": {*WORKING, "training"},
+        "executor": {*WORKING, "cluster"},
+    },
+    "pipeline": {
+        "terminal": set(),
+        "errors": set(),
+        "settings": set(),
+        "progress": {"terminal"},
+        "report": ASKED,
+        "tasks": {"report"},
+        "config": {"settings"},
+        "run": {*ASKED, "config", "tasks"},
+        "rounds": {*ASKED, "config", "tasks", "run", "report"},
+        "submit": {*ASKED, "config", "tasks", "run", "report", "rounds"},
+        "commands": {*ASKED, "config", "tasks", "run", "report", "rounds"},
+        "cli": {*ASKED, "config", "tasks", "run", "report", "rounds", "submit", "commands"},
+        "__main__": {"cli"},
+    },
     "models": {
         "devices": set(),
         "evaluation": set(),
@@ -82,9 +119,26 @@ def test_packages_import_only_what_stands_to_their_right(package: str) -> None:
     assert offenders(package, left | {"tests", "benchmarks", "."}) == {}
 
 
-@pytest.mark.parametrize("package", ["pipeline", "models", "shards"])
-def test_only_jobs_imports_ray(package: str) -> None:
-    assert offenders(package, {"ray"}) == {}
+def test_only_the_cluster_and_the_training_group_import_ray() -> None:
+    found = {path for package in ORDER for path in offenders(package, {"ray"})}
+    assert {path for path in found if not path.startswith("jobs/cluster/")} == {"jobs/training/group.py"}
+
+
+def test_only_runners_and_runs_know_that_a_run_may_be_in_an_object_store() -> None:
+    """Who else imports `shards.storage` may only ask what a path is called, or whether it is of a store."""
+    runners = ("jobs/run.py", "jobs/execution/worker.py", "jobs/training/group.py", "jobs/training/loop.py")
+    asking = {"as_shown", "is_in_store", "run_folder"}
+    strays: dict[str, set[str]] = {}
+    for package in ("pipeline", "jobs", "models"):
+        for path in sorted((ROOT / package).rglob("*.py")):
+            name = str(path.relative_to(ROOT))
+            if name in runners or name.startswith("pipeline/run/"):
+                continue
+            for node in ast.walk(ast.parse(path.read_text())):
+                if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("shards.storage"):
+                    stray = {alias.name for alias in node.names} - asking
+                    strays |= {name: stray} if stray else {}
+    assert strays == {}
 
 
 def test_shards_imports_no_torch() -> None:

@@ -15,7 +15,7 @@ from urllib.parse import urlsplit
 from pydantic import BaseModel, ConfigDict
 
 from jobs.cluster.connection import choose_authentication, uploaded_code
-from jobs.training.stop import STOP_WITHIN_S
+from jobs.execution.settings import STOP_WITHIN_S
 
 logger = logging.getLogger(__name__)
 

@@ -7,13 +7,13 @@ from typing import Any
 
 from jobs.cluster.actors import Member, Pool, Reserved, Sharing, Silent, Spares, kind_of
 from jobs.cluster.capacity import Machines, shown, wanted
-from jobs.execution.execution import ExecutionConfig
 from jobs.execution.faults import Fault
 from jobs.execution.runner import Outcome
+from jobs.execution.settings import ExecutionConfig
 from jobs.execution.worker import WorkerSlot
 from jobs.stage import ShardTask, StagePlan, why_stale
 from shards.formats.records import read_record
-from shards.storage.store import place_of
+from shards.storage.store import is_in_store
 
 logger = logging.getLogger(__name__)
 
@@ -271,7 +271,7 @@ class RayRunner:
         """Give what became of the shard of a lost actor, which may have died between its record and its answer."""
         self._stop(member)
         task = member.task
-        if task is None or place_of(task.output).store is not None or why_stale(task, verify=True) is not None:
+        if task is None or is_in_store(task.output) or why_stale(task, verify=True) is not None:
             return Outcome(pool.plan.name, task, None, fault)  # of a mirror's record it is not known here if it counts
         return Outcome(pool.plan.name, task, read_record(task.record))
 

@@ -5,8 +5,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from jobs.execution.execution import ExecutionConfig
 from jobs.execution.faults import LASTING, Fault, FaultKind
+from jobs.execution.settings import ExecutionConfig
 from jobs.stage import ShardTask, StagePlan, memory_hint
 
 _SHOWN_FAILURES = 20

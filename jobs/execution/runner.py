@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final, Protocol
 
-from jobs.execution.execution import Clock
 from jobs.execution.faults import Fault
+from jobs.execution.settings import Clock
 from jobs.execution.worker import WorkerSlot
 from jobs.stage import OtherJob, ShardTask, StagePlan, why_stale
 from shards.formats.records import Record, read_record

@@ -10,13 +10,11 @@ from pathlib import Path
 from types import FrameType
 from typing import Final
 
+from jobs.execution.settings import STOP_WITHIN_S
 from shards.files.fence import LockLost, require_lock
 
 log = logging.getLogger(__name__)
 
-# Out of the ten that a preempted machine has: a training's workers may take so long to save their state, and a command
-# that got SIGTERM is ended then, whatever it does.
-STOP_WITHIN_S: Final = 8.0
 _POLL_S: Final = 0.05
 
 

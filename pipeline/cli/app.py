@@ -9,6 +9,7 @@ from pipeline.cli import gate as cli_gate
 from pipeline.cli import models as cli_models
 from pipeline.cli import shards as cli_shards
 from pipeline.cli import weights as cli_exchange
+from pipeline.cli.exit_codes import exit_codes, startup_errors
 from pipeline.cli.options import (
     DEFAULT_RUN,
     AddressOption,
@@ -30,7 +31,6 @@ from pipeline.cli.options import (
     run_location,
     set_up_logging,
 )
-from pipeline.errors import exit_codes, startup_errors
 from pipeline.terminal import let_output_show_anything
 
 app = typer.Typer(

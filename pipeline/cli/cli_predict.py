@@ -5,8 +5,8 @@ from typing import Annotated
 
 import typer
 
+from pipeline.cli.exit_codes import exit_codes
 from pipeline.cli.options import ConfigOption, JsonOption, SetOption, local_path, print_json, run_location
-from pipeline.errors import exit_codes
 from pipeline.terminal import printable
 
 RunChoice = Annotated[

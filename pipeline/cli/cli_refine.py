@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+from pipeline.cli.exit_codes import exit_codes
 from pipeline.cli.options import (
     AddressOption,
     BackendName,
@@ -15,7 +16,6 @@ from pipeline.cli.options import (
     print_json,
     run_location,
 )
-from pipeline.errors import exit_codes
 from pipeline.terminal import printable
 
 

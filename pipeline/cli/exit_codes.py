@@ -1,61 +1,171 @@
-"""Ends the process a few seconds after SIGTERM, whatever it does then: who preempts a machine does not wait for long.
+"""What ends a command: its exit code, and one line on standard error."""
 
-Nothing is lost by it: what is done has its record, what is half done is done again, and a dead process's lock is taken
-over. A private Ray ends with the process that started it.
-"""
-
-import os
+import errno
+import logging
 import signal
+import sys
 import threading
-import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+from typing import Final, NoReturn
 
-_BEGUN, _ENDED = b"\xff", b"\0"  # beside the numbers of signals
+import typer
 
-_ended = threading.Event()
-_writers: list[int] = []
+from pipeline.cli import hard_exit
+from pipeline.errors import (
+    EXIT_CONFLICT,
+    EXIT_DATA,
+    EXIT_GATE,
+    EXIT_RESUMABLE,
+    EXIT_USAGE,
+    DataFault,
+    GateFailed,
+    JobEnded,
+    RunGone,
+    SettingsConflict,
+)
+from pipeline.terminal import printable
+
+# Beside what `shards.files.errors` knows: read-only as a whole, gone, or a file too large for it. Once that is mended,
+# the same command goes on.
+_STORE_ENDED: Final = frozenset({errno.EROFS, errno.ENODEV, errno.ENXIO, errno.EFBIG, errno.ENOMEM})
+
+# What loaders of libraries and threads say where no memory is left for them.
+_SHORT_OF_MEMORY: Final = ("allocate memory", "failed to map segment", "can't start new thread")
+
+logger = logging.getLogger(__name__)
 
 
-def watch(code: int) -> None:
-    """See to it that SIGTERM ends this process with that exit code, at most `STOP_WITHIN_S` seconds after it came.
+@contextmanager
+def exit_codes() -> Iterator[None]:
+    """Turn the errors of a command into one line on standard error and an exit code.
 
-    Python's own handler has to wait until the main thread is out of a long computation; this does not. It needs a
-    Python handler of SIGTERM to be installed. Anywhere but in the main thread nothing happens.
+    2: a wrong setting or argument; 3: settings that contradict the run's; 4: data, or no permission; 5: a round
+    regressed or raised an alarm, where that stops the run; 75: stopped, can be resumed: asked to, or the run is locked
+    or was taken over, its disk or store is full, read-only, gone or faulty, or Ray died. What is a fault of the program
+    itself passes through with its traceback; of all else there is one with `--debug` alone.
     """
-    from jobs.training.stop import STOP_WITHIN_S
+    _raise_on_sigterm()
+    hard_exit.watch(EXIT_RESUMABLE)
+    try:
+        yield
+    except KeyboardInterrupt:
+        _end("stopped: resume with the same command", EXIT_RESUMABLE)
+    except Exception as error:  # noqa: BLE001 - raised again where it is a fault of the program
+        end_with(error)
+    finally:
+        hard_exit.call_off()
 
-    if not _writers and threading.current_thread() is threading.main_thread():
-        reader, writer = os.pipe()
-        os.set_blocking(writer, False)
-        signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
-        _writers.append(writer)
-        facts = (reader, code, STOP_WITHIN_S)
-        threading.Thread(target=_wait_for_sigterm, args=facts, name="hard-exit", daemon=True).start()
-    _ended.clear()
-    _tell(_BEGUN)
 
+@contextmanager
+def startup_errors() -> Iterator[None]:
+    """Do as `exit_codes` for what fails before a command has begun: its modules are loaded only then.
 
-def call_off() -> None:
-    """Note that the command ends in an orderly way: a SIGTERM that comes from now on does not end the process.
-
-    After one that came before it still ends in time, whatever Python does at its exit.
+    Only what the machine is short of is told in one line; what is wrong in the program keeps its traceback.
     """
-    _ended.set()
-    _tell(_ENDED)
+    try:
+        yield
+    except (OSError, MemoryError) as error:
+        ended: Exception = error
+    except (ImportError, RuntimeError) as error:
+        if not any(text in str(error).lower() for text in _SHORT_OF_MEMORY):
+            raise
+        ended = MemoryError(str(error))
+    else:
+        return
+    try:
+        end_with(ended)
+    except typer.Exit as end:
+        raise SystemExit(end.exit_code) from None
 
 
-def _tell(what: bytes) -> None:
-    """Put something in line with the signals: which of them came first is seen by nothing else."""
-    for writer in _writers:
-        os.write(writer, what)
+def end_with(error: Exception) -> NoReturn:
+    """End the command for an error: one line and its exit code.
+
+    Raises:
+        Exception: The same error, where it is a fault of the program.
+    """
+    code = exit_code_of(error)
+    if code is None:
+        raise error
+    logger.debug("the whole of it", exc_info=error)
+    _end(_message(error), code)
 
 
-def _wait_for_sigterm(reader: int, code: int, within_s: float) -> None:
-    works = False
-    while True:
-        came = os.read(reader, 1)
-        works = came == _BEGUN or (works and came != _ENDED)
-        if works and signal.SIGTERM in came:
-            time.sleep(within_s)
-            if not _ended.is_set():
-                os.write(2, b"stseg-pipeline: stopped: resume with the same command\n")
-            os._exit(code)
+def exit_code_of(error: Exception) -> int | None:
+    """Give the exit code for an error; None for a fault of the program."""
+    from jobs.execution.board import StageFailed
+    from jobs.execution.faults import is_memory
+    from jobs.stage import EmptyShard, EmptyStage, InputDamaged
+    from shards.data.images import UnreadableImage
+    from shards.files.errors import DISK_FULL, NotInStore, StoreRefused, StoreUnavailable, file_of, is_transient
+    from shards.files.fence import LockLost
+    from shards.files.locks import LockHeld
+
+    if isinstance(error, JobEnded):
+        return error.code
+    if type(error) is ConnectionError:  # no Ray answers; its kin, such as a broken pipe, are something else
+        return EXIT_RESUMABLE
+    if isinstance(error, SettingsConflict):
+        return EXIT_CONFLICT
+    if isinstance(error, GateFailed):
+        return EXIT_GATE
+    if isinstance(
+        error,
+        DataFault | StageFailed | EmptyShard | EmptyStage | InputDamaged | UnreadableImage | NotInStore | StoreRefused,
+    ):
+        return EXIT_DATA
+    if isinstance(error, MemoryError) or (not isinstance(error, ValueError | OSError) and is_memory(error)):
+        return EXIT_RESUMABLE
+    if isinstance(error, LockHeld | LockLost | RunGone | StoreUnavailable) or _is_rays(error):
+        return EXIT_RESUMABLE
+    if isinstance(error, BrokenPipeError):  # nobody reads what is printed
+        return None
+    if is_transient(error) or (isinstance(error, OSError) and error.errno in DISK_FULL | _STORE_ENDED):
+        return EXIT_RESUMABLE
+    if isinstance(error, PermissionError):
+        return EXIT_DATA
+    if isinstance(error, ValueError | FileNotFoundError | NotADirectoryError | IsADirectoryError):
+        return EXIT_USAGE
+    return EXIT_DATA if isinstance(error, OSError) and file_of(error) else None
+
+
+def _is_rays(error: Exception) -> bool:
+    """Tell whether Ray gave up: its processes died, or a training did as often as it may."""
+    return type(error).__module__.partition(".")[0] == "ray"
+
+
+def _raise_on_sigterm() -> None:
+    """Let SIGTERM end a command as Ctrl-C does."""
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, _interrupt)
+
+
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    raise KeyboardInterrupt
+
+
+def _message(error: Exception) -> str:
+    from jobs.execution.faults import is_memory
+    from shards.files.errors import file_of, hint_of
+
+    if isinstance(error, OSError) and error.strerror:
+        name = file_of(error)
+        where = f"{name}: " if name else ""
+        hint = hint_of(error.errno)
+        known = not hint or "the same command" in error.strerror
+        return f"{where}{error.strerror}" + ("" if known else f"; {hint}, then resume with the same command")
+    if isinstance(error, MemoryError) or is_memory(error):
+        text = (str(error).strip() or "no more can be had").splitlines()[0]
+        return f"out of memory: {text}; {hint_of(errno.ENOMEM)}, then resume with the same command"
+    if _is_rays(error):
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()] or ["(no message)"]
+        return f"Ray stopped: {type(error).__name__}: {lines[-1]}; resume with the same command"
+    return str(error)
+
+
+def _end(message: str, code: int) -> NoReturn:
+    sys.stdout.flush()
+    typer.echo(f"stseg-pipeline: {printable(message)}", err=True)
+    raise typer.Exit(code)

@@ -6,6 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
+from pipeline.cli.exit_codes import exit_codes
 from pipeline.cli.options import (
     DEFAULT_RUN,
     AddressOption,
@@ -17,7 +18,6 @@ from pipeline.cli.options import (
     print_json,
     print_table,
 )
-from pipeline.errors import exit_codes
 
 FromRoundOption = Annotated[
     int, typer.Option("--round", metavar="R", min=0, help="The round whose stored scores are used.")

@@ -7,6 +7,7 @@ import typer
 
 from pipeline.cli.cli_predict import predict
 from pipeline.cli.cli_refine import refine
+from pipeline.cli.exit_codes import exit_codes
 from pipeline.cli.options import (
     DEFAULT_RUN,
     BackendName,
@@ -20,7 +21,6 @@ from pipeline.cli.options import (
     print_json,
     print_table,
 )
-from pipeline.errors import exit_codes
 
 
 def add_commands(app: typer.Typer) -> None:

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from pipeline.cli.exit_codes import exit_codes
 from pipeline.cli.options import (
     DEFAULT_RUN,
     AddressOption,
@@ -18,7 +19,7 @@ from pipeline.cli.options import (
     print_json,
     print_table,
 )
-from pipeline.errors import EXIT_DATA, exit_codes
+from pipeline.errors import EXIT_DATA
 from pipeline.terminal import printable
 
 if TYPE_CHECKING:

@@ -6,8 +6,9 @@ from typing import Annotated, Any
 import typer
 
 from pipeline.cli.cli_predict import ClassesFileOption, ClassesOption, RunChoice, WeightsOption
+from pipeline.cli.exit_codes import exit_codes
 from pipeline.cli.options import ConfigOption, JsonOption, SetOption, local_path, print_json, print_table
-from pipeline.errors import EXIT_DATA, exit_codes
+from pipeline.errors import EXIT_DATA
 
 import_app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Convert published weights.")
 export_app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Write models for use elsewhere.")

@@ -15,7 +15,7 @@ from shards.files.atomic import write_bytes_atomic
 from shards.files.untrusted import refuse_links_out
 from shards.formats.layout import OWN_NAMES, record_path
 from shards.formats.records import record_or_none
-from shards.storage.store import as_shown, place_of
+from shards.storage.store import as_shown, is_in_store
 
 
 @dataclass(frozen=True)
@@ -95,11 +95,10 @@ def show_sample(root: Path, number: int, key: str, out: Path | None = None) -> P
 def _row(run: OpenRun, number: int, shard: str) -> ShardRow:
     tar = run.layout.pseudo(number, shard)
     record, refined = record_or_none(record_path(tar)), record_or_none(record_path(run.layout.refine(number, shard)))
-    place = place_of(run.layout.root)
-    there = tar.is_file() or place.store is not None  # a record is in the mirror only with its output in the store
+    there = tar.is_file() or is_in_store(tar)  # a record is in the mirror only with its output in the store
     if record is None or not there:
         state = "damaged" if record_path(tar).exists() and there else "missing"
-        return ShardRow(shard, state, None, None, None, None, None, place.shown(tar))
+        return ShardRow(shard, state, None, None, None, None, None, as_shown(tar))
     pixels = record.stats.get("pixels", 0.0)
     masks = {} if refined is None else {k: int(v) for k, v in refined.stats.items() if k.startswith("masks_")}
     return ShardRow(
@@ -110,7 +109,7 @@ def _row(run: OpenRun, number: int, shard: str) -> ShardRow:
         accepted=masks.get("masks_accepted"),
         rejected=sum(count for name, count in masks.items() if name.startswith("masks_rejected")),
         bytes=int(record.stats.get("bytes", 0)),
-        path=place.shown(tar),
+        path=as_shown(tar),
     )
 
 

@@ -24,8 +24,7 @@ from shards.data.vocabulary import IGNORE_8_BIT, IGNORE_16_BIT
 from shards.files.untrusted import read_regular
 from shards.formats.layout import RunLayout
 from shards.formats.records import Record
-from shards.storage.mirror import put_files
-from shards.storage.store import as_shown, place_of
+from shards.storage.store import as_shown
 
 
 @dataclass(frozen=True)
@@ -95,8 +94,9 @@ def _open_or_make(root: Path, request: MasksRequest) -> OpenRun:
         )
     if config != saved:
         save_config(layout.config, config)
-        put_files(place_of(root), [layout.config])
-    return load_run(layout, config)
+    run = load_run(layout, config)
+    run.publish(layout.config)
+    return run
 
 
 def _settings(request: MasksRequest, saved: RunConfig | None) -> dict[str, Any]:
@@ -136,9 +136,8 @@ def _summary(run: OpenRun) -> dict[str, Any]:
     for record in refined:
         total.update({name: value for name, value in record.stats.items() if name != "coverage"})
     masks = {name.removeprefix("masks_"): int(n) for name, n in sorted(total.items()) if name.startswith("masks_")}
-    place = place_of(run.layout.root)
     return {
-        "run": place.shown(run.layout.root),
+        "run": as_shown(run.layout.root),
         "images": run.plan.sample_count,
         "refined": sum(record.count for record in written),
         "shards": len(run.plan.shards),
@@ -147,7 +146,7 @@ def _summary(run: OpenRun) -> dict[str, Any]:
         "without_mask": [drop["key"] for drop in _drops(refined)],
         "quarantined": _drops(embedded) + _drops(written),
         "left_out": [*lines_of(left_out(task for planned in tasks for task in planned))],
-        "index": place.shown(run.layout.pseudo_index(1)),
+        "index": as_shown(run.layout.pseudo_index(1)),
     }
 
 

@@ -15,9 +15,7 @@ from pipeline.run.run import OpenRun, read_run
 from pipeline.run.verify import last_finished, run_layout, verify_run
 from pipeline.tasks.recipe import MASKS, refines_given_masks
 from shards.files.atomic import remove_path
-from shards.formats.layout import RunLayout, record_path
-from shards.storage.mirror import discard
-from shards.storage.store import place_of
+from shards.formats.layout import RunLayout
 
 logger = logging.getLogger(__name__)
 
@@ -61,7 +59,7 @@ def repair_run(root: Path, number: int | None, request: RoundRequest) -> Repair:
             raise DataFault(f"nothing was removed, as it could not be made again: {found.unjudged}")
         last = last_finished(run)
         for fault in found.faults:
-            _take_out(fault.output)
+            _take_out(run, fault.output)
     faults = (*mended, *found.faults)
     stale = [one for one in found.stale if not _replays(layout, one.task.output)]
     if last is not None and (found.faults or any(one.task.round <= last for one in stale)):
@@ -84,13 +82,13 @@ def _do_again(run: OpenRun, request: RoundRequest) -> None:
         logger.warning("%s", failed)
 
 
-def _take_out(output: Path) -> None:
+def _take_out(run: OpenRun, output: Path) -> None:
     """Remove the record first: nothing without one is ever taken for done."""
     if output.parent.name == "checkpoints":
         remove_path(output.with_suffix(".safetensors"))
         remove_path(output)
         return
-    discard(place_of(output), output, record_path(output))
+    run.discard(output)
 
 
 def _replays(layout: RunLayout, output: Path) -> list[Path]:

@@ -35,8 +35,6 @@ from pipeline.report.round_report import (
 from shards.files.atomic import write_bytes_atomic
 from shards.formats.layout import record_path
 from shards.formats.records import Json, Record, fingerprint_digest, read_json, read_record
-from shards.storage.mirror import put_files
-from shards.storage.store import place_of
 
 VERSION: Final = 5  # goes up when the report of the same results reads otherwise
 
@@ -93,7 +91,7 @@ def work(run: Run, task: ShardTask) -> Done:
     pictures = draw_samples(run, number, choose_samples(run, number)) if number else []
     page = render_page(report, [*history, report], pictures, PICTURES_NOTE)
     write_bytes_atomic(run.layout.report_html(number), page.encode())
-    put_files(place_of(run.layout.root), [run.layout.report_html(number)])
+    run.publish(run.layout.report_html(number))
     write_bytes_atomic(task.output, report.as_json().encode())
     return Done(1)
 

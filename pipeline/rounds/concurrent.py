@@ -10,8 +10,6 @@ from pipeline.run.jobs import newest_outcome
 from pipeline.run.lock import stage_holder
 from pipeline.run.run import OpenRun
 from pipeline.tasks.recipe import shards_chain, stage_of
-from shards.storage.mirror import bring_folder
-from shards.storage.store import place_of
 
 
 def beside_others(run: OpenRun, number: int, name: str, plans: Sequence[StagePlan]) -> list[StagePlan]:
@@ -60,4 +58,4 @@ class StageJob:
 
     def bring(self, folder: Path) -> None:
         """Bring what it has recorded in a folder of the run."""
-        bring_folder(place_of(self._run.layout.root), folder)
+        self._run.refresh(folder)

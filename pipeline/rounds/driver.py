@@ -27,8 +27,7 @@ from pipeline.tasks.recipe import ROUND, Recipe, parts_of, round_of, shards_chai
 from pipeline.tasks.states import TaskState, summarise, task_states
 from shards.files.atomic import remove_stale_temporaries_below
 from shards.formats.records import Record
-from shards.storage.mirror import bring
-from shards.storage.store import as_shown, place_of
+from shards.storage.store import as_shown
 
 logger = logging.getLogger(__name__)
 
@@ -209,7 +208,7 @@ class Driver:
         assert plan.load is not None
         with followed(task.output.parent / "metrics.jsonl", tell):
             record = run_training(task, plan.load(), group, backend=self._request.backend, run=self._run.name)
-        bring(place_of(task.output))
+        self._run.refresh()
         self._progress.note("finished", round=number, stage=plan.name, seconds=round(record.seconds, 2))
         done = f"done in {record.seconds:.0f} s, loss {record.stats['loss']:.3f}"
         self._progress.say(f"round {number} {plan.name}: {done}")
@@ -266,7 +265,7 @@ class Driver:
                         f"all other shards were tried; this mends what is damaged, and does these: {command} --verify"
                     )
                 raise StageFailed(failed.failures, failed.blocked, hint) from None
-        bring(place_of(self._run.layout.root))  # what workers on other machines recorded
+        self._run.refresh()  # what workers on other machines recorded
 
     def _refuse_unfinished(self, number: int, stages: Sequence[StagePlan], failed: StageFailed) -> None:
         """End resumably where all that failed here is what the job of a stage before has left undone.

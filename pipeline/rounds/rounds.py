@@ -22,7 +22,7 @@ from pipeline.run.run import OpenRun, open_or_make_run, read_run
 from pipeline.tasks.recipe import ROUND, all_tasks, round_of, shards_chain, stage_names, stage_of, stage_plans
 from pipeline.tasks.states import StageSummary, TaskState, summarise, task_states
 from shards.formats.layout import RunLayout
-from shards.storage.store import as_shown, place_of
+from shards.storage.store import as_shown
 
 _NAMED: Final = 3  # alarms in a message; all of them are in the report
 
@@ -215,8 +215,7 @@ def result_lines(root: Path, reports: Sequence[RoundReport]) -> list[str]:
     last = len(reports) - 1
     lines = [line for report in reports for line in (score_line(report), *alarm_lines(report))]
     lines += lines_of(of_reports(reports))
-    place = place_of(root)
-    lines.append(f"report: {place.shown(layout.report_html(last))}")
+    lines.append(f"report: {as_shown(layout.report_html(last))}")
     if last:
-        lines.append(f"shards: {place.shown(layout.pseudo_index(last).parent)}")
+        lines.append(f"shards: {as_shown(layout.pseudo_index(last).parent)}")
     return lines

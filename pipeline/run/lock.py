@@ -6,13 +6,13 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from shards.files.errors import StoreRefused, StoreUnavailable
 from shards.files.fence import LockLost
 from shards.files.locks import LockHolder, RunLock, clear_stale, held_by, live_holder, now_s
 from shards.files.untrusted import refuse_links_out
 from shards.formats.layout import OWN_NAMES, RunLayout
 from shards.storage.mirror import bring, put_files
 from shards.storage.store import Place, Store, place_of
-from shards.storage.store_calls import StoreRefused, StoreUnavailable
 from shards.storage.store_lock import StoreLock, clear_stale_object, live_store_holder
 
 logger = logging.getLogger(__name__)

@@ -17,13 +17,13 @@ from pipeline.run.run import OpenRun, read_run
 from pipeline.run.status import begun_rounds
 from pipeline.tasks.recipe import refines_given_masks, tasks_of_run
 from pipeline.tasks.states import TaskState, task_states
+from shards.files.errors import NotInStore, StoreRefused
 from shards.formats import records
 from shards.formats.layout import RunLayout, is_output_name, record_path
 from shards.formats.records import read_record, record_or_none
 from shards.formats.tar import read_pseudo_index
-from shards.storage.mirror import NotInStore, bring, check
-from shards.storage.store import as_shown, place_of
-from shards.storage.store_calls import StoreRefused
+from shards.storage.mirror import bring, check
+from shards.storage.store import as_shown, is_in_store, place_of
 
 _KINDS = (".zarr", ".tar", ".safetensors")
 
@@ -111,7 +111,9 @@ def fault_of(output: Path) -> str | None:
         check(place_of(output), output, record_path(output))
     except (NotInStore, StoreRefused) as error:
         return str(error)
-    return records.why_stale(record_path(output), fingerprint=record.fingerprint, inputs=record.inputs)
+    return records.why_stale(
+        record_path(output), fingerprint=record.fingerprint, inputs=record.inputs, is_elsewhere=is_in_store
+    )
 
 
 def run_layout(root: Path) -> RunLayout:

@@ -32,8 +32,7 @@ from pipeline.tasks.recipe import job_groups
 from pipeline.tasks.states import task_states
 from shards.files.atomic import write_bytes_atomic
 from shards.formats.layout import RunLayout
-from shards.storage.mirror import bring, put_files
-from shards.storage.store import as_shown, place_of
+from shards.storage.store import as_shown
 
 OnInterrupt = Literal["ask", "leave", "stop"]
 
@@ -119,7 +118,7 @@ class SubmittedRun:
         except KeyboardInterrupt:
             self._interrupted(list(ids.values()))
             raise
-        bring(place_of(self._root))
+        self.run.refresh()
         for entry in ended:
             self._judge(*entry)
         left = self._why_open(list(ids), verify=False)
@@ -191,13 +190,12 @@ class SubmittedRun:
         kept = {"id": job_id, **facts, "address": self._server.address, "submitted": submitted}
         kept["from"] = socket.gethostname()
         write_bytes_atomic(self._file(job_id), json.dumps(kept).encode())
-        run = place_of(self._root)
-        put_files(run, [self._file(job_id)])
+        self.run.publish(self._file(job_id))
         settings = self.run.config.submit
         command = [settings.python, "-m", "pipeline", "stage", place.stage, "--round", str(place.round)]
         command += [
             "--run",
-            run.shown(self._root),
+            as_shown(self._root),
             "--address",
             settings.address,
             "--outcome",

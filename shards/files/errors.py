@@ -91,3 +91,15 @@ def store_fault(error: BaseException) -> tuple[StoreFault, BaseException] | None
         if isinstance(cause, OSError) and cause.errno in READ_ONLY:
             return "read_only", cause
     return None
+
+
+class StoreUnavailable(TimeoutError):  # noqa: N818 - a state, not a fault
+    """A store did not answer as it should, however often it was asked: the same command resumes when it does."""
+
+
+class StoreRefused(ValueError):  # noqa: N818 - as above
+    """A store refuses what is asked, or holds other bytes than its records say."""
+
+
+class NotInStore(FileNotFoundError):  # noqa: N818 - named for what was found
+    """The store has no record of an output, or no output for a record: it is not done."""

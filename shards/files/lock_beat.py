@@ -6,7 +6,7 @@ import threading
 from collections.abc import Callable
 from typing import Final
 
-from shards.storage.store_calls import StoreRefused
+from shards.files.errors import StoreRefused
 
 logger = logging.getLogger(__name__)
 

@@ -20,7 +20,6 @@ from pydantic import (
 from shards.files.atomic import sha256_path, write_bytes_atomic
 from shards.files.seal import sealed, unsealed
 from shards.files.untrusted import read_json_file, read_regular
-from shards.storage.store import place_of
 
 Json = JsonValue
 _SHOWN_CHANGES = 4
@@ -214,8 +213,9 @@ def why_stale(
     inputs: Mapping[str, str],
     verify: bool = True,
     read: Callable[[Path], Record] = read_record,
+    is_elsewhere: Callable[[Path], bool] = lambda output: False,
 ) -> str | None:
-    """Say why a shard has to be done (again), or None if it is done.
+    """Return why a shard has to be done (again), or None if it is done.
 
     Args:
         record_path: Where its record is or would be.
@@ -223,6 +223,7 @@ def why_stale(
         inputs: The checksums of the inputs as they are now.
         verify: Read the outputs and compare their checksums; False only looks whether they are there.
         read: Reads a record.
+        is_elsewhere: Returns whether an output that is not here is in an object store.
 
     Returns:
         "no record", "record unreadable: …", "gate.threshold 0.9 -> 0.8", "input teacher changed",
@@ -242,7 +243,11 @@ def why_stale(
         more = f"; and {len(changes) - _SHOWN_CHANGES} more" if len(changes) > _SHOWN_CHANGES else ""
         return "; ".join(changes[:_SHOWN_CHANGES]) + more
     for name, checksum in record.outputs.items():
-        trouble = _output_trouble(record_path.parent / name, checksum, verify=verify)
+        output = record_path.parent / name
+        if output.exists():
+            trouble = _output_trouble(output, checksum) if verify else None
+        else:
+            trouble = None if is_elsewhere(output) else "is missing"
         if trouble:
             return f"output {name} {trouble}"
     return None
@@ -275,12 +280,7 @@ def _input_changes(old: Mapping[str, str], new: Mapping[str, str]) -> Iterator[s
             yield f"input {name} changed"
 
 
-def _output_trouble(path: Path, checksum: str, *, verify: bool) -> str | None:
-    if not path.exists():
-        # Of a run in a store only records are brought here whose outputs lie there.
-        return None if place_of(path).store is not None else "is missing"
-    if not verify:
-        return None
+def _output_trouble(path: Path, checksum: str) -> str | None:
     try:
         return None if sha256_path(path) == checksum else "does not match its checksum"
     except (OSError, ValueError) as error:

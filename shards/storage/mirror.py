@@ -23,11 +23,11 @@ from shards.files.atomic import (
     temporary_sibling,
     write_bytes_atomic,
 )
+from shards.files.errors import NotInStore, StoreRefused
 from shards.files.fence import require_lock
 from shards.files.untrusted import read_json_file
 from shards.formats.records import parse_record
 from shards.storage.store import Place, Store, in_parallel
-from shards.storage.store_calls import StoreRefused
 
 Artifact = tuple[Path, Path]  # an output and its record
 
@@ -40,10 +40,6 @@ _CHECKPOINTS: Final = "checkpoints"
 _ATTEMPTS: Final = 3  # at bytes that do not match their record: it may have been written meanwhile
 _SEEN: Final = "seen.json"
 _BRINGING: Final = "bring.lock"
-
-
-class NotInStore(FileNotFoundError):  # noqa: N818 - named for what was found
-    """The store has no record of an output, or no output for a record: it is not done."""
 
 
 def bring(place: Place) -> None:

@@ -253,6 +253,11 @@ def _as_in_cache(path: Path) -> Path:
     return cache / inner.relative_to(real) if real in inner.parents else path
 
 
+def is_in_store(path: Path) -> bool:
+    """Return whether a path is of a run in a store, whose records are brought here only with their outputs there."""
+    return place_of(path).store is not None
+
+
 def as_shown(path: Path) -> str:
     """Give what a person calls a path: of a run in a store its URL, of any other the path itself."""
     return place_of(path).shown(path)

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 from typing import Final, TypeVar
 
-from shards.files.errors import DISK_FULL
+from shards.files.errors import DISK_FULL, StoreRefused, StoreUnavailable
 
 logger = logging.getLogger(__name__)
 
@@ -23,14 +23,6 @@ _NO_BUCKET: Final = "specified bucket does not exist"  # S3 answers so; an objec
 _FINAL_NAMES: Final = ("NoCredentialsError", "PartialCredentialsError", "ParamValidationError", "InvalidRegionError")
 
 Result = TypeVar("Result")
-
-
-class StoreUnavailable(TimeoutError):  # noqa: N818 - a state, not a fault
-    """A store did not answer as it should, however often it was asked: the same command resumes when it does."""
-
-
-class StoreRefused(ValueError):  # noqa: N818 - as above
-    """A store refuses what is asked, or holds other bytes than its records say."""
 
 
 def persistently(url: str, call: Callable[[], Result], pause: Callable[[float], None] = time.sleep) -> Result:

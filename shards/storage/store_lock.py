@@ -8,11 +8,11 @@ from functools import partial
 from types import TracebackType
 from typing import Final, Self
 
+from shards.files.errors import StoreRefused
 from shards.files.fence import Fence, stand_under, step_out
 from shards.files.lock_beat import BEAT_S, STALE_S, Beat
 from shards.files.locks import UNKNOWN, LockHolder, held_by, is_stale, lock_content, parse_holder
 from shards.storage.store import Store
-from shards.storage.store_calls import StoreRefused
 
 logger = logging.getLogger(__name__)
 

@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 
 from jobs.execution.board import Board, StageFailed
-from jobs.execution.execution import ExecutionConfig
 from jobs.execution.faults import Fault, FaultKind
+from jobs.execution.settings import ExecutionConfig
 from jobs.stage import ShardTask, StagePlan, Worker
 
 

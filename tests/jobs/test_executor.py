@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from jobs.execution.execution import Clock, ExecutionConfig
+from jobs.execution.settings import Clock, ExecutionConfig
 from jobs.executor import Backend, StageEvent, StageFailed, run_chain
 from jobs.stage import Done, Resources, ShardTask, StagePlan, commit, prepare
 from shards.data.samples import Samples

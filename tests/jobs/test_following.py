@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from jobs.execution.execution import Clock
+from jobs.execution.settings import Clock
 from jobs.executor import StageEvent, StageFailed, run_chain
 from jobs.stage import Done, ShardTask, StagePlan, commit, prepare
 from shards.data.samples import Samples

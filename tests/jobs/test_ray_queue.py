@@ -13,7 +13,7 @@ from fake_ray import FakeRay, Time, at_work, made, plan, waited
 
 from jobs.cluster.connection import PRIVATE_NAMESPACE
 from jobs.cluster.pool import RayRunner
-from jobs.execution.execution import ExecutionConfig
+from jobs.execution.settings import ExecutionConfig
 from jobs.executor import StageEvent, run_chain
 from jobs.stage import Done, Resources, ShardTask, StagePlan, commit, prepare
 from shards.data.samples import Samples

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from run_setup import SMALL
 
-from jobs.execution.execution import ExecutionConfig
+from jobs.execution.settings import ExecutionConfig
 from jobs.execution.worker import stage_worker
 from jobs.executor import Backend, run_chain
 from jobs.run import student_weights

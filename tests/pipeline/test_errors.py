@@ -10,8 +10,9 @@ import typer
 
 from jobs.executor import StageFailed
 from jobs.stage import InputDamaged
-from pipeline.cli import exit_codes as hard_exit
-from pipeline.errors import DataFault, RunGone, SettingsConflict, exit_code_of, exit_codes, startup_errors
+from pipeline.cli import hard_exit
+from pipeline.cli.exit_codes import exit_code_of, exit_codes, startup_errors
+from pipeline.errors import DataFault, RunGone, SettingsConflict
 from shards.files.locks import LockHeld
 
 

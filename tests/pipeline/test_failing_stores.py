@@ -7,7 +7,7 @@ import pytest
 from run_setup import SMALL, again, sets
 from store_setup import FlakyFileSystem, files_of, results_of
 
-from jobs.execution.execution import ExecutionConfig
+from jobs.execution.settings import ExecutionConfig
 from shards.storage import store_calls
 from shards.storage.store import MIRROR_VARIABLE, Store
 

@@ -8,12 +8,12 @@ import time
 import pytest
 
 from jobs.cluster.connection import ROOT
-from jobs.training.stop import STOP_WITHIN_S
+from jobs.execution.settings import STOP_WITHIN_S
 
 BUSY = """
 import atexit, time
 from pipeline.cli.app import app
-from pipeline.errors import exit_codes
+from pipeline.cli.exit_codes import exit_codes
 def hang():
     time.sleep(100)
     print("came to its end", flush=True)
@@ -47,9 +47,9 @@ def test_command_that_hangs_in_its_shutdown_ends_in_time(shutdown: str) -> None:
 
 AFTER = """
 import os, signal, time
-from jobs.training import stop as training_stop
-from pipeline.errors import exit_codes
-training_stop.STOP_WITHIN_S = 0.1
+from jobs.execution import settings as execution
+from pipeline.cli.exit_codes import exit_codes
+execution.STOP_WITHIN_S = 0.1
 with exit_codes():
     pass
 signal.signal(signal.SIGTERM, lambda number, frame: print("heard", flush=True))

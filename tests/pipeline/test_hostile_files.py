@@ -14,7 +14,7 @@ from run_setup import invoke
 from pipeline.commands.repair import _take_out
 from pipeline.config import RunConfig
 from pipeline.run.lock import holding, holding_stage
-from pipeline.run.run import make_run
+from pipeline.run.run import make_run, read_run
 from pipeline.run.status import begun_rounds, run_status
 from pipeline.run.verify import verify_run
 from pipeline.settings import load_yaml
@@ -149,7 +149,7 @@ def test_files_of_the_users_in_a_run_are_no_outputs_whatever_their_ending(one_ro
     (run / "rounds" / "001" / "pseudo" / "pseudo-000000.json").unlink()
     assert [fault.output.name for fault in verify_run(run).faults] == ["pseudo-000000.tar"]
     for fault in verify_run(run).faults:
-        _take_out(fault.output)
+        _take_out(read_run(run), fault.output)
     assert all((run / "rounds" / "001" / name).is_file() for name in mine)
 
 

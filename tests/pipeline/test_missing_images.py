@@ -162,16 +162,16 @@ def test_init_on_a_store_that_is_down_ends_with_one_line_and_the_same_command_be
     made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked = ("init", str(tmp_path / "run"), "--images", str(made / "photos"), "--classes", str(made / "names.txt"))
-    real = Path.open
+    real = os.open
 
-    def fails(path: Path, *arguments: Any, **named: Any) -> Any:
-        if path.suffix == ".png" and path.parent.name == "b":
+    def fails(path: Any, *arguments: Any, **named: Any) -> Any:
+        if str(path).endswith(".png") and Path(path).parent.name == "b":
             raise OSError(errno.EIO, os.strerror(errno.EIO))
         return real(path, *arguments, **named)
 
     with monkeypatch.context() as patch:
         patch.setattr(retry, "RETRY_WAITS_S", (0.0, 0.0, 0.0))
-        patch.setattr(Path, "open", fails)
+        patch.setattr(os, "open", fails)
         code, _, err = invoke(*asked)
     told = [line for line in err.splitlines() if line.startswith("stseg-pipeline: ")]
     assert (code, told) == (75, [f"stseg-pipeline: {made / 'photos' / 'b' / '0.png'}: Input/output error (EIO)"])

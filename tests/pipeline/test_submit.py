@@ -9,7 +9,8 @@ import pytest
 from fake_job_server import FakeServer
 from run_setup import invoke
 
-from pipeline.errors import EXIT_RESUMABLE, JobEnded, SettingsConflict, exit_code_of
+from pipeline.cli.exit_codes import exit_code_of
+from pipeline.errors import EXIT_RESUMABLE, JobEnded, SettingsConflict
 from pipeline.rounds.driver import RoundRequest
 from pipeline.run.jobs import job_rows, read_outcome
 from pipeline.submit import submit

@@ -12,13 +12,13 @@ from fsspec.implementations.memory import MemoryFileSystem
 from store_setup import FlakyFileSystem, files_of
 
 from shards.files.atomic import sha256_path
+from shards.files.errors import NotInStore, StoreRefused, StoreUnavailable
 from shards.formats.layout import record_of
 from shards.formats.records import Record, why_stale, write_record
 from shards.storage import mirror, store_calls
 from shards.storage import store as storage
-from shards.storage.mirror import NotInStore
 from shards.storage.store import MIRROR_VARIABLE, Place, Store, place_of, run_folder
-from shards.storage.store_calls import StoreRefused, StoreUnavailable, persistently
+from shards.storage.store_calls import persistently
 
 _numbers = itertools.count()
 

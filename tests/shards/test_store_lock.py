@@ -9,10 +9,10 @@ import time
 
 import pytest
 
+from shards.files.errors import StoreRefused
 from shards.files.locks import UNKNOWN, LockHeld
 from shards.files.processes import process_space
 from shards.storage.store import Store
-from shards.storage.store_calls import StoreRefused
 from shards.storage.store_lock import LOCK_NAME, StoreLock, clear_stale_object, live_store_holder
 
 STAGE = "locks/001-teacher.lock"

@@ -10,8 +10,8 @@ import pytest
 
 from jobs.cluster.actors import Spares
 from jobs.cluster.pool import RayRunner
-from jobs.execution.execution import ExecutionConfig
 from jobs.execution.runner import Outcome
+from jobs.execution.settings import ExecutionConfig
 from jobs.stage import Resources, ShardTask, StagePlan, Worker
 
 

@@ -12,7 +12,7 @@ from typing import Any
 
 os.environ["RAY_AUTH_MODE"] = "disabled"  # Ray's defaults for heads, nodes and drivers differ from each other
 
-from jobs.execution.execution import ExecutionConfig
+from jobs.execution.settings import ExecutionConfig
 from jobs.executor import StageEvent, run_chain
 from jobs.stage import Done, Resources, ShardTask, StagePlan, commit, prepare
 from shards.data.samples import Samples

@@ -5,6 +5,9 @@ from typing import Final
 
 from pydantic import BaseModel, ConfigDict, NonNegativeFloat, PositiveFloat, PositiveInt
 
+# Out of the ten that a preempted machine has: a training's workers may take so long to save their state, and a command
+# that got SIGTERM is ended then, whatever it does.
+STOP_WITHIN_S: Final = 8.0
 _LONGEST_DELAY_S: Final = 60.0
 
 
