@@ -139,7 +139,7 @@ class Driver:
         """Do one stage of a round; with `together`, beside the jobs that do the others of its chain."""
         chain, number = shards_chain(name), round_of(name, number)
         names = chain if self._request.together else (name,)
-        plans = stage_plans(ROUND, self._run, number, names)
+        plans = list(stage_plans(ROUND, self._run, number, names))
         if self._request.together:
             plans = beside_others(self._run, number, name, plans)
         done = embed.tasks(self._run, 0)

@@ -80,7 +80,8 @@ def verify_run(root: Path, number: int | None = None) -> Verdict:
     others = {path for folder in folders for path in outputs_below(folder) if is_output_name(path.name)} - covered
     faults += [Fault(output, reason) for output in others if (reason := fault_of(output)) is not None]
     damaged = {fault.output for fault in faults}
-    for index in sorted(path for path in others | covered if path.name == "index.json" and path not in damaged):
+    indexes = {path for path in others | covered if path.name == "index.json" and path.is_file()}
+    for index in sorted(indexes - damaged):
         faults += [Fault(index, reason) for reason in _index_faults(index, damaged)]
     faults.sort(key=lambda fault: (len(fault.output.relative_to(layout.root).parts) > 2, fault.output))
     return Verdict(len(others) + len(covered) - undone, undone, tuple(faults), tuple(stale), unjudged)

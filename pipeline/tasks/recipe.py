@@ -1,6 +1,6 @@
 """The list of stages. Driver, plan, status, verify, repair, submit and report go through it; there is no other."""
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from itertools import groupby
@@ -75,9 +75,10 @@ def shards_chain(name: str) -> tuple[str, ...]:
     return tuple(chain)
 
 
-@collector_paused()
-def stage_plans(recipe: Recipe, run: Run, round: int, names: Collection[str] | None = None) -> list[StagePlan]:
-    """Return what a round is to do, in order: a plan for each part of each stage that the run has in that round.
+def stage_plans(recipe: Recipe, run: Run, round: int, names: Collection[str] | None = None) -> Iterator[StagePlan]:
+    """Yield what a round is to do, in order: a plan for each part of each stage that the run has in that round.
+
+    A stage is planned when its plan is taken: some fingerprints follow from what earlier stages recorded.
 
     Args:
         recipe: The stages.
@@ -88,15 +89,15 @@ def stage_plans(recipe: Recipe, run: Run, round: int, names: Collection[str] | N
     Raises:
         ValueError: Weights, labels or files that the settings name are missing.
     """
-    plans: list[StagePlan] = []
+    before = ""
     for stage in recipe:
         if names is not None and stage_of(stage.name) not in names:
             continue
         # Something between a stage and the one that it follows, such as thresholds, waits for all shards.
-        follows = bool(plans) and plans[-1].name == stage.after
+        follows = before == stage.after
         for plan in plans_of(stage, run, stage.tasks(run, round)):
-            plans.append(plan if follows else replace(plan, after=None))
-    return plans
+            before = plan.name
+            yield plan if follows else replace(plan, after=None)
 
 
 def plans_of(stage: Stage[Any], run: Run, tasks: Iterable[ShardTask]) -> list[StagePlan]:
@@ -120,6 +121,7 @@ def plans_of(stage: Stage[Any], run: Run, tasks: Iterable[ShardTask]) -> list[St
     return plans
 
 
+@collector_paused()
 def all_tasks(run: Run, rounds: int, recipe: Recipe | None = None) -> list[ShardTask]:
     """Return every task of a run up to a round, each after those that it reads from; None: of `ROUND`.
 
@@ -183,19 +185,23 @@ def job_groups(run: Run, round: int) -> list[tuple[str, ...]]:
     return list(groups)
 
 
-def parts_of(plans: Iterable[StagePlan]) -> list[list[StagePlan]]:
-    """Split plans where one has to wait for all shards of those before it: where it reads what they make."""
-    parts: list[list[StagePlan]] = []
+def parts_of(plans: Iterable[StagePlan]) -> Iterator[list[StagePlan]]:
+    """Split plans where one has to wait for all shards of those before it: where it reads what they make.
+
+    A part is yielded as soon as the plan behind it is known, so that later stages are planned when it is done.
+    """
+    part: list[StagePlan] = []
     made: set[Path] = set()
     for plan in plans:
-        follows = bool(parts) and any(plan.after == other.name for other in parts[-1])
-        alike = bool(parts) and plan.where == parts[-1][0].where == "workers"
-        if not alike or not (follows or made.isdisjoint(path for t in plan.tasks for path in t.inputs.values())):
-            parts.append([])
-            made = set()
-        parts[-1].append(plan if follows else replace(plan, after=None))
+        follows = any(plan.after == other.name for other in part)
+        alike = bool(part) and plan.where == part[0].where == "workers"
+        if part and not (alike and (follows or made.isdisjoint(p for t in plan.tasks for p in t.inputs.values()))):
+            yield part
+            part, made = [], set()
+        part.append(plan if follows and alike else replace(plan, after=None))
         made.update(task.output for task in plan.tasks)
-    return parts
+    if part:
+        yield part
 
 
 def _resources(run: Run, name: str) -> Resources:

@@ -173,8 +173,12 @@ def test_init_on_a_store_that_is_down_ends_with_one_line_and_the_same_command_be
         patch.setattr(retry, "RETRY_WAITS_S", (0.0, 0.0, 0.0))
         patch.setattr(os, "open", fails)
         code, _, err = invoke(*asked)
+    hint = "see to the disk, network or store, then resume with the same command"
     told = [line for line in err.splitlines() if line.startswith("stseg-pipeline: ")]
-    assert (code, told) == (75, [f"stseg-pipeline: {made / 'photos' / 'b' / '0.png'}: Input/output error (EIO)"])
+    assert (code, told) == (
+        75,
+        [f"stseg-pipeline: {made / 'photos' / 'b' / '0.png'}: Input/output error (EIO); {hint}"],
+    )
     assert "Traceback" not in err
     code, _, err = invoke(*asked)
     assert code == 0, err
