@@ -30,6 +30,7 @@ from jobs.execution.runner import Outcome
 from jobs.stage import ShardTask, StagePlan, Worker, input_digests
 from jobs.stages.promote import start_decision
 from pipeline.progress import RunProgress
+from pipeline.report.round_report import RoundReport
 from pipeline.rounds.driver import RoundRequest
 from pipeline.rounds.rounds import run_rounds
 from pipeline.run.run import open_or_make_run, read_run
@@ -71,7 +72,8 @@ def make_records(root: Path) -> int:
     decision = start_decision("none", run.config.promotion, None).as_json()
     for task in all_tasks(run, 1):
         task.output.parent.mkdir(parents=True, exist_ok=True)
-        task.output.write_text(decision if task.stage == "promote" else "")
+        report = RoundReport(round=task.round, run=run.name).as_json()
+        task.output.write_text({"promote": decision, "report": report}.get(task.stage, ""))
     tasks = all_tasks(run, 1)  # once more: what weights are there enters fingerprints
     for task in tasks:
         record = Record(

@@ -1,6 +1,7 @@
 """What is left when two workers do the same shard at once: an orphan of a lost machine, and the retry."""
 
 import errno
+import os
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from threading import Barrier
@@ -12,6 +13,7 @@ from jobs.execution.faults import fault_of, stopping_error
 from jobs.stage import Done, EmptyShard, InputDamaged, ShardTask, UpstreamMissing, commit, prepare, why_stale
 from shards.data.sources import FolderSource, FolderSourceConfig
 from shards.data.vocabulary import Vocabulary
+from shards.files import retry
 from shards.files.atomic import sha256_path, write_bytes_atomic
 from shards.formats.arrays import write_arrays
 from shards.formats.records import Record, read_record
@@ -86,11 +88,12 @@ def test_image_that_a_store_fails_to_give_is_no_bad_image(tmp_path: Path, monkey
     source = FolderSource(FolderSourceConfig(images=str(tmp_path / "images")), Vocabulary.from_names(["a", "b"]))
     (ref,) = source.refs()
 
-    def fails(path: Path) -> bytes:
+    def fails(path: Path, flags: int) -> int:
         raise OSError(errno.EIO, "Input/output error", str(path))
 
     with monkeypatch.context() as patch:
-        patch.setattr(Path, "read_bytes", fails)
+        patch.setattr(retry, "RETRY_WAITS_S", ())
+        patch.setattr(os, "open", fails)
         with pytest.raises(OSError, match="Input/output error"):
             source.read_image(ref)
     (tmp_path / "images" / "a.png").unlink()
