@@ -10,23 +10,23 @@ import pytest
 from run_setup import again, invoke
 
 from benchmarks.chaos_compare import contents, differences
-from jobs.stages import evaluate
-from pipeline.report import report as round_report
-from pipeline.rounds import driver, promote
+from jobs.execution import worker
+from jobs.stage import ShardTask
 from shards.files.atomic import remove_path
 
-# Where the one is interrupted by all of the other: a module, what it calls there, and whether after the call.
-POINTS: dict[str, tuple[Any, str, bool]] = {
-    "before the old record goes": (evaluate, "prepare", False),
-    "after the old record went": (evaluate, "prepare", True),
-    "after the output, before the record": (evaluate, "finish", False),
-    "after the record": (evaluate, "finish", True),
+# Where the one is interrupted by all of the other: a stage, what its worker calls, and whether after the call.
+Point = tuple[str, str, bool]
+POINTS: dict[str, Point] = {
+    "before the old record goes": ("evaluate", "prepare", False),
+    "after the old record went": ("evaluate", "prepare", True),
+    "after the output, before the record": ("evaluate", "commit", False),
+    "after the record": ("evaluate", "commit", True),
 }
 ROUND_POINTS = POINTS | {
-    "before the decision": (promote, "prepare", False),
-    "after the decision": (promote, "finish", True),
-    "before the report": (driver, "write_report", False),
-    "before the report's record": (round_report, "finish", False),
+    "before the decision": ("promote", "prepare", False),
+    "after the decision": ("promote", "commit", True),
+    "before the report": ("report", "prepare", False),
+    "before the report's record": ("report", "commit", False),
 }
 
 
@@ -43,20 +43,21 @@ def to_measure(one_round: Path, tmp_path: Path) -> Path:
     return run
 
 
-def at(patch: pytest.MonkeyPatch, point: tuple[Any, str, bool], act: Callable[[], None]) -> None:
+def at(patch: pytest.MonkeyPatch, point: Point, act: Callable[[], None]) -> None:
     """Do something once, at a point; what it does there comes by no point itself."""
-    module, name, after = point
-    real, todo = getattr(module, name), [act]
+    stage, name, after = point
+    real, todo = getattr(worker, name), [act]
 
-    def interrupted(*arguments: Any, **named: Any) -> Any:
-        if not after and todo:
+    def interrupted(task: ShardTask, *arguments: Any) -> Any:
+        here = task.stage == stage and task.round == 1
+        if here and not after and todo:
             todo.pop()()
-        result = real(*arguments, **named)
-        if after and todo:
+        result = real(task, *arguments)
+        if here and after and todo:
             todo.pop()()
         return result
 
-    patch.setattr(module, name, interrupted)
+    patch.setattr(worker, name, interrupted)
 
 
 def measured(run: Path, split: str = "test") -> tuple[int, str, str]:
