@@ -14,7 +14,7 @@ ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = ("pipeline", "jobs", "models", "shards")
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 PAGES = [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")]
-COMES_LATER = {"docs/architecture.md", "docs/security.md"}
+
 
 
 @pytest.mark.parametrize("package", PACKAGES)
@@ -80,7 +80,7 @@ def test_links_of_the_documentation_lead_somewhere(page: Path) -> None:
         if "://" in target:
             continue
         path = (page.parent / target).resolve()
-        assert path.exists() or str(path.relative_to(ROOT)) in COMES_LATER, f"{page.name}: {target} is not there"
+        assert path.exists(), f"{page.name}: {target} is not there"
 
 
 def test_markers_come_by_fixture_and_by_parameter() -> None:
