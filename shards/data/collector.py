@@ -6,7 +6,7 @@ from contextlib import contextmanager
 
 
 @contextmanager
-def collector_paused() -> Iterator[None]:
+def gc_disabled() -> Iterator[None]:
     """Have the collector look for no cycles in the block, also in other threads; afterwards it is as it was.
 
     It looks at all living objects again and again as their number grows: a third of the time in which ten million

@@ -18,7 +18,7 @@ from typing import Annotated, Final, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError, model_validator
 
-from shards.data.collector import collector_paused
+from shards.data.collector import gc_disabled
 from shards.data.samples import SampleList, Samples, check_refs, list_bytes, list_digest
 from shards.data.sources import MAX_KEY_LENGTH, SampleRef
 from shards.files.atomic import remove_path, write_bytes_atomic
@@ -313,7 +313,7 @@ def _written(path: Path, refs: Iterable[SampleRef], size: int, first: int) -> tu
         under_way.append(writers.submit(write_bytes_atomic, place, data))
         return SampleList(len(samples), list_digest(samples), place, hashlib.sha256(data).hexdigest())
 
-    with ThreadPoolExecutor(_WRITERS) as writers, collector_paused():
+    with ThreadPoolExecutor(_WRITERS) as writers, gc_disabled():
         shards = tuple(cut_shards(refs, size, first, keep))
         for written in under_way:
             written.result()

@@ -21,7 +21,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from shards.files.atomic import temporary_sibling
 from shards.files.errors import READ_ONLY
 from shards.files.fence import Fence, stand_under, step_out
-from shards.files.lock_beat import BEAT_S, STALE_S, Beat
+from shards.files.heartbeat import HEARTBEAT_S, STALE_S, Heartbeat
 from shards.files.processes import process_is_alive, process_space, process_start_ticks
 from shards.files.untrusted import parse_json, read_regular
 
@@ -74,14 +74,14 @@ class RunLock:
     """Hold a lock in a run folder for the length of a `with` block.
 
     The lock is a small JSON file, made with O_EXCL, so that it also works on storage shared by several machines. Its
-    holder sets the file's time every `BEAT_S`. It is taken over from a process that is dead, where its number can be
+    holder sets the file's time every `HEARTBEAT_S`. It is taken over from a dead process, where its number can be
     looked up here, and from one of another machine or container that has been silent for `STALE_S` by the file system's
     clock. Takers of a stale lock line up behind `<path>.guard`, so that two of them cannot both win. A holder that
     finds the lock another's or deleted, say after a long pause, is interrupted as by Ctrl-C, and before that whatever
     it commits in the folder raises `LockLost`.
     """
 
-    def __init__(self, path: Path, *, shown: str = "", folder: Path | None = None, beat_s: float = BEAT_S) -> None:
+    def __init__(self, path: Path, *, shown: str = "", folder: Path | None = None, beat_s: float = HEARTBEAT_S) -> None:
         """Say where it is; `shown` is what messages call it (its path), `folder` what it protects (its own folder)."""
         self._path = path
         self._shown = shown or str(path)
@@ -89,7 +89,7 @@ class RunLock:
         whole = path.absolute()
         scope = str(whole.parent if folder is None else folder.absolute())
         self._fence = Fence(scope, self._shown, self._content, partial(_read_bytes, whole))
-        self._beat = Beat(str(path), self._renew, beat_s)
+        self._beat = Heartbeat(str(path), self._renew, beat_s)
 
     def __enter__(self) -> Self:
         """Take the lock.

@@ -31,7 +31,7 @@ MAX_NAME_BYTES = 100  # ustar's field
 _KEY = re.compile(r"[A-Za-z0-9_-]+")
 _EXTENSION = re.compile(r"[a-z0-9]+(\.[a-z0-9]+)*")
 
-Place = tuple[int, int]
+RunLocation = tuple[int, int]
 
 
 @dataclass(frozen=True)
@@ -50,14 +50,14 @@ class TarIndex:
         entries: (key, {extension: (offset, size) in bytes}) in the tar's order.
     """
 
-    entries: tuple[tuple[str, dict[str, Place]], ...]
+    entries: tuple[tuple[str, dict[str, RunLocation]], ...]
 
     def __len__(self) -> int:
         """The number of samples."""
         return len(self.entries)
 
     @cached_property
-    def places(self) -> dict[str, dict[str, Place]]:
+    def places(self) -> dict[str, dict[str, RunLocation]]:
         """The same by key."""
         return dict(self.entries)
 
@@ -110,7 +110,7 @@ def index_tar(path: Path) -> TarIndex:
         ValueError: Not a whole tar, or not a tar of samples: links, folders and devices, names with folders or odd
             signs, a name twice, a sample's files apart from each other.
     """
-    samples: dict[str, dict[str, Place]] = {}
+    samples: dict[str, dict[str, RunLocation]] = {}
     size = path.stat().st_size
     end, last = 0, ""
     try:

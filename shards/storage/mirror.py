@@ -27,7 +27,7 @@ from shards.files.errors import NotInStore, StoreRefused
 from shards.files.fence import require_lock
 from shards.files.untrusted import read_json_file
 from shards.formats.records import parse_record
-from shards.storage.store import Place, Store, in_parallel
+from shards.storage.store import RunLocation, Store, in_parallel
 
 Artifact = tuple[Path, Path]  # an output and its record
 
@@ -42,7 +42,7 @@ _SEEN: Final = "seen.json"
 _BRINGING: Final = "bring.lock"
 
 
-def bring(place: Place) -> None:
+def bring(place: RunLocation) -> None:
     """Bring settings, plans, records, results and models here, as the store has them now; nothing for a plain folder.
 
     After it a record stands in the mirror if and only if it stands in the store and its output is listed there, or is
@@ -65,14 +65,14 @@ def bring(place: Place) -> None:
                 pass
 
 
-def bring_folder(place: Place, folder: Path) -> None:
+def bring_folder(place: RunLocation, folder: Path) -> None:
     """Bring the records and other small files of one folder here; nothing for a plain folder."""
     if place.store is not None:
         with _bringing(place):
             _bring_small(place, place.store, place.store.outline(place.name_of(folder)), _read_seen(place))
 
 
-def bring_files(place: Place, paths: Iterable[Path]) -> None:
+def bring_files(place: RunLocation, paths: Iterable[Path]) -> None:
     """Bring small files here as the store has them now; what it does not have is deleted here, too."""
     for path in paths:
         if place.store is None or place.root not in path.parents:
@@ -84,7 +84,7 @@ def bring_files(place: Place, paths: Iterable[Path]) -> None:
             _put_here(place, path, data)
 
 
-def put_files(place: Place, paths: Iterable[Path]) -> None:
+def put_files(place: RunLocation, paths: Iterable[Path]) -> None:
     """Write small files to the store, in this order; those that are not there are passed over."""
     for path in paths:
         if place.store is not None and path.is_file():
@@ -92,7 +92,7 @@ def put_files(place: Place, paths: Iterable[Path]) -> None:
             place.store.write(place.name_of(path), path.read_bytes())
 
 
-def upload(place: Place, paths: Iterable[Path]) -> None:
+def upload(place: RunLocation, paths: Iterable[Path]) -> None:
     """Write many files to the store, in any order, several at a time."""
     if place.store is not None:
         require_lock(place.store.url)
@@ -100,7 +100,7 @@ def upload(place: Place, paths: Iterable[Path]) -> None:
 
 
 @contextmanager
-def fetched(place: Place, artifacts: Iterable[Artifact]) -> Iterator[None]:
+def fetched(place: RunLocation, artifacts: Iterable[Artifact]) -> Iterator[None]:
     """Have outputs here, whole and as the store has them now, for the length of the block.
 
     Shard data that was brought for it is deleted afterwards, unless another process of this machine uses it. Models
@@ -119,7 +119,7 @@ def fetched(place: Place, artifacts: Iterable[Artifact]) -> Iterator[None]:
 
 
 @contextmanager
-def making(place: Place, output: Path) -> Iterator[None]:
+def making(place: RunLocation, output: Path) -> Iterator[None]:
     """Let other processes of this machine leave an output and its record alone until the end of the block."""
     if place.store is None:
         yield
@@ -129,7 +129,7 @@ def making(place: Place, output: Path) -> Iterator[None]:
         yield
 
 
-def publish(place: Place, output: Path, record: Path) -> None:
+def publish(place: RunLocation, output: Path, record: Path) -> None:
     """Bring an output to the store: the old record goes first, then come the bytes, then the new record.
 
     An output whose very record the store has already stays as it is.
@@ -153,7 +153,7 @@ def publish(place: Place, output: Path, record: Path) -> None:
         file.truncate(0)  # made here
 
 
-def discard(place: Place, output: Path, record: Path) -> None:
+def discard(place: RunLocation, output: Path, record: Path) -> None:
     """Delete an output here and in the store, its record first."""
     for where in (record, *(() if place.store is None else (place.store.url,))):
         require_lock(where)
@@ -163,7 +163,7 @@ def discard(place: Place, output: Path, record: Path) -> None:
             place.store.remove(place.store.find(place.name_of(path)))
 
 
-def check(place: Place, output: Path, record: Path) -> None:
+def check(place: RunLocation, output: Path, record: Path) -> None:
     """Read an output from the store and compare it with its record there; what lies here is left alone.
 
     Raises:
@@ -174,7 +174,7 @@ def check(place: Place, output: Path, record: Path) -> None:
         remove_path(_download(place, place.store, output, record)[0])
 
 
-def push_checkpoints(place: Place, folder: Path) -> None:
+def push_checkpoints(place: RunLocation, folder: Path) -> None:
     """Make the store's checkpoints of a training those of this folder: new tensors first, removal last."""
     if place.store is None:
         return
@@ -187,7 +187,7 @@ def push_checkpoints(place: Place, folder: Path) -> None:
     place.store.remove(name for name in sorted(there, key=lambda name: not name.endswith(".json")) if name not in here)
 
 
-def pull_checkpoints(place: Place, folder: Path) -> None:
+def pull_checkpoints(place: RunLocation, folder: Path) -> None:
     """Bring the checkpoints that the store has and this folder has not; who loads one holds it against its checksum."""
     if place.store is None:
         return
@@ -199,7 +199,7 @@ def pull_checkpoints(place: Place, folder: Path) -> None:
                 _download_file(place.store, name, path)
 
 
-def pull_cache(place: Place, folder: Path) -> None:
+def pull_cache(place: RunLocation, folder: Path) -> None:
     """Bring the files of a cache whose readers check what they read, as far as they are not here."""
     if place.store is not None:
         for name in place.store.find(place.name_of(folder)):
@@ -207,7 +207,7 @@ def pull_cache(place: Place, folder: Path) -> None:
                 _download_file(place.store, name, place.root / name)
 
 
-def push_cache(place: Place, folder: Path) -> None:
+def push_cache(place: RunLocation, folder: Path) -> None:
     """Bring the files of a cache to the store that it does not have."""
     if place.store is not None and folder.is_dir():
         there = place.store.find(place.name_of(folder))
@@ -216,7 +216,7 @@ def push_cache(place: Place, folder: Path) -> None:
 
 
 @contextmanager
-def _bringing(place: Place) -> Iterator[None]:
+def _bringing(place: RunLocation) -> Iterator[None]:
     """Let one process of this machine at a time bring small files, so that what is here is as it is noted to be."""
     place.root.parent.mkdir(parents=True, exist_ok=True)
     with (place.root.parent / _BRINGING).open("ab") as file:
@@ -224,7 +224,7 @@ def _bringing(place: Place) -> Iterator[None]:
         yield
 
 
-def _bring_small(place: Place, store: Store, listing: dict[str, str], kept: dict[str, str]) -> None:
+def _bring_small(place: RunLocation, store: Store, listing: dict[str, str], kept: dict[str, str]) -> None:
     """Bring the small files of a listing that have changed, and note them beside those that were noted and stay so."""
     small = {name: version for name, version in listing.items() if _is_small(name)}
     seen = _read_seen(place)
@@ -245,7 +245,7 @@ def _bring_small(place: Place, store: Store, listing: dict[str, str], kept: dict
 
 
 @contextmanager
-def _held(place: Place, output: Path, record: Path) -> Iterator[None]:
+def _held(place: RunLocation, output: Path, record: Path) -> Iterator[None]:
     """Hold an output against deletion by other processes of this machine, once it is here."""
     assert place.store is not None
     with _hold_file(place, output) as file:
@@ -289,19 +289,19 @@ def _drop(file: IO[bytes], output: Path) -> None:
         file.truncate(0)
 
 
-def _hold_file(place: Place, output: Path) -> IO[bytes]:
+def _hold_file(place: RunLocation, output: Path) -> IO[bytes]:
     folder = place.root.parent / "holds"
     folder.mkdir(parents=True, exist_ok=True)
     return (folder / hashlib.sha256(place.name_of(output).encode()).hexdigest()[:32]).open("ab")
 
 
-def _is_here(place: Place, store: Store, output: Path, record: Path) -> bool:
+def _is_here(place: RunLocation, store: Store, output: Path, record: Path) -> bool:
     if not output.exists() or not record.is_file():
         return False
     return store.read(place.name_of(record)) == record.read_bytes()
 
 
-def _download(place: Place, store: Store, output: Path, record: Path) -> tuple[Path, bytes]:
+def _download(place: RunLocation, store: Store, output: Path, record: Path) -> tuple[Path, bytes]:
     """Give a temporary file or folder with an output's bytes, held against its record, and the record's bytes."""
     name = place.name_of(output)
     for _ in range(_ATTEMPTS):
@@ -350,7 +350,7 @@ def _upload(store: Store, target: str, output: Path) -> None:
     store.upload(files)
 
 
-def _put_here(place: Place, path: Path, data: bytes) -> None:
+def _put_here(place: RunLocation, path: Path, data: bytes) -> None:
     """Write a small file of the store's; data that belongs to another record than this one goes."""
     old = path.read_bytes() if path.is_file() else None
     if old == data or (path.suffix == _LOGS and old is not None and len(old) >= len(data)):
@@ -376,7 +376,7 @@ def _outputs(record: Path, folder: PurePosixPath) -> list[str]:
         return []
 
 
-def _remove_unlisted(place: Place, small: Iterable[str]) -> None:
+def _remove_unlisted(place: RunLocation, small: Iterable[str]) -> None:
     """Delete the small files here that the store does not have; logs grow here first."""
     kept = set(small)
     found = [path for pattern in ("*.json", "*.yaml", "*.html") for path in place.root.rglob(pattern)]
@@ -389,7 +389,7 @@ def _remove_unlisted(place: Place, small: Iterable[str]) -> None:
             path.unlink(missing_ok=True)
 
 
-def _is_in_use(place: Place, output: Path) -> bool:
+def _is_in_use(place: RunLocation, output: Path) -> bool:
     with _hold_file(place, output) as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -405,7 +405,7 @@ def _is_small(name: str) -> bool:
     return not any(PurePosixPath(part).suffix in _BULK for part in parts)
 
 
-def _read_seen(place: Place) -> dict[str, str]:
+def _read_seen(place: RunLocation) -> dict[str, str]:
     try:
         content = read_json_file(place.root.parent / _SEEN)
     except (OSError, ValueError):

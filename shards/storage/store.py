@@ -139,7 +139,7 @@ class Store:
 
 
 @dataclass(frozen=True)
-class Place:
+class RunLocation:
     """Where a run lies; plain values that travel to workers.
 
     Attributes:
@@ -161,7 +161,7 @@ class Place:
         return self.store.url if path == self.root else f"{self.store.url}/{self.name_of(path)}"
 
     def mark(self) -> None:
-        """Let `place_of` find the store by the mirror, in this process and in later ones of this machine.
+        """Let `location_of` find the store by the mirror, in this process and in later ones of this machine.
 
         A worker on another machine need not have the variable that names the cache: it takes the cache of its place.
 
@@ -198,12 +198,12 @@ def run_folder(location: str | Path) -> Path:
     if url.endswith(":") or not name or name in (".", ".."):
         raise ValueError(f"{location!r} names no run; expected a bucket and a name, as in s3://bucket/my-run")
     _file_system(url)
-    place = Place(_cache() / _mirror_name(url), Store(url))
+    place = RunLocation(_cache() / _mirror_name(url), Store(url))
     place.mark()
     return place.root
 
 
-def place_of(path: Path) -> Place:
+def location_of(path: Path) -> RunLocation:
     """Give the place of the run that a path belongs to; outside this program's own cache, the path itself is the root.
 
     What a file in a folder of the user's says never makes that folder a mirror: files are deleted in a mirror because
@@ -214,8 +214,8 @@ def place_of(path: Path) -> Place:
     for folder in (absolute, *absolute.parents):
         if folder.parent.parent in caches:
             url = _mirrored_url(folder)
-            return Place(absolute) if url is None else Place(folder, Store(url))
-    return Place(absolute)
+            return RunLocation(absolute) if url is None else RunLocation(folder, Store(url))
+    return RunLocation(absolute)
 
 
 def _cache() -> Path:
@@ -255,12 +255,12 @@ def _as_in_cache(path: Path) -> Path:
 
 def is_in_store(path: Path) -> bool:
     """Return whether a path is of a run in a store, whose records are brought here only with their outputs there."""
-    return place_of(path).store is not None
+    return location_of(path).store is not None
 
 
 def as_shown(path: Path) -> str:
     """Give what a person calls a path: of a run in a store its URL, of any other the path itself."""
-    return place_of(path).shown(path)
+    return location_of(path).shown(path)
 
 
 def in_parallel(call: Callable[[Item], None], items: Iterable[Item]) -> None:

@@ -10,7 +10,7 @@ from typing import Final, Self
 
 from shards.files.errors import StoreRefused
 from shards.files.fence import Fence, stand_under, step_out
-from shards.files.lock_beat import BEAT_S, STALE_S, Beat
+from shards.files.heartbeat import HEARTBEAT_S, STALE_S, Heartbeat
 from shards.files.locks import UNKNOWN, LockHolder, held_by, is_stale, lock_content, parse_holder
 from shards.storage.store import Store
 
@@ -23,7 +23,7 @@ class StoreLock:
     """Hold a lock of a run in a store for the length of a `with` block; a folder has `shards.files.locks.RunLock`.
 
     The lock is created with the store's own condition that there is none (`If-None-Match: *` on S3), so that of many at
-    once one wins. Its holder writes it again every `BEAT_S`. It is taken over from a process that is dead, where its
+    once one wins. Its holder writes it again every `HEARTBEAT_S`. It is taken over from a dead process, where its
     number can be looked up here, and from one of another machine or container that has not written for `STALE_S` by the
     store's clock. Of several that take over, the one goes on that creates an object named after the stale lock. A
     holder that finds the lock another's or deleted, say after a long pause, is interrupted as by Ctrl-C, and before
@@ -31,14 +31,14 @@ class StoreLock:
     """
 
     def __init__(
-        self, store: Store, *, name: str = LOCK_NAME, beat_s: float = BEAT_S, stale_s: float = STALE_S
+        self, store: Store, *, name: str = LOCK_NAME, beat_s: float = HEARTBEAT_S, stale_s: float = STALE_S
     ) -> None:
         self._store = store
         self._name = name
         self._stale_s = stale_s
         self._content = lock_content()
         self._fence = Fence(store.url, f"{store.url}/{name}", self._content, partial(store.read, name))
-        self._beat = Beat(f"{store.url}/{name}", self._renew, beat_s)
+        self._beat = Heartbeat(f"{store.url}/{name}", self._renew, beat_s)
 
     def __enter__(self) -> Self:
         """Take the lock.

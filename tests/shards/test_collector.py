@@ -4,12 +4,12 @@ import gc
 
 import pytest
 
-from shards.data.collector import collector_paused
+from shards.data.collector import gc_disabled
 
 
 def test_collector_rests_in_the_block_and_is_as_it_was_after_an_error() -> None:
     assert gc.isenabled()
-    with pytest.raises(ValueError, match="inside"), collector_paused():
+    with pytest.raises(ValueError, match="inside"), gc_disabled():
         assert not gc.isenabled()
         raise ValueError("inside")
     assert gc.isenabled()
@@ -18,7 +18,7 @@ def test_collector_rests_in_the_block_and_is_as_it_was_after_an_error() -> None:
 def test_a_collector_that_was_off_stays_off() -> None:
     gc.disable()
     try:
-        with collector_paused(), collector_paused():
+        with gc_disabled(), gc_disabled():
             pass
         assert not gc.isenabled()
     finally:

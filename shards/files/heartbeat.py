@@ -10,11 +10,11 @@ from shards.files.errors import StoreRefused
 
 logger = logging.getLogger(__name__)
 
-BEAT_S: Final = 20.0
+HEARTBEAT_S: Final = 20.0
 STALE_S: Final = 120.0  # a holder elsewhere that has been silent for longer is taken for dead
 
 
-class Beat:
+class Heartbeat:
     """Renew a lock every so often, in a thread that ends with the process.
 
     Args:
@@ -24,7 +24,7 @@ class Beat:
         every_s: Seconds between two times.
     """
 
-    def __init__(self, lock: str, renew: Callable[[], bool], every_s: float = BEAT_S) -> None:
+    def __init__(self, lock: str, renew: Callable[[], bool], every_s: float = HEARTBEAT_S) -> None:
         self._lock = lock
         self._renew = renew
         self._every_s = every_s
