@@ -1,4 +1,4 @@
-"""Python's cyclic collector, paused while very many objects are made that all stay."""
+"""Python's cyclic garbage collector, paused while many objects are made that all stay."""
 
 import gc
 from collections.abc import Iterator
@@ -7,11 +7,9 @@ from contextlib import contextmanager
 
 @contextmanager
 def gc_disabled() -> Iterator[None]:
-    """Have the collector look for no cycles in the block, also in other threads; afterwards it is as it was.
-
-    It looks at all living objects again and again as their number grows: a third of the time in which ten million
-    samples are planned. Objects without cycles are freed as ever.
-    """
+    """Pause the search for cycles in the block, in all threads."""
+    # It goes through all living objects again and again as their number grows: a third of the time in which ten million
+    # samples are planned. Objects without cycles are freed as ever.
     enabled = gc.isenabled()
     gc.disable()
     try:

@@ -1,8 +1,7 @@
 """The plan: which sample goes into which shard. Made once, before any work.
 
-`plan.json` has one row for each shard and begins with a checksum of the rest of it. A shard's samples stand in a file
-of their own in the folder beside it (`plan/000012.json`), whose checksum, paths of images included, is in the row. So
-whoever needs one shard reads one shard, and nobody needs to hold all samples at once.
+`plan.json` begins with a checksum of the rest and has one row per shard. The samples of a shard are in a file of their
+own (`plan/000012.json`), whose checksum is in the row: who needs one shard reads one shard, and nobody holds them all.
 """
 
 import hashlib
@@ -29,7 +28,7 @@ from shards.formats.records import Checksum
 PLAN_VERSION: Final = 2
 _KEY_DIGITS: Final = 8  # of its checksum, which make a taken key another
 _MOST_KEY_DIGITS: Final = 64
-_WRITERS: Final = 16  # lists are brought to the disk beside each other: waiting for it is most of the work
+_WRITERS: Final = 16  # lists are written concurrently: waiting for the disk is most of the work
 
 Keep = Callable[[str, tuple[SampleRef, ...]], SampleList]
 
@@ -40,7 +39,7 @@ class PlannedShard:
 
     Attributes:
         name: Its number, zero-padded.
-        first, last: The keys of its first and its last sample.
+        first, last: The keys of its first and last sample.
         samples: Its samples.
     """
 
@@ -51,7 +50,7 @@ class PlannedShard:
 
     @property
     def digest(self) -> str:
-        """The SHA-256 over keys and digests: the shard's input, whatever folder the images lie in."""
+        """The SHA-256 over keys and digests: the shard's input, wherever the images are."""
         return self.samples.digest
 
 
@@ -63,7 +62,7 @@ class _Row(BaseModel):
     digest: Checksum
     first: str
     last: str
-    checksum: Checksum | None = None  # of the list's file; plans of earlier versions have none
+    checksum: Checksum | None = None  # of the list's file; None in plans of earlier versions
 
 
 class _PlanFile(BaseModel):
@@ -75,6 +74,7 @@ class _PlanFile(BaseModel):
 
     @model_validator(mode="after")
     def _check(self) -> Self:
+        # The ends of each shard are enough here: the keys between them are checked where the lists are read.
         for index, shard in enumerate(self.shards):
             if shard.name != shard_name(index):
                 raise ValueError(f"shard {index} is called {shard.name!r}; expected {shard_name(index)!r}")
@@ -111,10 +111,10 @@ class Plan:
         """The digest of each shard."""
         return [shard.digest for shard in self.shards]
 
-    def pick(self, places: Iterable[int]) -> dict[str, Samples]:
-        """Give some samples, by their places in the whole plan, as a choice of each shard that has one of them."""
+    def pick(self, indices: Iterable[int]) -> dict[str, Samples]:
+        """Return the samples at some indices of the whole plan, as a selection per shard that has one of them."""
         picked: dict[str, Samples] = {}
-        wanted, start = deque(sorted(places)), 0
+        wanted, start = deque(sorted(indices)), 0
         for shard in self.shards:
             here: list[int] = []
             while wanted and wanted[0] < start + len(shard.samples):
@@ -126,18 +126,14 @@ class Plan:
         return picked
 
     def shard(self, name: str) -> PlannedShard:
-        """Give a shard by its name.
-
-        Raises:
-            ValueError: There is none of that name.
-        """
+        """Return a shard by its name; raise ValueError if there is none."""
         for shard in self.shards:
             if shard.name == name:
                 return shard
         raise ValueError(f"the plan has no shard {name!r}; it has {self.shards[0].name} to {self.shards[-1].name}")
 
     def find(self, key: str) -> tuple[PlannedShard, SampleRef] | None:
-        """Give a sample by its key, and its shard; only lists in which the key may stand are read."""
+        """Return a sample by its key, and its shard; only lists that may hold the key are read."""
         for shard in self.shards:
             if shard.first <= key <= shard.last:
                 for ref in shard.samples:
@@ -147,7 +143,7 @@ class Plan:
 
     @classmethod
     def load(cls, path: Path) -> Self:
-        """Read a plan; the lists of samples are not read.
+        """Read a plan without its lists of samples.
 
         Raises:
             FileNotFoundError: There is none.
@@ -172,7 +168,7 @@ class Plan:
         return cls(file.shard_size, tuple(shards))
 
     def save(self, path: Path) -> None:
-        """Write the plan without its lists, whole or not at all."""
+        """Write the plan without its lists, atomically."""
         rows = []
         for shard in self.shards:
             row = _Row(
@@ -189,11 +185,11 @@ class Plan:
 
 
 def make_plan(refs: Iterable[SampleRef], shard_size: int) -> Plan:
-    """Put samples into shards of equal size, the last one perhaps smaller; the plan and its samples stay in memory.
+    """Return a plan in memory: shards of equal size, the last one perhaps smaller.
 
     Args:
-        refs: The samples in ascending order of their keys, as sources give them.
-        shard_size: Samples a shard, at least 1.
+        refs: The samples in ascending order of their keys, as sources yield them.
+        shard_size: Samples per shard, at least 1.
 
     Raises:
         ValueError: No samples, a key twice or out of order, or a shard size below 1.
@@ -202,17 +198,17 @@ def make_plan(refs: Iterable[SampleRef], shard_size: int) -> Plan:
 
 
 def write_plan(path: Path, refs: Iterable[SampleRef], shard_size: int) -> Plan:
-    """Make a plan on disk: each shard's list of samples as soon as it is full, the plan itself last.
+    """Write a plan: each shard's list of samples as soon as it is full, the plan itself last.
 
-    Of the samples no more than a few shards' are in memory at a time.
+    The samples of a few shards at most are in memory at a time.
 
     Args:
-        path: The plan's file; the lists lie in the folder of its name without the ending, which is emptied.
-        refs: As `make_plan` takes them.
-        shard_size: Samples a shard, at least 1.
+        path: The plan's file; the folder of its name without the ending is emptied and takes the lists.
+        refs: As for `make_plan`.
+        shard_size: Samples per shard, at least 1.
 
     Raises:
-        ValueError: As `make_plan` raises it.
+        ValueError: As for `make_plan`.
     """
     path.unlink(missing_ok=True)
     remove_path(path.with_suffix(""))
@@ -259,17 +255,17 @@ def extend_plan(path: Path, refs: Iterable[SampleRef]) -> Plan:
 
 
 def list_path(plan: Path, shard: str) -> Path:
-    """Where the list of a shard's samples lies."""
+    """Return the file of a shard's list of samples."""
     return plan.with_suffix("") / f"{shard}.json"
 
 
 def is_list_name(name: str) -> bool:
-    """Return whether a file in the folder of lists may be one."""
+    """Return whether a file in the folder of lists may be a list."""
     return re.fullmatch(r"[0-9]{6,}\.json", name) is not None
 
 
 def shard_name(index: int) -> str:
-    """Give the zero-padded name of a shard."""
+    """Return the zero-padded name of a shard."""
     return f"{index:06d}"
 
 
@@ -280,16 +276,16 @@ def cut_shards(refs: Iterable[SampleRef], size: int, first: int, keep: Keep) -> 
         refs: The samples in ascending order of their keys.
         size: Samples per shard, at least 1.
         first: Number of the first shard.
-        keep: Takes a shard's name and samples and returns the list that the shard gets.
+        keep: Takes a shard's name and samples and returns the shard's list.
 
     Raises:
-        ValueError: As `make_plan` raises it.
+        ValueError: As for `make_plan`.
     """
     if size < 1:
         raise ValueError(f"shard_size is {size}; a shard holds at least 1 sample")
     source, index, before = iter(refs), first, None
     while samples := tuple(islice(source, size)):
-        check_refs(samples if before is None else (before, *samples))
+        check_refs(samples if before is None else (before, *samples))  # ascending across shards too
         before = samples[-1]
         name = shard_name(index)
         yield PlannedShard(name, samples[0].key, before.key, Samples((keep(name, samples),)))
@@ -303,11 +299,11 @@ def _held(name: str, samples: tuple[SampleRef, ...]) -> SampleList:
 
 
 def _written(path: Path, refs: Iterable[SampleRef], size: int, first: int) -> tuple[PlannedShard, ...]:
-    """Cut samples into shards and write each one's list; all of them are on the disk at the end."""
+    """Cut samples into shards and write their lists; all are on disk at the end."""
     under_way: deque[Future[None]] = deque()
 
     def keep(name: str, samples: tuple[SampleRef, ...]) -> SampleList:
-        while len(under_way) >= 2 * _WRITERS:
+        while len(under_way) >= 2 * _WRITERS:  # or a fast source would fill the memory
             under_way.popleft().result()
         place, data = list_path(path, name), list_bytes(samples)
         under_way.append(writers.submit(write_bytes_atomic, place, data))

@@ -1,4 +1,4 @@
-"""Images that a shard was made without because their files were not there as planned, and that are back."""
+"""Images that a shard lacks because their files were not there as planned, and that are back."""
 
 from collections.abc import Iterable
 
@@ -11,15 +11,14 @@ from shards.formats.records import Drop
 def why_returned(
     drops: Iterable[Drop], samples: Iterable[SampleRef], source: ScenesSourceConfig | FolderSourceConfig
 ) -> str | None:
-    """Return why a shard that is done has to be done again for images that it lacks, such as "3 images are back".
-
-    Cheap where nothing is lacking: then not even the samples are read. What is still missing costs a call of `stat`.
+    """Return why a finished shard has to be redone for images that it lacks, such as "3 images are back", or None.
 
     Args:
         drops: What the shard was made without.
         samples: Its samples, as planned.
         source: Where they are.
     """
+    # Asked of every finished shard: where nothing is lacking not even the samples are read.
     lost = {drop.key for drop in drops if drop.reason in PASSING_REASONS}
     if not lost or isinstance(source, ScenesSourceConfig):  # a scene is drawn: none is ever missing
         return None
@@ -31,5 +30,5 @@ def _is_back(source: FolderSourceConfig, ref: SampleRef) -> bool:
     try:
         path = image_path(source, ref)
         return path.is_file() and sha256_regular(path, MAX_FILE_BYTES) == ref.digest
-    except (OSError, ValueError, UnreadableImage):  # a store that fails brings nothing back
+    except (OSError, ValueError, UnreadableImage):  # a file system that fails brings nothing back
         return False

@@ -1,4 +1,4 @@
-"""Sorts more rows than fit into memory."""
+"""Sorting of more rows than fit into memory."""
 
 import heapq
 import json
@@ -16,19 +16,14 @@ ROWS_IN_MEMORY: Final = 200_000
 
 
 def sorted_rows(rows: Iterable[Row], limit: int = ROWS_IN_MEMORY) -> Iterator[Row]:
-    """Yield rows of text in ascending order.
-
-    Args:
-        rows: Read once. File names that are not UTF-8 may stand in them as Python gives them.
-        limit: Rows held in memory; what is more waits, sorted, in temporary files.
-    """
+    """Yield rows of text in ascending order; of more than `limit` rows, sorted parts wait in temporary files."""
     with sorted_table(rows, limit) as table:
         yield from table()
 
 
 @contextmanager
 def sorted_table(rows: Iterable[Row], limit: int = ROWS_IN_MEMORY) -> Iterator[Callable[[], Iterator[Row]]]:
-    """Sort rows, as `sorted_rows` does, for the length of the block; each call of what it gives yields them all."""
+    """Sort rows as `sorted_rows` does; in the block, each call of what it yields iterates over all of them."""
     source = iter(rows)
     first = sorted(islice(source, limit))
     if len(first) < limit:
@@ -43,6 +38,7 @@ def sorted_table(rows: Iterable[Row], limit: int = ROWS_IN_MEMORY) -> Iterator[C
 
 
 def _spill(path: Path, rows: list[Row]) -> Path:
+    # As JSON in ASCII: rows hold file names, which may contain line breaks and bytes that are not UTF-8.
     with path.open("w", encoding="ascii") as file:
         file.writelines(json.dumps(row) + "\n" for row in rows)
     return path

@@ -1,4 +1,4 @@
-"""Where images and labels come from: a folder of the user's, or the generated scenes."""
+"""Sources of images and labels: a folder of the user's, or the generated scenes."""
 
 import contextlib
 import errno
@@ -40,19 +40,20 @@ _ALL_DIGITS = 64
 _NO_DIGEST = hashlib.sha256(b"").hexdigest()
 _QUOTED = "quoted:"
 
-
 Split = Literal["source", "target", "validation", "test"]
 
 
 class SampleRef(NamedTuple):
-    """One image and where to get it. There are millions of them: they are checked where a plan is made or read.
+    """One image and where to get it.
 
     Attributes:
         key: Its name in the run, unique and stable.
-        digest: SHA-256 of the file's bytes; of (version, split, seed, index) for a scene.
+        digest: SHA-256 of the file's bytes; for a scene, of (version, split, seed, index).
         uri: The path relative to the source's folder, or "scenes:split/seed/index".
-        label_digest: SHA-256 of the label's file, where there is one.
+        label_digest: SHA-256 of the label's file, if there is one.
     """
+
+    # A plain tuple, as there are millions; they are checked where a plan is made or read.
 
     key: str
     digest: str
@@ -61,7 +62,7 @@ class SampleRef(NamedTuple):
 
 
 class ScenesSourceConfig(BaseModel):
-    """The generated data set: `count` scenes of a split, drawn from a seed."""
+    """The generated data set: the first `count` scenes of a split and seed."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -72,7 +73,7 @@ class ScenesSourceConfig(BaseModel):
 
 
 class FolderSourceConfig(BaseModel):
-    """A folder of images, searched with its sub-folders, and perhaps a folder of index PNGs with the same names."""
+    """A folder of images, searched with its sub-folders, and optionally one of index PNGs with the same names."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -90,14 +91,14 @@ class Source(Protocol):
     labelled: bool
 
     def refs(self) -> Iterable[SampleRef]:
-        """All samples in ascending order of their keys, also those that will turn out unreadable."""
+        """All samples in ascending order of their keys, including those that will turn out unreadable."""
         ...
 
     def read_image(self, ref: SampleRef) -> tuple[bytes, str]:
         """The image file's bytes and its extension without dot.
 
         Raises:
-            UnreadableImage: The file is gone, cannot be read, is too large or changed since the plan was made.
+            UnreadableImage: The file is gone, cannot be read, is too large or has changed since the plan was made.
         """
         ...
 
@@ -114,7 +115,7 @@ def open_source(config: ScenesSourceConfig | FolderSourceConfig, vocabulary: Voc
     """Open the source that the settings name.
 
     Raises:
-        ValueError: A folder that is not there, or a vocabulary without any of the scenes' classes.
+        ValueError: A folder does not exist, or the vocabulary names none of the scenes' classes.
     """
     if isinstance(config, ScenesSourceConfig):
         return ScenesSource(config, vocabulary)
@@ -161,7 +162,7 @@ class ScenesSource:
 
 
 class FolderSource:
-    """A folder of images. Hidden files and folders are left out, links to folders not followed."""
+    """A folder of images; hidden files and folders are left out, and links to folders are not followed."""
 
     def __init__(self, config: FolderSourceConfig, vocabulary: Vocabulary) -> None:
         self._images = Path(config.images).expanduser()
@@ -173,18 +174,17 @@ class FolderSource:
         self.labelled = self._labels is not None
 
     def refs(self) -> Iterator[SampleRef]:
-        """All image files. What is no file has the digest of no bytes; `read_image` says what is wrong.
+        """All image files.
 
         Raises:
-            OSError: A file or folder cannot be read, or vanishes meanwhile: a digest that is made up for it would make
-                the image another one for ever.
+            OSError: A file or folder cannot be read, or vanishes meanwhile: an invented digest would stay in the plan.
             ValueError: The folder holds no image.
         """
         key = None
         for key, name in _keyed(image_names(self._images)):
             yield SampleRef(
                 key=key,
-                digest=_listed_digest(self._images / name) or _NO_DIGEST,
+                digest=_listed_digest(self._images / name) or _NO_DIGEST,  # no file: `read_image` reports the reason
                 uri=_to_uri(name),
                 label_digest=self._label_digest(name),
             )
@@ -214,7 +214,7 @@ class FolderSource:
         """The index PNG of the same name; 255 in 8-bit and 65535 in 16-bit files mean ignore.
 
         Raises:
-            UnreadableImage: A label that was planned is gone, or another one: no reason to go on as if there were none.
+            UnreadableImage: A planned label is gone or has changed.
         """
         path = self._label_path(_from_uri(ref.uri))
         if self._labels is None or path is None:
@@ -236,7 +236,7 @@ class FolderSource:
             raise ValueError(f"{path}: {error}") from error
 
     def _label_digest(self, name: str) -> str | None:
-        """Return the SHA-256 of an image's label; None where the user has none for it."""
+        """Return the SHA-256 of an image's label; None if it has none."""
         path = self._label_path(name)
         if self._labels is None or path is None:
             return None
@@ -250,11 +250,8 @@ class FolderSource:
 
 
 def _refuse_vanished(folder: Path, what: str) -> None:
-    """Tell a file that is missing from a store that is.
-
-    Raises:
-        OSError: The folder is gone or empty, as a mount point is once its storage is gone.
-    """
+    """Raise OSError if a folder is gone or empty: then its storage is missing, not a file."""
+    # An empty folder is what a mount point looks like once its storage is gone.
     with contextlib.suppress(FileNotFoundError, NotADirectoryError), os.scandir(folder) as entries:
         if next(entries, None) is not None:
             return
@@ -262,18 +259,18 @@ def _refuse_vanished(folder: Path, what: str) -> None:
 
 
 def sample_keys(names: Sequence[str]) -> list[str]:
-    """Turn different relative paths into keys of `[A-Za-z0-9_-]`, in the paths' order.
+    """Turn distinct relative paths into distinct keys of `[A-Za-z0-9_-]`, in the order of the paths.
 
-    Endings go, other signs become "_". Where two paths give the same key, or a key is too long, each of them ends in
-    eight digits of its path's SHA-256; where these meet another key, in eight more of each, until all differ.
+    Endings are dropped, other characters become "_". Keys that are too long, or shared by two paths, end in eight
+    digits of the path's SHA-256; where that meets another key, in eight more each, until all differ.
     """
     key_of = {name: key for key, name in _keyed(names)}
     return [key_of[name] for name in names]
 
 
 def _keyed(names: Iterable[str]) -> Iterator[Row]:
-    """Yield each path behind its key, in the order of the keys, of which no two are the same."""
-    digits: dict[str, int] = {}  # of the few paths whose usual key is another's, too
+    """Yield (key, path) in the order of the keys, all of them distinct."""
+    digits: dict[str, int] = {}  # of the few paths whose usual key is another's too
     with sorted_table(_usual_keys(names)) as usual:
 
         def rows() -> Iterator[Row]:
@@ -296,7 +293,7 @@ def _usual_keys(names: Iterable[str]) -> Iterator[Row]:
 
 
 def _shared_keys(rows: Iterable[Row]) -> Iterator[tuple[str, set[str]]]:
-    """Yield each key that several paths have, and these."""
+    """Yield each key that several paths share, and the paths."""
     for key, group in groupby(rows, key=itemgetter(0)):
         names = {name for _, name in group}
         if len(names) > 1:
@@ -304,7 +301,8 @@ def _shared_keys(rows: Iterable[Row]) -> Iterator[tuple[str, set[str]]]:
 
 
 def _key(name: str, digits: int) -> str:
-    """Return a path's key with so many digits of its checksum; with all 64 no other path's has the same ones."""
+    """Return a path's key with that many digits of its checksum; with all 64 it is unique."""
+    # NFC: macOS lists accented names decomposed, and the same file should get the same key there.
     stem = unicodedata.normalize("NFC", name[: len(name) - len(Path(name).suffix)])
     short = re.sub(r"[^A-Za-z0-9_-]", "_", stem)
     if digits == 0:
@@ -313,7 +311,7 @@ def _key(name: str, digits: int) -> str:
 
 
 def image_names(folder: Path) -> Iterator[str]:
-    """Give the paths, relative to a folder, of the image files in it; hidden ones are left out."""
+    """Yield the paths, relative to a folder, of its image files; hidden ones are left out."""
     waiting = [folder]
     while waiting:
         here = waiting.pop()
@@ -329,19 +327,15 @@ def image_names(folder: Path) -> Iterator[str]:
 
 
 def image_path(config: FolderSourceConfig, ref: SampleRef) -> Path:
-    """Return where a sample's image is.
-
-    Raises:
-        UnreadableImage: Not in the source's folder.
-    """
+    """Return the file of a sample's image; raise UnreadableImage if it is outside the source's folder."""
     return Path(config.images).expanduser() / _from_uri(ref.uri)
 
 
 def _listed_digest(path: Path) -> str | None:
-    """Return the SHA-256 of a file that was listed; None for what is no file: a link to nowhere, a pipe."""
+    """Return the SHA-256 of a listed file; None if it is not one, such as a broken link or a pipe."""
     try:
         if is_file(path):
-            return sha256_regular(path, MAX_FILE_BYTES)  # the size first: nobody reads what is refused anyway
+            return sha256_regular(path, MAX_FILE_BYTES)  # larger ones are refused later, and need no checksum
         path.lstat()
     except UnusableFile:
         return None
@@ -354,7 +348,7 @@ def _listed_digest(path: Path) -> str | None:
 def _to_uri(name: str) -> str:
     try:
         name.encode()
-    except UnicodeEncodeError:  # a file name that is not UTF-8 cannot stand in JSON as it is
+    except UnicodeEncodeError:  # a file name that is not UTF-8 cannot be written as JSON
         return _QUOTED + quote(os.fsencode(name))
     return _QUOTED + quote(name) if name.startswith(_QUOTED) else name
 
@@ -367,7 +361,8 @@ def _from_uri(uri: str) -> str:
 
 
 def _scene_indices(count: int) -> Iterator[int]:
-    """Give 0 .. count - 1 in the order of the keys: as text, 1000000 comes before 999999."""
+    """Yield 0 .. count - 1 in the order of the keys."""
+    # As text, 1000000 comes before 999999: six digits are padded, more are not.
     for index in range(min(count, 10**6)):
         yield index
         if index >= 10**5 and 10 * index < count:
@@ -375,7 +370,7 @@ def _scene_indices(count: int) -> Iterator[int]:
 
 
 def _longer(head: int, count: int) -> Iterator[int]:
-    """Give the numbers that begin with the digits of another and have more of them."""
+    """Yield the numbers that start with the digits of `head` and have more of them."""
     for index in range(10 * head, min(10 * head + 10, count)):
         yield index
         if 10 * index < count:

@@ -1,4 +1,4 @@
-"""How the holder of a lock shows that it lives, and stops when the lock is no longer its own."""
+"""The sign of life that keeps a lock."""
 
 import logging
 import signal
@@ -11,17 +11,17 @@ from shards.files.errors import StoreRefused
 logger = logging.getLogger(__name__)
 
 HEARTBEAT_S: Final = 20.0
-STALE_S: Final = 120.0  # a holder elsewhere that has been silent for longer is taken for dead
+STALE_S: Final = 120.0  # a holder elsewhere that is silent for longer counts as dead
 
 
 class Heartbeat:
-    """Renew a lock every so often, in a thread that ends with the process.
+    """Renew a lock at intervals, in a thread that ends with the process.
 
     Args:
-        lock: What the lock is called.
-        renew: Renews it; False: it is no longer its holder's, who is then interrupted as by Ctrl-C. An error of the
-            file system or store is only logged: it may pass.
-        every_s: Seconds between two times.
+        lock: What messages call the lock.
+        renew: Renews it; returns False if it belongs to someone else now, and this process is interrupted as by Ctrl-C.
+            Errors of the file system or store are only logged: they may be transient.
+        every_s: Seconds between two renewals.
     """
 
     def __init__(self, lock: str, renew: Callable[[], bool], every_s: float = HEARTBEAT_S) -> None:
@@ -32,11 +32,11 @@ class Heartbeat:
         self._thread = threading.Thread(target=self._run, name="run-lock", daemon=True)
 
     def start(self) -> None:
-        """Begin; the lock was taken just now."""
+        """Start; the lock has just been taken."""
         self._thread.start()
 
     def stop(self) -> None:
-        """End; after it the lock is not renewed any more."""
+        """Stop renewing the lock."""
         self._done.set()
         self._thread.join()
 
@@ -52,7 +52,7 @@ class Heartbeat:
 
 
 def _interrupt_main() -> None:
-    # A shell starts background commands with SIGINT ignored. A signal sent to the thread also ends a wait it is in.
+    # Shells start background commands with SIGINT ignored. A signal sent to the thread also ends a wait it is in.
     number = signal.SIGINT if callable(signal.getsignal(signal.SIGINT)) else signal.SIGTERM
     ident = threading.main_thread().ident
     if ident is not None:

@@ -1,4 +1,4 @@
-"""Asking a store what there is: unlike with `pathlib` and `os.walk`, one that fails is not taken for a no."""
+"""Queries of a file system that may fail."""
 
 import errno
 import os
@@ -12,7 +12,7 @@ def is_file(path: Path) -> bool:
     """Return whether a path is a regular file, or a link to one.
 
     Raises:
-        OSError: It cannot be told: the store fails, or a right is refused.
+        OSError: The file system fails, or refuses permission.
     """
     return stat.S_ISREG(_mode(path))
 
@@ -21,19 +21,18 @@ def is_folder(path: Path) -> bool:
     """Return whether a path is a folder, or a link to one.
 
     Raises:
-        OSError: It cannot be told, as above.
+        OSError: The file system fails, or refuses permission.
     """
     return stat.S_ISDIR(_mode(path))
 
 
 def list_folder(folder: Path) -> tuple[list[str], list[str]]:
-    """Return the names of the sub-folders and of the files in a folder; hidden ones and links to folders are left out.
-
-    `os.walk` takes a folder whose kind the store cannot tell at the moment for a file, and so loses all that is in it.
+    """Return the names of the sub-folders and of the files in a folder, without hidden ones and links to folders.
 
     Raises:
         OSError: It cannot be listed.
     """
+    # Not `os.walk`: it takes a folder whose kind cannot be read at the moment for a file, and loses all that is in it.
     return patiently(folder, lambda: _listed(folder))
 
 
@@ -45,8 +44,8 @@ def _listed(folder: Path) -> tuple[list[str], list[str]]:
             if entry.name.startswith("."):
                 continue
             if entry.is_symlink():
-                # Where a link leads is not followed up here: reading it tells what is wrong with it.
-                if not os.path.isdir(entry.path):  # noqa: PTH112 - a link to nowhere counts as a file
+                # A broken link counts as a file: reading it reports what is wrong.
+                if not os.path.isdir(entry.path):  # noqa: PTH112 - an entry holds a text, no Path
                     files.append(entry.name)
             else:
                 (folders if entry.is_dir() else files).append(entry.name)
@@ -54,12 +53,12 @@ def _listed(folder: Path) -> tuple[list[str], list[str]]:
 
 
 def _mode(path: Path) -> int:
-    """Return the mode of what a path leads to; 0 for nothing."""
+    # Unlike with `Path.is_file`, a file system that fails is not taken for a no: an image would count as missing.
     try:
         return patiently(path, path.stat).st_mode
     except (FileNotFoundError, NotADirectoryError, ValueError):  # ValueError: a name with a zero byte
         return 0
     except OSError as error:
-        if error.errno == errno.ELOOP:
+        if error.errno == errno.ELOOP:  # a link to itself leads nowhere
             return 0
         raise

@@ -1,4 +1,4 @@
-"""Asking a store again, where it fails for a cause that may pass."""
+"""Calls to a file system that fails for moments: retried, and a failure is never taken for "there is no such file"."""
 
 import errno
 import logging
@@ -18,14 +18,14 @@ RETRY_WAITS_S: tuple[float, ...] = (0.1, 0.5, 2.0)
 
 
 def retried(action: Callable[[], Result], *, also: Collection[int] = ()) -> Result:
-    """Do something on a store again, after growing waits, where it fails for a cause that may pass.
+    """Return what `action` returns; where it fails with a transient error, repeat it after growing waits.
 
     Args:
-        action: What can be done again from its beginning.
-        also: Numbers of further errors that may pass.
+        action: Can be repeated from its start.
+        also: Further errno values that count as transient.
 
     Raises:
-        OSError: It failed for another cause, or each time.
+        OSError: It failed with another error, or each time.
     """
     for wait_s in RETRY_WAITS_S:
         try:
@@ -39,17 +39,12 @@ def retried(action: Callable[[], Result], *, also: Collection[int] = ()) -> Resu
 
 
 def patiently(path: Path, read: Callable[[], Result]) -> Result:
-    """Read a file as `retried` does, with an error that names the file and its errno.
-
-    Python names the file where opening fails, not where reading does; who has a million of them needs it there, too.
-
-    Args:
-        path: The file, or folder.
-        read: Reads it from its beginning.
+    """Read a file or folder with `retried`, with an error that names it and its errno.
 
     Raises:
-        OSError: It failed for a cause that does not pass, or each time.
+        OSError: It failed with an error that is not transient, or each time.
     """
+    # Python names the file when opening fails but not when reading does; among a million files it is needed there too.
     try:
         return retried(read)
     except OSError as error:

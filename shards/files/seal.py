@@ -1,4 +1,4 @@
-"""JSON files that begin with a checksum of the rest of them, so that a damaged one is told from a whole one."""
+"""JSON files that begin with a checksum of the rest, so that damage is noticed."""
 
 import hashlib
 import re
@@ -18,15 +18,13 @@ def sealed(body: bytes) -> bytes:
 
 
 def unsealed(data: bytes) -> bytes:
-    """Return what was sealed; a file without a checksum (from an earlier version) as it is.
-
-    A seal that is itself damaged stays in the result as the field `checksum`, which readers refuse as unknown.
+    """Return the object without its checksum; one that has none (from an earlier version) as it is.
 
     Raises:
         ValueError: The checksum is not that of the rest.
     """
     seal = _SEAL.match(data)
-    if seal is None:
+    if seal is None:  # a damaged seal stays as the field `checksum`, which readers refuse as unknown
         return data
     body = _OPEN + data[seal.end() :]
     if hashlib.sha256(body).hexdigest().encode() != seal[1]:
