@@ -24,7 +24,7 @@ from jobs.stages import (
     write,
 )
 from pipeline.report import report
-from shards.data.collector import gc_disabled
+from shards.data.plan import gc_disabled
 from shards.formats.records import Json, record_or_none
 
 Recipe = Sequence[Stage[Any]]

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Final, Literal
 
 from jobs.stage import ReadRecord, ShardTask, why_record_stale, why_stale
-from shards.data.collector import gc_disabled
+from shards.data.plan import gc_disabled
 from shards.formats.records import read_record
 
 NO_RECORD: Final = "no record"

@@ -7,7 +7,7 @@ from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
 from shards.data.images import IMAGE_SUFFIXES, UnreadableImage
-from shards.data.sources import image_names, sample_keys
+from shards.data.sample_keys import image_names, sample_keys
 from shards.files.untrusted import MAX_FILE_BYTES, UnusableFile, read_regular
 from shards.formats.tar import MemberRange, read_member
 from shards.formats.tar_members import tar_members

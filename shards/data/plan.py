@@ -4,12 +4,14 @@
 own (`plan/000012.json`), whose checksum is in the row: who needs one shard reads one shard, and nobody holds them all.
 """
 
+import gc
 import hashlib
 import json
 import re
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence, Set
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
@@ -17,17 +19,13 @@ from typing import Annotated, Final, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError, model_validator
 
-from shards.data.collector import gc_disabled
 from shards.data.samples import SampleList, Samples, check_refs, list_bytes, list_digest
-from shards.data.sources import MAX_KEY_LENGTH, SampleRef
+from shards.data.sources import SampleRef
 from shards.files.atomic import remove_path, write_bytes_atomic
-from shards.files.seal import sealed, unsealed
 from shards.files.untrusted import read_regular
-from shards.formats.records import Checksum
+from shards.formats.records import Checksum, sealed, unsealed
 
 PLAN_VERSION: Final = 2
-_KEY_DIGITS: Final = 8  # of its checksum, which make a taken key another
-_MOST_KEY_DIGITS: Final = 64
 _WRITERS: Final = 16  # lists are written concurrently: waiting for the disk is most of the work
 
 Keep = Callable[[str, tuple[SampleRef, ...]], SampleList]
@@ -89,7 +87,7 @@ class Plan:
     """All shards of a data set, in order; keys are unique over all of them.
 
     Attributes:
-        shard_size: Samples a shard; the last one that was planned at a time may have fewer.
+        shard_size: Samples per shard; the last one may have fewer.
         shards: The shards.
     """
 
@@ -194,7 +192,7 @@ def make_plan(refs: Iterable[SampleRef], shard_size: int) -> Plan:
     Raises:
         ValueError: No samples, a key twice or out of order, or a shard size below 1.
     """
-    return Plan(shard_size, tuple(cut_shards(refs, shard_size, 0, _held)))
+    return Plan(shard_size, tuple(cut_shards(refs, shard_size, _held)))
 
 
 def write_plan(path: Path, refs: Iterable[SampleRef], shard_size: int) -> Plan:
@@ -212,46 +210,23 @@ def write_plan(path: Path, refs: Iterable[SampleRef], shard_size: int) -> Plan:
     """
     path.unlink(missing_ok=True)
     remove_path(path.with_suffix(""))
-    plan = Plan(shard_size, _written(path, refs, shard_size, 0))
+    plan = Plan(shard_size, _written(path, refs, shard_size))
     plan.save(path)
     return plan
 
 
-def extend_plan(path: Path, refs: Iterable[SampleRef]) -> Plan:
-    """Add the samples that a plan does not have yet, in new shards; the old shards stay as they are.
-
-    A sample is known by its uri. Samples that are gone from the source stay planned. A new one whose key is taken
-    gets eight digits of its checksum behind it, or more until it is free. The planned keys and uris are held in memory.
-
-    Args:
-        path: The plan's file.
-        refs: All samples of the source, in any order.
-
-    Raises:
-        ValueError: A planned sample has other bytes now, or new samples share a key.
-    """
-    plan = Plan.load(path)
-    known = {ref.uri: ref for ref in plan.samples}
-    keys = {ref.key for ref in known.values()}
-    added = []
-    for ref in refs:
-        old = known.get(ref.uri)
-        if old is None:
-            added.append(ref)
-        elif (old.digest, old.label_digest) != (ref.digest, ref.label_digest):
-            raise ValueError(
-                f"{ref.uri} changed since the plan was made ({old.digest[:8]} -> {ref.digest[:8]}); "
-                "put the old file back, or start a new run"
-            )
-    if not added:
-        return plan
-    added.sort(key=lambda ref: ref.key)
-    check_refs(added)
-    added = sorted(_with_free_keys(added, keys), key=lambda ref: ref.key)
-    more = _written(path, added, plan.shard_size, len(plan.shards))
-    extended = replace(plan, shards=plan.shards + more)
-    extended.save(path)
-    return extended
+@contextmanager
+def gc_disabled() -> Iterator[None]:
+    """Pause the search for cycles in the block, in all threads."""
+    # It goes through all living objects again and again as their number grows: a third of the time in which ten million
+    # samples are planned. Objects without cycles are freed as ever.
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
 
 
 def list_path(plan: Path, shard: str) -> Path:
@@ -269,13 +244,12 @@ def shard_name(index: int) -> str:
     return f"{index:06d}"
 
 
-def cut_shards(refs: Iterable[SampleRef], size: int, first: int, keep: Keep) -> Iterator[PlannedShard]:
+def cut_shards(refs: Iterable[SampleRef], size: int, keep: Keep) -> Iterator[PlannedShard]:
     """Yield shards of samples, the last one perhaps smaller.
 
     Args:
         refs: The samples in ascending order of their keys.
         size: Samples per shard, at least 1.
-        first: Number of the first shard.
         keep: Takes a shard's name and samples and returns the shard's list.
 
     Raises:
@@ -283,7 +257,7 @@ def cut_shards(refs: Iterable[SampleRef], size: int, first: int, keep: Keep) -> 
     """
     if size < 1:
         raise ValueError(f"shard_size is {size}; a shard holds at least 1 sample")
-    source, index, before = iter(refs), first, None
+    source, index, before = iter(refs), 0, None
     while samples := tuple(islice(source, size)):
         check_refs(samples if before is None else (before, *samples))  # ascending across shards too
         before = samples[-1]
@@ -298,7 +272,7 @@ def _held(name: str, samples: tuple[SampleRef, ...]) -> SampleList:
     return SampleList(len(samples), list_digest(samples), refs=samples)
 
 
-def _written(path: Path, refs: Iterable[SampleRef], size: int, first: int) -> tuple[PlannedShard, ...]:
+def _written(path: Path, refs: Iterable[SampleRef], size: int) -> tuple[PlannedShard, ...]:
     """Cut samples into shards and write their lists; all are on disk at the end."""
     under_way: deque[Future[None]] = deque()
 
@@ -310,22 +284,7 @@ def _written(path: Path, refs: Iterable[SampleRef], size: int, first: int) -> tu
         return SampleList(len(samples), list_digest(samples), place, hashlib.sha256(data).hexdigest())
 
     with ThreadPoolExecutor(_WRITERS) as writers, gc_disabled():
-        shards = tuple(cut_shards(refs, size, first, keep))
+        shards = tuple(cut_shards(refs, size, keep))
         for written in under_way:
             written.result()
     return shards
-
-
-def _with_free_keys(added: Sequence[SampleRef], planned: Set[str]) -> Iterator[SampleRef]:
-    """Yield new samples; each whose key is planned already gets as many digits behind it as make it a free one."""
-    taken = {*planned, *(ref.key for ref in added)}
-    for ref in added:
-        key, count = ref.key, 0
-        # Copies of a file have the same checksum, so that the path's follows.
-        tail = ref.digest + hashlib.sha256(ref.uri.encode()).hexdigest()
-        while key in (taken if count else planned):
-            count += _KEY_DIGITS
-            digits = tail[max(0, count - _MOST_KEY_DIGITS) : count]
-            key = f"{ref.key[: MAX_KEY_LENGTH - 1 - len(digits)]}-{digits}"
-        taken.add(key)
-        yield ref._replace(key=key)

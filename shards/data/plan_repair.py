@@ -69,5 +69,5 @@ def rebuild_lists(path: Path, refs: Iterable[SampleRef]) -> None:
                 write_bytes_atomic(list_path(path, name), data)
         return SampleList(len(samples), digest)
 
-    for _ in cut_shards(refs, plan.shard_size, 0, keep):
+    for _ in cut_shards(refs, plan.shard_size, keep):
         pass

@@ -10,7 +10,8 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Final
 
-from shards.data.sources import MAX_KEY_LENGTH, SampleRef
+from shards.data.sample_keys import MAX_KEY_LENGTH
+from shards.data.sources import SampleRef
 from shards.files.untrusted import parse_json, read_regular
 
 _KEYS = re.compile(rf"(?:[A-Za-z0-9_-]{{1,{MAX_KEY_LENGTH}}}\n)*")

@@ -12,8 +12,8 @@ from typing import Annotated, Self
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from shards.files.atomic import write_bytes_atomic
-from shards.files.seal import sealed, unsealed
 from shards.files.untrusted import MAX_TEXT_BYTES, parse_json, read_regular
+from shards.formats.records import sealed, unsealed
 
 DEFAULT_TEMPLATES: tuple[str, ...] = ("a photo of a {}.",)
 IGNORE_8_BIT = 255

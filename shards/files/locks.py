@@ -5,7 +5,9 @@ import fcntl
 import json
 import logging
 import os
+import signal
 import socket
+import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator
@@ -19,14 +21,15 @@ from typing import Final, Self
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from shards.files.atomic import temporary_sibling
-from shards.files.errors import READ_ONLY
+from shards.files.errors import READ_ONLY, StoreRefused
 from shards.files.fence import Fence, stand_under, step_out
-from shards.files.heartbeat import HEARTBEAT_S, STALE_S, Heartbeat
 from shards.files.processes import process_is_alive, process_space, process_start_ticks
 from shards.files.untrusted import parse_json, read_regular
 
 logger = logging.getLogger(__name__)
 
+HEARTBEAT_S: Final = 20.0
+STALE_S: Final = 120.0  # a holder elsewhere that is silent for longer counts as dead
 UNREADABLE_GRACE_S: Final = 30.0  # a lock without readable content is being written, or its writer was killed
 
 
@@ -68,6 +71,43 @@ class LockHeld(RuntimeError):  # noqa: N818 - a state, not a fault
         )
         self.who = who
         self.since = since
+
+
+class Heartbeat:
+    """Renew a lock at intervals, in a thread that ends with the process.
+
+    Args:
+        lock: What messages call the lock.
+        renew: Renews it; returns False if it belongs to someone else now, and this process is interrupted as by Ctrl-C.
+            Errors of the file system or store are only logged: they may be transient.
+        every_s: Seconds between two renewals.
+    """
+
+    def __init__(self, lock: str, renew: Callable[[], bool], every_s: float = HEARTBEAT_S) -> None:
+        self._lock = lock
+        self._renew = renew
+        self._every_s = every_s
+        self._done = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="run-lock", daemon=True)
+
+    def start(self) -> None:
+        """Start; the lock has just been taken."""
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Stop renewing the lock."""
+        self._done.set()
+        self._thread.join()
+
+    def _run(self) -> None:
+        while not self._done.wait(self._every_s):
+            try:
+                if not self._renew():
+                    logger.error("%s was taken over by another command, or deleted: stopping", self._lock)
+                    _interrupt_main()
+                    return
+            except (OSError, StoreRefused) as error:  # StoreUnavailable is an OSError
+                logger.warning("%s could not be renewed: %s", self._lock, error)
 
 
 class RunLock:
@@ -261,3 +301,11 @@ def _remove_if_stale(path: Path) -> None:
         known = holder or UNKNOWN
         logger.warning("%s: its holder, process %d on %s, is gone", path, known.pid, known.host)
         path.unlink(missing_ok=True)
+
+
+def _interrupt_main() -> None:
+    # Shells start background commands with SIGINT ignored. A signal sent to the thread also ends a wait it is in.
+    number = signal.SIGINT if callable(signal.getsignal(signal.SIGINT)) else signal.SIGTERM
+    ident = threading.main_thread().ident
+    if ident is not None:
+        signal.pthread_kill(ident, number)

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path, PurePosixPath
 from typing import Annotated, Any, Literal, NamedTuple
@@ -18,7 +19,6 @@ from pydantic import (
 )
 
 from shards.files.atomic import sha256_path, write_bytes_atomic
-from shards.files.seal import sealed, unsealed
 from shards.files.untrusted import read_json_file, read_regular
 
 Json = JsonValue
@@ -26,6 +26,8 @@ _SHOWN_CHANGES = 4
 _SHOWN_CHARACTERS = 60
 _DETAIL_CHARACTERS = 500
 _ABSENT = "(absent)"
+_SEAL = re.compile(rb'\{\n "checksum": "([0-9a-f]{64})",\n')
+_OPEN = b"{\n"
 
 
 def canonical_json(value: object) -> str:
@@ -112,6 +114,31 @@ class Record(BaseModel):
     inputs: dict[str, Checksum] = {}
     fingerprint: Annotated[dict[str, Json], BeforeValidator(_plain_fingerprint)] = {}
     seconds: FiniteFloat = 0.0
+
+
+def sealed(body: bytes) -> bytes:
+    """Return a JSON object with its checksum as the first field.
+
+    Args:
+        body: The object as `json.dumps(…, indent=1)` writes it, with at least one field.
+    """
+    seal = f'{{\n "checksum": "{hashlib.sha256(body).hexdigest()}",\n'.encode()
+    return seal + body.removeprefix(_OPEN)
+
+
+def unsealed(data: bytes) -> bytes:
+    """Return the object without its checksum; one that has none (from an earlier version) as it is.
+
+    Raises:
+        ValueError: The checksum is not that of the rest.
+    """
+    seal = _SEAL.match(data)
+    if seal is None:  # a damaged seal stays as the field `checksum`, which readers refuse as unknown
+        return data
+    body = _OPEN + data[seal.end() :]
+    if hashlib.sha256(body).hexdigest().encode() != seal[1]:
+        raise ValueError("it does not match its own checksum")
+    return body
 
 
 def write_record(path: Path, record: Record) -> None:

@@ -10,8 +10,17 @@ from typing import Final, Self
 
 from shards.files.errors import StoreRefused
 from shards.files.fence import Fence, stand_under, step_out
-from shards.files.heartbeat import HEARTBEAT_S, STALE_S, Heartbeat
-from shards.files.locks import UNKNOWN, LockHolder, held_by, is_stale, lock_content, parse_holder
+from shards.files.locks import (
+    HEARTBEAT_S,
+    STALE_S,
+    UNKNOWN,
+    Heartbeat,
+    LockHolder,
+    held_by,
+    is_stale,
+    lock_content,
+    parse_holder,
+)
 from shards.storage.store import Store
 
 logger = logging.getLogger(__name__)

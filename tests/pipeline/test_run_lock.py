@@ -15,8 +15,7 @@ import pytest
 from run_setup import invoke
 
 from pipeline.run.lock import holding, holding_stage, run_holder, stage_holder, stage_holders
-from shards.files.heartbeat import STALE_S
-from shards.files.locks import LockHeld, RunLock
+from shards.files.locks import STALE_S, LockHeld, RunLock
 from shards.files.processes import process_space
 from shards.storage.store import MIRROR_VARIABLE, Store, location_of, run_folder
 from shards.storage.store_lock import StoreLock

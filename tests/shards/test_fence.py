@@ -15,8 +15,7 @@ import pytest
 
 from shards.files.atomic import write_bytes_atomic
 from shards.files.fence import LockLost, fences_over, require_lock, stand_under, step_out
-from shards.files.heartbeat import STALE_S
-from shards.files.locks import RunLock
+from shards.files.locks import STALE_S, RunLock
 from shards.formats.arrays import write_arrays
 from shards.formats.events import append_event
 from shards.formats.records import Record, write_record

@@ -16,8 +16,7 @@ import pytest
 
 from shards.files import processes
 from shards.files.atomic import remove_stale_temporaries, temporary_sibling
-from shards.files.heartbeat import STALE_S
-from shards.files.locks import LockHeld, LockHolder, RunLock, clear_stale, is_stale, live_holder, parse_holder
+from shards.files.locks import STALE_S, LockHeld, LockHolder, RunLock, clear_stale, is_stale, live_holder, parse_holder
 from shards.files.processes import process_space, process_start_ticks
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -17,7 +17,7 @@ from shards.formats.layout import record_of
 from shards.formats.records import Record, why_stale, write_record
 from shards.storage import mirror, store_calls
 from shards.storage import store as storage
-from shards.storage.store import MIRROR_VARIABLE, RunLocation, Store, location_of, run_folder
+from shards.storage.store import MIRROR_VARIABLE, RunLocation, Store, is_in_store, location_of, run_folder
 from shards.storage.store_calls import persistently
 
 _numbers = itertools.count()
@@ -78,7 +78,7 @@ def test_what_one_machine_published_another_has_whole_for_as_long_as_it_uses_it(
     mirror.bring(second)
     output, record = moved(second, first, (output, record))
     assert record.is_file() and not output.exists()
-    assert why_stale(record, fingerprint={}, inputs={}) is None  # done, though its bytes are not here
+    assert why_stale(record, fingerprint={}, inputs={}, is_elsewhere=is_in_store) is None  # done, though not here
     with mirror.fetched(second, [(output, record)]):
         assert sha256_path(output) == digest
     assert not output.exists()
