@@ -65,16 +65,14 @@ class DecodedImage:
     exif_orientation: int
 
 
-def decode_image(data: bytes, *, max_pixels: int = MAX_PIXELS, min_side: int = 1) -> DecodedImage:
+def decode_image(data: bytes) -> DecodedImage:
     """Decode an image file.
 
     Transparent pixels are blended with white, 16-bit grey is divided by 257, CMYK becomes RGB, and of several frames
     the first is used. An EXIF block that cannot be read is ignored.
 
     Args:
-        data: The whole file: JPEG, PNG, WebP, TIFF or BMP.
-        max_pixels: Larger images are refused before they are unpacked.
-        min_side: Images with a shorter side are refused.
+        data: The whole file: JPEG, PNG, WebP, TIFF or BMP, of at most `MAX_PIXELS`.
 
     Raises:
         UnreadableImage: The bytes are no usable image; no other error is raised, whatever they are.
@@ -85,10 +83,10 @@ def decode_image(data: bytes, *, max_pixels: int = MAX_PIXELS, min_side: int = 1
     try:
         image = Image.open(io.BytesIO(data), formats=IMAGE_FORMATS)
         width, height = image.size
-        if width * height > max_pixels:
-            raise UnreadableImage("too_large", f"{width} x {height} pixels; at most {max_pixels} are taken")
-        if min(width, height) < min_side:
-            raise UnreadableImage("too_small", f"{width} x {height} pixels; each side needs {min_side}")
+        if width * height > MAX_PIXELS:  # before it is unpacked
+            raise UnreadableImage("too_large", f"{width} x {height} pixels; at most {MAX_PIXELS} are taken")
+        if min(width, height) < 1:
+            raise UnreadableImage("too_small", f"{width} x {height} pixels; each side needs 1")
         image.load()
         orientation = _orientation(image)  # after load: Pillow turns TIFFs upright itself and drops the tag
         pixels = _rgb(image)

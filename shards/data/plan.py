@@ -279,9 +279,9 @@ def _written(path: Path, refs: Iterable[SampleRef], size: int) -> tuple[PlannedS
     def keep(name: str, samples: tuple[SampleRef, ...]) -> SampleList:
         while len(under_way) >= 2 * _WRITERS:  # or a fast source would fill the memory
             under_way.popleft().result()
-        place, data = list_path(path, name), list_bytes(samples)
-        under_way.append(writers.submit(write_bytes_atomic, place, data))
-        return SampleList(len(samples), list_digest(samples), place, hashlib.sha256(data).hexdigest())
+        file, data = list_path(path, name), list_bytes(samples)
+        under_way.append(writers.submit(write_bytes_atomic, file, data))
+        return SampleList(len(samples), list_digest(samples), file, hashlib.sha256(data).hexdigest())
 
     with ThreadPoolExecutor(_WRITERS) as writers, gc_disabled():
         shards = tuple(cut_shards(refs, size, keep))

@@ -41,7 +41,7 @@ def rebuild_plan(path: Path, shard_size: int, known: Mapping[str, str]) -> Plan:
         shards.append(PlannedShard(name, first, last, Samples((samples,))))
     # A plan that ends early, or with another list, would look whole: what is known of it elsewhere has to agree.
     found = {shard.name: shard.digest for shard in shards}
-    there = {place.stem for place in path.with_suffix("").glob("[0-9]*.json")}
+    there = {file.stem for file in path.with_suffix("").glob("[0-9]*.json")}
     wrong = sorted((there - found.keys()) | {name for name in known if found.get(name) != known[name]})
     if wrong or not shards:
         raise ValueError(f"{path} cannot be made out of its lists: that of shard {(wrong or ['000000'])[0]} is lost")
@@ -58,7 +58,7 @@ def rebuild_lists(path: Path, refs: Iterable[SampleRef]) -> None:
         refs: All samples of the source, in ascending order of their keys.
     """
     plan = Plan.load(path)
-    broken = {place.stem for place, _ in damaged_lists(plan)}
+    broken = {file.stem for file, _ in damaged_lists(plan)}
 
     def keep(name: str, samples: tuple[SampleRef, ...]) -> SampleList:
         digest, data = list_digest(samples), list_bytes(samples)

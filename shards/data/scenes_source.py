@@ -31,10 +31,10 @@ class ScenesSource:
     def refs(self) -> Iterator[SampleRef]:
         """All scenes."""
         split, seed = self._config.split, self._config.seed
-        head, place = json.dumps([SCENES_VERSION, split, seed])[:-1], f"scenes:{split}/{seed}/"
+        head, folder = json.dumps([SCENES_VERSION, split, seed])[:-1], f"scenes:{split}/{seed}/"
         for index in _scene_indices(self._config.count):
             digest = hashlib.sha256(f"{head}, {index}]".encode()).hexdigest()
-            yield SampleRef(f"{split}-{index:06d}", digest, f"{place}{index}")
+            yield SampleRef(f"{split}-{index:06d}", digest, f"{folder}{index}")
 
     def read_image(self, ref: SampleRef) -> tuple[bytes, str]:
         """Draw the scene: PNG bytes."""

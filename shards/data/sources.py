@@ -3,7 +3,6 @@
 import contextlib
 import errno
 import hashlib
-import logging
 import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -18,12 +17,11 @@ from shards.data.images import IMAGE_SUFFIXES, PASSING_REASONS, UnreadableImage
 from shards.data.labels import decode_label
 from shards.data.sample_keys import image_names, keyed
 from shards.data.vocabulary import IGNORE_8_BIT, IGNORE_16_BIT, Vocabulary
+from shards.files.atomic import sha256_file
 from shards.files.errors import is_transient
 from shards.files.retry import is_file, is_folder
-from shards.files.untrusted import MAX_FILE_BYTES, UnusableFile, read_regular, sha256_regular
+from shards.files.untrusted import MAX_FILE_BYTES, UnusableFile, read_regular
 from shards.formats.records import Drop
-
-logger = logging.getLogger(__name__)
 
 _NO_DIGEST = hashlib.sha256(b"").hexdigest()
 _QUOTED = "quoted:"
@@ -219,7 +217,7 @@ def _listed_digest(path: Path) -> str | None:
     """Return the SHA-256 of a listed file; None if it is not one, such as a broken link or a pipe."""
     try:
         if is_file(path):
-            return sha256_regular(path, MAX_FILE_BYTES)  # larger ones are refused later, and need no checksum
+            return sha256_file(path, MAX_FILE_BYTES)  # larger ones are refused later, and need no checksum
         path.lstat()
     except UnusableFile:
         return None
@@ -276,6 +274,6 @@ def why_returned(
 def _is_back(source: FolderSourceConfig, ref: SampleRef) -> bool:
     try:
         path = image_path(source, ref)
-        return path.is_file() and sha256_regular(path, MAX_FILE_BYTES) == ref.digest
+        return path.is_file() and sha256_file(path, MAX_FILE_BYTES) == ref.digest
     except (OSError, ValueError, UnreadableImage):  # a file system that fails brings nothing back
         return False

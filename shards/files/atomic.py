@@ -17,8 +17,8 @@ from pathlib import Path
 from shards.files.errors import REFUSED_RENAME
 from shards.files.fence import require_lock
 from shards.files.processes import process_is_alive, process_space, process_start_ticks
-from shards.files.retry import retried
-from shards.files.untrusted import sha256_regular
+from shards.files.retry import patiently, retried
+from shards.files.untrusted import open_regular
 
 logger = logging.getLogger(__name__)
 
@@ -31,15 +31,20 @@ _REMOVE_ATTEMPTS = 20
 _SETTLE_S = 0.05
 
 
-def sha256_file(path: Path) -> str:
+def sha256_file(path: Path, max_bytes: int | None = None) -> str:
     """Return the SHA-256 of a file's bytes as 64 hex digits; transient errors are retried.
 
     Raises:
         FileNotFoundError: There is no such file.
         OSError: It cannot be read; the error names it.
-        ValueError: It is a pipe or a device.
+        UnusableFile: It is a pipe or a device, or larger than `max_bytes`.
     """
-    return sha256_regular(path)
+
+    def once() -> str:
+        with open_regular(path, max_bytes) as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+
+    return patiently(path, once)
 
 
 def sha256_tree(folder: Path) -> str:

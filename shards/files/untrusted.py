@@ -1,7 +1,6 @@
 """Files that others made: opened only if they are plain files, never read past a limit, links never followed out."""
 
 import errno
-import hashlib
 import json
 import os
 import stat
@@ -81,23 +80,13 @@ def read_regular(path: Path, max_bytes: int | None = MAX_FILE_BYTES) -> bytes:
         UnusableFile: A pipe, device or socket, or too large.
         OSError: It does not exist, or cannot be read.
     """
-    return patiently(path, lambda: _read_once(path, max_bytes))
 
+    def once() -> bytes:
+        with open_regular(path, max_bytes) as file:
+            size = os.fstat(file.fileno()).st_size
+            return file.read(size)  # without what is appended meanwhile, or the limit would not hold
 
-def _read_once(path: Path, max_bytes: int | None) -> bytes:
-    with open_regular(path, max_bytes) as file:
-        size = os.fstat(file.fileno()).st_size
-        return file.read(size)  # without what is appended meanwhile, or the limit would not hold
-
-
-def sha256_regular(path: Path, max_bytes: int | None = None) -> str:
-    """Return the SHA-256 of the bytes of a file that `open_regular` opens, as 64 hex digits."""
-    return patiently(path, lambda: _sha256_once(path, max_bytes))
-
-
-def _sha256_once(path: Path, max_bytes: int | None) -> str:
-    with open_regular(path, max_bytes) as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    return patiently(path, once)
 
 
 def parse_json(data: bytes | str) -> Any:

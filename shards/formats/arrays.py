@@ -211,7 +211,8 @@ def _read(path: Path, group: zarr.Group, name: str, rows: Any) -> NDArray[Any]:
         if not isinstance(array, zarr.Array) or array.nbytes > MAX_ARRAY_BYTES:
             raise ValueError(f"{name!r} is not an array of a sane size")
         # zarr would read a missing chunk, or an empty file, as zeros.
-        if array.size and (array.nchunks_initialized < array.nchunks or not _shard_file(path, array).stat().st_size):
+        shard = path.joinpath(array.basename, "c", *["0"] * array.ndim)
+        if array.size and (array.nchunks_initialized < array.nchunks or not shard.stat().st_size):
             raise ValueError(f"{name!r} misses chunks")
         if isinstance(rows, int) and not -array.shape[0] <= rows < array.shape[0]:
             raise IndexError(f"{path} has rows 0 to {array.shape[0] - 1} in {name}; there is no row {rows}")
@@ -220,10 +221,6 @@ def _read(path: Path, group: zarr.Group, name: str, rows: Any) -> NDArray[Any]:
         raise
     except Exception as error:
         raise _damaged(path, error) from error
-
-
-def _shard_file(path: Path, array: zarr.Array[Any]) -> Path:
-    return path.joinpath(array.basename, "c", *["0"] * array.ndim)
 
 
 def _damaged(path: Path, error: Exception) -> Exception:

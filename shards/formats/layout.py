@@ -87,7 +87,11 @@ class RunLayout:
         return self.root / "embeddings" / "text"
 
     def round(self, number: int) -> Path:
-        """The folder of a round; round 0 is the start, before any self-training."""
+        """The folder of a round; round 0 is the start, before any self-training.
+
+        Raises:
+            ValueError: The number is negative.
+        """
         if number < 0:
             raise ValueError(f"round {number} does not exist; rounds count from 0")
         return self.root / "rounds" / f"{number:03d}"

@@ -216,7 +216,7 @@ def read_drops(path: Path) -> tuple[Drop, ...]:
 
 
 def fingerprint_digest(fingerprint: Mapping[str, Json]) -> str:
-    """Return the SHA-256 of a fingerprint; the order of its keys does not count."""
+    """Return the SHA-256 of a fingerprint, which has to be JSON; the order of its keys does not count."""
     return hashlib.sha256(canonical_json(dict(fingerprint)).encode()).hexdigest()
 
 

@@ -57,10 +57,6 @@ class TarIndex:
 
     entries: tuple[tuple[str, dict[str, MemberRange]], ...]
 
-    def __len__(self) -> int:
-        """The number of samples."""
-        return len(self.entries)
-
     @cached_property
     def places(self) -> dict[str, dict[str, MemberRange]]:
         """The same by key."""

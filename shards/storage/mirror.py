@@ -240,7 +240,7 @@ def _is_here(location: RunLocation, output: Path, record: Path) -> bool:
 def _fetch(location: RunLocation, output: Path, record: Path) -> None:
     assert location.store is not None
     whole, content = download_output(location, location.store, output, record)
-    record.unlink(missing_ok=True)
+    record.unlink(missing_ok=True)  # of the old output, which is about to go
     replace_folder(whole, output) if whole.is_dir() else rename(whole, output)
     write_bytes_atomic(record, content)
 

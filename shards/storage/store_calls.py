@@ -48,7 +48,7 @@ def persistently(url: str, call: Callable[[], Result], pause: Callable[[float], 
             if isinstance(error, OSError) and error.errno in _OF_THIS_DISK:
                 raise  # of the local disk that an object is downloaded to
             if not may_pass(error):
-                if _is_refusal(error):
+                if isinstance(error, OSError) or _comes_from_network(error):
                     raise StoreRefused(f"{url}: {_brief(error)}; see its name, rights and credentials") from error
                 raise
             if attempt == ATTEMPTS - 1:
@@ -70,10 +70,6 @@ def may_pass(error: Exception) -> bool:
     if isinstance(code, int) and 400 <= code < 500 and code not in (408, 429):  # gcsfs' HttpError
         return False
     return _comes_from_network(error)
-
-
-def _is_refusal(error: Exception) -> bool:
-    return isinstance(error, OSError) or _comes_from_network(error)
 
 
 def _comes_from_network(error: Exception) -> bool:

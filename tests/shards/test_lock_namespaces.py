@@ -39,7 +39,7 @@ print(holder and holder.pid)
 
 
 def in_namespace(code: str, *arguments: str, mount: bool = True) -> list[str]:
-    """Give the command that runs code in a PID namespace of its own, under this host's name."""
+    """Return the command that runs code in a PID namespace of its own, under this host's name."""
     flags = ["--pid", "--fork", "--kill-child", *(["--mount-proc"] if mount else [])]
     return ["unshare", *flags, sys.executable, "-c", code, *arguments]
 

@@ -25,7 +25,7 @@ _numbers = itertools.count()
 
 @pytest.fixture
 def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str, str], RunLocation]:
-    """Give the place of a URL as a machine has it; machines share nothing but the store."""
+    """Return the location of a URL on a machine; machines share nothing but the store."""
     monkeypatch.setattr(store_calls, "FIRST_PAUSE_S", 0.001)
 
     def place(name: str, url: str) -> RunLocation:
@@ -58,7 +58,7 @@ def make(place: RunLocation, *, folder: bool, text: bytes = b"some bytes") -> tu
 
 
 def moved(place: RunLocation, first: RunLocation, artifact: tuple[Path, Path]) -> tuple[Path, Path]:
-    """Give where an output and its record are on another machine."""
+    """Return where an output and its record are on another machine."""
     output, record = artifact
     return place.root / first.name_of(output), place.root / first.name_of(record)
 

@@ -271,7 +271,7 @@ def test_more_than_a_million_scenes_come_in_the_order_of_their_keys() -> None:
 
 
 def key_of(name: str) -> str:
-    """Give the key that a path gets where another has the same one."""
+    """Return the key that a path gets where another has the same one."""
     return sample_keys([name, name.rpartition(".")[0] + ".other"])[0]
 
 

@@ -61,7 +61,7 @@ def test_a_holder_elsewhere_keeps_it_until_it_has_been_silent_for_long(store: St
 
 
 def elsewhere(store: Store, monkeypatch: pytest.MonkeyPatch, beat_s: float) -> StoreLock:
-    """Give a lock that another machine takes."""
+    """Return a lock that another machine takes."""
     with monkeypatch.context() as other:
         other.setattr(socket, "gethostname", lambda: "elsewhere")
         return StoreLock(store, beat_s=beat_s)
