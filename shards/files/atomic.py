@@ -3,7 +3,6 @@
 import contextlib
 import errno
 import hashlib
-import logging
 import os
 import re
 import shutil
@@ -19,8 +18,6 @@ from shards.files.fence import require_lock
 from shards.files.processes import process_is_alive, process_space, process_start_ticks
 from shards.files.retry import patiently, retried
 from shards.files.untrusted import open_regular
-
-logger = logging.getLogger(__name__)
 
 TEMPORARY_PREFIX = ".tmp~"
 FOREIGN_TEMPORARY_AGE_S = 24 * 3600.0  # left by another machine or container, whose processes cannot be seen from here
