@@ -37,12 +37,9 @@ class StoreLock:
     raises `LockLost`.
     """
 
-    def __init__(
-        self, store: Store, *, name: str = LOCK_NAME, beat_s: float = HEARTBEAT_S, stale_s: float = STALE_S
-    ) -> None:
+    def __init__(self, store: Store, *, name: str = LOCK_NAME, beat_s: float = HEARTBEAT_S) -> None:
         self._store = store
         self._name = name
-        self._stale_s = stale_s
         self._content = lock_content()
         self._fence = Fence(store.url, f"{store.url}/{name}", self._content, partial(store.read, name))
         self._beat = Heartbeat(f"{store.url}/{name}", self._renew, beat_s)
@@ -53,7 +50,7 @@ class StoreLock:
         Raises:
             LockHeld: Someone else has it.
         """
-        if not _take(self._store, self._name, self._content, self._stale_s):
+        if not _take(self._store, self._name, self._content):
             raise held_by(f"{self._store.url}/{self._name}", parse_holder(self._store.read(self._name)))
         stand_under([self._fence])
         self._beat.start()
@@ -75,18 +72,18 @@ class StoreLock:
         return True
 
 
-def live_store_holder(store: Store, name: str, *, stale_s: float = STALE_S) -> LockHolder | None:
+def live_store_holder(store: Store, name: str) -> LockHolder | None:
     """Return the living holder of a lock; None if there is no lock or it is stale. Nothing is changed.
 
     A lock that is not readable counts as held by `UNKNOWN`.
     """
     content = store.read(name)
-    if content is None or _is_stale(store, name, content, stale_s):
+    if content is None or _is_stale(store, name, content):
         return None
     return parse_holder(content) or UNKNOWN
 
 
-def clear_stale_object(store: Store, name: str, *, stale_s: float = STALE_S) -> LockHolder | None:
+def clear_stale_object(store: Store, name: str) -> LockHolder | None:
     """Return a lock's living holder, as `live_store_holder` does, and delete a stale lock.
 
     A holder that was only silent finds its lock gone and stops.
@@ -94,30 +91,28 @@ def clear_stale_object(store: Store, name: str, *, stale_s: float = STALE_S) -> 
     content = store.read(name)
     if content is None:
         return None
-    if not _is_stale(store, name, content, stale_s):
+    if not _is_stale(store, name, content):
         return parse_holder(content) or UNKNOWN
-    if _remove_stale(store, name, content, lock_content(), stale_s):
+    if _remove_stale(store, name, content, lock_content()):
         return None
-    return live_store_holder(store, name, stale_s=stale_s)
+    return live_store_holder(store, name)
 
 
-def _take(store: Store, name: str, content: bytes, stale_s: float) -> bool:
+def _take(store: Store, name: str, content: bytes) -> bool:
     """Create an object that only one process can create, replacing one whose creator is dead."""
     if store.create(name, content):  # on the store's own condition that there is none: of many at once one wins
         return True
     found = store.read(name)
-    if found is not None and not (
-        _is_stale(store, name, found, stale_s) and _remove_stale(store, name, found, content, stale_s)
-    ):
+    if found is not None and not (_is_stale(store, name, found) and _remove_stale(store, name, found, content)):
         return False
     return store.create(name, content)
 
 
-def _remove_stale(store: Store, name: str, stale: bytes, content: bytes, stale_s: float) -> bool:
+def _remove_stale(store: Store, name: str, stale: bytes, content: bytes) -> bool:
     """Delete a stale object; return False if others do."""
     # Named after what it is to delete, so that one of many deletes it. It is itself a lock: its holder may be dead.
     claim = f"{name}.after-{hashlib.sha256(stale).hexdigest()[:16]}"
-    if not _take(store, claim, content, stale_s):
+    if not _take(store, claim, content):
         return False
     try:
         if store.read(name) != stale:
@@ -129,8 +124,8 @@ def _remove_stale(store: Store, name: str, stale: bytes, content: bytes, stale_s
         store.remove([claim])
 
 
-def _is_stale(store: Store, name: str, content: bytes, stale_s: float) -> bool:
-    return is_stale(parse_holder(content), lambda: _silent_s(store, name), stale_s)
+def _is_stale(store: Store, name: str, content: bytes) -> bool:
+    return is_stale(parse_holder(content), lambda: _silent_s(store, name), STALE_S)
 
 
 def _silent_s(store: Store, name: str) -> float | None:
