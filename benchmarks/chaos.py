@@ -24,7 +24,7 @@ from typing import Final, get_args
 from benchmarks.chaos_cluster import cluster
 from benchmarks.chaos_compare import contents, differences, done_twice, records_by_time
 from benchmarks.chaos_network import Network, network_apart
-from benchmarks.chaos_points import MAKE, MIX, KillPoint, Place, Step, draw_points, steps_of
+from benchmarks.chaos_points import MAKE, MIX, KillPoint, RunLocation, Step, draw_points, steps_of
 from benchmarks.chaos_processes import Family, choose, kill
 from pipeline.run.run import read_run
 from pipeline.tasks.recipe import all_tasks
@@ -94,7 +94,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--only", type=int, nargs="+", default=[], metavar="NUMBER", help="of the drawn points these")
     parser.add_argument(
-        "--places", nargs="+", default=list(MIX), choices=get_args(Place), help="take turns; link needs root"
+        "--places", nargs="+", default=list(MIX), choices=get_args(RunLocation), help="take turns; link needs root"
     )
     parser.add_argument("--folder", type=Path, help="where the runs go, and stay; none: a temporary one")
     parser.add_argument("--json", type=Path, help="write the outcomes there")
@@ -116,7 +116,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def run_points(
-    folder: Path, count: int, seed: int, places: Sequence[Place] = MIX, only: Sequence[int] = ()
+    folder: Path, count: int, seed: int, places: Sequence[RunLocation] = MIX, only: Sequence[int] = ()
 ) -> list[Outcome]:
     """Make the reference, do the points one after the other and print a line for each.
 

@@ -9,12 +9,12 @@ from typing import Final, Literal
 
 from jobs.stage import ShardTask
 
-Place = Literal["inline", "ray", "node", "link"]
+RunLocation = Literal["inline", "ray", "node", "link"]
 Victim = Literal["driver", "worker", "training worker", "raylet", "head", "all", "node", "link"]
 Moment = Literal["started", "done", "between", "writing", "checkpoint"]
 
 MAKE: Final = "make"  # the run folder itself comes about: vocabulary, plans, settings
-MIX: Final[tuple[Place, ...]] = (
+MIX: Final[tuple[RunLocation, ...]] = (
     "inline",
     "ray",
     "inline",
@@ -77,7 +77,7 @@ class KillPoint:
     """
 
     number: int
-    place: Place
+    place: RunLocation
     victim: Victim
     step: Step
     moment: Moment
@@ -109,7 +109,7 @@ def steps_of(tasks: Iterable[ShardTask], root: Path) -> list[Step]:
     return [Step(0, MAKE, tuple((path, path) for path in made)), *stages]
 
 
-def draw_points(steps: Sequence[Step], count: int, seed: int, places: Sequence[Place] = MIX) -> list[KillPoint]:
+def draw_points(steps: Sequence[Step], count: int, seed: int, places: Sequence[RunLocation] = MIX) -> list[KillPoint]:
     """Draw kill points, the same for the same seed.
 
     Places take turns as `places` lists them; on one process each stage has its turn, on Ray each victim.

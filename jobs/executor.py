@@ -5,10 +5,10 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-from jobs.cluster.actors import Spares
-from jobs.execution.board import Board, ShardFailure, StageFailed
+from jobs.cluster.actors import IdleWorkers
 from jobs.execution.faults import Fault, stopping_error
 from jobs.execution.runner import FollowingRunner, InlineRunner, Outcome, Runner
+from jobs.execution.scheduler import Scheduler, ShardFailure, StageFailed
 from jobs.execution.settings import Clock, ExecutionConfig
 from jobs.stage import Resources, ShardTask, StagePlan
 from shards.files.atomic import remove_stale_temporaries
@@ -55,7 +55,7 @@ def run_chain(
     on_event: Callable[[StageEvent], None],
     execution: ExecutionConfig | None = None,
     clock: Clock | None = None,
-    spares: Spares | None = None,
+    idle_workers: IdleWorkers | None = None,
 ) -> None:
     """Do all shards of all stages; a shard moves on to the next stage as soon as it is done in the one before.
 
@@ -70,7 +70,7 @@ def run_chain(
         on_event: Called in this thread for everything that happens. What it raises stops the chain.
         execution: How often and when a shard is tried again; None: the defaults.
         clock: Time.
-        spares: Where workers are kept for the next chain, see `RayRunner`; None: they end with this one.
+        idle_workers: Where workers are kept for the next chain, see `RayRunner`; None: they end with this one.
 
     Raises:
         StageFailed: Shards were given up; each is named with its cause.
@@ -79,9 +79,9 @@ def run_chain(
         ValueError: The stages contradict each other, or ask for more than a Ray on this machine can ever hold.
     """
     config, clock = execution or ExecutionConfig(), clock or Clock()
-    board = Board(stages, config, clock.now)
+    board = Scheduler(stages, config, clock.now)
     _remove_left_overs(stages)
-    runner = _make_runner(backend, stages, board, config, clock, spares)
+    runner = _make_runner(backend, stages, board, config, clock, idle_workers)
     told = _Teller(board, on_event, {plan.name for plan in stages if plan.elsewhere is not None})
     try:
         while not board.finished:
@@ -108,7 +108,7 @@ def run_chain(
 class _Teller:
     """Enters outcomes on the board and tells of them, but for stages that other jobs do, which tell themselves."""
 
-    def __init__(self, board: Board, on_event: Callable[[StageEvent], None], elsewhere: Collection[str]) -> None:
+    def __init__(self, board: Scheduler, on_event: Callable[[StageEvent], None], elsewhere: Collection[str]) -> None:
         self._board = board
         self._on_event = on_event
         self._elsewhere = elsewhere
@@ -161,10 +161,10 @@ class _Teller:
 def _make_runner(
     backend: Backend,
     stages: Sequence[StagePlan],
-    board: Board,
+    board: Scheduler,
     config: ExecutionConfig,
     clock: Clock,
-    spares: Spares | None,
+    idle_workers: IdleWorkers | None,
 ) -> Runner:
     here = [plan for plan in stages if plan.elsewhere is None]
     others = [plan for plan in stages if plan.elsewhere is not None]
@@ -179,7 +179,7 @@ def _make_runner(
     elif backend == "ray":
         from jobs.cluster.pool import RayRunner
 
-        runner = RayRunner(here, config, reserved=reserved, spares=spares)
+        runner = RayRunner(here, config, reserved=reserved, idle_workers=idle_workers)
     else:
         raise ValueError(f"backend is {backend!r}; expected ray or inline")
     return FollowingRunner(runner, others, clock) if others else runner

@@ -14,7 +14,7 @@ from shards.data.sources import ScenesSourceConfig, Source, SourceConfig, open_s
 from shards.data.vocabulary import Vocabulary
 from shards.formats.layout import Dataset, RunLayout, record_path
 from shards.storage import mirror
-from shards.storage.store import place_of
+from shards.storage.store import location_of
 
 MODEL_FILE: Final = "model.safetensors"
 WHOLE_ROUND: Final = "000000"  # the shard of tasks that are about a whole round
@@ -164,22 +164,22 @@ class Run:
 
     def refresh(self, folder: Path | None = None) -> None:
         """Bring here what other machines recorded in the run's store, or in one folder of it; else nothing is done."""
-        place = place_of(self.layout.root)
+        place = location_of(self.layout.root)
         mirror.bring(place) if folder is None else mirror.bring_folder(place, folder)
 
     def publish(self, *files: Path) -> None:
         """Put small files that are here into the run's store, in this order; else nothing is done."""
-        mirror.put_files(place_of(self.layout.root), files)
+        mirror.put_files(location_of(self.layout.root), files)
 
     def discard(self, output: Path) -> None:
         """Delete an output with its record, wherever the run is."""
-        mirror.discard(place_of(self.layout.root), output, record_path(output))
+        mirror.discard(location_of(self.layout.root), output, record_path(output))
 
     @contextmanager
     def here(self, *outputs: Path) -> Iterator[None]:
         """Have outputs on this machine for the length of the block; those that are not done are passed over."""
         done = [(output, record_path(output)) for output in outputs if record_path(output).is_file()]
-        with mirror.fetched(place_of(self.layout.root), done):
+        with mirror.fetched(location_of(self.layout.root), done):
             yield
 
 

@@ -19,9 +19,8 @@ from pydantic import (
 )
 
 from jobs.run import Run, RunRef
-from shards.data.returned import why_returned
 from shards.data.samples import Samples
-from shards.data.sources import SourceConfig
+from shards.data.sources import SourceConfig, why_returned
 from shards.files.atomic import sha256_path
 from shards.files.fence import require_lock
 from shards.formats import records

@@ -14,7 +14,7 @@ _LONGEST_PAUSE_S: Final = 10.0
 
 
 @dataclass
-class Member:
+class ActorHandle:
     """An actor.
 
     Attributes:
@@ -45,7 +45,7 @@ class Silent:
         pause_s: The pause before.
     """
 
-    member: Member
+    member: ActorHandle
     asked: Any = None
     next_at: float = 0.0
     pause_s: float = field(default=_FIRST_PAUSE_S)
@@ -71,9 +71,9 @@ class Pool:
 
     def __init__(self, plan: StagePlan) -> None:
         self.plan = plan
-        self.starting: dict[Any, Member] = {}
-        self.idle: list[Member] = []
-        self.busy: dict[Any, Member] = {}
+        self.starting: dict[Any, ActorHandle] = {}
+        self.idle: list[ActorHandle] = []
+        self.busy: dict[Any, ActorHandle] = {}
         self.silent: list[Silent] = []
         self.wants_more = False
         self.released = False
@@ -93,7 +93,7 @@ class Pool:
         return [*self.busy, *placing, *self.starting, *(one.asked for one in self.silent if one.asked is not None)]
 
     @property
-    def queued(self) -> list[Member]:
+    def queued(self) -> list[ActorHandle]:
         """Those of the starting actors that have no place yet."""
         return [member for member in self.starting.values() if member.placing is not None]
 
@@ -108,7 +108,7 @@ class Pool:
         queued = self.queued
         return min(member.since for member in queued) if queued and len(queued) == self.size else None
 
-    def surplus(self, left: int) -> list[Member]:
+    def surplus(self, left: int) -> list[ActorHandle]:
         """Take out actors for which no shard can be left, and give them: without a place, then free, then starting."""
         gone = self.unqueued(self.size - left)
         while self.size > left and self.idle:
@@ -117,25 +117,25 @@ class Pool:
             gone.append(self.starting.pop(next(reversed(self.starting))))
         return gone
 
-    def long_free(self, now: float, idle_s: float) -> list[Member]:
+    def long_free(self, now: float, idle_s: float) -> list[ActorHandle]:
         """Give the actors that were free for that long, and for so long that loading their models again costs little.
 
         The last one that became free is the first one to work again, so that those not needed stay free.
         """
         return [m for m in self.idle if now - m.since > max(idle_s, RELOAD_FACTOR * m.start_s)]
 
-    def rested(self, now: float, idle_s: float) -> list[Member]:
+    def rested(self, now: float, idle_s: float) -> list[ActorHandle]:
         """Take out actors above the minimum that are not needed: free for long, or without a place beside such."""
         above = max(self.size - self.plan.resources.min_workers, 0)
         gone = self.unqueued(above) if any(now - m.since > idle_s for m in self.idle) else []
         return gone + self.dismiss(self.long_free(now, idle_s)[: above - len(gone)])
 
-    def dismiss(self, members: list[Member]) -> list[Member]:
+    def dismiss(self, members: list[ActorHandle]) -> list[ActorHandle]:
         """Take out free actors, and give them."""
         self.idle = [member for member in self.idle if member not in members]
         return members
 
-    def unqueued(self, most: int) -> list[Member]:
+    def unqueued(self, most: int) -> list[ActorHandle]:
         """Take out actors without a place, the newest first, and give them."""
         queued = [ref for ref, member in self.starting.items() if member.placing is not None]
         return [self.starting.pop(ref) for ref in queued[::-1][: max(most, 0)]]
@@ -146,7 +146,7 @@ Reserved = Callable[[], Sequence[Resources]]
 _STALLED_S: Final = 60.0  # a process that has its place is up by then
 
 
-class Sharing:
+class Allocator:
     """The machines as the pools of one chain share them.
 
     Args:
@@ -173,7 +173,7 @@ class Sharing:
         waits = any(now - member.since > _STALLED_S for member in pool.queued)
         return not waits and self._machines.fit([(pool.plan.resources, pool.size + 1), *possible])
 
-    def give_way(self, now: float, *, works: bool) -> list[tuple[Pool, list[Member]]]:
+    def give_way(self, now: float, *, works: bool) -> list[tuple[Pool, list[ActorHandle]]]:
         """Take out free actors that may hold what a stage waits for that has no actor with a place, and give them.
 
         At once if nothing works and not all actors fit, as nothing would move. Otherwise after a while, as those in
@@ -185,7 +185,7 @@ class Sharing:
             works: Whether an actor works or starts, or one has just become free.
         """
         pools = self._pools.values()
-        gone: list[tuple[Pool, list[Member]]] = []
+        gone: list[tuple[Pool, list[ActorHandle]]] = []
         for needy in pools:
             if (since := needy.starved_since) is None:
                 continue
@@ -211,7 +211,7 @@ def kind_of(resources: Resources) -> Kind:
     return resources.num_cpus, resources.num_gpus, tuple(sorted(resources.resources.items())), resources.threads
 
 
-class Spares:
+class IdleWorkers:
     """Free actors by kind, kept from one stage, and from one chain, to the next. They hold what they were made with."""
 
     def __init__(self) -> None:

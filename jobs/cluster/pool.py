@@ -5,7 +5,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from jobs.cluster.actors import Member, Pool, Reserved, Sharing, Silent, Spares, kind_of
+from jobs.cluster.actors import ActorHandle, Allocator, IdleWorkers, Pool, Reserved, Silent, kind_of
 from jobs.cluster.capacity import Machines, shown, wanted
 from jobs.execution.faults import Fault
 from jobs.execution.runner import Outcome
@@ -36,8 +36,8 @@ class RayRunner:
         config: How long starts may take, and when free actors are given back.
         now: Gives seconds that only grow.
         reserved: Gives what the stages need that other jobs do now: room for the minimum of each is left.
-        spares: Free actors to begin with. On a Ray of this machine those that are free at the end are left there for
-            the next chain; on a cluster, where others wait for their place, they are stopped.
+        idle_workers: Free actors to begin with. On a Ray of this machine those that are free at the end are left
+            there for the next chain; on a cluster, where others wait for their place, they are stopped.
     """
 
     def __init__(
@@ -47,7 +47,7 @@ class RayRunner:
         now: Callable[[], float] = time.monotonic,
         *,
         reserved: Reserved = tuple,
-        spares: Spares | None = None,
+        idle_workers: IdleWorkers | None = None,
     ) -> None:
         import ray
 
@@ -58,9 +58,9 @@ class RayRunner:
         self._now = now
         self._pools = {plan.name: Pool(plan) for plan in stages}
         self._machines = Machines(ray, now)
-        self._spares = Spares() if spares is None else spares
-        self._keeps = spares is not None and self._machines.private
-        self._sharing = Sharing(self._pools, self._machines, reserved)
+        self._idle_workers = IdleWorkers() if idle_workers is None else idle_workers
+        self._keeps = idle_workers is not None and self._machines.private
+        self._allocator = Allocator(self._pools, self._machines, reserved)
         for plan in stages:
             self._machines.tell_impossible(plan, config.start_timeout_s)
 
@@ -70,7 +70,7 @@ class RayRunner:
         resources = pool.plan.resources
         pool.wants_more = False
         while waiting > len(pool.idle) + len(pool.starting) and pool.size < resources.max_workers:
-            if pool.size >= resources.min_workers and not self._sharing.may_grow(pool, self._now()):
+            if pool.size >= resources.min_workers and not self._allocator.may_grow(pool, self._now()):
                 pool.wants_more = True
                 break
             self._start_actor(pool)
@@ -109,7 +109,7 @@ class RayRunner:
             outcomes += [o for one in list(pool.silent) if one.asked in ready for o in self._answered(pool, one)]
             outcomes += self._late_starts(pool) + self._late_places(pool)
         works = bool(ready) or any(pool.works for pool in self._pools.values())
-        gone = self._sharing.give_way(self._now(), works=works)
+        gone = self._allocator.give_way(self._now(), works=works)
         for pool, members in gone:
             self._part_with(pool, members)
             logger.info("%d free workers of %s gave way to a stage that waits for room", len(members), pool.plan.name)
@@ -141,13 +141,13 @@ class RayRunner:
         for name in self._pools:
             self.release(name)
         if not self._keeps:
-            self._spares.let_go()
+            self._idle_workers.let_go()
 
-    def _stop(self, *members: Member) -> None:
+    def _stop(self, *members: ActorHandle) -> None:
         for member in members:
             self._ray.kill(member.actor)
 
-    def _part_with(self, pool: Pool, members: Sequence[Member]) -> None:
+    def _part_with(self, pool: Pool, members: Sequence[ActorHandle]) -> None:
         """Stop actors that a stage does not need, or let another stage have them: their processes are up already.
 
         A free one takes the place of one that waits in Ray's queue. While others wait none is kept.
@@ -162,17 +162,17 @@ class RayRunner:
                 self._stop(*heir.unqueued(1))
                 self._turn(heir, member.actor)
             elif self._keeps and not queues:
-                self._spares.keep(pool.plan.resources, member.actor)
+                self._idle_workers.keep(pool.plan.resources, member.actor)
             else:
                 self._stop(member)
 
     def _turn(self, pool: Pool, actor: Any) -> None:
         """Let an actor that is up work for a stage."""
-        pool.starting[actor.become.remote(pool.plan.worker)] = Member(actor, self._now())
+        pool.starting[actor.become.remote(pool.plan.worker)] = ActorHandle(actor, self._now())
 
     def _start_actor(self, pool: Pool) -> None:
         resources = pool.plan.resources
-        spare = self._spares.take(resources)
+        spare = self._idle_workers.take(resources)
         if spare is not None:
             self._turn(pool, spare)
             return
@@ -190,7 +190,7 @@ class RayRunner:
             .remote(pool.plan.worker, resources.threads)
         )
         placing = actor.placed.remote()  # an actor answers in the order of the questions
-        pool.starting[actor.start.remote()] = Member(actor, self._now(), placing)
+        pool.starting[actor.start.remote()] = ActorHandle(actor, self._now(), placing)
 
     def _note_places(self, pool: Pool, ready: list[Any]) -> None:
         """Note which actors have their place by now; of one that died on the way, its start will tell."""
@@ -235,7 +235,7 @@ class RayRunner:
             self._stop(member)  # what failed once may be left in a bad state, and would draw shard after shard
         return [Outcome(pool.plan.name, task, record, fault)]
 
-    def _rest(self, pool: Pool, member: Member, start_s: float | None = None) -> None:
+    def _rest(self, pool: Pool, member: ActorHandle, start_s: float | None = None) -> None:
         member.start_s = member.start_s if start_s is None else start_s
         member.since, member.placing, member.task, member.free = self._now(), None, None, True
         pool.idle.append(member)
@@ -267,7 +267,7 @@ class RayRunner:
         unreached = Fault("transient", "the worker could not be reached for a while")
         return [Outcome(pool.plan.name, task, record, None if record else unreached)]
 
-    def _lost(self, pool: Pool, member: Member, fault: Fault) -> Outcome:
+    def _lost(self, pool: Pool, member: ActorHandle, fault: Fault) -> Outcome:
         """Give what became of the shard of a lost actor, which may have died between its record and its answer."""
         self._stop(member)
         task = member.task

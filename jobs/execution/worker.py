@@ -15,7 +15,7 @@ from shards.files.fence import Fence, fences_over, stand_under
 from shards.formats.layout import record_path
 from shards.formats.records import Record, read_record
 from shards.storage import mirror
-from shards.storage.store import Place, place_of
+from shards.storage.store import RunLocation, location_of
 
 
 def stage_worker(stage: Stage[Any], run: RunRef, *, lazy: bool = False) -> Callable[[], Worker]:
@@ -27,7 +27,7 @@ def stage_worker(stage: Stage[Any], run: RunRef, *, lazy: bool = False) -> Calla
         lazy: Load models for the first shard that needs them, where perhaps none does; else at once, so that a stage
             whose models cannot be loaded fails once and not shard by shard.
     """
-    place = place_of(run.layout.root)
+    place = location_of(run.layout.root)
     # Workers in other processes commit nothing once their command has lost the run. Of a run in a store, the lock in
     # this machine's mirror cannot be seen from elsewhere, the one in the store can.
     fences = fences_over(run.layout.config if place.store is None else place.store.url)
@@ -48,7 +48,7 @@ class StageWorker:
     """
 
     def __init__(
-        self, stage: Stage[Any], run: RunRef, place: Place, fences: Sequence[Fence] = (), *, lazy: bool = False
+        self, stage: Stage[Any], run: RunRef, place: RunLocation, fences: Sequence[Fence] = (), *, lazy: bool = False
     ) -> None:
         stand_under(fences)
         place.mark()

@@ -85,7 +85,7 @@ class BatchLimit:
 
 
 @contextmanager
-def memory_told(what: str, hint: str) -> Iterator[None]:
+def oom_named(what: str, hint: str) -> Iterator[None]:
     """Turn a lack of memory within the block into one clear error.
 
     Raises:

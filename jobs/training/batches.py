@@ -14,7 +14,14 @@ from jobs.inference.model import load_sam_encoder
 from jobs.stage import ShardTask
 from jobs.training.augment import Augmenter
 from jobs.training.config import TrainConfig, TrainJob, require_equal_shares
-from jobs.training.samples import Labelled, PseudoLabelled, Remembered, TrainingData, TrainingSample, collate
+from jobs.training.samples import (
+    CachedDataset,
+    LabelledDataset,
+    PseudoLabelledDataset,
+    TrainingData,
+    TrainingSample,
+    collate,
+)
 from models.presets import load_preset
 from shards.data.sources import open_source
 from shards.data.vocabulary import Vocabulary
@@ -78,17 +85,17 @@ def open_batches(task: ShardTask, job: TrainJob, vocabulary: Vocabulary, device:
     target: TrainingData | None = None
     source: TrainingData | None = None
     if config.target_per_step:
-        target = PseudoLabelled(tars, embeddings, size)
+        target = PseudoLabelledDataset(tars, embeddings, size)
     if config.source_per_step:
         if job.source is None:
             raise ValueError("train.source_per_step > 0 needs a labelled source (data.source); set it to 0 without one")
-        source = Labelled(open_source(job.source, vocabulary), tuple(task.samples), embeddings, size)
+        source = LabelledDataset(open_source(job.source, vocabulary), tuple(task.samples), embeddings, size)
     for name, data in (("target_per_step", target), ("source_per_step", source)):
         if data is not None and len(data) == 0:
             raise ValueError(f"train.{name} > 0, but there is not one such image")
     if target is None and source is None:
         raise ValueError("train.target_per_step and train.source_per_step are both 0: nothing to train on")
-    target, source = (None if data is None else Remembered(data, _REMEMBERED_BYTES) for data in (target, source))
+    target, source = (None if data is None else CachedDataset(data, _REMEMBERED_BYTES) for data in (target, source))
     return TrainingBatches(target, source, config, _augmenter(job, vocabulary, device))
 
 

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 
 from models.weights.files import read_weights, write_weights
 from shards.files.atomic import remove_path, remove_stale_temporaries, sha256_file, write_bytes_atomic
-from shards.files.seal import sealed, unsealed
 from shards.files.untrusted import parse_json, read_regular
+from shards.formats.records import sealed, unsealed
 
 log = logging.getLogger(__name__)
 

@@ -11,7 +11,7 @@ from typing import Any, Final, Literal
 from pydantic import BaseModel, ConfigDict, NonNegativeFloat, PositiveInt, model_validator
 from torch import nn
 
-from jobs.inference.batching import memory_told
+from jobs.inference.batching import oom_named
 from jobs.inference.model import text_cache_folder
 from jobs.stage import CustomResources, ShardTask, prepare, why_stale
 from jobs.training.config import TrainConfig, TrainJob, require_equal_shares
@@ -21,7 +21,7 @@ from shards.files.fence import LockLost, fences_over, stand_under
 from shards.formats.layout import record_path
 from shards.formats.records import Record, fingerprint_digest, read_record
 from shards.storage import mirror
-from shards.storage.store import Place, Store, place_of
+from shards.storage.store import RunLocation, Store, location_of
 
 log = logging.getLogger(__name__)
 
@@ -108,8 +108,8 @@ def run_training(
     """
     require_group_fits(job.train, resources)
     # In a store the inputs are compared where they are brought to.
-    prepare(task if place_of(task.output).store is None else task.model_copy(update={"by_record": True}))
-    with memory_told("the training", _LESS_MEMORY):
+    prepare(task if location_of(task.output).store is None else task.model_copy(update={"by_record": True}))
+    with oom_named("the training", _LESS_MEMORY):
         if backend == "inline":
             _train_here(task, job, resources)
         else:
@@ -144,7 +144,7 @@ def _fit(task: ShardTask, job: TrainJob, resources: GroupResources, *, name: str
 
     # Ray's annotation knows nothing of the pair, its checks do.
     sizes: Any = resources.workers if resources.min_workers is None else (resources.min_workers, resources.workers)
-    place = place_of(task.output)
+    place = location_of(task.output)
     with tempfile.TemporaryDirectory(prefix="stseg-train-") as scratch:
         trainer = TorchTrainer(
             _train_worker,
@@ -182,9 +182,9 @@ def _own_error(error: Any) -> ValueError | LockLost | None:
     return None
 
 
-def _train(task: ShardTask, job: TrainJob, group: Group, place: Place | None = None) -> None:
+def _train(task: ShardTask, job: TrainJob, group: Group, place: RunLocation | None = None) -> None:
     """Train with all that is read here, and publish the result."""
-    run = place_of(task.output) if place is None else place
+    run = location_of(task.output) if place is None else place
     if run.store is None and group.size == 1 and why_stale(task) is None:
         remove_left_checkpoints(task)
         return  # `run_training` takes the old record away: this one is of a worker that was lost before it could tell
@@ -198,7 +198,7 @@ def _train(task: ShardTask, job: TrainJob, group: Group, place: Place | None = N
 
 
 @contextmanager
-def _files_here(place: Place, task: ShardTask, job: TrainJob) -> Iterator[None]:
+def _files_here(place: RunLocation, task: ShardTask, job: TrainJob) -> Iterator[None]:
     """Have all that a training reads on this machine for the length of the block, its newest checkpoints included."""
     if place.store is None:
         yield
@@ -220,7 +220,7 @@ def _train_worker(config: dict[str, Any]) -> None:
     stand_under(config["fences"])
     group = RayGroup(stop_file(task.output))
     try:
-        _train(task, job, group, Place(Path(config["root"]), store))
+        _train(task, job, group, RunLocation(Path(config["root"]), store))
     except TrainingStopped:
         group.confirm_stop()
         raise

@@ -19,7 +19,7 @@ from shards.files.atomic import remove_path
 from shards.files.fence import require_lock
 from shards.formats.records import Record, fingerprint_digest
 from shards.storage.mirror import push_checkpoints
-from shards.storage.store import place_of
+from shards.storage.store import location_of
 
 _SAVING_SHARE: Final = 0.02  # of the time, at most, goes into checkpoints that are written because of the time
 
@@ -132,7 +132,7 @@ def train_model(task: ShardTask, job: TrainJob, group: Group) -> Record | None:
         if group.rank == 0 and done < config.steps and (stop or times.due(done)):
             began = time.monotonic()
             save_checkpoint(folder, TrainingProgress(done, metrics.losses, sizes), training_step.state, digest)
-            push_checkpoints(place_of(folder), folder)
+            push_checkpoints(location_of(folder), folder)
             times.saved(began)
         if stop and done < config.steps:
             raise TrainingStopped(f"stopped after step {done} of {config.steps}; the state is saved in {folder}")
@@ -161,4 +161,4 @@ def remove_left_checkpoints(task: ShardTask) -> None:
     if folder.exists():
         require_lock(folder)
         remove_path(folder)
-    push_checkpoints(place_of(folder), folder)
+    push_checkpoints(location_of(folder), folder)

@@ -50,7 +50,7 @@ class TrainingData(Protocol):
     def __getitem__(self, index: int) -> TrainingSample: ...
 
 
-class PseudoLabelled:
+class PseudoLabelledDataset:
     """The samples of pseudo-label tars, read through each tar's offset index."""
 
     def __init__(self, tars: Sequence[Path], embeddings: StoredEmbeddings | None, size: int) -> None:
@@ -71,7 +71,7 @@ class PseudoLabelled:
         return _sample(image, label, weight, sam, self._size)
 
 
-class Labelled:
+class LabelledDataset:
     """The labelled samples of a source."""
 
     def __init__(
@@ -100,7 +100,7 @@ class Labelled:
         return _sample(image, label, np.ones(label.shape, np.float32), sam, self._size)
 
 
-class Remembered:
+class CachedDataset:
     """Another data set whose first samples read stay in memory, as many as a budget allows.
 
     A small data set is read and decoded once instead of every epoch; a large one costs the budget and no more.

@@ -95,8 +95,8 @@ def end_with(error: Exception) -> NoReturn:
 
 def exit_code_of(error: Exception) -> int | None:
     """Give the exit code for an error; None for a fault of the program."""
-    from jobs.execution.board import StageFailed
     from jobs.execution.faults import is_memory
+    from jobs.execution.scheduler import StageFailed
     from jobs.stage import EmptyShard, EmptyStage, InputDamaged
     from shards.data.images import UnreadableImage
     from shards.files.errors import DISK_FULL, NotInStore, StoreRefused, StoreUnavailable, file_of, is_transient

@@ -6,7 +6,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from jobs.cluster.actors import Spares
+from jobs.cluster.actors import IdleWorkers
 from jobs.execution.worker import lazily
 from jobs.executor import Backend, StageEvent, StageFailed, run_chain
 from jobs.stage import ShardTask, StagePlan, require_samples, stage_records, why_stale
@@ -64,7 +64,7 @@ class Driver:
         self._progress = progress
         self._stack = ExitStack()
         self._connected = False
-        self._spares = Spares()
+        self._idle_workers = IdleWorkers()
 
     @contextmanager
     def connected(self) -> Iterator["Driver"]:
@@ -200,7 +200,7 @@ class Driver:
         self._progress.say(f"round {number} {plan.name}: {steps} steps …")
         self._connect()
         group = self._run.config.resources.train
-        self._spares.make_room(group.amounts, group.workers)
+        self._idle_workers.make_room(group.amounts, group.workers)
 
         def tell(step: int, loss: float) -> None:
             self._progress.say(f"round {number} {plan.name}: step {step}/{steps}, loss {loss:.3f}")
@@ -254,7 +254,7 @@ class Driver:
                     backend=self._request.backend,
                     on_event=told,
                     execution=self._run.config.execution,
-                    spares=self._spares,
+                    idle_workers=self._idle_workers,
                 )
             except StageFailed as failed:
                 self._refuse_unfinished(number, stages, failed)
@@ -299,7 +299,7 @@ class Driver:
         from jobs.cluster.connection import connection
 
         self._stack.enter_context(connection(self._request.address))
-        self._stack.callback(self._spares.let_go)
+        self._stack.callback(self._idle_workers.let_go)
         self._connected = True
 
 

@@ -15,7 +15,7 @@ from shards.data.vocabulary import Vocabulary
 from shards.formats.layout import Dataset, RunLayout
 from shards.formats.records import record_or_none
 from shards.storage.mirror import bring_files, put_files, upload
-from shards.storage.store import as_shown, place_of
+from shards.storage.store import as_shown, location_of
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,7 @@ def mend_foundation(root: Path) -> list[Fault]:
             f"{as_shown(left[0].output)}: {left[0].reason}; it cannot be made again, as the images or records are not "
             "those that it was made for: put the file back from a copy, or start a new run"
         )
-    place = place_of(root)
+    place = location_of(root)
     upload(place, [fault.output for fault in faults])
     put_files(place, [layout.vocabulary, layout.plan, layout.source_plan])
     return faults
@@ -96,7 +96,7 @@ def _plans(layout: RunLayout, config: RunConfig) -> Iterator[tuple[Path, Dataset
 def _plan_faults(path: Path) -> list[Fault]:
     try:
         plan = Plan.load(path)
-        bring_files(place_of(path), plan.samples.paths)
+        bring_files(location_of(path), plan.samples.paths)
     except (OSError, ValueError) as error:
         return [Fault(path, _text(error))]
     return [Fault(place, reason) for place, reason in damaged_lists(plan)]

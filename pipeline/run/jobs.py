@@ -63,10 +63,10 @@ def _write(path: Path | None, outcome: JobOutcome) -> None:
         return
     from shards.files.atomic import write_bytes_atomic
     from shards.storage.mirror import put_files
-    from shards.storage.store import place_of
+    from shards.storage.store import location_of
 
     write_bytes_atomic(path, json.dumps(asdict(outcome), ensure_ascii=False).encode(errors="backslashreplace"))
-    put_files(place_of(path), [path])
+    put_files(location_of(path), [path])
 
 
 def job_rows(root: Path, connect: Callable[[str], JobServer] = RayJobServer) -> list[dict[str, Any]]:

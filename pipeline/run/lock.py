@@ -12,13 +12,13 @@ from shards.files.locks import LockHolder, RunLock, clear_stale, held_by, live_h
 from shards.files.untrusted import refuse_links_out
 from shards.formats.layout import OWN_NAMES, RunLayout
 from shards.storage.mirror import bring, put_files
-from shards.storage.store import Place, Store, place_of
+from shards.storage.store import RunLocation, Store, location_of
 from shards.storage.store_lock import StoreLock, clear_stale_object, live_store_holder
 
 logger = logging.getLogger(__name__)
 
 _STAGE_LOCK = re.compile(r"([0-9]{3,})-(.+)\.lock")
-ListLocks = Callable[[Place, Store | None], list[Path]]
+ListLocks = Callable[[RunLocation, Store | None], list[Path]]
 
 
 @contextmanager
@@ -30,7 +30,7 @@ def holding(root: Path) -> Iterator[None]:
         StoreUnavailable: The store does not answer.
         StoreRefused: It refuses, or holds other bytes than its records say.
     """
-    place = place_of(root)
+    place = location_of(root)
     with _holding(place, RunLayout(place.root).lock, against=_stage_locks):
         yield
 
@@ -44,26 +44,26 @@ def holding_stage(root: Path, round: int, stage: str) -> Iterator[None]:
         StoreUnavailable: The store does not answer.
         StoreRefused: It refuses, or holds other bytes than its records say.
     """
-    place = place_of(root)
+    place = location_of(root)
     with _holding(place, RunLayout(place.root).stage_lock(round, stage), against=_run_lock):
         yield
 
 
 def run_holder(root: Path) -> LockHolder | None:
     """Tell who works on the whole run now; None: nobody, or somebody who is dead."""
-    place = place_of(root)
+    place = location_of(root)
     return _live(place, RunLayout(place.root).lock)
 
 
 def stage_holder(root: Path, round: int, stage: str) -> LockHolder | None:
     """Tell who works on one stage of a round now; None: nobody, or somebody who is dead."""
-    place = place_of(root)
+    place = location_of(root)
     return _live(place, RunLayout(place.root).stage_lock(round, stage))
 
 
 def stage_holders(root: Path) -> dict[tuple[int, str], LockHolder]:
     """Tell who works on which stage of which round now."""
-    place = place_of(root)
+    place = location_of(root)
     found = {}
     for path in _stage_locks(place, place.store):
         holder = _live(place, path)
@@ -73,7 +73,7 @@ def stage_holders(root: Path) -> dict[tuple[int, str], LockHolder]:
 
 
 @contextmanager
-def _holding(place: Place, lock: Path, *, against: ListLocks) -> Iterator[None]:
+def _holding(place: RunLocation, lock: Path, *, against: ListLocks) -> Iterator[None]:
     """Take a lock, and only then look at those that exclude it: two who do so may both refuse, and never both work."""
     refuse_links_out(place.root, OWN_NAMES)
     with RunLock(lock, shown=place.shown(lock), folder=place.root):
@@ -93,7 +93,7 @@ def _holding(place: Place, lock: Path, *, against: ListLocks) -> Iterator[None]:
                     logger.warning("the log could not be published: %s", error)
 
 
-def _refuse(place: Place, store: Store | None, against: ListLocks) -> None:
+def _refuse(place: RunLocation, store: Store | None, against: ListLocks) -> None:
     for folder in (place.root, RunLayout(place.root).locks):
         if store is None and folder.is_dir():
             now_s(folder)  # a network file system may remember that there was no lock
@@ -103,11 +103,11 @@ def _refuse(place: Place, store: Store | None, against: ListLocks) -> None:
             raise held_by(place.shown(path), holder)
 
 
-def _run_lock(place: Place, store: Store | None) -> list[Path]:
+def _run_lock(place: RunLocation, store: Store | None) -> list[Path]:
     return [RunLayout(place.root).lock]
 
 
-def _stage_locks(place: Place, store: Store | None) -> list[Path]:
+def _stage_locks(place: RunLocation, store: Store | None) -> list[Path]:
     folder = RunLayout(place.root).locks
     if store is not None:
         paths = [place.root / name for name in store.find(place.name_of(folder))]
@@ -117,5 +117,5 @@ def _stage_locks(place: Place, store: Store | None) -> list[Path]:
     return sorted(path for path in paths if _STAGE_LOCK.fullmatch(path.name))
 
 
-def _live(place: Place, lock: Path) -> LockHolder | None:
+def _live(place: RunLocation, lock: Path) -> LockHolder | None:
     return live_holder(lock) if place.store is None else live_store_holder(place.store, place.name_of(lock))

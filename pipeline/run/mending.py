@@ -7,7 +7,7 @@ from pipeline.run.run import read_run
 from pipeline.run.verify import fault_of, outputs_below
 from shards.formats.layout import RunLayout, record_of
 from shards.storage.mirror import discard, push_cache
-from shards.storage.store import place_of
+from shards.storage.store import location_of
 
 
 def mend_shared(root: Path) -> list[Fault]:
@@ -25,7 +25,7 @@ def mend_shared(root: Path) -> list[Fault]:
 
 
 def _mend_text_embeddings(root: Path) -> list[Fault]:
-    layout, place = RunLayout(root.absolute()), place_of(root)
+    layout, place = RunLayout(root.absolute()), location_of(root)
     folder = layout.text_embeddings
     found = ((output, fault_of(output)) for output in sorted(set(outputs_below(folder))))
     faults = [Fault(output, reason) for output, reason in found if reason is not None]

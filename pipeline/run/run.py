@@ -16,7 +16,7 @@ from shards.data.vocabulary import Vocabulary
 from shards.files.atomic import is_temporary
 from shards.formats.layout import RunLayout
 from shards.storage.mirror import bring, put_files, upload
-from shards.storage.store import as_shown, place_of
+from shards.storage.store import as_shown, location_of
 
 logger = logging.getLogger(__name__)
 
@@ -54,7 +54,7 @@ def open_or_make_run(root: Path, file: Path | None = None, sets: Sequence[str] =
         if config != saved or fault is not None:
             logger.info("settings changed: %s", "; ".join(changed_settings(saved, config)))
             save_config(layout.config, config)
-            put_files(place_of(root), [layout.config])
+            put_files(location_of(root), [layout.config])
         return load_run(layout, config)
     return make_run(root, _resolved(file, sets, None))
 
@@ -67,7 +67,7 @@ def read_run(root: Path, file: Path | None = None, sets: Sequence[str] = ()) -> 
         DataFault: There is no run, or it is damaged.
         ValueError: A setting is wrong.
     """
-    bring(place_of(root))
+    bring(location_of(root))
     layout = RunLayout(root.absolute())  # workers have working folders of their own
     if not layout.config.is_file():
         where = as_shown(root)
@@ -111,8 +111,8 @@ def make_run(root: Path, config: RunConfig) -> OpenRun:
     vocabulary.save(layout.vocabulary)
     save_config(layout.config, config)
     lists = [*plan.samples.paths, *(() if source_plan is None else source_plan.samples.paths)]
-    upload(place_of(root), lists)
-    put_files(place_of(root), [layout.vocabulary, layout.plan, layout.source_plan, layout.config])
+    upload(location_of(root), lists)
+    put_files(location_of(root), [layout.vocabulary, layout.plan, layout.source_plan, layout.config])
     return OpenRun(layout, config, vocabulary, plan, source_plan)
 
 

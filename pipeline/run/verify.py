@@ -23,13 +23,13 @@ from shards.formats.layout import RunLayout, is_output_name, record_path
 from shards.formats.records import read_record, record_or_none
 from shards.formats.tar import read_pseudo_index
 from shards.storage.mirror import bring, check
-from shards.storage.store import as_shown, is_in_store, place_of
+from shards.storage.store import as_shown, is_in_store, location_of
 
 _KINDS = (".zarr", ".tar", ".safetensors")
 
 
 @dataclass(frozen=True)
-class Verdict:
+class CheckResult:
     """What was found.
 
     Attributes:
@@ -47,7 +47,7 @@ class Verdict:
     unjudged: str | None = None
 
 
-def verify_run(root: Path, number: int | None = None) -> Verdict:
+def verify_run(root: Path, number: int | None = None) -> CheckResult:
     """Hash all of a run again: settings, vocabulary, plans, embeddings, all rounds with their replays, checkpoints.
 
     Args:
@@ -84,7 +84,7 @@ def verify_run(root: Path, number: int | None = None) -> Verdict:
     for index in sorted(indexes - damaged):
         faults += [Fault(index, reason) for reason in _index_faults(index, damaged)]
     faults.sort(key=lambda fault: (len(fault.output.relative_to(layout.root).parts) > 2, fault.output))
-    return Verdict(len(others) + len(covered) - undone, undone, tuple(faults), tuple(stale), unjudged)
+    return CheckResult(len(others) + len(covered) - undone, undone, tuple(faults), tuple(stale), unjudged)
 
 
 def last_finished(run: OpenRun) -> int | None:
@@ -109,7 +109,7 @@ def fault_of(output: Path) -> str | None:
     if output.name not in record.outputs:
         return f"{record_path(output)} is the record of another output"
     try:
-        check(place_of(output), output, record_path(output))
+        check(location_of(output), output, record_path(output))
     except (NotInStore, StoreRefused) as error:
         return str(error)
     return records.why_stale(
@@ -123,7 +123,7 @@ def run_layout(root: Path) -> RunLayout:
     Raises:
         DataFault: There is no run.
     """
-    bring(place_of(root))
+    bring(location_of(root))
     layout = RunLayout(root.absolute())
     return layout if layout.config.is_file() else read_run(root).layout  # which says what is missing
 
@@ -158,7 +158,7 @@ def _judged(tasks: Sequence[ShardTask], finished: int) -> set[Path]:
 def _task_fault(state: TaskState) -> Fault | None:
     """Return what is wrong with a task's output, apart from what a change of settings explains."""
     task = state.task
-    if state.state == "done" and place_of(task.output).store is None:
+    if state.state == "done" and location_of(task.output).store is None:
         return None  # its bytes were compared
     reason = why_foreign(task) or fault_of(task.output)
     return None if reason is None else Fault(task.output, reason)

@@ -40,7 +40,7 @@ _STOP_WITHIN: Final = 6  # looks
 
 
 @dataclass(frozen=True)
-class Place:
+class StageKey:
     """A stage of a round."""
 
     round: int
@@ -68,7 +68,7 @@ def submit_rounds(
     jobs = SubmittedRun(root, request, server, on_interrupt)
     for number in range(request.rounds + 1):
         for stages in job_groups(jobs.run, number):
-            jobs.do([Place(number, stage) for stage in stages])
+            jobs.do([StageKey(number, stage) for stage in stages])
         require_no_regression(jobs.run, number, request.rounds)
     return reports_of(jobs.run, request.rounds)
 
@@ -84,7 +84,7 @@ def submit_stage(
     """
     jobs = SubmittedRun(root, request, server, on_interrupt)
     count = len(stage_tasks(jobs.run, name, request.rounds))
-    place = Place(request.rounds, name)
+    place = StageKey(request.rounds, name)
     return {"stage": name, "round": request.rounds, "done": count, "job": jobs.do([place]).get(place)}
 
 
@@ -104,14 +104,14 @@ class SubmittedRun:
         self._progress = RunProgress(RunLayout(root).events)
         self.run = self._open(request)
 
-    def do(self, places: Sequence[Place]) -> dict[Place, str]:
+    def do(self, keys: Sequence[StageKey]) -> dict[StageKey, str]:
         """Have stages done beside each other, and give the jobs' ids; of those that were done, none.
 
         Raises:
             JobEnded: A job did not end well; those beside it have ended, too.
             DataFault: All did, and what one was to make is not to be seen here.
         """
-        ids = self._started(places)
+        ids = self._started(keys)
         logs = JobLogs(self._server, self._progress, {job_id: place for place, job_id in ids.items()})
         try:
             ended = [(place, job_id, *logs.follow(job_id)) for place, job_id in ids.items()]
@@ -128,17 +128,17 @@ class SubmittedRun:
                 f"{ids[place]} ended well, and from here {place} is not done ({reason}); do the cluster and this "
                 f"machine see the same folder at {as_shown(self._root)}?"
             )
-        tasks = [task for place in places for task in stage_tasks(self.run, place.stage, place.round, required=False)]
+        tasks = [task for place in keys for task in stage_tasks(self.run, place.stage, place.round, required=False)]
         for found in left_out([*embed.tasks(self.run, 0), *tasks]):
             check_quarantine(found, self.run.config.quarantine)
         return ids
 
-    def _started(self, places: Sequence[Place]) -> dict[Place, str]:
+    def _started(self, keys: Sequence[StageKey]) -> dict[StageKey, str]:
         """Give the ids of the jobs that do these stages: those that work already, and new ones for what is open."""
         working = [job for job in self._jobs() if not job.over]
-        known = {_place(job): job.id for job in working if _place(job) in places}
-        reasons = self._why_open(places, verify=self._verify)
-        wanted = [place for place in places if place in known or place in reasons]
+        known = {_place(job): job.id for job in working if _place(job) in keys}
+        reasons = self._why_open(keys, verify=self._verify)
+        wanted = [place for place in keys if place in known or place in reasons]
         others = [job.id for job in working if job.id not in known.values()]
         if others and any(place not in known for place in wanted):
             raise JobEnded(f"{others[0]} still works on this run; wait for it, or stop it", EXIT_RESUMABLE)
@@ -168,11 +168,11 @@ class SubmittedRun:
     def _jobs(self) -> list[Job]:
         return [job for job in self._server.jobs() if job.metadata.get("run") == str(self._root)]
 
-    def _why_open(self, places: Sequence[Place], *, verify: bool) -> dict[Place, str]:
+    def _why_open(self, keys: Sequence[StageKey], *, verify: bool) -> dict[StageKey, str]:
         """Say why stages that follow each other are not done; those that are, or that the run has not, are left out."""
-        tasks = {place: stage_tasks(self.run, place.stage, place.round, required=False) for place in places}
+        tasks = {place: stage_tasks(self.run, place.stage, place.round, required=False) for place in keys}
         states = iter(task_states([task for group in tasks.values() for task in group], verify=verify))
-        reasons: dict[Place, str] = {}
+        reasons: dict[StageKey, str] = {}
         for place, group in tasks.items():
             for state in [next(states) for _ in group]:
                 if state.state != "done":
@@ -181,7 +181,7 @@ class SubmittedRun:
                 reasons.setdefault(place, "its page is not there")
         return reasons
 
-    def _submit(self, place: Place, reason: str, *, together: bool) -> str:
+    def _submit(self, place: StageKey, reason: str, *, together: bool) -> str:
         attempt = self._next_attempt(place)
         job_id = f"{_stem(self.run.name, place)}-{attempt}"
         facts = {"run": str(self._root), "round": str(place.round), "stage": place.stage, "attempt": str(attempt)}
@@ -207,7 +207,7 @@ class SubmittedRun:
         self._progress.say(f"{place}: submitted as {job_id}")
         return job_id
 
-    def _next_attempt(self, place: Place) -> int:
+    def _next_attempt(self, place: StageKey) -> int:
         stem = re.escape(_stem(self.run.name, place))
         known = [job.id for job in self._server.jobs()]
         known += [path.name.split(".")[0] for path in self._file("x").parent.glob("*.json")]
@@ -241,7 +241,7 @@ class SubmittedRun:
             time.sleep(LOOK_AGAIN_S)
         self._progress.say(f"asked to stop, and not stopped yet: {', '.join(working)}")
 
-    def _judge(self, place: Place, job_id: str, job: Job | None, lines: Sequence[str]) -> None:
+    def _judge(self, place: StageKey, job_id: str, job: Job | None, lines: Sequence[str]) -> None:
         outcome = read_outcome(self._outcome(job_id))
         state = "vanished" if job is None else job.state
         code = EXIT_RESUMABLE if outcome is None else outcome.exit_code
@@ -258,11 +258,11 @@ class SubmittedRun:
         return self.run.layout.jobs / f"{job_id}.outcome.json"
 
 
-def _place(job: Job) -> Place:
+def _place(job: Job) -> StageKey:
     number = job.metadata.get("round", "")
-    return Place(int(number) if number.isdigit() else -1, job.metadata.get("stage", ""))
+    return StageKey(int(number) if number.isdigit() else -1, job.metadata.get("stage", ""))
 
 
-def _stem(run: str, place: Place) -> str:
+def _stem(run: str, place: StageKey) -> str:
     name = re.sub(r"[^A-Za-z0-9_-]", "_", run)
     return f"{name}-{place.round:03d}-{place.stage}"

@@ -24,7 +24,7 @@ from jobs.stages import (
     write,
 )
 from pipeline.report import report
-from shards.data.collector import collector_paused
+from shards.data.plan import gc_disabled
 from shards.formats.records import Json, record_or_none
 
 Recipe = Sequence[Stage[Any]]
@@ -121,7 +121,7 @@ def plans_of(stage: Stage[Any], run: Run, tasks: Iterable[ShardTask]) -> list[St
     return plans
 
 
-@collector_paused()
+@gc_disabled()
 def all_tasks(run: Run, rounds: int, recipe: Recipe | None = None) -> list[ShardTask]:
     """Return every task of a run up to a round, each after those that it reads from; None: of `ROUND`.
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Final, Literal
 
 from jobs.stage import ReadRecord, ShardTask, why_record_stale, why_stale
-from shards.data.collector import collector_paused
+from shards.data.plan import gc_disabled
 from shards.formats.records import read_record
 
 NO_RECORD: Final = "no record"
@@ -52,7 +52,7 @@ class StageSummary:
         return set(self.counts) <= {"done"}
 
 
-@collector_paused()
+@gc_disabled()
 def task_states(tasks: Iterable[ShardTask], *, verify: bool = False) -> list[TaskState]:
     """Judge tasks in the order in which they would run.
 

@@ -1,4 +1,4 @@
-"""From the bytes of an image file to upright RGB pixels, or to the reason why not."""
+"""Decoding of image files: upright RGB pixels, or the reason why not."""
 
 import io
 from dataclasses import dataclass
@@ -12,12 +12,13 @@ Pixel = TypeVar("Pixel", bound=np.generic)
 
 IMAGE_SUFFIXES: frozenset[str] = frozenset({".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff", ".bmp"})
 IMAGE_FORMATS: tuple[str, ...] = ("JPEG", "PNG", "WEBP", "TIFF", "BMP")
-MAX_PIXELS = 89_478_485  # Pillow's own line: a quarter of a gigabyte of RGB
+MAX_PIXELS = 89_478_485  # Pillow's own limit: a quarter of a gigabyte of RGB
 ORIENTATION_TAG = 0x0112
 
+# Reasons that say nothing about the image, only that its file is not there as planned: it may come back.
 PASSING_REASONS: frozenset[str] = frozenset({"missing", "changed", "unreadable_file"})
-"""Reasons that say nothing about the image but that its file is not there as planned: it may come back."""
 
+# Only to explain what Pillow could not identify; neither list decides what is decoded.
 _KNOWN_STARTS = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"RIFF", b"II*\0", b"MM\0*", b"II+\0", b"MM\0+", b"BM")
 _FOREIGN_STARTS = (
     (b"GIF8", "GIF"),
@@ -36,8 +37,8 @@ class UnreadableImage(ValueError):  # noqa: N818 - the reason code is what calle
     """An image that cannot be used.
 
     Attributes:
-        reason: A code to count by: empty, truncated, damaged, not_an_image, unsupported_format, too_large, too_small;
-            from sources also missing, unreadable_file, changed, not_a_file.
+        reason: A code for statistics: empty, truncated, damaged, not_an_image, unsupported_format, too_large,
+            too_small; from sources also missing, unreadable_file, changed, not_a_file.
         detail: What was found, for people.
     """
 
@@ -47,7 +48,7 @@ class UnreadableImage(ValueError):  # noqa: N818 - the reason code is what calle
         self.detail = detail
 
     def __reduce__(self) -> tuple[type["UnreadableImage"], tuple[str, str]]:
-        """Survive the way from a worker process."""
+        """Pickle by the arguments, so that it survives the way from a worker process."""
         return UnreadableImage, (self.reason, self.detail)
 
 
@@ -57,26 +58,24 @@ class DecodedImage:
 
     Attributes:
         image: (H, W, 3) uint8 RGB, upright.
-        exif_orientation: 1..8, what turned the stored pixels upright (`to_upright`); 1: nothing.
+        exif_orientation: 1..8, how the stored pixels were turned upright (`to_upright`); 1: as they are.
     """
 
     image: NDArray[np.uint8]
     exif_orientation: int
 
 
-def decode_image(data: bytes, *, max_pixels: int = MAX_PIXELS, min_side: int = 1) -> DecodedImage:
-    """Decode a whole image file.
+def decode_image(data: bytes) -> DecodedImage:
+    """Decode an image file.
 
-    Transparency goes over white, 16-bit grey is divided by 257, CMYK becomes RGB, of several frames the first counts.
-    An EXIF block that cannot be read counts as none.
+    Transparent pixels are blended with white, 16-bit grey is divided by 257, CMYK becomes RGB, and of several frames
+    the first is used. An EXIF block that cannot be read is ignored.
 
     Args:
-        data: The file: JPEG, PNG, WebP, TIFF or BMP.
-        max_pixels: Larger images are refused before they are unpacked.
-        min_side: Images narrower or lower than this are refused.
+        data: The whole file: JPEG, PNG, WebP, TIFF or BMP, of at most `MAX_PIXELS`.
 
     Raises:
-        UnreadableImage: With its reason; nothing else, whatever the bytes are.
+        UnreadableImage: The bytes are no usable image; no other error is raised, whatever they are.
     """
     if not data:
         raise UnreadableImage("empty", "the file has no bytes")
@@ -84,10 +83,10 @@ def decode_image(data: bytes, *, max_pixels: int = MAX_PIXELS, min_side: int = 1
     try:
         image = Image.open(io.BytesIO(data), formats=IMAGE_FORMATS)
         width, height = image.size
-        if width * height > max_pixels:
-            raise UnreadableImage("too_large", f"{width} x {height} pixels; at most {max_pixels} are taken")
-        if min(width, height) < min_side:
-            raise UnreadableImage("too_small", f"{width} x {height} pixels; each side needs {min_side}")
+        if width * height > MAX_PIXELS:  # before it is unpacked
+            raise UnreadableImage("too_large", f"{width} x {height} pixels; at most {MAX_PIXELS} are taken")
+        if min(width, height) < 1:
+            raise UnreadableImage("too_small", f"{width} x {height} pixels; each side needs 1")
         image.load()
         orientation = _orientation(image)  # after load: Pillow turns TIFFs upright itself and drops the tag
         pixels = _rgb(image)
@@ -98,7 +97,7 @@ def decode_image(data: bytes, *, max_pixels: int = MAX_PIXELS, min_side: int = 1
     except UnidentifiedImageError as error:
         raise _unidentified(data) from error
     except Exception as error:
-        # Pillow's readers let any exception through on hostile bytes; one bad file must not stop its neighbours.
+        # Pillow's readers raise any exception on hostile bytes; one bad file must not stop the others.
         reason = "truncated" if _tells_of_missing_bytes(error, data) else "damaged"
         raise UnreadableImage(reason, f"{type(error).__name__}: {error}") from error
     return DecodedImage(to_upright(pixels, orientation), orientation)
@@ -123,7 +122,8 @@ def to_upright(stored: NDArray[Pixel], orientation: int) -> NDArray[Pixel]:
 
 
 def to_stored(upright: NDArray[Pixel], orientation: int) -> NDArray[Pixel]:
-    """Undo `to_upright`: give the pixels as the file with that EXIF orientation stores them."""
+    """Undo `to_upright`: return the pixels as a file with that EXIF orientation stores them."""
+    # All turns are their own inverses but the two by 90 degrees.
     return to_upright(upright, {6: 8, 8: 6}.get(orientation, orientation))
 
 
@@ -140,7 +140,7 @@ def _rgb(image: Image.Image) -> NDArray[np.uint8]:
         wide = np.asarray(image).astype(np.int64)
         if wide.min() < 0 or wide.max() > 65535:
             raise UnreadableImage("unsupported_format", "grey values of more than 16 bits")
-        grey = ((wide + 128) // 257).astype(np.uint8)
+        grey = ((wide + 128) // 257).astype(np.uint8)  # 65535 = 255 * 257
         return np.repeat(grey[:, :, None], 3, axis=2)
     if image.mode == "F":
         raise UnreadableImage("unsupported_format", "floating-point pixels")

@@ -1,14 +1,15 @@
-"""Images that a user points at: files, folders and tars, one after the other and never all in memory."""
+"""Images named on the command line: files, folders and tars, read one at a time."""
 
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
+from typing import NamedTuple
 
 from shards.data.images import IMAGE_SUFFIXES, UnreadableImage
-from shards.data.sources import image_names, sample_keys
+from shards.data.sample_keys import image_names, sample_keys
 from shards.files.untrusted import MAX_FILE_BYTES, UnusableFile, read_regular
-from shards.formats.tar import read_member
+from shards.formats.tar import MemberRange, read_member
 from shards.formats.tar_members import tar_members
 
 
@@ -17,33 +18,33 @@ class ImageInput:
     """One image to work on.
 
     Attributes:
-        key: `[A-Za-z0-9_-]+`, unique among the inputs; what its outputs are called.
-        shown: What it is called in messages: the file, or "tar: member".
-        path: The file, or the tar it lies in.
-        place: Offset and size in the tar, bytes; None: the whole file.
+        key: `[A-Za-z0-9_-]+`, unique among the inputs; its outputs are named after it.
+        shown: Its name in messages: the file, or "tar: member".
+        path: The file, or the tar that holds it.
+        member: Where it is in the tar; None: the whole file.
     """
 
     key: str
     shown: str
     path: Path
-    place: tuple[int, int] | None = None
+    member: MemberRange | None = None
 
     def __str__(self) -> str:
-        """What it is called in messages."""
+        """Its name in messages."""
         return self.shown
 
     def read(self) -> bytes:
-        """Give the image file's bytes.
+        """Return the image file's bytes.
 
         Raises:
             UnreadableImage: It is gone, cannot be read, or is too large.
         """
         try:
-            if self.place is None:
+            if self.member is None:
                 return read_regular(self.path)
-            if self.place[1] > MAX_FILE_BYTES:
-                raise UnreadableImage("too_large", f"has {self.place[1]} bytes; at most {MAX_FILE_BYTES} are read")
-            return read_member(self.path, *self.place)
+            if self.member.size > MAX_FILE_BYTES:
+                raise UnreadableImage("too_large", f"has {self.member.size} bytes; at most {MAX_FILE_BYTES} are read")
+            return read_member(self.path, *self.member)
         except FileNotFoundError as error:
             raise UnreadableImage("missing", "it is not there") from error
         except OSError as error:
@@ -56,55 +57,60 @@ class ImageInput:
             raise UnreadableImage("changed", str(error)) from error
 
 
+class _Found(NamedTuple):
+    """An image before it has a key; `name` is its path in the folder or tar that was named."""
+
+    name: str
+    shown: str
+    path: Path
+    member: MemberRange | None = None
+
+
 def find_images(paths: Sequence[Path]) -> list[ImageInput]:
-    """Find the images that paths stand for, in the order of the paths; nothing is decoded.
+    """Return the images that paths name, in the order of the paths; nothing is decoded.
 
     Args:
-        paths: Image files; folders, searched with their sub-folders, hidden ones left out; `.tar` files, of which the
-            members with an image's ending count (in a WebDataset tar "key.label.png" is no image of its own).
+        paths: Image files; folders, searched with their sub-folders except hidden ones; `.tar` files, whose members
+            with an image's ending are used (in a WebDataset tar "key.label.png" is not an image of its own).
 
     Raises:
-        FileNotFoundError: A path is not there.
-        ValueError: A folder or tar holds no image, a tar is damaged, or nothing is named at all.
+        FileNotFoundError: A path does not exist.
+        ValueError: A folder or tar holds no image, a tar is damaged, or there are no paths.
     """
-    found: list[tuple[str, str, Path, tuple[int, int] | None]] = []
+    found: list[_Found] = []
     for path in paths:
         if path.is_dir():
-            names = sorted(image_names(path))
-            found += [(name, str(path / name), path / name, None) for name in names]
+            here = [_Found(name, str(path / name), path / name) for name in sorted(image_names(path))]
         elif not path.exists():
             raise FileNotFoundError(2, "no such file or folder", str(path))
         elif path.suffix.lower() == ".tar":
-            places = _members(path)
-            names = list(places)
-            found += [(name, f"{path}: {name}", path, place) for name, place in places.items()]
+            here = [_Found(name, f"{path}: {name}", path, member) for name, member in _members(path).items()]
         else:
-            names = [path.name]
-            found.append((path.name, str(path), path, None))
-        if not names:
+            here = [_Found(path.name, str(path), path)]
+        if not here:
             raise ValueError(f"{path} holds no image; expected files named {' '.join(sorted(IMAGE_SUFFIXES))}")
+        found += here
     if not found:
         raise ValueError("name at least one image, folder or tar")
     found = list(dict.fromkeys(found))  # the same image named twice is one
-    keys = _keys([(name, shown) for name, shown, _, _ in found])
-    return [ImageInput(key, shown, path, place) for key, (_, shown, path, place) in zip(keys, found, strict=True)]
+    return [ImageInput(key, one.shown, one.path, one.member) for key, one in zip(_keys(found), found, strict=True)]
 
 
-def _keys(found: Sequence[tuple[str, str]]) -> list[str]:
-    """Name each by its path in what was given, or by the whole path where two are called the same."""
-    count = Counter(name for name, _ in found)
+def _keys(found: Sequence[_Found]) -> list[str]:
+    """Return a key per image: of its path in its folder or tar, or of the whole path where two share a name."""
+    count = Counter(one.name for one in found)
     texts: dict[str, None] = {}
-    for name, shown in found:
-        text, number = name if count[name] == 1 else shown.replace(": ", "/"), 1
-        while text in texts:  # one's whole path may be what another is called in its folder
+    for one in found:
+        text, number = one.name if count[one.name] == 1 else one.shown.replace(": ", "/"), 1
+        while text in texts:  # the whole path of one image may be the name of another in its folder
             number += 1
-            text = f"{number}/{shown}"
+            text = f"{number}/{one.shown}"
         texts[text] = None
     return sample_keys(list(texts))
 
 
-def _members(path: Path) -> dict[str, tuple[int, int]]:
-    """Give offset and size of a tar's images by their names; of several of a name the last counts, as in unpacking."""
+def _members(path: Path) -> dict[str, MemberRange]:
+    """Return where a tar's images are, by name; of several with one name the last is used, as in unpacking."""
     found = {}
     try:
         for member in tar_members(path):
@@ -112,7 +118,7 @@ def _members(path: Path) -> dict[str, tuple[int, int]]:
             extension = base.partition(".")[2].lower()
             is_plain = member.isreg() and not member.issparse()
             if is_plain and not base.startswith(".") and f".{extension}" in IMAGE_SUFFIXES:
-                found[member.name] = (member.offset_data, member.size)
+                found[member.name] = MemberRange(member.offset_data, member.size)
     except UnusableFile:
         raise
     except ValueError as error:

@@ -1,4 +1,4 @@
-"""Label maps and confidence maps as PNG files that line up with the stored image."""
+"""Label maps and confidence maps as PNG files that align with the stored image."""
 
 import io
 
@@ -14,10 +14,9 @@ _RUN_LENGTH = 3  # zlib's Z_RLE: on label maps nearly as small as the default an
 
 
 def encode_label(label: NDArray[np.integer], vocabulary: Vocabulary, exif_orientation: int = 1) -> bytes:
-    """Write a label map as PNG: with the classes' colours up to 255 classes, 16-bit grey above.
+    """Return a label map as PNG: in the classes' colours up to 255 classes, 16-bit grey above.
 
-    The pixels are stored as the image file stores its own, with the same EXIF orientation, so that label and image
-    line up in viewers that know EXIF and in those that do not. `decode_label` gives the upright map back.
+    The pixels are stored in the image's EXIF orientation; `decode_label` returns the upright map.
 
     Args:
         label: (H, W) any integer type, upright; class ids and the vocabulary's ignore index.
@@ -27,6 +26,7 @@ def encode_label(label: NDArray[np.integer], vocabulary: Vocabulary, exif_orient
     Raises:
         ValueError: No pixels, another shape or type, or an id that the vocabulary does not have.
     """
+    # Stored like the image, with the same EXIF tag, label and image align in viewers that know EXIF and in the others.
     ids = _checked(label, "label")
     outside = ((ids < 0) | (ids >= len(vocabulary))) & (ids != vocabulary.ignore_index)
     if outside.any():
@@ -45,7 +45,7 @@ def decode_label(data: bytes) -> NDArray[np.int32]:
     """Read an index PNG: palette, grey of 1 to 16 bits.
 
     Returns:
-        (H, W) int32, upright; the values as they stand in the file.
+        (H, W) int32, upright; the values of the file.
 
     Raises:
         ValueError: Not a PNG, damaged, too large, or with colours instead of ids.
@@ -57,7 +57,7 @@ def decode_label(data: bytes) -> NDArray[np.int32]:
         image.load()
         orientation = int(image.getexif().get(ORIENTATION_TAG, 1))
     except Exception as error:
-        # Pillow lets any exception through on hostile bytes.
+        # Pillow raises any exception on hostile bytes.
         raise ValueError(f"not a readable label PNG ({error}); expected an index PNG of class ids") from error
     if image.mode not in ("P", "L", "1", "I;16", "I"):
         raise ValueError(f"a label PNG holds class ids (palette or grey); this one has mode {image.mode}")
@@ -68,10 +68,10 @@ def decode_label(data: bytes) -> NDArray[np.int32]:
 
 
 def encode_weight(weight: NDArray[np.uint8], exif_orientation: int = 1) -> bytes:
-    """Write a confidence map as grey PNG, stored in the same way as its label.
+    """Return a confidence map as grey PNG, stored like its label.
 
     Args:
-        weight: (H, W) uint8, upright; 0: no say, 255: full weight.
+        weight: (H, W) uint8, upright; 0: no weight, 255: full weight.
         exif_orientation: The image's.
 
     Raises:
@@ -85,7 +85,7 @@ def encode_weight(weight: NDArray[np.uint8], exif_orientation: int = 1) -> bytes
 
 
 def decode_weight(data: bytes) -> NDArray[np.uint8]:
-    """Read a confidence map back: (H, W) uint8, upright.
+    """Read a confidence map: (H, W) uint8, upright.
 
     Raises:
         ValueError: Not a readable grey PNG, or values above 255.

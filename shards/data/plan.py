@@ -1,16 +1,17 @@
 """The plan: which sample goes into which shard. Made once, before any work.
 
-`plan.json` has one row for each shard and begins with a checksum of the rest of it. A shard's samples stand in a file
-of their own in the folder beside it (`plan/000012.json`), whose checksum, paths of images included, is in the row. So
-whoever needs one shard reads one shard, and nobody needs to hold all samples at once.
+`plan.json` begins with a checksum of the rest and has one row per shard. The samples of a shard are in a file of their
+own (`plan/000012.json`), whose checksum is in the row: who needs one shard reads one shard, and nobody holds them all.
 """
 
+import gc
 import hashlib
 import json
 import re
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence, Set
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
@@ -18,18 +19,14 @@ from typing import Annotated, Final, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError, model_validator
 
-from shards.data.collector import collector_paused
 from shards.data.samples import SampleList, Samples, check_refs, list_bytes, list_digest
-from shards.data.sources import MAX_KEY_LENGTH, SampleRef
+from shards.data.sources import SampleRef
 from shards.files.atomic import remove_path, write_bytes_atomic
-from shards.files.seal import sealed, unsealed
 from shards.files.untrusted import read_regular
-from shards.formats.records import Checksum
+from shards.formats.records import Checksum, sealed, unsealed
 
 PLAN_VERSION: Final = 2
-_KEY_DIGITS: Final = 8  # of its checksum, which make a taken key another
-_MOST_KEY_DIGITS: Final = 64
-_WRITERS: Final = 16  # lists are brought to the disk beside each other: waiting for it is most of the work
+_WRITERS: Final = 16  # lists are written concurrently: waiting for the disk is most of the work
 
 Keep = Callable[[str, tuple[SampleRef, ...]], SampleList]
 
@@ -40,7 +37,7 @@ class PlannedShard:
 
     Attributes:
         name: Its number, zero-padded.
-        first, last: The keys of its first and its last sample.
+        first, last: The keys of its first and last sample.
         samples: Its samples.
     """
 
@@ -51,7 +48,7 @@ class PlannedShard:
 
     @property
     def digest(self) -> str:
-        """The SHA-256 over keys and digests: the shard's input, whatever folder the images lie in."""
+        """The SHA-256 over keys and digests: the shard's input, wherever the images are."""
         return self.samples.digest
 
 
@@ -63,7 +60,7 @@ class _Row(BaseModel):
     digest: Checksum
     first: str
     last: str
-    checksum: Checksum | None = None  # of the list's file; plans of earlier versions have none
+    checksum: Checksum | None = None  # of the list's file; None in plans of earlier versions
 
 
 class _PlanFile(BaseModel):
@@ -75,6 +72,7 @@ class _PlanFile(BaseModel):
 
     @model_validator(mode="after")
     def _check(self) -> Self:
+        # The ends of each shard are enough here: the keys between them are checked where the lists are read.
         for index, shard in enumerate(self.shards):
             if shard.name != shard_name(index):
                 raise ValueError(f"shard {index} is called {shard.name!r}; expected {shard_name(index)!r}")
@@ -89,7 +87,7 @@ class Plan:
     """All shards of a data set, in order; keys are unique over all of them.
 
     Attributes:
-        shard_size: Samples a shard; the last one that was planned at a time may have fewer.
+        shard_size: Samples per shard; the last one may have fewer.
         shards: The shards.
     """
 
@@ -111,10 +109,10 @@ class Plan:
         """The digest of each shard."""
         return [shard.digest for shard in self.shards]
 
-    def pick(self, places: Iterable[int]) -> dict[str, Samples]:
-        """Give some samples, by their places in the whole plan, as a choice of each shard that has one of them."""
+    def pick(self, indices: Iterable[int]) -> dict[str, Samples]:
+        """Return the samples at some indices of the whole plan, as a selection per shard that has one of them."""
         picked: dict[str, Samples] = {}
-        wanted, start = deque(sorted(places)), 0
+        wanted, start = deque(sorted(indices)), 0
         for shard in self.shards:
             here: list[int] = []
             while wanted and wanted[0] < start + len(shard.samples):
@@ -126,18 +124,14 @@ class Plan:
         return picked
 
     def shard(self, name: str) -> PlannedShard:
-        """Give a shard by its name.
-
-        Raises:
-            ValueError: There is none of that name.
-        """
+        """Return a shard by its name; raise ValueError if there is none."""
         for shard in self.shards:
             if shard.name == name:
                 return shard
         raise ValueError(f"the plan has no shard {name!r}; it has {self.shards[0].name} to {self.shards[-1].name}")
 
     def find(self, key: str) -> tuple[PlannedShard, SampleRef] | None:
-        """Give a sample by its key, and its shard; only lists in which the key may stand are read."""
+        """Return a sample by its key, and its shard; only lists that may hold the key are read."""
         for shard in self.shards:
             if shard.first <= key <= shard.last:
                 for ref in shard.samples:
@@ -147,7 +141,7 @@ class Plan:
 
     @classmethod
     def load(cls, path: Path) -> Self:
-        """Read a plan; the lists of samples are not read.
+        """Read a plan without its lists of samples.
 
         Raises:
             FileNotFoundError: There is none.
@@ -172,7 +166,7 @@ class Plan:
         return cls(file.shard_size, tuple(shards))
 
     def save(self, path: Path) -> None:
-        """Write the plan without its lists, whole or not at all."""
+        """Write the plan without its lists, atomically."""
         rows = []
         for shard in self.shards:
             row = _Row(
@@ -189,107 +183,83 @@ class Plan:
 
 
 def make_plan(refs: Iterable[SampleRef], shard_size: int) -> Plan:
-    """Put samples into shards of equal size, the last one perhaps smaller; the plan and its samples stay in memory.
+    """Return a plan in memory: shards of equal size, the last one perhaps smaller.
 
     Args:
-        refs: The samples in ascending order of their keys, as sources give them.
-        shard_size: Samples a shard, at least 1.
+        refs: The samples in ascending order of their keys, as sources yield them.
+        shard_size: Samples per shard, at least 1.
 
     Raises:
         ValueError: No samples, a key twice or out of order, or a shard size below 1.
     """
-    return Plan(shard_size, tuple(cut_shards(refs, shard_size, 0, _held)))
+    return Plan(shard_size, tuple(cut_shards(refs, shard_size, _held)))
 
 
 def write_plan(path: Path, refs: Iterable[SampleRef], shard_size: int) -> Plan:
-    """Make a plan on disk: each shard's list of samples as soon as it is full, the plan itself last.
+    """Write a plan: each shard's list of samples as soon as it is full, the plan itself last.
 
-    Of the samples no more than a few shards' are in memory at a time.
+    The samples of a few shards at most are in memory at a time.
 
     Args:
-        path: The plan's file; the lists lie in the folder of its name without the ending, which is emptied.
-        refs: As `make_plan` takes them.
-        shard_size: Samples a shard, at least 1.
+        path: The plan's file; the folder of its name without the ending is emptied and takes the lists.
+        refs: As for `make_plan`.
+        shard_size: Samples per shard, at least 1.
 
     Raises:
-        ValueError: As `make_plan` raises it.
+        ValueError: As for `make_plan`.
     """
     path.unlink(missing_ok=True)
     remove_path(path.with_suffix(""))
-    plan = Plan(shard_size, _written(path, refs, shard_size, 0))
+    plan = Plan(shard_size, _written(path, refs, shard_size))
     plan.save(path)
     return plan
 
 
-def extend_plan(path: Path, refs: Iterable[SampleRef]) -> Plan:
-    """Add the samples that a plan does not have yet, in new shards; the old shards stay as they are.
-
-    A sample is known by its uri. Samples that are gone from the source stay planned. A new one whose key is taken
-    gets eight digits of its checksum behind it, or more until it is free. The planned keys and uris are held in memory.
-
-    Args:
-        path: The plan's file.
-        refs: All samples of the source, in any order.
-
-    Raises:
-        ValueError: A planned sample has other bytes now, or new samples share a key.
-    """
-    plan = Plan.load(path)
-    known = {ref.uri: ref for ref in plan.samples}
-    keys = {ref.key for ref in known.values()}
-    added = []
-    for ref in refs:
-        old = known.get(ref.uri)
-        if old is None:
-            added.append(ref)
-        elif (old.digest, old.label_digest) != (ref.digest, ref.label_digest):
-            raise ValueError(
-                f"{ref.uri} changed since the plan was made ({old.digest[:8]} -> {ref.digest[:8]}); "
-                "put the old file back, or start a new run"
-            )
-    if not added:
-        return plan
-    added.sort(key=lambda ref: ref.key)
-    check_refs(added)
-    added = sorted(_with_free_keys(added, keys), key=lambda ref: ref.key)
-    more = _written(path, added, plan.shard_size, len(plan.shards))
-    extended = replace(plan, shards=plan.shards + more)
-    extended.save(path)
-    return extended
+@contextmanager
+def gc_disabled() -> Iterator[None]:
+    """Pause the search for cycles in the block, in all threads."""
+    # It goes through all living objects again and again as their number grows: a third of the time in which ten million
+    # samples are planned. Objects without cycles are freed as ever.
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
 
 
 def list_path(plan: Path, shard: str) -> Path:
-    """Where the list of a shard's samples lies."""
+    """Return the file of a shard's list of samples."""
     return plan.with_suffix("") / f"{shard}.json"
 
 
 def is_list_name(name: str) -> bool:
-    """Return whether a file in the folder of lists may be one."""
+    """Return whether a file in the folder of lists may be a list."""
     return re.fullmatch(r"[0-9]{6,}\.json", name) is not None
 
 
 def shard_name(index: int) -> str:
-    """Give the zero-padded name of a shard."""
+    """Return the zero-padded name of a shard."""
     return f"{index:06d}"
 
 
-def cut_shards(refs: Iterable[SampleRef], size: int, first: int, keep: Keep) -> Iterator[PlannedShard]:
+def cut_shards(refs: Iterable[SampleRef], size: int, keep: Keep) -> Iterator[PlannedShard]:
     """Yield shards of samples, the last one perhaps smaller.
 
     Args:
         refs: The samples in ascending order of their keys.
         size: Samples per shard, at least 1.
-        first: Number of the first shard.
-        keep: Takes a shard's name and samples and returns the list that the shard gets.
+        keep: Takes a shard's name and samples and returns the shard's list.
 
     Raises:
-        ValueError: As `make_plan` raises it.
+        ValueError: As for `make_plan`.
     """
     if size < 1:
         raise ValueError(f"shard_size is {size}; a shard holds at least 1 sample")
-    source, index, before = iter(refs), first, None
+    source, index, before = iter(refs), 0, None
     while samples := tuple(islice(source, size)):
-        check_refs(samples if before is None else (before, *samples))
+        check_refs(samples if before is None else (before, *samples))  # ascending across shards too
         before = samples[-1]
         name = shard_name(index)
         yield PlannedShard(name, samples[0].key, before.key, Samples((keep(name, samples),)))
@@ -302,34 +272,19 @@ def _held(name: str, samples: tuple[SampleRef, ...]) -> SampleList:
     return SampleList(len(samples), list_digest(samples), refs=samples)
 
 
-def _written(path: Path, refs: Iterable[SampleRef], size: int, first: int) -> tuple[PlannedShard, ...]:
-    """Cut samples into shards and write each one's list; all of them are on the disk at the end."""
+def _written(path: Path, refs: Iterable[SampleRef], size: int) -> tuple[PlannedShard, ...]:
+    """Cut samples into shards and write their lists; all are on disk at the end."""
     under_way: deque[Future[None]] = deque()
 
     def keep(name: str, samples: tuple[SampleRef, ...]) -> SampleList:
-        while len(under_way) >= 2 * _WRITERS:
+        while len(under_way) >= 2 * _WRITERS:  # or a fast source would fill the memory
             under_way.popleft().result()
-        place, data = list_path(path, name), list_bytes(samples)
-        under_way.append(writers.submit(write_bytes_atomic, place, data))
-        return SampleList(len(samples), list_digest(samples), place, hashlib.sha256(data).hexdigest())
+        file, data = list_path(path, name), list_bytes(samples)
+        under_way.append(writers.submit(write_bytes_atomic, file, data))
+        return SampleList(len(samples), list_digest(samples), file, hashlib.sha256(data).hexdigest())
 
-    with ThreadPoolExecutor(_WRITERS) as writers, collector_paused():
-        shards = tuple(cut_shards(refs, size, first, keep))
+    with ThreadPoolExecutor(_WRITERS) as writers, gc_disabled():
+        shards = tuple(cut_shards(refs, size, keep))
         for written in under_way:
             written.result()
     return shards
-
-
-def _with_free_keys(added: Sequence[SampleRef], planned: Set[str]) -> Iterator[SampleRef]:
-    """Yield new samples; each whose key is planned already gets as many digits behind it as make it a free one."""
-    taken = {*planned, *(ref.key for ref in added)}
-    for ref in added:
-        key, count = ref.key, 0
-        # Copies of a file have the same checksum, so that the path's follows.
-        tail = ref.digest + hashlib.sha256(ref.uri.encode()).hexdigest()
-        while key in (taken if count else planned):
-            count += _KEY_DIGITS
-            digits = tail[max(0, count - _MOST_KEY_DIGITS) : count]
-            key = f"{ref.key[: MAX_KEY_LENGTH - 1 - len(digits)]}-{digits}"
-        taken.add(key)
-        yield ref._replace(key=key)

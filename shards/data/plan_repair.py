@@ -1,4 +1,4 @@
-"""A damaged plan made whole again: its rows out of the lists of samples, a list out of the source's samples."""
+"""Repair of a damaged plan: its rows from the lists of samples, a list from the source's samples."""
 
 import hashlib
 from collections.abc import Iterable, Iterator, Mapping
@@ -12,7 +12,7 @@ from shards.files.atomic import write_bytes_atomic
 
 
 def damaged_lists(plan: Plan) -> Iterator[tuple[Path, str]]:
-    """Yield the file of each list of samples that is not the planned one, and what is wrong with it."""
+    """Yield the file of each list that is not the planned one, and what is wrong with it."""
     for one in plan.samples.lists:
         try:
             one.read()
@@ -22,12 +22,12 @@ def damaged_lists(plan: Plan) -> Iterator[tuple[Path, str]]:
 
 
 def rebuild_plan(path: Path, shard_size: int, known: Mapping[str, str]) -> Plan:
-    """Write a plan anew out of its lists of samples.
+    """Rewrite a plan from its lists of samples.
 
     Args:
         path: The plan's file.
         shard_size: Samples per shard, as the run's settings have it.
-        known: The digests of shards by name that records vouch for: a lost or other list must not pass for the plan.
+        known: The digests of shards, by name, that records vouch for.
 
     Raises:
         ValueError: A list is missing or damaged, or is not the one that the records are about.
@@ -39,8 +39,9 @@ def rebuild_plan(path: Path, shard_size: int, known: Mapping[str, str]) -> Plan:
             break
         samples, first, last = list_of_file(list_path(path, name))
         shards.append(PlannedShard(name, first, last, Samples((samples,))))
+    # A plan that ends early, or with another list, would look whole: what is known of it elsewhere has to agree.
     found = {shard.name: shard.digest for shard in shards}
-    there = {place.stem for place in path.with_suffix("").glob("[0-9]*.json")}
+    there = {file.stem for file in path.with_suffix("").glob("[0-9]*.json")}
     wrong = sorted((there - found.keys()) | {name for name in known if found.get(name) != known[name]})
     if wrong or not shards:
         raise ValueError(f"{path} cannot be made out of its lists: that of shard {(wrong or ['000000'])[0]} is lost")
@@ -50,14 +51,14 @@ def rebuild_plan(path: Path, shard_size: int, known: Mapping[str, str]) -> Plan:
 
 
 def rebuild_lists(path: Path, refs: Iterable[SampleRef]) -> None:
-    """Write the damaged lists of a plan anew; one that the source no longer gives stays as it is.
+    """Rewrite the damaged lists of a plan; one that the source no longer yields stays as it is.
 
     Args:
-        path: The plan's file, which is whole.
+        path: The plan's file, which is intact.
         refs: All samples of the source, in ascending order of their keys.
     """
     plan = Plan.load(path)
-    broken = {place.stem for place, _ in damaged_lists(plan)}
+    broken = {file.stem for file, _ in damaged_lists(plan)}
 
     def keep(name: str, samples: tuple[SampleRef, ...]) -> SampleList:
         digest, data = list_digest(samples), list_bytes(samples)
@@ -68,5 +69,5 @@ def rebuild_lists(path: Path, refs: Iterable[SampleRef]) -> None:
                 write_bytes_atomic(list_path(path, name), data)
         return SampleList(len(samples), digest)
 
-    for _ in cut_shards(refs, plan.shard_size, 0, keep):
+    for _ in cut_shards(refs, plan.shard_size, keep):
         pass

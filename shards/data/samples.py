@@ -1,4 +1,4 @@
-"""Lists of samples that know their length and checksum without being read."""
+"""Lists of samples whose length and checksum are known without reading them."""
 
 import hashlib
 import json
@@ -10,7 +10,8 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Final
 
-from shards.data.sources import MAX_KEY_LENGTH, SampleRef
+from shards.data.sample_keys import MAX_KEY_LENGTH
+from shards.data.sources import SampleRef
 from shards.files.untrusted import parse_json, read_regular
 
 _KEYS = re.compile(rf"(?:[A-Za-z0-9_-]{{1,{MAX_KEY_LENGTH}}}\n)*")
@@ -20,15 +21,15 @@ _HINT: Final = "`shards repair` makes it again where the images are as they were
 
 @dataclass(frozen=True)
 class SampleList:
-    """Samples in the order of their keys, in a file or held here; or a choice of them.
+    """Samples in the order of their keys, in a file or in memory; or a selection of them.
 
     Attributes:
         count: Samples in the whole list.
-        digest: SHA-256 over keys and checksums of the whole list, whatever folder the images lie in.
+        digest: SHA-256 over keys and checksums of the whole list, wherever the images are.
         path: The file that holds the list; None: `refs` does.
-        refs: The samples, where no file holds them.
-        file_checksum: SHA-256 of that file's bytes; None where no file holds it, and in plans of earlier versions.
-        picks: Places in the list of the samples that are meant; None: all.
+        refs: The samples, if no file holds them.
+        file_checksum: SHA-256 of that file's bytes; None if there is no file, and in plans of earlier versions.
+        picks: Indices of the selected samples; None: all.
     """
 
     count: int
@@ -43,26 +44,26 @@ class SampleList:
 
     @property
     def checksum(self) -> str:
-        """The list's digest; with a choice, one over digest and places."""
+        """The list's digest; of a selection, one over digest and indices."""
         return self.digest if self.picks is None else _sha256(f"{self.digest} {list(self.picks)}")
 
     def read(self) -> tuple[SampleRef, ...]:
-        """Give the samples.
+        """Return the samples.
 
         Raises:
             ValueError: The file is missing, damaged, or holds another list.
         """
         refs, found = (self.refs, None) if self.path is None else _read_list(self.path)
-        # The digest leaves out where the images lie: only the file's own checksum notices an exchanged path.
+        # The digest leaves out where the images are: only the file's own checksum notices an exchanged path.
         changed = self.file_checksum is not None and found != self.file_checksum
         if changed or len(refs) != self.count or list_digest(refs) != self.digest:
             raise ValueError(f"{self.path} is not the list that was planned; {_HINT}")
-        return refs if self.picks is None else tuple(refs[place] for place in self.picks)
+        return refs if self.picks is None else tuple(refs[index] for index in self.picks)
 
 
 @dataclass(frozen=True)
 class Samples:
-    """What a task works on: any number of lists, one after the other. Going through it reads them, one at a time."""
+    """The samples of a task: any number of lists. Iterating reads them, one at a time."""
 
     lists: tuple[SampleList, ...] = ()
 
@@ -81,32 +82,32 @@ class Samples:
 
     @property
     def digest(self) -> str:
-        """The checksum of all lists; of a single one, its own."""
+        """The checksum over all lists; of a single one, its own."""
         checksums = [one.checksum for one in self.lists]
         return checksums[0] if len(checksums) == 1 else _sha256(" ".join(checksums))
 
     @property
     def paths(self) -> tuple[Path, ...]:
-        """The files that going through it reads."""
+        """The files that iterating reads."""
         return tuple(one.path for one in self.lists if one.path is not None)
 
 
 def list_digest(refs: Sequence[SampleRef]) -> str:
-    """Give the SHA-256 over keys and checksums, in order."""
+    """Return the SHA-256 over keys and checksums, in order."""
     return _sha256("".join(f"{ref.key} {ref.digest} {ref.label_digest or ''}\n" for ref in refs))
 
 
 def list_bytes(refs: Sequence[SampleRef]) -> bytes:
-    """Return a list's file: JSON rows of key, checksum, uri and, where there is a label, the label's checksum."""
+    """Return the bytes of a list's file: JSON rows of key, checksum, uri and, if there is a label, its checksum."""
     rows = [ref if ref.label_digest is not None else ref[:3] for ref in refs]
     return (json.dumps(rows, ensure_ascii=False) + "\n").encode()
 
 
 def list_of_file(path: Path) -> tuple[SampleList, str, str]:
-    """Return a list as its file has it, with its first and last key.
+    """Return the list in a file, and its first and last key.
 
     Raises:
-        ValueError: The file is missing, or no list, or an empty one.
+        ValueError: The file is missing, not a list, or an empty one.
     """
     refs, checksum = _read_list(path)
     if not refs:
@@ -115,11 +116,7 @@ def list_of_file(path: Path) -> tuple[SampleList, str, str]:
 
 
 def _read_list(path: Path) -> tuple[tuple[SampleRef, ...], str]:
-    """Read a list and the SHA-256 of its file.
-
-    Raises:
-        ValueError: It is missing, or no list.
-    """
+    """Read a list and the SHA-256 of its file."""
     try:
         data = read_regular(path)
         rows = parse_json(data)
@@ -135,10 +132,10 @@ def _read_list(path: Path) -> tuple[tuple[SampleRef, ...], str]:
 
 
 def check_refs(refs: Sequence[SampleRef]) -> None:
-    """Hold samples against what the rest of the program relies on.
+    """Check what the rest of the program relies on.
 
     Raises:
-        ValueError: A key is no plain name, a checksum is none, or keys do not ascend.
+        ValueError: A key is not a plain name, a checksum is none, or keys do not ascend.
     """
     keys = [ref.key for ref in refs]
     if not _all_match(_KEYS, keys):
@@ -153,7 +150,7 @@ def check_refs(refs: Sequence[SampleRef]) -> None:
 
 
 def _all_match(lines: re.Pattern[str], texts: Sequence[str]) -> bool:
-    joined = "".join(f"{text}\n" for text in texts)  # one match for all is many times faster than one for each
+    joined = "".join(f"{text}\n" for text in texts)  # one match for all is many times faster than one per text
     return joined.count("\n") == len(texts) and lines.fullmatch(joined) is not None
 
 

@@ -1,58 +1,45 @@
-"""Where images and labels come from: a folder of the user's, or the generated scenes."""
+"""Sources of images and labels: a folder of the user's, or the generated scenes."""
 
 import contextlib
 import errno
 import hashlib
-import heapq
-import io
-import json
-import logging
 import os
-import re
-import unicodedata
-from collections.abc import Iterable, Iterator, Sequence
-from itertools import groupby
-from operator import itemgetter
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Annotated, Literal, NamedTuple, Protocol, get_args
+from typing import Annotated, Literal, NamedTuple, Protocol
 from urllib.parse import quote, unquote_to_bytes
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt
 
-from shards.data.images import IMAGE_SUFFIXES, UnreadableImage
+from shards.data.images import IMAGE_SUFFIXES, PASSING_REASONS, UnreadableImage
 from shards.data.labels import decode_label
-from shards.data.sorting import Row, sorted_rows, sorted_table
+from shards.data.sample_keys import image_names, keyed
 from shards.data.vocabulary import IGNORE_8_BIT, IGNORE_16_BIT, Vocabulary
+from shards.files.atomic import sha256_file
 from shards.files.errors import is_transient
-from shards.files.reading import is_file, is_folder, list_folder
-from shards.files.untrusted import MAX_FILE_BYTES, UnusableFile, read_regular, sha256_regular
+from shards.files.retry import is_file, is_folder
+from shards.files.untrusted import MAX_FILE_BYTES, UnusableFile, read_regular
+from shards.formats.records import Drop
 
-# shards.scenes.scenes is imported where it is used: it needs scipy, and the settings need this file.
-
-logger = logging.getLogger(__name__)
-
-MAX_KEY_LENGTH = 80  # leaves room for the extension in a tar's 100 bytes
-_KEY_DIGITS = 8  # of a path's checksum, where its key alone would not do
-_ALL_DIGITS = 64
 _NO_DIGEST = hashlib.sha256(b"").hexdigest()
 _QUOTED = "quoted:"
-
 
 Split = Literal["source", "target", "validation", "test"]
 
 
 class SampleRef(NamedTuple):
-    """One image and where to get it. There are millions of them: they are checked where a plan is made or read.
+    """One image and where to get it.
 
     Attributes:
         key: Its name in the run, unique and stable.
-        digest: SHA-256 of the file's bytes; of (version, split, seed, index) for a scene.
+        digest: SHA-256 of the file's bytes; for a scene, of (version, split, seed, index).
         uri: The path relative to the source's folder, or "scenes:split/seed/index".
-        label_digest: SHA-256 of the label's file, where there is one.
+        label_digest: SHA-256 of the label's file, if there is one.
     """
+
+    # A plain tuple, as there are millions; they are checked where a plan is made or read.
 
     key: str
     digest: str
@@ -61,7 +48,7 @@ class SampleRef(NamedTuple):
 
 
 class ScenesSourceConfig(BaseModel):
-    """The generated data set: `count` scenes of a split, drawn from a seed."""
+    """The generated data set: the first `count` scenes of a split and seed."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -72,7 +59,7 @@ class ScenesSourceConfig(BaseModel):
 
 
 class FolderSourceConfig(BaseModel):
-    """A folder of images, searched with its sub-folders, and perhaps a folder of index PNGs with the same names."""
+    """A folder of images, searched with its sub-folders, and optionally one of index PNGs with the same names."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -90,14 +77,14 @@ class Source(Protocol):
     labelled: bool
 
     def refs(self) -> Iterable[SampleRef]:
-        """All samples in ascending order of their keys, also those that will turn out unreadable."""
+        """All samples in ascending order of their keys, including those that will turn out unreadable."""
         ...
 
     def read_image(self, ref: SampleRef) -> tuple[bytes, str]:
         """The image file's bytes and its extension without dot.
 
         Raises:
-            UnreadableImage: The file is gone, cannot be read, is too large or changed since the plan was made.
+            UnreadableImage: The file is gone, cannot be read, is too large or has changed since the plan was made.
         """
         ...
 
@@ -114,54 +101,18 @@ def open_source(config: ScenesSourceConfig | FolderSourceConfig, vocabulary: Voc
     """Open the source that the settings name.
 
     Raises:
-        ValueError: A folder that is not there, or a vocabulary without any of the scenes' classes.
+        ValueError: A folder does not exist, or the vocabulary names none of the scenes' classes.
     """
     if isinstance(config, ScenesSourceConfig):
+        # Imported here: the scenes need scipy, which the settings, and so every command, would import with this file.
+        from shards.data.scenes_source import ScenesSource
+
         return ScenesSource(config, vocabulary)
     return FolderSource(config, vocabulary)
 
 
-class ScenesSource:
-    """The generated data set. Labels can be read in all splits; `labelled` is False for the target split."""
-
-    def __init__(self, config: ScenesSourceConfig, vocabulary: Vocabulary) -> None:
-        from shards.scenes.scenes import SCENE_CLASSES
-
-        ids = {name: index for index, name in enumerate(vocabulary.names)}
-        if not ids.keys() & set(SCENE_CLASSES):
-            raise ValueError(f"the vocabulary names none of the scenes' classes ({', '.join(SCENE_CLASSES[:3])}, …)")
-        self._config = config
-        self._id_of_class = np.full(256, vocabulary.ignore_index, np.int32)
-        self._id_of_class[: len(SCENE_CLASSES)] = [ids.get(name, vocabulary.ignore_index) for name in SCENE_CLASSES]
-        self.labelled = config.split != "target"
-
-    def refs(self) -> Iterator[SampleRef]:
-        """All scenes."""
-        from shards.scenes.scenes import SCENES_VERSION
-
-        split, seed = self._config.split, self._config.seed
-        head, place = json.dumps([SCENES_VERSION, split, seed])[:-1], f"scenes:{split}/{seed}/"
-        for index in _scene_indices(self._config.count):
-            digest = hashlib.sha256(f"{head}, {index}]".encode()).hexdigest()
-            yield SampleRef(f"{split}-{index:06d}", digest, f"{place}{index}")
-
-    def read_image(self, ref: SampleRef) -> tuple[bytes, str]:
-        """Draw the scene: PNG bytes."""
-        from shards.scenes.scenes import render_scene
-
-        buffer = io.BytesIO()
-        Image.fromarray(render_scene(*_scene_of(ref)).image).save(buffer, format="PNG", compress_level=1)
-        return buffer.getvalue(), "png"
-
-    def read_label(self, ref: SampleRef) -> NDArray[np.int32] | None:
-        """The scene's label; classes that the vocabulary does not name are ignored."""
-        from shards.scenes.scenes import render_scene
-
-        return self._id_of_class[render_scene(*_scene_of(ref)).label]
-
-
 class FolderSource:
-    """A folder of images. Hidden files and folders are left out, links to folders not followed."""
+    """A folder of images; hidden files and folders are left out, and links to folders are not followed."""
 
     def __init__(self, config: FolderSourceConfig, vocabulary: Vocabulary) -> None:
         self._images = Path(config.images).expanduser()
@@ -173,18 +124,17 @@ class FolderSource:
         self.labelled = self._labels is not None
 
     def refs(self) -> Iterator[SampleRef]:
-        """All image files. What is no file has the digest of no bytes; `read_image` says what is wrong.
+        """All image files.
 
         Raises:
-            OSError: A file or folder cannot be read, or vanishes meanwhile: a digest that is made up for it would make
-                the image another one for ever.
+            OSError: A file or folder cannot be read, or vanishes meanwhile: an invented digest would stay in the plan.
             ValueError: The folder holds no image.
         """
         key = None
-        for key, name in _keyed(image_names(self._images)):
+        for key, name in keyed(image_names(self._images)):
             yield SampleRef(
                 key=key,
-                digest=_listed_digest(self._images / name) or _NO_DIGEST,
+                digest=_listed_digest(self._images / name) or _NO_DIGEST,  # no file: `read_image` reports the reason
                 uri=_to_uri(name),
                 label_digest=self._label_digest(name),
             )
@@ -214,7 +164,7 @@ class FolderSource:
         """The index PNG of the same name; 255 in 8-bit and 65535 in 16-bit files mean ignore.
 
         Raises:
-            UnreadableImage: A label that was planned is gone, or another one: no reason to go on as if there were none.
+            UnreadableImage: A planned label is gone or has changed.
         """
         path = self._label_path(_from_uri(ref.uri))
         if self._labels is None or path is None:
@@ -236,7 +186,7 @@ class FolderSource:
             raise ValueError(f"{path}: {error}") from error
 
     def _label_digest(self, name: str) -> str | None:
-        """Return the SHA-256 of an image's label; None where the user has none for it."""
+        """Return the SHA-256 of an image's label; None if it has none."""
         path = self._label_path(name)
         if self._labels is None or path is None:
             return None
@@ -250,98 +200,24 @@ class FolderSource:
 
 
 def _refuse_vanished(folder: Path, what: str) -> None:
-    """Tell a file that is missing from a store that is.
-
-    Raises:
-        OSError: The folder is gone or empty, as a mount point is once its storage is gone.
-    """
+    """Raise OSError if a folder is gone or empty: then its storage is missing, not a file."""
+    # An empty folder is what a mount point looks like once its storage is gone.
     with contextlib.suppress(FileNotFoundError, NotADirectoryError), os.scandir(folder) as entries:
         if next(entries, None) is not None:
             return
     raise OSError(errno.ESTALE, f"the folder of {what} is gone or empty; is its storage mounted?", str(folder))
 
 
-def sample_keys(names: Sequence[str]) -> list[str]:
-    """Turn different relative paths into keys of `[A-Za-z0-9_-]`, in the paths' order.
-
-    Endings go, other signs become "_". Where two paths give the same key, or a key is too long, each of them ends in
-    eight digits of its path's SHA-256; where these meet another key, in eight more of each, until all differ.
-    """
-    key_of = {name: key for key, name in _keyed(names)}
-    return [key_of[name] for name in names]
-
-
-def _keyed(names: Iterable[str]) -> Iterator[Row]:
-    """Yield each path behind its key, in the order of the keys, of which no two are the same."""
-    digits: dict[str, int] = {}  # of the few paths whose usual key is another's, too
-    with sorted_table(_usual_keys(names)) as usual:
-
-        def rows() -> Iterator[Row]:
-            moved = sorted((_key(name, count), name) for name, count in digits.items())
-            return heapq.merge((row for row in usual() if row[1] not in digits), moved)
-
-        while shared := list(_shared_keys(rows())):
-            for key, group in shared:
-                for name in group:
-                    now = digits.get(name, 0 if key == _key(name, 0) else _KEY_DIGITS)
-                    digits[name] = min(now + _KEY_DIGITS, _ALL_DIGITS)
-        yield from rows()
-
-
-def _usual_keys(names: Iterable[str]) -> Iterator[Row]:
-    for short, group in groupby(sorted_rows((_key(name, 0), name) for name in names), key=itemgetter(0)):
-        first, *others = group
-        for _, name in (first, *others):
-            yield _key(name, _KEY_DIGITS) if others or len(short) > MAX_KEY_LENGTH else short, name
-
-
-def _shared_keys(rows: Iterable[Row]) -> Iterator[tuple[str, set[str]]]:
-    """Yield each key that several paths have, and these."""
-    for key, group in groupby(rows, key=itemgetter(0)):
-        names = {name for _, name in group}
-        if len(names) > 1:
-            yield key, names
-
-
-def _key(name: str, digits: int) -> str:
-    """Return a path's key with so many digits of its checksum; with all 64 no other path's has the same ones."""
-    stem = unicodedata.normalize("NFC", name[: len(name) - len(Path(name).suffix)])
-    short = re.sub(r"[^A-Za-z0-9_-]", "_", stem)
-    if digits == 0:
-        return short
-    return f"{short[: MAX_KEY_LENGTH - 1 - digits]}-{hashlib.sha256(os.fsencode(name)).hexdigest()[:digits]}"
-
-
-def image_names(folder: Path) -> Iterator[str]:
-    """Give the paths, relative to a folder, of the image files in it; hidden ones are left out."""
-    waiting = [folder]
-    while waiting:
-        here = waiting.pop()
-        try:
-            folders, files = list_folder(here)
-        except PermissionError as error:
-            logger.warning("%s cannot be opened: its images are left out", error.filename)
-            continue
-        waiting += [here / name for name in folders]
-        for name in files:
-            if Path(name).suffix.lower() in IMAGE_SUFFIXES:
-                yield (here / name).relative_to(folder).as_posix()
-
-
 def image_path(config: FolderSourceConfig, ref: SampleRef) -> Path:
-    """Return where a sample's image is.
-
-    Raises:
-        UnreadableImage: Not in the source's folder.
-    """
+    """Return the file of a sample's image; raise UnreadableImage if it is outside the source's folder."""
     return Path(config.images).expanduser() / _from_uri(ref.uri)
 
 
 def _listed_digest(path: Path) -> str | None:
-    """Return the SHA-256 of a file that was listed; None for what is no file: a link to nowhere, a pipe."""
+    """Return the SHA-256 of a listed file; None if it is not one, such as a broken link or a pipe."""
     try:
         if is_file(path):
-            return sha256_regular(path, MAX_FILE_BYTES)  # the size first: nobody reads what is refused anyway
+            return sha256_file(path, MAX_FILE_BYTES)  # larger ones are refused later, and need no checksum
         path.lstat()
     except UnusableFile:
         return None
@@ -354,7 +230,7 @@ def _listed_digest(path: Path) -> str | None:
 def _to_uri(name: str) -> str:
     try:
         name.encode()
-    except UnicodeEncodeError:  # a file name that is not UTF-8 cannot stand in JSON as it is
+    except UnicodeEncodeError:  # a file name that is not UTF-8 cannot be written as JSON
         return _QUOTED + quote(os.fsencode(name))
     return _QUOTED + quote(name) if name.startswith(_QUOTED) else name
 
@@ -366,30 +242,6 @@ def _from_uri(uri: str) -> str:
     return name
 
 
-def _scene_indices(count: int) -> Iterator[int]:
-    """Give 0 .. count - 1 in the order of the keys: as text, 1000000 comes before 999999."""
-    for index in range(min(count, 10**6)):
-        yield index
-        if index >= 10**5 and 10 * index < count:
-            yield from _longer(index, count)
-
-
-def _longer(head: int, count: int) -> Iterator[int]:
-    """Give the numbers that begin with the digits of another and have more of them."""
-    for index in range(10 * head, min(10 * head + 10, count)):
-        yield index
-        if 10 * index < count:
-            yield from _longer(index, count)
-
-
-def _scene_of(ref: SampleRef) -> tuple[Split, int, int]:
-    match = re.fullmatch(r"scenes:([a-z]+)/(\d+)/(\d+)", ref.uri)
-    for split in get_args(Split):
-        if match is not None and match[1] == split:
-            return split, int(match[2]), int(match[3])
-    raise ValueError(f"{ref.uri!r} is not a scene; expected scenes:SPLIT/SEED/INDEX")
-
-
 def _to_vocabulary(label: NDArray[np.int32], ignore: int, vocabulary: Vocabulary) -> NDArray[np.int32]:
     label = np.where(label == ignore, vocabulary.ignore_index, label).astype(np.int32)
     wrong = (label != vocabulary.ignore_index) & ((label < 0) | (label >= len(vocabulary)))
@@ -399,3 +251,29 @@ def _to_vocabulary(label: NDArray[np.int32], ignore: int, vocabulary: Vocabulary
             f"{len(vocabulary) - 1}, {ignore} for ignore); is this the labels' own list of classes?"
         )
     return label
+
+
+def why_returned(
+    drops: Iterable[Drop], samples: Iterable[SampleRef], source: ScenesSourceConfig | FolderSourceConfig
+) -> str | None:
+    """Return why a finished shard has to be redone for images that it lacks, such as "3 images are back", or None.
+
+    Args:
+        drops: What the shard was made without.
+        samples: Its samples, as planned.
+        source: Where they are.
+    """
+    # Asked of every finished shard: where nothing is lacking not even the samples are read.
+    lost = {drop.key for drop in drops if drop.reason in PASSING_REASONS}
+    if not lost or isinstance(source, ScenesSourceConfig):  # a scene is drawn: none is ever missing
+        return None
+    back = sum(ref.key in lost and _is_back(source, ref) for ref in samples)
+    return None if not back else "1 image is back" if back == 1 else f"{back} images are back"
+
+
+def _is_back(source: FolderSourceConfig, ref: SampleRef) -> bool:
+    try:
+        path = image_path(source, ref)
+        return path.is_file() and sha256_file(path, MAX_FILE_BYTES) == ref.digest
+    except (OSError, ValueError, UnreadableImage):  # a file system that fails brings nothing back
+        return False

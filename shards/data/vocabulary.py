@@ -1,4 +1,4 @@
-"""The classes of a run: names, synonyms, ids, colours, templates and which of them were seen with labels."""
+"""The classes of a run: names, synonyms, ids, colours, templates, and which were seen with labels."""
 
 import colorsys
 import difflib
@@ -12,8 +12,8 @@ from typing import Annotated, Self
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from shards.files.atomic import write_bytes_atomic
-from shards.files.seal import sealed, unsealed
 from shards.files.untrusted import MAX_TEXT_BYTES, parse_json, read_regular
+from shards.formats.records import sealed, unsealed
 
 DEFAULT_TEMPLATES: tuple[str, ...] = ("a photo of a {}.",)
 IGNORE_8_BIT = 255
@@ -28,8 +28,8 @@ class ClassEntry(BaseModel):
     """One class.
 
     Attributes:
-        name: What it is called in tables; unique in its vocabulary.
-        synonyms: The words that text embeddings are made from, the main one first.
+        name: Its name in tables; unique in its vocabulary.
+        synonyms: The words for text embeddings, the main one first.
         seen: Whether stage 1 trained on labels of it.
         colour: (r, g, b) in 0..255, unique in its vocabulary and never black.
     """
@@ -43,10 +43,10 @@ class ClassEntry(BaseModel):
 
 
 class Vocabulary(BaseModel):
-    """All classes of a run; a class's id is its place in `classes`.
+    """All classes of a run; a class's id is its index in `classes`.
 
     Attributes:
-        classes: At least one, at most 65535.
+        classes: 1 to 65535 of them.
         templates: CLIP's prompt templates, each with one `{}` for the class's name.
         ignore_index: The id of pixels without a class: 255 up to 255 classes, 65535 above.
     """
@@ -103,7 +103,7 @@ class Vocabulary(BaseModel):
 
     @property
     def digest(self) -> str:
-        """The SHA-256 over everything in the vocabulary."""
+        """The SHA-256 of the whole vocabulary."""
         return hashlib.sha256(self._bytes()).hexdigest()
 
     @classmethod
@@ -116,14 +116,14 @@ class Vocabulary(BaseModel):
         """Build a vocabulary from a list of names.
 
         Args:
-            names: One a class, in the order of their ids; "person, child, man" gives synonyms. Outer blanks go.
-                Where two classes share their first word (ADE-847 has "bag" and "bag, handbag"), both are called by
-                their whole line.
+            names: One per class, in the order of their ids; "person, child, man" has synonyms. Outer blanks are
+                stripped. Classes that share their first word (ADE-847 has "bag" and "bag, handbag") are named by their
+                whole line.
             seen: The names of classes that had labels; None: all.
             templates: CLIP's prompt templates.
 
         Raises:
-            ValueError: No names, a blank one, one twice, or a seen one that is not among them.
+            ValueError: No names, a blank or repeated one, or a seen one that is not among them.
         """
         lines = [_synonyms(name, index) for index, name in enumerate(names)]
         first = Counter(words[0] for words in lines)
@@ -160,7 +160,7 @@ class Vocabulary(BaseModel):
             raise ValueError(f"{path} is not the vocabulary that was written: {error}") from error
 
     def save(self, path: Path) -> None:
-        """Write it as JSON, whole or not at all; the first field is a checksum of the rest, which is the digest."""
+        """Write it as JSON, atomically; the first field is the digest, a checksum of the rest."""
         write_bytes_atomic(path, sealed(self._bytes()))
 
     def _bytes(self) -> bytes:
@@ -171,12 +171,12 @@ def load_class_names(path: Path) -> list[str]:
     """Read class names, synonyms joined by ", ", in the order of their ids.
 
     Args:
-        path: `.txt` with one class a line (blank lines and lines that begin with # are left out), or `.json`: a list,
+        path: `.txt` with one class per line (blank lines and lines starting with # are skipped), or `.json`: a list,
             {"classes": [...]} or a vocabulary.json. List items are texts or objects with "name" or "synonyms".
 
     Raises:
         FileNotFoundError: There is no such file.
-        ValueError: Another kind of file, damaged, or without a single name.
+        ValueError: Another kind of file, damaged, or without names.
     """
     try:
         text = read_regular(path, MAX_TEXT_BYTES).decode("utf-8-sig")
@@ -194,7 +194,8 @@ def load_class_names(path: Path) -> list[str]:
 
 
 def distinct_colours(count: int) -> list[Colour]:
-    """Give colours that differ from each other and from black; the n-th is the same whatever the count."""
+    """Return distinct colours, none of them black; the n-th is the same whatever the count."""
+    # Steps of the golden ratio in hue keep neighbouring ids far apart.
     colours: list[Colour] = []
     used = {(0, 0, 0)}
     for index in range(count):
@@ -202,7 +203,7 @@ def distinct_colours(count: int) -> list[Colour]:
         saturation = (0.75, 0.5, 0.95)[index // 7 % 3]
         value = (0.95, 0.65, 0.8)[index // 3 % 3]
         red, green, blue = (round(255 * channel) for channel in colorsys.hsv_to_rgb(hue, saturation, value))
-        while (red, green, blue) in used:  # with thousands of classes: jump to another place in the cube
+        while (red, green, blue) in used:  # with thousands of classes: jump elsewhere in the cube
             jumped = ((red << 16 | green << 8 | blue) + 0x5BD1E9) % (1 << 24)
             red, green, blue = jumped >> 16, jumped >> 8 & 255, jumped & 255
         used.add((red, green, blue))

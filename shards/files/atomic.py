@@ -3,7 +3,6 @@
 import contextlib
 import errno
 import hashlib
-import logging
 import os
 import re
 import shutil
@@ -13,42 +12,42 @@ import time
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TypeVar
 
 from shards.files.errors import REFUSED_RENAME
 from shards.files.fence import require_lock
 from shards.files.processes import process_is_alive, process_space, process_start_ticks
-from shards.files.retry import retried
-from shards.files.untrusted import sha256_regular
-
-logger = logging.getLogger(__name__)
-
-Result = TypeVar("Result")
-
+from shards.files.retry import patiently, retried
+from shards.files.untrusted import open_regular
 
 TEMPORARY_PREFIX = ".tmp~"
 FOREIGN_TEMPORARY_AGE_S = 24 * 3600.0  # left by another machine or container, whose processes cannot be seen from here
+# Matched in full before anything is deleted: a user's own `.tmp~notes` is not ours.
 _TEMPORARY = re.compile(r"\.tmp~[0-9]+~[0-9]+~[^~/]{0,64}~[0-9a-f]{12}~[^/]*", re.DOTALL)
 _REPLACE_ATTEMPTS = 5
 _REMOVE_ATTEMPTS = 20
 _SETTLE_S = 0.05
 
 
-def sha256_file(path: Path) -> str:
-    """Return the SHA-256 of a file's bytes as 64 hex digits; an error that may pass is waited out.
+def sha256_file(path: Path, max_bytes: int | None = None) -> str:
+    """Return the SHA-256 of a file's bytes as 64 hex digits; transient errors are retried.
 
     Raises:
         FileNotFoundError: There is no such file.
         OSError: It cannot be read; the error names it.
-        ValueError: It is a pipe or a device.
+        UnusableFile: It is a pipe or a device, or larger than `max_bytes`.
     """
-    return sha256_regular(path)
+
+    def once() -> str:
+        with open_regular(path, max_bytes) as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+
+    return patiently(path, once)
 
 
 def sha256_tree(folder: Path) -> str:
-    """Give one SHA-256 over all files of a folder: their sorted relative paths and their bytes.
+    """Return one SHA-256 over all files of a folder: their sorted relative paths and their bytes.
 
-    Empty folders, times and permissions do not count. An empty folder has a checksum, too.
+    Empty folders, times and permissions do not count. An empty folder has a checksum too.
 
     Raises:
         FileNotFoundError: There is no such folder.
@@ -65,58 +64,54 @@ def sha256_tree(folder: Path) -> str:
 
 
 def sha256_path(path: Path) -> str:
-    """Give the checksum of a file (`sha256_file`) or of a folder (`sha256_tree`)."""
+    """Return the checksum of a file (`sha256_file`) or of a folder (`sha256_tree`)."""
     return sha256_tree(path) if path.is_dir() else sha256_file(path)
 
 
 def temporary_sibling(path: Path) -> Path:
-    """Give an unused name in the same folder, to be written and then renamed to `path`.
-
-    The name tells the process it belongs to, and where that process's number means something, so that
-    `remove_stale_temporaries` can judge it.
-    """
+    """Return an unused name in the same folder, to be written and then renamed to `path`."""
+    # The owner's PID, start time and PID namespace are in the name, so that `remove_stale_temporaries` can judge it
+    # without opening it.
     pid = os.getpid()
     owner = f"{TEMPORARY_PREFIX}{pid}~{process_start_ticks(pid)}~{_numbering()}~{uuid.uuid4().hex[:12]}~"
     return path.with_name(owner + path.name[-100:])
 
 
 def is_temporary(name: str) -> bool:
-    """Return whether a name is one that `temporary_sibling` gives; whatever else begins alike is somebody else's."""
+    """Return whether a name was made by `temporary_sibling`."""
     return _TEMPORARY.fullmatch(name) is not None
 
 
 def remove_stale_temporaries(folder: Path) -> int:
-    """Delete what killed processes left half-written in a folder, and give how many things that were.
+    """Delete what killed processes left half-written in a folder; return how many files and folders that was.
 
     Temporaries of living processes stay; those of other machines and containers stay for a day. Not recursive, and
-    nothing is deleted through a link: neither behind one of a temporary's name nor in a folder that is one.
+    links are not followed.
     """
     removed = 0
     if not folder.is_dir() or folder.is_symlink():
         return removed
     for path in sorted(folder.iterdir()):
         if is_temporary(path.name) and _is_stale(path):
-            with contextlib.suppress(FileNotFoundError):  # another run tidies up, too
+            with contextlib.suppress(FileNotFoundError):  # another run cleans up too
                 remove_path(path)
             removed += 1
     return removed
 
 
 def remove_stale_temporaries_below(root: Path) -> int:
-    """Do `remove_stale_temporaries` in a run folder and all folders in it, without a look into arrays' own ones."""
+    """Apply `remove_stale_temporaries` to a run folder and all folders below it, except inside arrays."""
     removed = 0
     for folder, folders, _ in os.walk(os.path.realpath(root)):  # the run itself may be reached by a link
         removed += remove_stale_temporaries(Path(folder))
-        folders[:] = [name for name in folders if not name.endswith(".zarr")]  # temporary arrays are named so, too
+        folders[:] = [name for name in folders if not name.endswith(".zarr")]  # temporary arrays end so too
     return removed
 
 
 @contextlib.contextmanager
 def about(path: Path) -> Iterator[None]:
-    """Let errors of the system in the block name a file where they name none, or a temporary one.
-
-    A write, an fsync or the close of a file that fails knows of no name.
-    """
+    """Add a file's name to operating-system errors raised in the block, where they have none or a temporary one's."""
+    # A failed write, fsync or close carries no file name.
     try:
         yield
     except OSError as error:
@@ -127,9 +122,9 @@ def about(path: Path) -> Iterator[None]:
 
 
 def write_bytes_atomic(path: Path, data: bytes) -> None:
-    """Write a file so that a reader, or a later run after a crash, sees the old bytes or the new, never a part.
+    """Write a file so that a reader, or a later run after a crash, sees either the old bytes or the new.
 
-    Missing parent folders are made. On an error (disk full) nothing is left behind; one that may pass is waited out.
+    Missing parent folders are created. An error (disk full) leaves nothing behind; transient ones are retried.
     """
     with about(path):
         retried(lambda: _write_once(path, data))
@@ -152,27 +147,26 @@ def _write_once(path: Path, data: bytes) -> None:
 
 
 def rename(source: Path, target: Path) -> None:
-    """Rename a file or folder over another; a refusal that may pass is waited out."""
+    """Rename a file or folder over another; transient refusals are retried."""
     retried(lambda: source.replace(target), also=REFUSED_RENAME)
 
 
 def drop_temporary(temporary: Path) -> None:
-    """Delete a temporary file after an error, which is what counts; what cannot be deleted the next run removes."""
-    with contextlib.suppress(OSError):
+    """Delete a temporary file after an error; one that cannot be deleted is left to the next run."""
+    with contextlib.suppress(OSError):  # the first error is the one to report
         temporary.unlink(missing_ok=True)
 
 
 def replace_folder(new: Path, path: Path) -> None:
-    """Put a finished folder in the place of `path`, whether or not there is an old one.
+    """Move a finished folder to `path`, replacing any old one; both have the same parent.
 
-    Both lie in the same parent. An old folder with the same bytes stays, and the new one is deleted: of writers that
-    do the same work at once, the first wins, and who reads its folder already is not disturbed. Another one is renamed
-    aside, the new one renamed in, the old one deleted; a crash between the two renames leaves no folder at `path`.
-    Remove the record of the old one before.
+    A crash between the two renames leaves no folder at `path`: remove the record of the old one first.
 
     Raises:
-        OSError: Another writer keeps putting folders in the same place.
+        OSError: Another writer keeps putting folders at the same path.
     """
+    # A rename cannot replace a folder that holds files, so an old one is first renamed aside. One with the same bytes
+    # stays: of several writers of the same work the first wins, and its readers are not disturbed.
     fsync_tree(new)
     digest = sha256_tree(new)
     aside: list[Path] = []
@@ -197,7 +191,7 @@ def replace_folder(new: Path, path: Path) -> None:
 
 
 def remove_path(path: Path) -> None:
-    """Delete a file, a link or a whole folder, if it is there. Links are not followed."""
+    """Delete a file, a link or a whole folder, if it exists. Links are not followed."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
     else:
@@ -205,7 +199,8 @@ def remove_path(path: Path) -> None:
 
 
 def remove_for_good(path: Path) -> None:
-    """Delete what others may still be writing into: threads of a library whose first error has come through."""
+    """Delete a folder that may still be written to."""
+    # zarr writes from several threads, and the others go on after the first has raised its error.
     for _ in range(_REMOVE_ATTEMPTS):
         with contextlib.suppress(OSError):
             remove_path(path)
@@ -215,7 +210,7 @@ def remove_for_good(path: Path) -> None:
 
 
 def fsync_tree(folder: Path) -> None:
-    """Bring all files of a folder and its listings to the disk."""
+    """Flush all files and listings of a folder to disk."""
     for path in _walk(folder):
         with path.open("rb") as file:
             fsync(file.fileno())
@@ -224,19 +219,17 @@ def fsync_tree(folder: Path) -> None:
 
 
 def fsync(descriptor: int) -> None:
-    """Bring a file to the disk, again where that fails for a cause that may pass.
-
-    A disk may have lost what it failed to take, and say nothing the second time: then the checksum tells.
-    """
+    """Flush a file to disk; transient errors are retried."""
+    # A disk may drop what it failed to write and report success the second time: the checksum in the record finds it.
     retried(lambda: os.fsync(descriptor))
 
 
 def fsync_folder(folder: Path) -> None:
-    """Bring a folder's listing to the disk, where the file system knows how (some network ones do not)."""
+    """Flush a folder's listing to disk."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         fsync(descriptor)
-    except OSError as error:
+    except OSError as error:  # some network file systems cannot
         if error.errno not in (errno.EINVAL, errno.ENOTSUP, errno.EBADF):
             raise
     finally:
@@ -255,7 +248,7 @@ def _raise(error: OSError) -> None:
 
 
 def _walk(folder: Path) -> Iterator[Path]:
-    # A folder that vanishes meanwhile must not look like one with fewer files.
+    # A folder that vanishes during the walk must not look like one with fewer files.
     for directory, folders, names in os.walk(folder, onerror=_raise):
         for name in names:
             yield Path(directory) / name
@@ -265,7 +258,7 @@ def _walk(folder: Path) -> Iterator[Path]:
 
 
 def _numbering() -> str:
-    """Name where this process's number means something: containers share host names, and count processes from 1."""
+    # Containers share host names and each counts its processes from 1, so the host's name alone would not do.
     host = socket.gethostname().replace("~", "-").replace("/", "-")[:64]
     return f"{host}+{hashlib.sha256(process_space().encode()).hexdigest()[:12]}"
 

@@ -1,4 +1,4 @@
-"""Which errors of a file system or store pass by themselves, which will not, and what helps against each."""
+"""Errors of file systems and stores: which ones are transient, and a hint for the others."""
 
 import errno
 import os
@@ -11,13 +11,14 @@ StoreFault = Literal["transient", "disk_full", "read_only"]
 _PASSING: Final = (
     *("EIO", "EREMOTEIO", "ESTALE", "ETIMEDOUT", "EAGAIN", "EBUSY", "EINTR"),
     *("ECONNRESET", "ECONNABORTED", "ECONNREFUSED", "ENOTCONN", "ESHUTDOWN"),
-    *("EMFILE", "ENFILE"),  # other threads and processes close files, too
+    *("EMFILE", "ENFILE"),  # other threads and processes close files too
     *("ENETDOWN", "ENETRESET", "ENETUNREACH", "EHOSTDOWN", "EHOSTUNREACH"),
 )
 TRANSIENT: Final = frozenset(getattr(errno, name) for name in _PASSING if hasattr(errno, name))
 DISK_FULL: Final = frozenset({errno.ENOSPC, errno.EDQUOT})
 READ_ONLY: Final = frozenset({errno.EROFS, errno.EACCES, errno.EPERM})
-REFUSED_RENAME: Final = frozenset({errno.EACCES, errno.EPERM, errno.EBUSY})  # virus scanners, NFS: for moments
+REFUSED_RENAME: Final = frozenset({errno.EACCES, errno.EPERM, errno.EBUSY})  # virus scanners and NFS, for moments
+# These say something about the path, not about the system: nothing there, or something of another kind.
 _STRUCTURE: Final = frozenset({errno.ENOENT, errno.ENOTDIR, errno.EISDIR})
 _HINTS: Final = {
     **dict.fromkeys(DISK_FULL, "free some space"),
@@ -31,8 +32,8 @@ _HINTS: Final = {
 
 
 def causes(error: BaseException) -> Iterator[BaseException]:
-    """Give an error and the errors behind it, outermost first."""
-    seen: set[int] = set()
+    """Yield an error and the errors behind it, outermost first."""
+    seen: set[int] = set()  # a chain can be circular
     now: BaseException | None = error
     while now is not None and id(now) not in seen:
         seen.add(id(now))
@@ -41,11 +42,9 @@ def causes(error: BaseException) -> Iterator[BaseException]:
 
 
 def file_of(error: BaseException) -> str:
-    """Return the name of the file that an error of the system is about; "" if there is none.
-
-    A read, a write or an fsync that fails names no file. Then it is the one that the innermost function holds the path
-    of: in all of this program that is the file it works on.
-    """
+    """Return the name of the file that an operating-system error is about; "" if there is none."""
+    # A failed read, write or fsync names no file. Then it is the one whose path the innermost function holds: in all
+    # of this program that is the file it works on.
     name = getattr(error, "filename", None)
     if isinstance(name, str | bytes):
         return os.fsdecode(name)
@@ -60,28 +59,28 @@ def file_of(error: BaseException) -> str:
 
 
 def is_of_the_system(error: BaseException) -> bool:
-    """Return whether an error says nothing about what a file holds: the system failed to get at it, or ran short."""
+    """Return whether an error says nothing about a file's contents: it could not be reached, or memory ran out."""
     return isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno not in {None, *_STRUCTURE})
 
 
 def hint_of(code: int | None) -> str:
-    """Return what to do about an error of the system, as the beginning of a sentence; "" if nothing is known."""
+    """Return what to do about an operating-system error, as the start of a sentence; "" if nothing is known."""
     if code in TRANSIENT and code not in _HINTS:
         return "see to the disk, network or store"
     return _HINTS.get(code or 0, "")
 
 
 def is_transient(error: BaseException) -> bool:
-    """Tell whether an error of a store may be gone at the next attempt; the errors behind it do not count."""
+    """Return whether an error may be gone at the next attempt; the errors behind it do not count."""
     if isinstance(error, TimeoutError | ConnectionError):
         return True
     return isinstance(error, OSError) and error.errno in TRANSIENT
 
 
 def store_fault(error: BaseException) -> tuple[StoreFault, BaseException] | None:
-    """Give what kind of trouble with a store lies behind an error, and the error that says so; None for any other.
+    """Return the kind of store fault behind an error, and the error that shows it; None if there is none.
 
-    "read_only" stands for a refused right of any kind: whether it is about the output, the caller has to see.
+    "read_only" covers every refused permission: the caller checks whether it concerns the output.
     """
     for cause in causes(error):
         if is_transient(cause):
@@ -94,11 +93,11 @@ def store_fault(error: BaseException) -> tuple[StoreFault, BaseException] | None
 
 
 class StoreUnavailable(TimeoutError):  # noqa: N818 - a state, not a fault
-    """A store did not answer as it should, however often it was asked: the same command resumes when it does."""
+    """A store failed at every attempt; the same command resumes once it answers again."""
 
 
 class StoreRefused(ValueError):  # noqa: N818 - as above
-    """A store refuses what is asked, or holds other bytes than its records say."""
+    """A store refuses a request, or holds other bytes than its records say."""
 
 
 class NotInStore(FileNotFoundError):  # noqa: N818 - named for what was found

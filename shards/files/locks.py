@@ -1,11 +1,13 @@
-"""Locks of run folders: one process at a time works under each, and a dead holder's is taken over."""
+"""Locks of run folders: held by one process at a time, and taken over from a dead one."""
 
 import errno
 import fcntl
 import json
 import logging
 import os
+import signal
 import socket
+import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator
@@ -19,26 +21,27 @@ from typing import Final, Self
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from shards.files.atomic import temporary_sibling
-from shards.files.errors import READ_ONLY
+from shards.files.errors import READ_ONLY, StoreRefused
 from shards.files.fence import Fence, stand_under, step_out
-from shards.files.lock_beat import BEAT_S, STALE_S, Beat
 from shards.files.processes import process_is_alive, process_space, process_start_ticks
 from shards.files.untrusted import parse_json, read_regular
 
 logger = logging.getLogger(__name__)
 
+HEARTBEAT_S: Final = 20.0
+STALE_S: Final = 120.0  # a holder elsewhere that is silent for longer counts as dead
 UNREADABLE_GRACE_S: Final = 30.0  # a lock without readable content is being written, or its writer was killed
 
 
 class LockHolder(BaseModel):
-    """Who holds a lock: enough to tell a living process from a dead one whose number was given away again.
+    """Who holds a lock: enough to tell a living process from a dead one whose PID was reused.
 
     Attributes:
-        host: Its machine; "unknown" where the lock cannot be read.
-        pid: Number of its process; 0 where the lock cannot be read.
+        host: Its machine; "unknown" if the lock cannot be read.
+        pid: Its process; 0 if the lock cannot be read.
         started: When it took the lock (ISO 8601, UTC), or "unknown".
-        start_ticks: When the process began, in clock ticks since its machine did; 0 where the system does not tell.
-        process_space: Where its number means something (see `processes.process_space`); "" in locks of versions before.
+        start_ticks: When the process started, in clock ticks since boot; 0 if the system does not say.
+        process_space: Where its PID is valid (see `processes.process_space`); "" in locks of earlier versions.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -70,26 +73,61 @@ class LockHeld(RuntimeError):  # noqa: N818 - a state, not a fault
         self.since = since
 
 
-class RunLock:
-    """Hold a lock in a run folder for the length of a `with` block.
+class Heartbeat:
+    """Renew a lock at intervals, in a thread that ends with the process.
 
-    The lock is a small JSON file, made with O_EXCL, so that it also works on storage shared by several machines. Its
-    holder sets the file's time every `BEAT_S`. It is taken over from a process that is dead, where its number can be
-    looked up here, and from one of another machine or container that has been silent for `STALE_S` by the file system's
-    clock. Takers of a stale lock line up behind `<path>.guard`, so that two of them cannot both win. A holder that
-    finds the lock another's or deleted, say after a long pause, is interrupted as by Ctrl-C, and before that whatever
-    it commits in the folder raises `LockLost`.
+    Args:
+        lock: What messages call the lock.
+        renew: Renews it; returns False if it belongs to someone else now, and this process is interrupted as by Ctrl-C.
+            Errors of the file system or store are only logged: they may be transient.
+        every_s: Seconds between two renewals.
     """
 
-    def __init__(self, path: Path, *, shown: str = "", folder: Path | None = None, beat_s: float = BEAT_S) -> None:
-        """Say where it is; `shown` is what messages call it (its path), `folder` what it protects (its own folder)."""
+    def __init__(self, lock: str, renew: Callable[[], bool], every_s: float = HEARTBEAT_S) -> None:
+        self._lock = lock
+        self._renew = renew
+        self._every_s = every_s
+        self._done = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="run-lock", daemon=True)
+
+    def start(self) -> None:
+        """Start; the lock has just been taken."""
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Stop renewing the lock."""
+        self._done.set()
+        self._thread.join()
+
+    def _run(self) -> None:
+        while not self._done.wait(self._every_s):
+            try:
+                if not self._renew():
+                    logger.error("%s was taken over by another command, or deleted: stopping", self._lock)
+                    _interrupt_main()
+                    return
+            except (OSError, StoreRefused) as error:  # StoreUnavailable is an OSError
+                logger.warning("%s could not be renewed: %s", self._lock, error)
+
+
+class RunLock:
+    """Hold a lock in a run folder for the duration of a `with` block.
+
+    The lock is a small JSON file whose holder touches it every `HEARTBEAT_S`. It is taken over from a dead process of
+    this machine, and from one of another machine or container that has been silent for `STALE_S` by the file system's
+    clock. A holder that finds its lock taken or deleted, say after a long pause, is interrupted as by Ctrl-C, and until
+    then whatever it commits in the folder raises `LockLost`.
+    """
+
+    def __init__(self, path: Path, *, shown: str = "", folder: Path | None = None, beat_s: float = HEARTBEAT_S) -> None:
+        """Set the path; `shown` is its name in messages (the path), `folder` what it protects (its own folder)."""
         self._path = path
         self._shown = shown or str(path)
         self._content = lock_content()
         whole = path.absolute()
         scope = str(whole.parent if folder is None else folder.absolute())
         self._fence = Fence(scope, self._shown, self._content, partial(_read_bytes, whole))
-        self._beat = Beat(str(path), self._renew, beat_s)
+        self._beat = Heartbeat(str(path), self._renew, beat_s)
 
     def __enter__(self) -> Self:
         """Take the lock.
@@ -99,7 +137,7 @@ class RunLock:
         """
         self._path.parent.mkdir(parents=True, exist_ok=True)
         if not _create(self._path, self._content):
-            with _guard(self._path):
+            with _guard(self._path):  # two that find the same stale lock must not both win
                 _remove_if_stale(self._path)
                 if not _create(self._path, self._content):
                     raise held_by(self._shown, parse_holder(_read_bytes(self._path)))
@@ -110,13 +148,10 @@ class RunLock:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        """Let go. A lock that someone else took meanwhile is left to them.
-
-        Where the folder is gone there is nothing to let go of; the error which that led to is the one to tell of.
-        """
+        """Release the lock, unless someone else has taken it over."""
         self._beat.stop()
         step_out(self._fence)
-        if not self._path.exists():
+        if not self._path.exists():  # the whole folder may be gone: the error this led to is the one to report
             return
         with _guard(self._path):
             if _read_bytes(self._path) == self._content:
@@ -125,9 +160,9 @@ class RunLock:
     def _renew(self) -> bool:
         found = _read_bytes(self._path)
         if found is None:
-            if not self._path.parent.exists():  # unmounted, say: that may pass
+            if not self._path.parent.exists():  # unmounted, say: transient
                 raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(self._path.parent))
-            found = _read_bytes(self._path)  # the folder may have come back just now
+            found = _read_bytes(self._path)  # the folder may have come back between the two
         if found != self._content:
             return False
         os.utime(self._path)
@@ -135,10 +170,9 @@ class RunLock:
 
 
 def live_holder(path: Path) -> LockHolder | None:
-    """Tell who holds the lock of a path and is alive; None where there is none or it is stale. Nothing is taken.
+    """Return the living holder of a lock; None if there is no lock or it is stale. Nothing is changed.
 
-    A lock that is not readable (yet) counts as held by `UNKNOWN`. Where this process may not write, the age of a
-    lock of another machine is told by this machine's clock.
+    A lock that is not readable (yet) counts as held by `UNKNOWN`.
     """
     content = _read_bytes(path)
     if content is None:
@@ -148,9 +182,9 @@ def live_holder(path: Path) -> LockHolder | None:
 
 
 def clear_stale(path: Path) -> LockHolder | None:
-    """Tell who holds a lock and is alive, as `live_holder` does, and delete one that is stale.
+    """Return a lock's living holder, as `live_holder` does, and delete a stale lock.
 
-    Its holder, if it was only silent, so finds it gone and stops.
+    A holder that was only silent finds its lock gone and stops.
     """
     if not path.exists():
         return None
@@ -160,10 +194,9 @@ def clear_stale(path: Path) -> LockHolder | None:
 
 
 def now_s(folder: Path) -> float:
-    """Give the time by the clock of a folder's file system, in seconds: that of a file written there just now.
-
-    A network file system that remembers what it saw of the folder asks again after it.
-    """
+    """Return the time by the clock of a folder's file system, in seconds."""
+    # Machines' clocks differ, so the time is that of a file written there now. Writing it also makes a network file
+    # system drop what it has cached of the folder.
     probe = temporary_sibling(folder / "now")
     probe.touch(exist_ok=False)
     try:
@@ -173,25 +206,24 @@ def now_s(folder: Path) -> float:
 
 
 def is_stale(holder: LockHolder | None, silent_s: Callable[[], float | None], stale_s: float = STALE_S) -> bool:
-    """Tell whether a lock's holder is dead: by its process's number where that means the same here, else by silence.
-
-    The same means: the host's name, the boot and the PID namespace agree. A container is another machine, and so is a
-    holder of before a restart, or one of a version that did not write its namespace.
+    """Return whether a lock's holder is dead: by its PID if that is valid here, else by its silence.
 
     Args:
         holder: What the lock says; None: it is not readable.
-        silent_s: Gives the seconds since the holder's last sign of life; None where the lock is gone meanwhile. Far
-            below 0 the clock was set back: who lives would have corrected that with its next sign.
-        stale_s: As many a holder elsewhere may be silent.
+        silent_s: Returns the seconds since the holder's last sign of life; None if the lock is gone by now.
+        stale_s: Silence allowed to a holder elsewhere.
     """
+    # A PID is valid here if host name, boot and PID namespace agree. A container is another machine, and so is a holder
+    # from before a reboot.
     if holder is not None and holder.host == socket.gethostname() and holder.process_space == process_space():
         return not process_is_alive(holder.pid, holder.start_ticks)
     silent = silent_s()
+    # Far below 0 the clock was set back: a living holder would have corrected that with its next sign of life.
     return silent is not None and abs(silent) > (UNREADABLE_GRACE_S if holder is None else stale_s)
 
 
 def lock_content() -> bytes:
-    """Give what this process writes into a lock; no two are the same, so that of two threads, too, one holds it."""
+    """Return what this process writes into a lock, with a token: two threads of it must not both be the holder."""
     holder = LockHolder(
         host=socket.gethostname(),
         pid=os.getpid(),
@@ -203,7 +235,7 @@ def lock_content() -> bytes:
 
 
 def parse_holder(content: bytes | None) -> LockHolder | None:
-    """Read what a lock says; None where that is not readable."""
+    """Return what a lock says; None if it is not readable."""
     try:
         found = parse_json(content or b"null")
         return LockHolder.model_validate({key: found[key] for key in LockHolder.model_fields if key in found})
@@ -212,13 +244,14 @@ def parse_holder(content: bytes | None) -> LockHolder | None:
 
 
 def held_by(path: Path | str, holder: LockHolder | None) -> LockHeld:
-    """Give the error for a lock that someone else holds; None: nobody can tell who."""
+    """Return the error for a lock that someone else holds; None: the holder is unknown."""
     known = holder or UNKNOWN
     return LockHeld(path, f"{known.host}:{known.pid}" if known.pid else known.host, known.started)
 
 
 def _create(path: Path, content: bytes) -> bool:
     try:
+        # O_EXCL, not flock: it also works on storage that several machines share.
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
     except FileExistsError:
         return False
@@ -254,7 +287,7 @@ def _silent_s(path: Path) -> float | None:
     except OSError as error:
         if error.errno not in READ_ONLY:
             raise
-        now = time.time()  # who may not write here takes nothing over either
+        now = time.time()  # a process that may not write here takes nothing over either
     try:
         return now - path.stat().st_mtime
     except FileNotFoundError:
@@ -268,3 +301,11 @@ def _remove_if_stale(path: Path) -> None:
         known = holder or UNKNOWN
         logger.warning("%s: its holder, process %d on %s, is gone", path, known.pid, known.host)
         path.unlink(missing_ok=True)
+
+
+def _interrupt_main() -> None:
+    # Shells start background commands with SIGINT ignored. A signal sent to the thread also ends a wait it is in.
+    number = signal.SIGINT if callable(signal.getsignal(signal.SIGINT)) else signal.SIGTERM
+    ident = threading.main_thread().ident
+    if ident is not None:
+        signal.pthread_kill(ident, number)

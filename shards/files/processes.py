@@ -1,4 +1,4 @@
-"""Whether a process of this machine still runs."""
+"""Processes of this machine: whether one still runs, and where its PID is valid."""
 
 import os
 import sys
@@ -7,14 +7,13 @@ from pathlib import Path
 
 
 def process_space() -> str:
-    """Return where the numbers of this process's neighbours mean something: equal texts, equal numbering.
+    """Return a text for where this process's PID is valid: processes with equal texts share one numbering.
 
-    On Linux that is this boot of the machine and the PID namespace: containers often share a host name, and each counts
-    its processes from 1. Where /proc does not tell, the text equals no other one, not even the next. Other systems have
-    no such namespaces: it is empty, and the host name alone decides.
+    On Linux it is the machine's boot and the PID namespace. Where /proc does not say, no two texts are equal.
     """
-    if sys.platform != "linux":
+    if sys.platform != "linux":  # no PID namespaces: the host name alone decides
         return ""
+    # Containers often share a host name, and each counts its processes from 1.
     try:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
         return f"{boot}/{Path('/proc/self/ns/pid').stat().st_ino}"
@@ -23,7 +22,7 @@ def process_space() -> str:
 
 
 def process_start_ticks(pid: int) -> int:
-    """Give a process's start time in clock ticks since boot, 0 where the system does not tell."""
+    """Return a process's start time in clock ticks since boot; 0 if the system does not say."""
     try:
         if os.readlink("/proc/self") != str(os.getpid()):  # noqa: PTH115 - of another namespace, with other numbers
             return 0
@@ -34,12 +33,11 @@ def process_start_ticks(pid: int) -> int:
 
 
 def process_is_alive(pid: int, start_ticks: int) -> bool:
-    """Tell whether a process of this machine still runs; of another `process_space` nothing can be told.
+    """Return whether a process of this machine and this `process_space` still runs.
 
     Args:
-        pid: Its number.
-        start_ticks: What `process_start_ticks` said when it ran; 0 leaves the number alone to decide.
-            Another start time means that the number was given to a new process.
+        pid: Its PID.
+        start_ticks: What `process_start_ticks` returned while it ran; 0: the PID alone decides.
     """
     if pid <= 0:
         return False
@@ -49,5 +47,5 @@ def process_is_alive(pid: int, start_ticks: int) -> bool:
         return False
     except PermissionError:
         pass  # it runs, under another user
-    now = process_start_ticks(pid)
+    now = process_start_ticks(pid)  # another start time: the PID was reused
     return start_ticks == 0 or now == 0 or now == start_ticks

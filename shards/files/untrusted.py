@@ -1,7 +1,6 @@
-"""Files that others made: opened only if they are plain files, never read beyond a limit, links never followed out."""
+"""Files that others made: opened only if they are plain files, never read past a limit, links never followed out."""
 
 import errno
-import hashlib
 import json
 import os
 import stat
@@ -13,7 +12,7 @@ from typing import Any, Final
 
 from shards.files.retry import patiently
 
-MAX_FILE_BYTES: Final = 1 << 30  # of an image, a label, or a JSON file of the run's
+MAX_FILE_BYTES: Final = 1 << 30  # of an image, a label, or a JSON file of the run
 MAX_TEXT_BYTES: Final = 1 << 26  # of what people write by hand: class names and settings
 
 _KINDS: Final = (
@@ -25,7 +24,7 @@ _KINDS: Final = (
 
 
 class UnusableFile(ValueError):  # noqa: N818 - a state of affairs: the reason code is what callers look at
-    """A file that is not read.
+    """A file that is refused.
 
     Attributes:
         reason: "not_a_file" or "too_large".
@@ -38,16 +37,13 @@ class UnusableFile(ValueError):  # noqa: N818 - a state of affairs: the reason c
         self.detail = detail
 
     def __reduce__(self) -> tuple[type["UnusableFile"], tuple[Path, str, str]]:
-        """Survive the way from a worker process."""
+        """Pickle by the arguments, so that it survives the way from a worker process."""
         return UnusableFile, (self.path, self.reason, self.detail)
 
 
 @contextmanager
 def open_regular(path: Path, max_bytes: int | None = None) -> Iterator[BufferedReader]:
-    """Open a file to read, unless it is something else or too large; both are known before the first byte is read.
-
-    A pipe would block for ever and a device like /dev/zero never end. What was opened is looked at, not the name, so
-    that nothing can be put in its place in between.
+    """Open a file for reading, unless it is not a plain file or too large.
 
     Args:
         path: The file; a link to a file counts as the file.
@@ -56,8 +52,9 @@ def open_regular(path: Path, max_bytes: int | None = None) -> Iterator[BufferedR
     Raises:
         UnusableFile: A pipe, device or socket, or too large.
         IsADirectoryError: A folder.
-        OSError: It is not there, or cannot be opened.
+        OSError: It does not exist, or cannot be opened.
     """
+    # A pipe would block for ever and a device such as /dev/zero never end.
     try:
         # Without O_NONBLOCK, opening a pipe waits for its writer.
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
@@ -65,7 +62,7 @@ def open_regular(path: Path, max_bytes: int | None = None) -> Iterator[BufferedR
         _refuse_special(path, path.stat().st_mode)  # a socket cannot be opened at all
         raise
     try:
-        found = os.fstat(descriptor)
+        found = os.fstat(descriptor)  # of what was opened, not of the name: it may lead elsewhere by now
         _refuse_special(path, found.st_mode)
         if max_bytes is not None and found.st_size > max_bytes:
             raise UnusableFile(path, "too_large", f"has {found.st_size} bytes; at most {max_bytes} are read")
@@ -77,37 +74,23 @@ def open_regular(path: Path, max_bytes: int | None = None) -> Iterator[BufferedR
 
 
 def read_regular(path: Path, max_bytes: int | None = MAX_FILE_BYTES) -> bytes:
-    """Read a file whole, as `open_regular` opens it.
+    """Read a whole file that `open_regular` opens.
 
     Raises:
         UnusableFile: A pipe, device or socket, or too large.
-        OSError: It is not there, or cannot be read.
+        OSError: It does not exist, or cannot be read.
     """
-    return patiently(path, lambda: _read_once(path, max_bytes))
 
+    def once() -> bytes:
+        with open_regular(path, max_bytes) as file:
+            size = os.fstat(file.fileno()).st_size
+            return file.read(size)  # without what is appended meanwhile, or the limit would not hold
 
-def _read_once(path: Path, max_bytes: int | None) -> bytes:
-    with open_regular(path, max_bytes) as file:
-        size = os.fstat(file.fileno()).st_size
-        return file.read(size)  # what is appended meanwhile does not count
-
-
-def sha256_regular(path: Path, max_bytes: int | None = None) -> str:
-    """Return the SHA-256 of a file's bytes as 64 hex digits; the file is opened as `open_regular` does it."""
-    return patiently(path, lambda: _sha256_once(path, max_bytes))
-
-
-def _sha256_once(path: Path, max_bytes: int | None) -> str:
-    with open_regular(path, max_bytes) as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    return patiently(path, once)
 
 
 def parse_json(data: bytes | str) -> Any:
-    """Parse JSON.
-
-    Raises:
-        ValueError: It is not JSON, or nested too deeply.
-    """
+    """Parse JSON; raise ValueError if it is none or nested too deeply."""
     try:
         return json.loads(data)
     except RecursionError as error:
@@ -115,25 +98,26 @@ def parse_json(data: bytes | str) -> Any:
 
 
 def read_json_file(path: Path, max_bytes: int | None = MAX_FILE_BYTES) -> Any:
-    """Read a JSON file, as `read_regular` reads it.
+    """Read a JSON file.
 
     Raises:
-        ValueError: It is not JSON, nested too deeply, too large or no plain file.
-        OSError: It is not there, or cannot be read.
+        ValueError: It is not JSON, nested too deeply, too large or not a plain file.
+        OSError: It does not exist, or cannot be read.
     """
     return parse_json(read_regular(path, max_bytes))
 
 
 def refuse_links_out(root: Path, names: Collection[str]) -> None:
-    """Refuse to work in a folder with links to somewhere else: what would be written or deleted there is not its own.
+    """Reject a folder with links that lead out of it.
 
     Args:
-        root: The folder, which may be reached by a link itself.
-        names: What in it is looked at, with all folders below except arrays' own.
+        root: The folder; it may itself be reached by a link.
+        names: Files and folders in it to check, with everything below except inside arrays.
 
     Raises:
         ValueError: A link leads out of the folder, or nowhere.
     """
+    # What would be written or deleted through such a link is not the folder's own.
     real = Path(os.path.realpath(root))
     for path in _paths_below(root, names):
         if path.is_symlink() and real not in Path(os.path.realpath(path)).parents:

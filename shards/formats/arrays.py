@@ -1,4 +1,4 @@
-"""Arrays of one shard in a zarr folder: whole or not at all, and the same bytes for the same arrays."""
+"""Arrays of one shard in a zarr folder: written atomically, the same bytes for the same arrays."""
 
 import json
 import re
@@ -24,18 +24,15 @@ _KINDS = "biuf"
 def write_arrays(path: Path, arrays: Mapping[str, NDArray[Any]], attrs: Mapping[str, Json]) -> None:
     """Write a group of arrays as a zarr (version 3) folder, replacing an old one.
 
-    Each array is one zarr shard with one chunk a row (a flat array: a chunk every 2^20 items), so that `read_rows`
-    reads little and a store has few files. Integers are compressed (zstd, level 1), floats are not: measured, it gains
-    nothing on float16 embeddings. There is one writer, this process; a crash leaves the old folder, the new one or
-    none. Remove the record of the old one before.
+    A crash leaves the old folder, the new one or none: remove the record of the old one first.
 
     Args:
-        path: The folder, named `.zarr`; missing parents are made.
-        arrays: Bool, integer or float arrays of any shape, also without items.
-        attrs: JSON values to lie beside them, such as the keys of the rows.
+        path: The folder, named `.zarr`; missing parents are created.
+        arrays: Bool, integer or float arrays of any shape, also empty.
+        attrs: JSON values stored alongside, such as the keys of the rows.
 
     Raises:
-        ValueError: A name other than letters, digits and _, another type of array, or attrs that JSON does not know.
+        ValueError: A name other than letters, digits and _, another type of array, or attrs that are not JSON.
     """
     for name, array in arrays.items():
         if not _NAME.fullmatch(name) or array.dtype.kind not in _KINDS:
@@ -64,11 +61,11 @@ def _write_all(path: Path, arrays: Mapping[str, NDArray[Any]], attributes: dict[
 
 
 def read_arrays(path: Path, names: Iterable[str] | None = None) -> tuple[dict[str, NDArray[Any]], dict[str, Json]]:
-    """Read arrays of a folder back.
+    """Read arrays of a folder.
 
     Args:
         path: What `write_arrays` wrote.
-        names: The arrays wanted; None: all.
+        names: The requested arrays; None: all.
 
     Returns:
         The arrays by name, and the attrs.
@@ -100,7 +97,7 @@ def read_rows(path: Path, name: str, index: int | slice) -> NDArray[Any]:
 
 
 def pack_ragged(maps: Sequence[NDArray[Any]], dtype: np.dtype[Any] | None = None) -> dict[str, NDArray[Any]]:
-    """Put maps of different sizes into one flat array.
+    """Pack maps of different sizes into one flat array.
 
     Args:
         maps: (H_i, W_i) arrays of one type; may be empty if the type is given.
@@ -125,7 +122,7 @@ def pack_ragged(maps: Sequence[NDArray[Any]], dtype: np.dtype[Any] | None = None
 
 
 def unpack_ragged(values: NDArray[Any], sizes_hw: NDArray[np.integer]) -> list[NDArray[Any]]:
-    """Undo `pack_ragged`: give the (H_i, W_i) maps, as views into `values`.
+    """Undo `pack_ragged`: return the (H_i, W_i) maps, as views into `values`.
 
     Raises:
         ValueError: The sizes do not add up to the values.
@@ -142,13 +139,13 @@ def unpack_ragged(values: NDArray[Any], sizes_hw: NDArray[np.integer]) -> list[N
 
 
 def read_ragged_row(path: Path, values: str, sizes_hw: str, index: int) -> NDArray[Any]:
-    """Read one map of ragged ones without the rest.
+    """Read one of the maps that `pack_ragged` packed, without the rest.
 
     Args:
         path: What `write_arrays` wrote.
-        values: The name under which `pack_ragged`'s "values" were stored.
-        sizes_hw: The name of its "sizes_hw".
-        index: Which map, from 0.
+        values: The array with the "values".
+        sizes_hw: The array with the "sizes_hw".
+        index: Of the map, from 0.
 
     Raises:
         IndexError: No such map.
@@ -167,10 +164,12 @@ def read_ragged_row(path: Path, values: str, sizes_hw: str, index: int) -> NDArr
 
 
 def _write_one(group: zarr.Group, name: str, array: NDArray[Any]) -> None:
+    # One chunk per row (a flat array: every 2^20 items), so that `read_rows` reads little; one zarr shard per array, so
+    # that a store holds few files. A zarr shard cannot be written in parts.
     shape = array.shape
     whole = tuple(max(1, side) for side in shape)
     chunks = (1, *whole[1:]) if len(shape) > 1 else tuple(min(side, _FLAT_CHUNK_ITEMS) for side in whole)
-    # A zarr shard holds whole chunks only, so that a flat array's is rounded up.
+    # A zarr shard holds whole chunks only, so the size of a flat array's is rounded up.
     shards = tuple(-(-side // chunk) * chunk for side, chunk in zip(whole, chunks, strict=True))
     stored = group.create_array(
         name,
@@ -178,6 +177,7 @@ def _write_one(group: zarr.Group, name: str, array: NDArray[Any]) -> None:
         dtype=array.dtype.newbyteorder("<"),
         chunks=chunks,
         shards=shards if shape else None,
+        # Measured: compression gains nothing on float16 embeddings.
         compressors=ZstdCodec(level=1) if array.dtype.kind in "iub" else None,
         fill_value=0,
         config={"write_empty_chunks": True},
@@ -192,7 +192,7 @@ def _open(path: Path) -> zarr.Group:
     try:
         return zarr.open_group(path, mode="r", zarr_format=3)
     except Exception as error:
-        # zarr lets whatever its parsers raise through; to the caller it is one thing: a damaged store.
+        # zarr passes on whatever its parsers raise; to the caller it is one thing: a damaged folder.
         raise _damaged(path, error) from error
 
 
@@ -210,8 +210,9 @@ def _read(path: Path, group: zarr.Group, name: str, rows: Any) -> NDArray[Any]:
         array = group[name]
         if not isinstance(array, zarr.Array) or array.nbytes > MAX_ARRAY_BYTES:
             raise ValueError(f"{name!r} is not an array of a sane size")
-        # zarr would read a chunk that is not there, or a file without bytes, as zeros.
-        if array.size and (array.nchunks_initialized < array.nchunks or not _shard_file(path, array).stat().st_size):
+        # zarr would read a missing chunk, or an empty file, as zeros.
+        shard = path.joinpath(array.basename, "c", *["0"] * array.ndim)
+        if array.size and (array.nchunks_initialized < array.nchunks or not shard.stat().st_size):
             raise ValueError(f"{name!r} misses chunks")
         if isinstance(rows, int) and not -array.shape[0] <= rows < array.shape[0]:
             raise IndexError(f"{path} has rows 0 to {array.shape[0] - 1} in {name}; there is no row {rows}")
@@ -222,12 +223,8 @@ def _read(path: Path, group: zarr.Group, name: str, rows: Any) -> NDArray[Any]:
         raise _damaged(path, error) from error
 
 
-def _shard_file(path: Path, array: zarr.Array[Any]) -> Path:
-    return path.joinpath(array.basename, "c", *["0"] * array.ndim)
-
-
 def _damaged(path: Path, error: Exception) -> Exception:
-    # A disk that fails, or too many open files, says nothing about the folder: nobody is to delete it for that.
+    # A failing disk or too many open files say nothing about the folder: nobody should delete it for that.
     if (failed := next((cause for cause in causes(error) if is_of_the_system(cause)), None)) is not None:
         assert isinstance(failed, Exception)
         if isinstance(failed, OSError) and failed.filename is None:

@@ -1,4 +1,4 @@
-"""The log of a run: one JSON line for each thing that happened."""
+"""The log of a run: one JSON line per event."""
 
 import errno
 import json
@@ -15,13 +15,10 @@ from shards.formats.records import Json
 
 
 def append_event(path: Path, event: Mapping[str, Json]) -> None:
-    """Append one event as a JSON line.
-
-    The line goes out in one write, so that the lines of several processes do not mix. Where a killed process left a
-    torn line, the new one begins on a line of its own.
+    """Append an event as a JSON line.
 
     Raises:
-        ValueError: The event holds something that JSON does not know.
+        ValueError: The event holds something that is not JSON.
         LockLost: This process no longer holds the run.
     """
     try:
@@ -35,6 +32,7 @@ def append_event(path: Path, event: Mapping[str, Json]) -> None:
 def _append(path: Path, line: bytes) -> None:
     require_lock(path)
     path.parent.mkdir(parents=True, exist_ok=True)
+    # Not through a link, and without waiting for a pipe's reader: a run folder may come from someone else.
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_NONBLOCK, 0o644)
     try:
         found = os.fstat(descriptor)
@@ -42,7 +40,8 @@ def _append(path: Path, line: bytes) -> None:
             raise OSError(errno.EINVAL, "is not a file; the log is a plain file of the run folder", str(path))
         size = found.st_size
         if size and os.pread(descriptor, 1, size - 1) != b"\n":
-            line = b"\n" + line
+            line = b"\n" + line  # a killed process left a torn line
+        # One write, so that the lines of several processes do not mix.
         written = os.write(descriptor, line)
         if written != len(line):
             raise OSError(errno.ENOSPC, f"only {written} of {len(line)} bytes could be written; is it full?", str(path))
@@ -51,7 +50,7 @@ def _append(path: Path, line: bytes) -> None:
 
 
 def read_events(path: Path) -> list[dict[str, Json]]:
-    """Read all events in order; torn lines are left out, and a log that is not there has none."""
+    """Return all events in order; torn lines are skipped, and a missing log has none."""
     try:
         lines = read_regular(path, max_bytes=None).split(b"\n")
     except FileNotFoundError:

@@ -1,4 +1,4 @@
-"""Where everything lies in a run folder."""
+"""The paths of a run folder."""
 
 import re
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ _OUTPUT_NAME = re.compile(
     r"|(evaluate(-[a-z]+)?|holdout|target|promotion|report|thresholds|pseudo_labels|index)\.json|step-[0-9]{8,}\.json"
 )
 
-# What the program writes at the top of a run folder; whatever else lies there is the user's.
+# What the program writes at the top of a run folder; everything else there is the user's.
 OWN_NAMES: Final = (
     *("config.yaml", "vocabulary.json", "plan.json", "plan", "source_plan.json", "source_plan", "events.jsonl"),
     *("run.lock", "run.lock.guard", "locks", "jobs", "embeddings", "rounds"),
@@ -24,14 +24,14 @@ OWN_NAMES: Final = (
 
 @dataclass(frozen=True)
 class RunLayout:
-    """The paths of a run. Nothing is made or looked up: these are names only.
+    """The paths of a run: names only, nothing is created or read.
 
     Attributes:
         root: The run folder.
-        replay: Name of a replay, whose pseudo-labels are meant in the place of each round's own; None: the round's own.
+        replay: Name of a replay, whose pseudo-labels are used instead of each round's own; None: the round's own.
 
     Raises:
-        ValueError: The replay's name is no plain folder name.
+        ValueError: The replay's name is not a plain folder name.
     """
 
     root: Path
@@ -63,12 +63,12 @@ class RunLayout:
 
     @property
     def events(self) -> Path:
-        """What happened, one line each."""
+        """The log, one line per event."""
         return self.root / "events.jsonl"
 
     @property
     def lock(self) -> Path:
-        """The run lock: of a command that works on all of the run."""
+        """The lock of a command that works on the whole run."""
         return self.root / "run.lock"
 
     @property
@@ -78,12 +78,12 @@ class RunLayout:
 
     @property
     def jobs(self) -> Path:
-        """The folder that says which stages were submitted as Ray jobs, and how these ended."""
+        """The folder that notes which stages were submitted as Ray jobs, and how they ended."""
         return self.root / "jobs"
 
     @property
     def text_embeddings(self) -> Path:
-        """The folder of text embeddings, a file for each list of classes, templates and weights."""
+        """The folder of text embeddings, a file per list of classes, templates and weights."""
         return self.root / "embeddings" / "text"
 
     def round(self, number: int) -> Path:
@@ -100,14 +100,14 @@ class RunLayout:
         """The lock of a command that works on one stage of a round.
 
         Raises:
-            ValueError: The number is negative, or the name is no stage's.
+            ValueError: The number is negative, or the name cannot be a stage's.
         """
         if not _STAGE_NAME.fullmatch(stage):
             raise ValueError(f"{stage!r} is not the name of a stage; expected one such as teacher")
         return self.locks / f"{self.round(round).name}-{stage}.lock"
 
     def labels(self, number: int) -> Path:
-        """The folder in which a round's pseudo-labels come about, from thresholds to tars; a replay has its own."""
+        """The folder of a round's pseudo-labels, from thresholds to tars; a replay has its own."""
         return self.round(number) if self.replay is None else self.round(number) / "replays" / self.replay
 
     def embedding(self, dataset: Dataset, shard: str) -> Path:
@@ -120,7 +120,7 @@ class RunLayout:
         return self.round(number) / "teacher" / f"{_checked(shard)}.zarr"
 
     def thresholds(self, number: int) -> Path:
-        """The classes' own thresholds, where the gate's are adaptive."""
+        """The thresholds per class, if the gate is adaptive."""
         return self.labels(number) / "thresholds.json"
 
     def pseudo_scores(self, number: int) -> Path:
@@ -156,7 +156,7 @@ class RunLayout:
         return self.round(number) / "holdout.json"
 
     def target_check(self, number: int) -> Path:
-        """What was found of a round's student on a sample of the target."""
+        """The measures of a round's student on a sample of the target."""
         return self.round(number) / "target.json"
 
     def report_json(self, number: int) -> Path:
@@ -164,23 +164,21 @@ class RunLayout:
         return self.round(number) / "report.json"
 
     def report_html(self, number: int) -> Path:
-        """A round's page to look at."""
+        """A round's report as a page."""
         return self.round(number) / "report.html"
 
 
 def is_output_name(name: str) -> bool:
-    """Return whether a file or folder of this name may be an output of a stage, which may be deleted to make it again.
-
-    What a user put into a run folder under another name is none, whatever its ending.
-    """
+    """Return whether a file or folder of this name may be a stage's output, which may be deleted and made again."""
+    # By the whole name, not the ending: what a user put into a run folder is not deleted.
     return _OUTPUT_NAME.fullmatch(name) is not None
 
 
 def record_of(artifact: Path) -> Path:
-    """Give the path of an output's record: the same stem with `.json`, in the same folder.
+    """Return the path of an output's record: the same stem with `.json`, in the same folder.
 
     Raises:
-        ValueError: The output is itself named `.json`, so that its record would overwrite it.
+        ValueError: The output is itself named `.json`: its record would overwrite it.
     """
     record = artifact.with_suffix(".json")
     if record == artifact:
@@ -189,7 +187,7 @@ def record_of(artifact: Path) -> Path:
 
 
 def record_path(output: Path) -> Path:
-    """Return the path of an output's record: the same stem, `.json`; `.record.json` where the output is a `.json`."""
+    """Return the path of an output's record, `.record.json` for an output that is itself `.json`."""
     return output.with_suffix(".record.json") if output.suffix == ".json" else record_of(output)
 
 

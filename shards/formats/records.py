@@ -1,7 +1,8 @@
-"""Records: the small JSON beside each output that says that it is done, from what, and with which settings."""
+"""Records: the small JSON next to each output that says it is done, from what, and with which settings."""
 
 import hashlib
 import json
+import re
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path, PurePosixPath
 from typing import Annotated, Any, Literal, NamedTuple
@@ -18,7 +19,6 @@ from pydantic import (
 )
 
 from shards.files.atomic import sha256_path, write_bytes_atomic
-from shards.files.seal import sealed, unsealed
 from shards.files.untrusted import read_json_file, read_regular
 
 Json = JsonValue
@@ -26,13 +26,15 @@ _SHOWN_CHANGES = 4
 _SHOWN_CHARACTERS = 60
 _DETAIL_CHARACTERS = 500
 _ABSENT = "(absent)"
+_SEAL = re.compile(rb'\{\n "checksum": "([0-9a-f]{64})",\n')
+_OPEN = b"{\n"
 
 
 def canonical_json(value: object) -> str:
-    """Give the one text of a JSON value: sorted keys, no blanks, tuples as lists, 1.0 as 1.
+    """Return the canonical text of a JSON value: sorted keys, no blanks, tuples as lists, 1.0 as 1.
 
     Raises:
-        ValueError: The value holds something that JSON does not know, nan or infinity.
+        ValueError: The value holds something that is not JSON, nan or infinity.
     """
     try:
         return _dumped(_integral(json.loads(json.dumps(value, allow_nan=False))))
@@ -45,6 +47,7 @@ def _dumped(plain: Json | dict[str, Json]) -> str:
 
 
 def _integral(value: Json) -> Json:
+    # A setting written as 1 and one written as 1.0 are the same setting.
     if isinstance(value, float) and value.is_integer():
         return int(value)
     if isinstance(value, list):
@@ -59,6 +62,7 @@ def _plain_fingerprint(value: object) -> object:
 
 
 def _relative_names(outputs: dict[str, str]) -> dict[str, str]:
+    # Outputs are hashed, and in a mirror deleted: a record must not name a file outside its folder.
     for name in outputs:
         if not name or PurePosixPath(name).name != name or name == ".." or "\0" in name:
             raise ValueError(f"output {name!r} is not in the record's folder; give a relative name")
@@ -75,7 +79,7 @@ Checksum = Annotated[str, AfterValidator(_checksum)]
 
 
 def _short_text(value: object) -> object:
-    # Details quote file names and bytes of the user's, which need not be UTF-8.
+    # Details quote the user's file names and bytes, which need not be UTF-8.
     return value.encode(errors="backslashreplace").decode()[:_DETAIL_CHARACTERS] if isinstance(value, str) else value
 
 
@@ -90,12 +94,11 @@ class Drop(BaseModel):
 
 
 class Record(BaseModel):
-    """What one stage did to one shard. The output is done if and only if its record stands and holds.
+    """What one stage did to one shard. The output is done if and only if its record exists and holds.
 
-    `stage`, `shard` and `round` say whose record it is; the round is None in records of earlier versions.
-    `outputs` are named relative to the record's folder; `inputs` are named by their role ("teacher", "images").
-    `fingerprint` holds the settings, weights and code version that change results, and nothing else. `seconds` and
-    other timings are for people: they enter no checksum.
+    `round` is None in records of earlier versions. `outputs` are named relative to the record's folder, `inputs` by
+    their role ("teacher", "images"). `fingerprint` holds the settings, weights and code version that change results,
+    and nothing else. `seconds` is for people and enters no checksum.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -113,17 +116,39 @@ class Record(BaseModel):
     seconds: FiniteFloat = 0.0
 
 
-def write_record(path: Path, record: Record) -> None:
-    """Write a record, whole or not at all. It is the last thing a stage writes for a shard.
+def sealed(body: bytes) -> bytes:
+    """Return a JSON object with its checksum as the first field.
 
-    The file begins with a checksum of the rest of it, so that a damaged record is told from a whole one.
+    Args:
+        body: The object as `json.dumps(…, indent=1)` writes it, with at least one field.
     """
+    seal = f'{{\n "checksum": "{hashlib.sha256(body).hexdigest()}",\n'.encode()
+    return seal + body.removeprefix(_OPEN)
+
+
+def unsealed(data: bytes) -> bytes:
+    """Return the object without its checksum; one that has none (from an earlier version) as it is.
+
+    Raises:
+        ValueError: The checksum is not that of the rest.
+    """
+    seal = _SEAL.match(data)
+    if seal is None:  # a damaged seal stays as the field `checksum`, which readers refuse as unknown
+        return data
+    body = _OPEN + data[seal.end() :]
+    if hashlib.sha256(body).hexdigest().encode() != seal[1]:
+        raise ValueError("it does not match its own checksum")
+    return body
+
+
+def write_record(path: Path, record: Record) -> None:
+    """Write a record, atomically and sealed with a checksum; the last thing a stage writes for a shard."""
     body = (json.dumps(record.model_dump(mode="json"), indent=1, sort_keys=True) + "\n").encode()
     write_bytes_atomic(path, sealed(body))
 
 
 def read_record(path: Path) -> Record:
-    """Read a record back; one without a checksum of its own (from an earlier version) is taken as it is.
+    """Read a record; one without a seal (from an earlier version) is accepted.
 
     Raises:
         FileNotFoundError: There is none.
@@ -133,11 +158,7 @@ def read_record(path: Path) -> Record:
 
 
 def parse_record(data: bytes, name: str) -> Record:
-    """Give a record out of its bytes.
-
-    Args:
-        data: A record's file or object.
-        name: What it is called in an error.
+    """Return the record in the bytes of a file or object; `name` is its name in errors.
 
     Raises:
         ValueError: It is damaged, or from another version of the program.
@@ -170,7 +191,7 @@ def read_json(path: Path) -> dict[str, Any] | None:
 
 
 class RecordCounts(NamedTuple):
-    """What a record counts: samples in the output, what was left out of it, and the working time."""
+    """The counts of a record: samples in the output, samples left out, and working time."""
 
     samples: int
     dropped: int
@@ -178,11 +199,8 @@ class RecordCounts(NamedTuple):
 
 
 def read_counts(path: Path) -> RecordCounts | None:
-    """Read no more than a record's counts, for listings of many; None if there is none or it is damaged.
-
-    It is not validated as `read_record` does it, which takes longer than all the rest.
-    """
-    try:
+    """Read only a record's counts, for listings of many; None if there is none or it is damaged."""
+    try:  # without validation, which takes longer than all the rest
         content = read_json_file(path)
         return RecordCounts(int(content["count"]), len(content["drops"]), float(content["seconds"]))
     except (OSError, ValueError, TypeError, KeyError, OverflowError):
@@ -190,7 +208,7 @@ def read_counts(path: Path) -> RecordCounts | None:
 
 
 def read_drops(path: Path) -> tuple[Drop, ...]:
-    """Read no more than what a record leaves out, for listings of many; nothing if there is none or it is damaged."""
+    """Read only what a record left out, for listings of many; empty if there is none or it is damaged."""
     try:
         return tuple(Drop(**drop) for drop in json.loads(path.read_bytes())["drops"])
     except (OSError, ValueError, TypeError, KeyError):
@@ -198,11 +216,7 @@ def read_drops(path: Path) -> tuple[Drop, ...]:
 
 
 def fingerprint_digest(fingerprint: Mapping[str, Json]) -> str:
-    """Give the SHA-256 of a fingerprint; the order of its keys does not count.
-
-    Raises:
-        ValueError: It holds something that JSON does not know.
-    """
+    """Return the SHA-256 of a fingerprint, which has to be JSON; the order of its keys does not count."""
     return hashlib.sha256(canonical_json(dict(fingerprint)).encode()).hexdigest()
 
 
@@ -219,9 +233,9 @@ def why_stale(
 
     Args:
         record_path: Where its record is or would be.
-        fingerprint: The settings that are wanted now.
-        inputs: The checksums of the inputs as they are now.
-        verify: Read the outputs and compare their checksums; False only looks whether they are there.
+        fingerprint: The current settings.
+        inputs: The current checksums of the inputs.
+        verify: Read the outputs and compare their checksums; False only checks that they exist.
         read: Reads a record.
         is_elsewhere: Returns whether an output that is not here is in an object store.
 
@@ -237,7 +251,7 @@ def why_stale(
         return f"record unreadable: {error}"
     changes = list(_input_changes(record.inputs, inputs))
     wanted = canonical_json(dict(fingerprint))
-    if _dumped(record.fingerprint) != wanted:  # most are equal, and field by field takes far longer
+    if _dumped(record.fingerprint) != wanted:  # most are equal, and a comparison by field takes far longer
         changes = [*_changes(record.fingerprint, json.loads(wanted)), *changes]
     if changes:
         more = f"; and {len(changes) - _SHOWN_CHANGES} more" if len(changes) > _SHOWN_CHANGES else ""

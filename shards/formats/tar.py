@@ -1,4 +1,4 @@
-"""Tars of samples that stock webdataset reads, with the same bytes for the same samples."""
+"""Tars of samples that stock webdataset reads: the same bytes for the same samples."""
 
 import json
 import os
@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from io import BytesIO
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, ValidationError
 
@@ -31,12 +31,17 @@ MAX_NAME_BYTES = 100  # ustar's field
 _KEY = re.compile(r"[A-Za-z0-9_-]+")
 _EXTENSION = re.compile(r"[a-z0-9]+(\.[a-z0-9]+)*")
 
-Place = tuple[int, int]
+
+class MemberRange(NamedTuple):
+    """Where a member's data is in a tar, in bytes."""
+
+    offset: int
+    size: int
 
 
 @dataclass(frozen=True)
 class TarSample:
-    """One sample: its key and its files' bytes by extension ("jpg", "label.png", "json")."""
+    """One sample: its key, and the bytes of its files by extension ("jpg", "label.png", "json")."""
 
     key: str
     members: dict[str, bytes]
@@ -44,37 +49,30 @@ class TarSample:
 
 @dataclass(frozen=True)
 class TarIndex:
-    """Where each sample's bytes lie in a tar.
+    """Where each sample's files are in a tar.
 
     Attributes:
-        entries: (key, {extension: (offset, size) in bytes}) in the tar's order.
+        entries: (key, {extension: range}) in the tar's order.
     """
 
-    entries: tuple[tuple[str, dict[str, Place]], ...]
-
-    def __len__(self) -> int:
-        """The number of samples."""
-        return len(self.entries)
+    entries: tuple[tuple[str, dict[str, MemberRange]], ...]
 
     @cached_property
-    def places(self) -> dict[str, dict[str, Place]]:
+    def places(self) -> dict[str, dict[str, MemberRange]]:
         """The same by key."""
         return dict(self.entries)
 
 
 def write_tar(path: Path, samples: Iterable[TarSample]) -> None:
-    """Write samples as an uncompressed ustar file, whole or not at all.
-
-    The bytes depend on the samples alone: time 0, owner 0, mode 0644, members sorted within a sample. Samples are
-    taken one at a time, so that a shard need not fit in memory; no sample gives a valid empty tar.
+    """Write samples as an uncompressed ustar file, atomically; no samples give a valid empty tar.
 
     Args:
-        path: The tar; missing parent folders are made.
-        samples: In ascending order of their keys (a plan's shard is).
+        path: The tar; missing parent folders are created.
+        samples: In ascending order of their keys; read one at a time, so that a shard need not fit in memory.
 
     Raises:
-        ValueError: Keys out of order or twice, a key or extension that webdataset would split wrongly, a name longer
-            than 100 bytes, a sample without members.
+        ValueError: Keys out of order or repeated, a key or extension that webdataset would split wrongly, a name longer
+            than 100 bytes, or a sample without members.
     """
     with about(path):
         _write_tar(path, samples)
@@ -86,6 +84,7 @@ def _write_tar(path: Path, samples: Iterable[TarSample]) -> None:
     last = ""
     try:
         with temporary.open("xb") as file:
+            # ustar: readers other than Python's (DALI) stumble over PAX headers.
             with tarfile.open(fileobj=file, mode="w", format=tarfile.USTAR_FORMAT) as tar:
                 for sample in samples:
                     if sample.key <= last:
@@ -103,14 +102,14 @@ def _write_tar(path: Path, samples: Iterable[TarSample]) -> None:
 
 
 def index_tar(path: Path) -> TarIndex:
-    """Find all members of a tar of samples, without reading their bytes.
+    """Return where the members of a tar of samples are, without reading their bytes.
 
     Raises:
         FileNotFoundError: There is no such file.
-        ValueError: Not a whole tar, or not a tar of samples: links, folders and devices, names with folders or odd
-            signs, a name twice, a sample's files apart from each other.
+        ValueError: Not a complete tar, or not a tar of samples: links, folders and devices, names with folders or odd
+            characters, repeated names, files of a sample that are not adjacent.
     """
-    samples: dict[str, dict[str, Place]] = {}
+    samples: dict[str, dict[str, MemberRange]] = {}
     size = path.stat().st_size
     end, last = 0, ""
     try:
@@ -118,7 +117,7 @@ def index_tar(path: Path) -> TarIndex:
             key, extension = _split(member)
             if (key != last and key in samples) or extension in samples.get(key, {}):
                 raise ValueError(f"{member.name!r} comes twice, or apart from the other files of its sample")
-            samples.setdefault(key, {})[extension] = (member.offset_data, member.size)
+            samples.setdefault(key, {})[extension] = MemberRange(member.offset_data, member.size)
             end = member.offset_data + -(-member.size // BLOCK_BYTES) * BLOCK_BYTES
             last = key
         if size < end + 2 * BLOCK_BYTES or any(read_member(path, end, 2 * BLOCK_BYTES)):
@@ -131,16 +130,16 @@ def index_tar(path: Path) -> TarIndex:
 
 
 def read_member(path: Path, offset: int, size: int) -> bytes:
-    """Read a member's bytes at the place that `index_tar` gave.
+    """Read a member's bytes from the range that `index_tar` found.
 
     Raises:
         FileNotFoundError: There is no such file.
-        ValueError: The file ends before, or is a pipe or device.
+        ValueError: The file is shorter, or is a pipe or device.
     """
     with open_regular(path) as file:
         left = os.fstat(file.fileno()).st_size - offset
         file.seek(max(offset, 0))
-        data = file.read(size) if 0 <= size <= left else b""  # a read asks for the memory first
+        data = file.read(size) if 0 <= size <= left else b""  # a read allocates the memory first
     if len(data) != size:
         raise ValueError(f"{path} ends before byte {offset + size}; it changed since it was indexed")
     return data
@@ -169,17 +168,17 @@ class PseudoIndex(BaseModel):
 def write_pseudo_index(
     folder: Path, names: Sequence[str], counts: Sequence[int], checksums: Sequence[str], vocabulary_digest: str
 ) -> Path:
-    """Write a round's `index.json`, after the last of its tars, and give its path.
+    """Write a round's `index.json`, after the last of its tars, and return its path.
 
     Args:
-        folder: Where the tars lie.
+        folder: The folder of the tars.
         names: Their file names, each once; sorted in the index.
         counts: The number of samples of each.
         checksums: The SHA-256 of each.
         vocabulary_digest: `Vocabulary.digest`.
 
     Raises:
-        ValueError: Lists of different lengths, no tar, one twice, not there, or no samples in all of them.
+        ValueError: Lists of different lengths, no tars, a repeated or missing one, or no samples in any.
     """
     missing = [name for name in names if Path(name).name != name or not (folder / name).is_file()]
     if missing or len(set(names)) != len(names) or not sum(counts):
@@ -216,7 +215,7 @@ def _add(tar: tarfile.TarFile, sample: TarSample) -> None:
         if not _EXTENSION.fullmatch(extension) or len(member.name) > MAX_NAME_BYTES:
             raise ValueError(f"member name {member.name!r} is longer than {MAX_NAME_BYTES} bytes or has odd signs")
         member.size = len(sample.members[extension])
-        member.mode = 0o644
+        member.mode = 0o644  # and time 0, owner 0 by default: the bytes depend on the samples alone
         tar.addfile(member, BytesIO(sample.members[extension]))
 
 

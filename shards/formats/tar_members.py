@@ -1,4 +1,4 @@
-"""The members of a tar from anywhere: headers read by the standard library, and held against the file's real size."""
+"""The members of any tar: headers read by the standard library and checked against the file's real size."""
 
 import io
 import tarfile
@@ -9,18 +9,18 @@ from typing import BinaryIO, Final
 from shards.files.untrusted import open_regular
 
 BLOCK_BYTES: Final = 512
-# Of long names and pax fields. The library reads as many bytes at once as a header says there are, and takes time that
-# grows with their square.
+# Of long names and pax fields. The library reads as many bytes at once as a header claims, and its time grows with
+# their square.
 _MAX_EXTENDED_BYTES: Final = 1 << 16
 
 
 def tar_members(path: Path) -> Iterator[tarfile.TarInfo]:
-    """Yield the members of an uncompressed tar, in order; their data is not read, and lies within the file.
+    """Yield the members of an uncompressed tar, in order; their data is not read, and is within the file.
 
     Raises:
         UnusableFile: It is a pipe or a device.
-        ValueError: It is no tar, is damaged or breaks off, or has headers that contradict the file: a negative size, or
-            one beyond its end. Where that is in its midst, the members before it come first.
+        ValueError: It is not a tar, is damaged or truncated, or has headers that contradict the file: a negative size,
+            or one past its end. The members before the fault are yielded first.
     """
     with open_regular(path) as file:
         size = file.seek(0, io.SEEK_END)
@@ -29,7 +29,7 @@ def tar_members(path: Path) -> Iterator[tarfile.TarInfo]:
             yield from _members(file, size)
         except ValueError:
             raise
-        except Exception as error:  # the library lets whatever its parser meets in hostile headers through
+        except Exception as error:  # on hostile headers the library's parser raises anything
             raise ValueError(f"damaged ({type(error).__name__}: {error})") from error
 
 
@@ -50,19 +50,19 @@ def _members(file: BinaryIO, size: int) -> Iterator[tarfile.TarInfo]:
 
 
 class _Headers(io.RawIOBase):
-    """Lets the library read headers of a sane length."""
+    """A file of which at most `_MAX_EXTENDED_BYTES` are read at once."""
 
     def __init__(self, file: BinaryIO) -> None:
         self._file = file
 
     def read(self, size: int = -1) -> bytes:
-        """Read as many bytes."""
+        """Read up to that many bytes."""
         if not 0 <= size <= _MAX_EXTENDED_BYTES:
             raise ValueError(f"a header of {size} bytes; at most {_MAX_EXTENDED_BYTES} are read")
         return self._file.read(size)
 
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        """Go to an offset."""
+        """Move to an offset."""
         return self._file.seek(offset, whence)
 
     def tell(self) -> int:

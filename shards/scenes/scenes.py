@@ -1,12 +1,12 @@
 """The generated data set of the embedded default: small photo-like scenes with labels.
 
-A scene is one or two regions of textured stuff with overlapping objects on top, shaded, with cast shadows, and then
-put through a camera: blur, noise, uneven light, colour cast, low contrast and thin clutter. Class names are
-compositional (`red ring`, `wood`), so that a model may know every word of a class that it has never seen labelled.
+A scene is one or two regions of textured stuff with overlapping objects on top, shaded, with cast shadows, seen through
+a camera: blur, noise, uneven light, colour cast, low contrast and thin clutter. Class names are compositional
+(`red ring`, `wood`), so that a model may know every word of a class that it has never seen labelled.
 
-Splits: `source` holds the seen classes only, through a good camera, with coarse labels: objects are outlined two pixels
-outside, holes and all, as people do who label many pictures. `target`, `validation` and `test` hold all classes through
-a bad camera, with exact labels. A scene is a pure function of (version, split, seed, index): no two splits share one.
+Splits: `source` has the seen classes only, a good camera and coarse labels: objects are outlined two pixels outside,
+holes included, as people do who label many pictures. `target`, `validation` and `test` have all classes, a bad camera
+and exact labels. A scene is a pure function of (version, split, seed, index): no two splits share one.
 """
 
 from dataclasses import dataclass
@@ -41,7 +41,7 @@ class Scene:
 
     Attributes:
         image: (S, S, 3) uint8 RGB.
-        label: (S, S) uint8, index into `SCENE_CLASSES`; every pixel has a class. Exact, or after the recipe's outlines.
+        label: (S, S) uint8, index into `SCENE_CLASSES` for every pixel; exact, or after the recipe's outlines.
         segments: (S, S) uint8, a number per region or object, 0 .. count - 1; class-agnostic.
     """
 
@@ -52,7 +52,7 @@ class Scene:
 
 @dataclass(frozen=True)
 class SceneRecipe:
-    """What may stand in a scene and how bad the camera is.
+    """What a scene may hold, and how bad the camera is.
 
     Attributes:
         size: Side of the square picture, pixels.
@@ -60,8 +60,8 @@ class SceneRecipe:
         radius: Smallest and largest object radius, pixels.
         classes: Indices into `SCENE_CLASSES` that may occur.
         domain: Smallest and largest strength of the camera's faults, 0 (good) to 1 (bad).
-        outline: How objects are labelled: None, exactly; n, as an outline drawn n pixels outside of them, holes filled.
-        blobs: Up to so many shapeless patches of random paint; labelled as what lies below them, but with a segment.
+        outline: How objects are labelled: None: exactly; n: by an outline n pixels outside of them, holes filled.
+        blobs: Most shapeless patches of random paint; labelled as what is below them, but segments of their own.
     """
 
     size: int = SCENE_SIZE
@@ -82,7 +82,7 @@ RECIPES: Final[dict[Split, SceneRecipe]] = {
 }
 
 
-@lru_cache(maxsize=2048)  # each stage asks for the same ones, its image and its label; 45 kB each
+@lru_cache(maxsize=2048)  # each stage reads the same ones, image and label; 45 kB each
 def render_scene(split: Split, seed: int, index: int) -> Scene:
     """Draw scene number `index` of a split; its arrays are read-only.
 
@@ -107,7 +107,7 @@ def render_scene(split: Split, seed: int, index: int) -> Scene:
 
 
 def compose_scene(rng: np.random.Generator, recipe: SceneRecipe) -> Scene:
-    """Draw a scene after a recipe; the only source of chance is `rng`."""
+    """Draw a scene by a recipe; `rng` is the only source of chance."""
     canvas, label = _ground(rng, recipe)
     segments = np.unique(label, return_inverse=True)[1].reshape(label.shape).astype(np.uint8)
     object_ids = [i for i in recipe.classes if i < len(OBJECT_CLASSES)]
@@ -148,13 +148,13 @@ def _place_object(
     label: NDArray[np.uint8],
     segments: NDArray[np.uint8],
 ) -> None:
-    """Draw one object with its shadow over the canvas and enter it in the maps; work is done in its window only."""
+    """Draw one object with its shadow onto the canvas, and enter it in the maps."""
     size = recipe.size
     colour, shape = SCENE_CLASSES[class_id].split(" ")
     radius = rng.uniform(*recipe.radius)
     margin = min(0.6 * radius, size / 2 - 1)
     centre = rng.uniform(margin, size - margin, size=2)
-    reach = 1.4 * radius + 3
+    reach = 1.4 * radius + 3  # all work is done in the object's window, not on the whole canvas
     window = tuple(slice(max(int(c - reach), 0), min(int(c + reach) + 1, size)) for c in centre)
     rows, cols = (axis.astype(np.float32) for axis in np.mgrid[window])
     dy, dx = rows - np.float32(centre[0]), cols - np.float32(centre[1])
@@ -169,7 +169,7 @@ def _place_object(
 
 
 def _labelled_as(inside: NDArray[np.bool_], outline: int | None) -> NDArray[np.bool_]:
-    """Give the pixels that an annotator marks for an object."""
+    """Return the pixels that an annotator marks for an object."""
     if outline is None:
         return inside
     filled: NDArray[np.bool_] = ndimage.binary_fill_holes(np.pad(inside, outline))
@@ -193,7 +193,7 @@ def _place_blob(rng: np.random.Generator, recipe: SceneRecipe, canvas: Float, se
 
 
 def _shape_alpha(rng: np.random.Generator, shape: str, dy: Float, dx: Float, radius: float) -> Float:
-    """Give the coverage in [0, 1] of a turned, slightly squeezed shape; edges are one pixel soft."""
+    """Return the coverage in [0, 1] of a turned, slightly squeezed shape; edges are one pixel soft."""
     turn, squeeze = rng.uniform(0, 2 * np.pi), rng.uniform(0.8, 1.0)
     x = (np.cos(turn) * dx + np.sin(turn) * dy) / squeeze
     y = -np.sin(turn) * dx + np.cos(turn) * dy
@@ -210,7 +210,7 @@ def _shape_alpha(rng: np.random.Generator, shape: str, dy: Float, dx: Float, rad
 
 
 def _polygon_depth(x: Float, y: Float, points: int, outer: float, inner: float) -> Float:
-    """Give the depth inside a star polygon in pixels, negative outside; `inner` = outer·cos(π/n) makes it convex."""
+    """Return the depth inside a star polygon in pixels, negative outside; `inner` = outer·cos(π/n) makes it convex."""
     sector = np.pi / points
     angle = np.abs((np.arctan2(y, x) + sector) % (2 * sector) - sector)
     distance = np.hypot(x, y)

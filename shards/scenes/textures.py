@@ -20,7 +20,7 @@ COLOURS: Final[dict[str, tuple[float, float, float]]] = {
 
 
 def object_paint(rng: np.random.Generator, colour: str, dy: Float, dx: Float, radius: float) -> Float:
-    """Give the surface of an object: its colour, plain, striped or dotted, lit from one side.
+    """Return the surface of an object: its colour, plain, striped or dotted, lit from one side.
 
     Args:
         rng: The source of chance.
@@ -51,14 +51,7 @@ def object_paint(rng: np.random.Generator, colour: str, dy: Float, dx: Float, ra
 
 
 def stuff_texture(rng: np.random.Generator, name: str, size: int) -> Float:
-    """Give a canvas filled with one stuff.
-
-    Returns:
-        (size, size, 3) float32 in [0, 1].
-
-    Raises:
-        KeyError: `name` is not in `STUFF`.
-    """
+    """Return a (size, size, 3) float32 canvas in [0, 1], filled with one of `STUFF`."""
     canvas = _TEXTURES[name](rng, size) * rng.uniform(0.8, 1.15)
     clipped: Float = np.clip(canvas, 0, 1).astype(np.float32)
     return clipped

@@ -1,107 +1,101 @@
-"""Brings what a run in a store holds to its mirror on this machine, and what is made here to the store.
+"""The mirror of a run in a store: what the store holds is brought to this machine, what is made here goes there.
 
-Whole outputs alone are brought and accepted: the record in the store says what they are, and it is written there last.
+Outputs are brought and accepted only whole: the record in the store says what they are, and it is written there last.
 """
 
 import fcntl
-import hashlib
 import json
 import re
-import resource
 from collections.abc import Iterable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
+from functools import partial
 from pathlib import Path, PurePosixPath
-from typing import IO, Final
+from typing import Final
 
 from shards.files.atomic import (
-    drop_temporary,
     is_temporary,
     remove_path,
     rename,
     replace_folder,
-    sha256_path,
-    temporary_sibling,
     write_bytes_atomic,
 )
-from shards.files.errors import NotInStore, StoreRefused
 from shards.files.fence import require_lock
 from shards.files.untrusted import read_json_file
-from shards.formats.records import parse_record
-from shards.storage.store import Place, Store, in_parallel
+from shards.storage.holds import allow_open_files, exclusive, held, is_in_use, note_made_here, shared
+from shards.storage.store import RunLocation, Store, in_parallel
+from shards.storage.transfer import download_file, download_output, upload_output
 
 Artifact = tuple[Path, Path]  # an output and its record
 
 _BULK: Final = (".zarr", ".tar", ".safetensors")  # brought when it is used
-_DROPPED: Final = (".zarr", ".tar")  # and these are deleted again after use
 _WEIGHTS: Final = "model.safetensors"  # except models, which few stages can be planned without
-_OWN: Final = re.compile(r"run\.lock(\..+)?|locks")  # beside a lock stands what tells its age, or who takes it over
+_OWN: Final = re.compile(r"run\.lock(\..+)?|locks")  # with the objects that tell a lock's age, or who takes it over
 _LOGS: Final = ".jsonl"
 _CHECKPOINTS: Final = "checkpoints"
-_ATTEMPTS: Final = 3  # at bytes that do not match their record: it may have been written meanwhile
 _SEEN: Final = "seen.json"
 _BRINGING: Final = "bring.lock"
 
 
-def bring(place: Place) -> None:
-    """Bring settings, plans, records, results and models here, as the store has them now; nothing for a plain folder.
+def bring(location: RunLocation) -> None:
+    """Bring settings, plans, records, results and models here, as the store has them now; a plain folder stays as is.
 
-    After it a record stands in the mirror if and only if it stands in the store and its output is listed there, or is
-    being made here just now. What else lies here without a record in the store (a killed command did not get to it)
-    counts as not done.
+    Afterwards a record is in the mirror if and only if it is in the store with its output, or the output is being made
+    here. Outputs that a killed command did not get to the store count as not done.
 
     Raises:
         StoreRefused: A model has other bytes than its record says, or the store refuses.
     """
-    if place.store is None:
+    if location.store is None:
         return
-    with _bringing(place):
-        listing = place.store.outline()
-        _remove_unlisted(place, [name for name in listing if _is_small(name)])
-        _bring_small(place, place.store, listing, {})
+    with _bringing(location):
+        listing = location.store.outline()
+        _remove_unlisted(location, [name for name in listing if _is_small(name)])
+        _bring_small(location, location.store, listing, {})
     for name in listing:
-        record = (place.root / name).with_suffix(".json")
+        record = (location.root / name).with_suffix(".json")
         if PurePosixPath(name).name == _WEIGHTS and record.is_file():
-            with fetched(place, [(place.root / name, record)]):
+            with fetched(location, [(location.root / name, record)]):
                 pass
 
 
-def bring_folder(place: Place, folder: Path) -> None:
-    """Bring the records and other small files of one folder here; nothing for a plain folder."""
-    if place.store is not None:
-        with _bringing(place):
-            _bring_small(place, place.store, place.store.outline(place.name_of(folder)), _read_seen(place))
+def bring_folder(location: RunLocation, folder: Path) -> None:
+    """Bring the records and other small files of one folder here; a plain folder stays as is."""
+    if location.store is not None:
+        with _bringing(location):
+            listing = location.store.outline(location.name_of(folder))
+            _bring_small(location, location.store, listing, _read_seen(location))
 
 
-def bring_files(place: Place, paths: Iterable[Path]) -> None:
-    """Bring small files here as the store has them now; what it does not have is deleted here, too."""
+def bring_files(location: RunLocation, paths: Iterable[Path]) -> None:
+    """Bring small files here as the store has them now; those that it does not have are deleted here too."""
     for path in paths:
-        if place.store is None or place.root not in path.parents:
+        if location.store is None or location.root not in path.parents:
             continue
-        data = place.store.read(place.name_of(path))
+        data = location.store.read(location.name_of(path))
         if data is None:
             path.unlink(missing_ok=True)
         else:
-            _put_here(place, path, data)
+            _put_here(location, path, data)
 
 
-def put_files(place: Place, paths: Iterable[Path]) -> None:
-    """Write small files to the store, in this order; those that are not there are passed over."""
+def put_files(location: RunLocation, paths: Iterable[Path]) -> None:
+    """Write small files to the store, in this order; missing ones are skipped."""
     for path in paths:
-        if place.store is not None and path.is_file():
-            require_lock(place.store.url)
-            place.store.write(place.name_of(path), path.read_bytes())
+        if location.store is not None and path.is_file():
+            require_lock(location.store.url)
+            location.store.write(location.name_of(path), path.read_bytes())
 
 
-def upload(place: Place, paths: Iterable[Path]) -> None:
-    """Write many files to the store, in any order, several at a time."""
-    if place.store is not None:
-        require_lock(place.store.url)
-        place.store.upload({place.name_of(path): path for path in paths})
+def upload(location: RunLocation, paths: Iterable[Path]) -> None:
+    """Write many files to the store, several at a time and in any order."""
+    if location.store is not None:
+        require_lock(location.store.url)
+        location.store.upload({location.name_of(path): path for path in paths})
 
 
 @contextmanager
-def fetched(place: Place, artifacts: Iterable[Artifact]) -> Iterator[None]:
-    """Have outputs here, whole and as the store has them now, for the length of the block.
+def fetched(location: RunLocation, artifacts: Iterable[Artifact]) -> Iterator[None]:
+    """Have outputs here, whole and as the store has them now, for the duration of the block.
 
     Shard data that was brought for it is deleted afterwards, unless another process of this machine uses it. Models
     and small results stay, and so does what was made here.
@@ -110,262 +104,162 @@ def fetched(place: Place, artifacts: Iterable[Artifact]) -> Iterator[None]:
         NotInStore: One is not done.
         StoreRefused: One has other bytes than its record says.
     """
-    wanted = list(artifacts) if place.store is not None else []
-    _allow_open_files(len(wanted))
+    wanted = list(artifacts) if location.store is not None else []
+    allow_open_files(len(wanted))
     with ExitStack() as stack:
         for output, record in wanted:
-            stack.enter_context(_held(place, output, record))
+            is_here = partial(_is_here, location, output, record)
+            stack.enter_context(held(location, output, is_here, partial(_fetch, location, output, record)))
         yield
 
 
 @contextmanager
-def making(place: Place, output: Path) -> Iterator[None]:
-    """Let other processes of this machine leave an output and its record alone until the end of the block."""
-    if place.store is None:
-        yield
-        return
-    with _hold_file(place, output) as file:
-        fcntl.flock(file, fcntl.LOCK_SH)
+def making(location: RunLocation, output: Path) -> Iterator[None]:
+    """Keep other processes of this machine from touching an output and its record during the block."""
+    with shared(location, output) if location.store is not None else nullcontext():
         yield
 
 
-def publish(place: Place, output: Path, record: Path) -> None:
-    """Bring an output to the store: the old record goes first, then come the bytes, then the new record.
-
-    An output whose very record the store has already stays as it is.
+def publish(location: RunLocation, output: Path, record: Path) -> None:
+    """Write an output to the store, unless it has that very record: the old record goes first, the new one comes last.
 
     Raises:
         LockLost: This process no longer holds the run in the store; `put_files`, `upload`, `discard` and
-            `push_checkpoints` say so, too.
+            `push_checkpoints` raise it too.
     """
-    if place.store is None:
+    if location.store is None:
         return
     content = record.read_bytes()
-    name, target = place.name_of(record), place.name_of(output)
-    if place.store.read(name) == content:
+    name, target = location.name_of(record), location.name_of(output)
+    if location.store.read(name) == content:
         return
-    require_lock(place.store.url)
-    place.store.remove([name])
-    _upload(place.store, target, output)
-    require_lock(place.store.url)  # the upload may have taken long
-    place.store.write(name, content)
-    with _hold_file(place, output) as file:
-        file.truncate(0)  # made here
+    require_lock(location.store.url)
+    location.store.remove([name])
+    upload_output(location.store, target, output)
+    require_lock(location.store.url)  # the upload may have taken long
+    location.store.write(name, content)
+    note_made_here(location, output)
 
 
-def discard(place: Place, output: Path, record: Path) -> None:
+def discard(location: RunLocation, output: Path, record: Path) -> None:
     """Delete an output here and in the store, its record first."""
-    for where in (record, *(() if place.store is None else (place.store.url,))):
+    for where in (record, *(() if location.store is None else (location.store.url,))):
         require_lock(where)
     for path in (record, output):
         remove_path(path)
-        if place.store is not None:
-            place.store.remove(place.store.find(place.name_of(path)))
+        if location.store is not None:
+            location.store.remove(location.store.find(location.name_of(path)))
 
 
-def check(place: Place, output: Path, record: Path) -> None:
-    """Read an output from the store and compare it with its record there; what lies here is left alone.
+def check(location: RunLocation, output: Path, record: Path) -> None:
+    """Read an output from the store and compare it with its record there; the mirror is left alone.
 
     Raises:
         NotInStore: It is not done.
         StoreRefused: It has other bytes than its record says.
     """
-    if place.store is not None:
-        remove_path(_download(place, place.store, output, record)[0])
+    if location.store is not None:
+        remove_path(download_output(location, location.store, output, record)[0])
 
 
-def push_checkpoints(place: Place, folder: Path) -> None:
-    """Make the store's checkpoints of a training those of this folder: new tensors first, removal last."""
-    if place.store is None:
+def push_checkpoints(location: RunLocation, folder: Path) -> None:
+    """Make the store's checkpoints of a training those of this folder."""
+    if location.store is None:
         return
-    require_lock(place.store.url)
-    there = place.store.find(place.name_of(folder))
-    here = {place.name_of(path): path for path in sorted(folder.glob("step-*"))} if folder.is_dir() else {}
+    require_lock(location.store.url)
+    there = location.store.find(location.name_of(folder))
+    here = {location.name_of(path): path for path in sorted(folder.glob("step-*"))} if folder.is_dir() else {}
     new = {name: path for name, path in here.items() if name not in there}
-    place.store.upload({name: path for name, path in new.items() if path.suffix != ".json"})
-    place.store.upload({name: path for name, path in new.items() if path.suffix == ".json"})
-    place.store.remove(name for name in sorted(there, key=lambda name: not name.endswith(".json")) if name not in here)
+    # A checkpoint's JSON makes it count: it comes after its tensors and goes before them.
+    location.store.upload({name: path for name, path in new.items() if path.suffix != ".json"})
+    location.store.upload({name: path for name, path in new.items() if path.suffix == ".json"})
+    old = sorted(there.keys() - here.keys(), key=lambda name: (not name.endswith(".json"), name))
+    location.store.remove(old)
 
 
-def pull_checkpoints(place: Place, folder: Path) -> None:
-    """Bring the checkpoints that the store has and this folder has not; who loads one holds it against its checksum."""
-    if place.store is None:
-        return
-    with _hold_file(place, folder) as file:
-        fcntl.flock(file, fcntl.LOCK_EX)  # several workers of a group may be on this machine
-        for name in place.store.find(place.name_of(folder)):
-            path = place.root / name
-            if not path.is_file():
-                _download_file(place.store, name, path)
+def pull_checkpoints(location: RunLocation, folder: Path) -> None:
+    """Bring the checkpoints that the store has and this folder lacks; loading one checks its checksum."""
+    if location.store is not None:
+        with exclusive(location, folder):  # several workers of a group may be on this machine
+            pull_cache(location, folder)
 
 
-def pull_cache(place: Place, folder: Path) -> None:
-    """Bring the files of a cache whose readers check what they read, as far as they are not here."""
-    if place.store is not None:
-        for name in place.store.find(place.name_of(folder)):
-            if not (place.root / name).is_file():
-                _download_file(place.store, name, place.root / name)
+def pull_cache(location: RunLocation, folder: Path) -> None:
+    """Bring the files of a folder that are not here; for folders whose readers check what they read."""
+    if location.store is not None:
+        for name in location.store.find(location.name_of(folder)):
+            if not (location.root / name).is_file():
+                download_file(location.store, name, location.root / name)
 
 
-def push_cache(place: Place, folder: Path) -> None:
-    """Bring the files of a cache to the store that it does not have."""
-    if place.store is not None and folder.is_dir():
-        there = place.store.find(place.name_of(folder))
-        files = {place.name_of(path): path for path in folder.glob("[!.]*")}
-        place.store.upload({name: path for name, path in files.items() if name not in there})
+def push_cache(location: RunLocation, folder: Path) -> None:
+    """Write the files of a cache to the store that it does not have."""
+    if location.store is not None and folder.is_dir():
+        there = location.store.find(location.name_of(folder))
+        files = {location.name_of(path): path for path in folder.glob("[!.]*")}
+        location.store.upload({name: path for name, path in files.items() if name not in there})
 
 
 @contextmanager
-def _bringing(place: Place) -> Iterator[None]:
-    """Let one process of this machine at a time bring small files, so that what is here is as it is noted to be."""
-    place.root.parent.mkdir(parents=True, exist_ok=True)
-    with (place.root.parent / _BRINGING).open("ab") as file:
+def _bringing(location: RunLocation) -> Iterator[None]:
+    # One process of this machine at a time brings small files, so that the note of what is here stays true.
+    location.root.parent.mkdir(parents=True, exist_ok=True)
+    with (location.root.parent / _BRINGING).open("ab") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield
 
 
-def _bring_small(place: Place, store: Store, listing: dict[str, str], kept: dict[str, str]) -> None:
-    """Bring the small files of a listing that have changed, and note them beside those that were noted and stay so."""
+def _bring_small(location: RunLocation, store: Store, listing: dict[str, str], kept: dict[str, str]) -> None:
+    """Bring the small files of a listing that have changed, and note their versions along with `kept`."""
     small = {name: version for name, version in listing.items() if _is_small(name)}
-    seen = _read_seen(place)
-    changed = [name for name in small if seen.get(name) != small[name] or not (place.root / name).is_file()]
+    seen = _read_seen(location)
+    changed = [name for name in small if seen.get(name) != small[name] or not (location.root / name).is_file()]
 
     def one(name: str) -> None:
         data = store.read(name)
         if data is not None:
-            _put_here(place, place.root / name, data)
+            _put_here(location, location.root / name, data)
 
     in_parallel(one, changed)
     for name in small:
-        if not all(output in listing for output in _outputs(place.root / name, PurePosixPath(name).parent)):
-            (place.root / name).unlink(missing_ok=True)
+        # A record without its output in the store: its writer was killed, or is at it. Version "" brings it again.
+        if not all(output in listing for output in _outputs(location.root / name, PurePosixPath(name).parent)):
+            (location.root / name).unlink(missing_ok=True)
             small[name] = ""
     if changed or not kept:
-        write_bytes_atomic(place.root.parent / _SEEN, json.dumps(kept | small).encode())
+        write_bytes_atomic(location.root.parent / _SEEN, json.dumps(kept | small).encode())
 
 
-@contextmanager
-def _held(place: Place, output: Path, record: Path) -> Iterator[None]:
-    """Hold an output against deletion by other processes of this machine, once it is here."""
-    assert place.store is not None
-    with _hold_file(place, output) as file:
-        while True:
-            fcntl.flock(file, fcntl.LOCK_SH)
-            if _is_here(place, place.store, output, record):
-                break
-            fcntl.flock(file, fcntl.LOCK_UN)
-            fcntl.flock(file, fcntl.LOCK_EX)
-            if not _is_here(place, place.store, output, record):
-                whole, content = _download(place, place.store, output, record)
-                record.unlink(missing_ok=True)
-                replace_folder(whole, output) if whole.is_dir() else rename(whole, output)
-                write_bytes_atomic(record, content)
-                file.write(b"brought")
-                file.flush()
-        try:
-            yield
-        finally:
-            _drop(file, output)
-
-
-def _allow_open_files(held: int) -> None:
-    """Raise this process's limit of open files where a training holds more outputs than it allows."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = held + 1024
-    if soft < wanted:
-        most = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
-        resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
-
-
-def _drop(file: IO[bytes], output: Path) -> None:
-    if output.suffix not in _DROPPED:
-        return
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:  # another process uses it, and drops it
-        return
-    if Path(file.name).stat().st_size:
-        remove_path(output)
-        file.truncate(0)
-
-
-def _hold_file(place: Place, output: Path) -> IO[bytes]:
-    folder = place.root.parent / "holds"
-    folder.mkdir(parents=True, exist_ok=True)
-    return (folder / hashlib.sha256(place.name_of(output).encode()).hexdigest()[:32]).open("ab")
-
-
-def _is_here(place: Place, store: Store, output: Path, record: Path) -> bool:
+def _is_here(location: RunLocation, output: Path, record: Path) -> bool:
+    assert location.store is not None
     if not output.exists() or not record.is_file():
         return False
-    return store.read(place.name_of(record)) == record.read_bytes()
+    return location.store.read(location.name_of(record)) == record.read_bytes()
 
 
-def _download(place: Place, store: Store, output: Path, record: Path) -> tuple[Path, bytes]:
-    """Give a temporary file or folder with an output's bytes, held against its record, and the record's bytes."""
-    name = place.name_of(output)
-    for _ in range(_ATTEMPTS):
-        content = store.read(place.name_of(record))
-        objects = store.find(name)
-        if content is None or not objects:
-            missing = place.shown(record if content is None else output)
-            raise NotInStore(f"{missing} is not there, so that {place.shown(output)} is not done")
-        temporary = temporary_sibling(output)
-        try:
-            store.download({one: temporary / one[len(name) + 1 :] if one != name else temporary for one in objects})
-            if sha256_path(temporary) == _checksum_of(content, output.name):
-                return temporary, content
-        except FileNotFoundError:  # it is being written again
-            pass
-        except BaseException:
-            remove_path(temporary)
-            raise
-        remove_path(temporary)
-    raise StoreRefused(
-        f"{place.shown(output)} does not match its checksum; this makes it again: "
-        f"stseg-pipeline shards repair --run {place.shown(place.root)}"
-    )
+def _fetch(location: RunLocation, output: Path, record: Path) -> None:
+    assert location.store is not None
+    whole, content = download_output(location, location.store, output, record)
+    record.unlink(missing_ok=True)  # of the old output, which is about to go
+    replace_folder(whole, output) if whole.is_dir() else rename(whole, output)
+    write_bytes_atomic(record, content)
 
 
-def _checksum_of(record: bytes, output: str) -> str | None:
-    try:
-        return parse_record(record, output).outputs.get(output)
-    except ValueError:  # damaged: then nothing matches it
-        return None
-
-
-def _download_file(store: Store, name: str, path: Path) -> None:
-    temporary = temporary_sibling(path)
-    try:
-        store.download({name: temporary})
-        rename(temporary, path)
-    finally:
-        drop_temporary(temporary)
-
-
-def _upload(store: Store, target: str, output: Path) -> None:
-    paths = (path for path in sorted(output.rglob("*")) if path.is_file()) if output.is_dir() else (output,)
-    files = {f"{target}/{path.relative_to(output).as_posix()}" if path != output else target: path for path in paths}
-    store.remove(name for name in store.find(target) if name not in files)
-    store.upload(files)
-
-
-def _put_here(place: Place, path: Path, data: bytes) -> None:
-    """Write a small file of the store's; data that belongs to another record than this one goes."""
+def _put_here(location: RunLocation, path: Path, data: bytes) -> None:
+    """Write a small file of the store; where it is a record that differs from the old one, the old data is deleted."""
     old = path.read_bytes() if path.is_file() else None
+    # A log only grows, and here first.
     if old == data or (path.suffix == _LOGS and old is not None and len(old) >= len(data)):
         return
-    for name in _outputs(path, PurePosixPath(place.name_of(path)).parent):
-        if name != place.name_of(path) and PurePosixPath(name).suffix in _BULK:
-            remove_path(place.root / name)
+    for name in _outputs(path, PurePosixPath(location.name_of(path)).parent):
+        if name != location.name_of(path) and PurePosixPath(name).suffix in _BULK:
+            remove_path(location.root / name)
     write_bytes_atomic(path, data)
 
 
 def _outputs(record: Path, folder: PurePosixPath) -> list[str]:
-    """Give the names of a record's outputs; none for what is no record.
-
-    What a record names is deleted where the record changes, so that only files of its own folder can be named.
-    """
+    """Return the names of a record's outputs; none if the file is not a record."""
+    # They are deleted when the record changes, so only files of the record's own folder count.
     if record.suffix != ".json":
         return []
     try:
@@ -376,26 +270,18 @@ def _outputs(record: Path, folder: PurePosixPath) -> list[str]:
         return []
 
 
-def _remove_unlisted(place: Place, small: Iterable[str]) -> None:
-    """Delete the small files here that the store does not have; logs grow here first."""
+def _remove_unlisted(location: RunLocation, small: Iterable[str]) -> None:
+    """Delete the small files here that the store does not have."""
     kept = set(small)
-    found = [path for pattern in ("*.json", "*.yaml", "*.html") for path in place.root.rglob(pattern)]
+    # Not the logs: they grow here first.
+    found = [path for pattern in ("*.json", "*.yaml", "*.html") for path in location.root.rglob(pattern)]
     for path in found:
-        name = place.name_of(path)
+        name = location.name_of(path)
         if not _is_small(name) or name in kept:
             continue
         outputs = _outputs(path, PurePosixPath(name).parent)
-        if not any(_is_in_use(place, place.root / output) for output in outputs):
+        if not any(is_in_use(location, location.root / output) for output in outputs):
             path.unlink(missing_ok=True)
-
-
-def _is_in_use(place: Place, output: Path) -> bool:
-    with _hold_file(place, output) as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return True
-    return False
 
 
 def _is_small(name: str) -> bool:
@@ -405,9 +291,9 @@ def _is_small(name: str) -> bool:
     return not any(PurePosixPath(part).suffix in _BULK for part in parts)
 
 
-def _read_seen(place: Place) -> dict[str, str]:
+def _read_seen(location: RunLocation) -> dict[str, str]:
     try:
-        content = read_json_file(place.root.parent / _SEEN)
+        content = read_json_file(location.root.parent / _SEEN)
     except (OSError, ValueError):
         return {}
     return content if isinstance(content, dict) else {}

@@ -1,4 +1,4 @@
-"""Where a run lies: in a folder, or under the URL of an object store with a folder of this machine as its mirror."""
+"""Where a run is: in a folder, or under the URL of an object store with a folder of this machine as its mirror."""
 
 import hashlib
 import json
@@ -21,7 +21,7 @@ _EXTRAS: Final = {"s3": "s3", "s3a": "s3", "gs": "gcs", "gcs": "gcs"}
 ARRAYS: Final = ".zarr"
 _MARKER: Final = "mirror.json"
 _AT_ONCE: Final = 8
-_HANDED: Final[set[Path]] = set()  # caches of mirrors that this process was handed, beside the one it would choose
+_HANDED: Final[set[Path]] = set()  # caches of mirrors that this process was handed, besides the one it would choose
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -29,7 +29,7 @@ Result = TypeVar("Result")
 
 @dataclass(frozen=True)
 class Store:
-    """The objects under a URL, by their names relative to it. Every call is repeated while its trouble may pass.
+    """The objects under a URL, by their names relative to it. Calls are retried while their errors are transient.
 
     Attributes:
         url: An fsspec URL without a slash at its end, such as `s3://bucket/run`.
@@ -38,10 +38,8 @@ class Store:
     url: str
 
     def outline(self, name: str = "") -> dict[str, str]:
-        """List what is there, name -> version, without looking into folders of arrays: those count as one name.
-
-        An array has an object for each of its chunks, thousands of times as many as there are outputs.
-        """
+        """List the objects, name -> version; a folder of arrays counts as one name."""
+        # Arrays consist of many objects, thousands of times as many as there are outputs: they are not listed.
         try:
             found: list[Mapping[str, Any]] = self._ask(name, lambda fs, path: fs.ls(path, detail=True))
         except FileNotFoundError:
@@ -64,7 +62,7 @@ class Store:
         return objects
 
     def find(self, name: str = "") -> dict[str, str]:
-        """List all objects under a name, or the one of that name: name -> version, which another write changes."""
+        """List the objects of or under a name: name -> version, which another write changes."""
         found: Mapping[str, Mapping[str, Any]] = self._ask(name, lambda fs, path: fs.find(path, detail=True))
         prefix = self._path("") + "/"
         objects = {
@@ -84,11 +82,11 @@ class Store:
         return data
 
     def write(self, name: str, data: bytes) -> None:
-        """Write an object in the place of any other."""
+        """Write an object, replacing any old one."""
         self._ask(name, lambda fs, path: fs.pipe_file(path, data))
 
     def create(self, name: str, data: bytes) -> bool:
-        """Write an object if there is none of that name, and tell whether that was so; of many at once one wins."""
+        """Write an object unless there is one, and return whether that worked; of many at once one wins."""
         try:
             self._ask(name, lambda fs, path: fs.pipe_file(path, data, mode="create"))
         except FileExistsError:
@@ -96,14 +94,14 @@ class Store:
         return True
 
     def modified_s(self, name: str) -> float | None:
-        """Give the time of an object's last write by the store's clock, in seconds; None if there is no object."""
+        """Return the time of an object's last write by the store's clock, in seconds; None if there is no object."""
         try:
             return float(self._ask(name, lambda fs, path: fs.modified(path)).timestamp())
         except FileNotFoundError:
             return None
 
     def download(self, names: Mapping[str, Path]) -> None:
-        """Bring objects to files, whose folders are made."""
+        """Download objects to files, whose folders are created."""
 
         def one(pair: tuple[str, Path]) -> None:
             pair[1].parent.mkdir(parents=True, exist_ok=True)
@@ -112,7 +110,7 @@ class Store:
         in_parallel(one, names.items())
 
     def upload(self, files: Mapping[str, Path]) -> None:
-        """Write files as objects."""
+        """Upload files as objects."""
 
         def one(pair: tuple[str, Path]) -> None:
             self._ask(pair[0], lambda fs, path: fs.put_file(str(pair[1]), path))
@@ -120,7 +118,7 @@ class Store:
         in_parallel(one, files.items())
 
     def remove(self, names: Iterable[str]) -> None:
-        """Delete objects, where they are there."""
+        """Delete objects, if they exist."""
 
         def one(name: str) -> None:
             try:
@@ -139,8 +137,8 @@ class Store:
 
 
 @dataclass(frozen=True)
-class Place:
-    """Where a run lies; plain values that travel to workers.
+class RunLocation:
+    """Where a run is; plain values, so that it can be sent to workers.
 
     Attributes:
         root: The run folder, or its mirror on this machine: the same path on every machine.
@@ -151,19 +149,17 @@ class Place:
     store: Store | None = None
 
     def name_of(self, path: Path) -> str:
-        """Give the name in the store of a path in the mirror."""
+        """Return the name in the store of a path in the mirror."""
         return path.relative_to(self.root).as_posix()
 
     def shown(self, path: Path) -> str:
-        """Give what a person calls a path of the run: its URL, where the run has one."""
+        """Return a path of the run as people know it: as a URL, if the run has one."""
         if self.store is None:
             return str(path)
         return self.store.url if path == self.root else f"{self.store.url}/{self.name_of(path)}"
 
     def mark(self) -> None:
-        """Let `place_of` find the store by the mirror, in this process and in later ones of this machine.
-
-        A worker on another machine need not have the variable that names the cache: it takes the cache of its place.
+        """Let `location_of` find the store by the mirror, in this process and in later ones of this machine.
 
         Raises:
             ValueError: The folder of mirrors belongs to another user.
@@ -174,19 +170,19 @@ class Place:
         cache.mkdir(parents=True, exist_ok=True)
         if cache.stat().st_uid != os.getuid():
             raise ValueError(f"{cache} belongs to another user; name a folder of your own in {MIRROR_VARIABLE}")
-        _HANDED.add(cache)
+        _HANDED.add(cache)  # a worker on another machine need not have the variable that names the cache
         marker = self.root.parent / _MARKER
         if not marker.is_file():
             write_bytes_atomic(marker, json.dumps({"url": self.store.url}).encode())
 
 
 def run_folder(location: str | Path) -> Path:
-    """Give the folder in which the run of a path or URL is worked on.
+    """Return the folder in which the run of a path or URL is worked on.
 
     Args:
-        location: A path, which is given back, or an fsspec URL (`s3://bucket/run`, `gs://…`, `file://…`). The mirror
-            of a URL is `<cache>/<digest of the URL>/<last part of the URL>`; the cache is `STSEG_MIRROR` in the
-            environment, or `/tmp/stseg-pipeline`. Give all machines of a cluster the same.
+        location: A path, which is returned, or an fsspec URL (`s3://bucket/run`, `gs://…`, `file://…`). The mirror of a
+            URL is `<cache>/<digest of the URL>/<last part of the URL>`; the cache is `STSEG_MIRROR` in the environment,
+            the same on all machines of a cluster, or `/tmp/stseg-pipeline`.
 
     Raises:
         ValueError: The URL names nothing, or its kind of store is unknown or not installed.
@@ -198,41 +194,37 @@ def run_folder(location: str | Path) -> Path:
     if url.endswith(":") or not name or name in (".", ".."):
         raise ValueError(f"{location!r} names no run; expected a bucket and a name, as in s3://bucket/my-run")
     _file_system(url)
-    place = Place(_cache() / _mirror_name(url), Store(url))
-    place.mark()
-    return place.root
+    run = RunLocation(_cache() / _mirror_name(url), Store(url))
+    run.mark()
+    return run.root
 
 
-def place_of(path: Path) -> Place:
-    """Give the place of the run that a path belongs to; outside this program's own cache, the path itself is the root.
-
-    What a file in a folder of the user's says never makes that folder a mirror: files are deleted in a mirror because
-    a store does not list them.
-    """
+def location_of(path: Path) -> RunLocation:
+    """Return the location of the run that a path belongs to; outside this program's own cache, the path is the root."""
+    # No file in a user's folder can make it a mirror: in a mirror files are deleted because a store does not list them.
     absolute = path.absolute()
     caches = {_cache(), *_HANDED}
     for folder in (absolute, *absolute.parents):
         if folder.parent.parent in caches:
             url = _mirrored_url(folder)
-            return Place(absolute) if url is None else Place(folder, Store(url))
-    return Place(absolute)
+            return RunLocation(absolute) if url is None else RunLocation(folder, Store(url))
+    return RunLocation(absolute)
 
 
 def _cache() -> Path:
-    """Give the folder that holds the mirrors of this machine."""
+    """Return the folder of this machine's mirrors."""
     return Path(os.environ.get(MIRROR_VARIABLE) or DEFAULT_MIRROR).absolute()
 
 
 def _mirror_name(url: str) -> Path:
-    """Give the place of a URL's mirror in the cache."""
+    """Return the path of a URL's mirror in the cache."""
     return Path(hashlib.sha256(url.encode()).hexdigest()[:16]) / url.rpartition("/")[2]
 
 
 def _mirrored_url(folder: Path) -> str | None:
-    """Give the URL that a folder of the cache mirrors, if its marker names the very URL whose mirror would lie there.
-
-    So a marker that was copied, edited or laid there by another user turns no folder into a mirror.
-    """
+    """Return the URL that a folder of the cache mirrors; None if it mirrors none."""
+    # The marker has to name the very URL whose mirror would be here: one that was copied, edited or put here by another
+    # user makes no folder a mirror.
     try:
         content = read_json_file(folder.parent / _MARKER)
         own = folder.parent.parent.stat().st_uid == os.getuid()
@@ -245,7 +237,7 @@ def _mirrored_url(folder: Path) -> str | None:
 
 
 def _as_in_cache(path: Path) -> Path:
-    """Give a path that leads into the cache by another way, such as a link, as a path in the cache; others as is."""
+    """Return a path that leads into the cache another way, such as by a link, as a path in the cache; others as is."""
     cache = _cache()
     if cache in path.absolute().parents:
         return path
@@ -254,17 +246,17 @@ def _as_in_cache(path: Path) -> Path:
 
 
 def is_in_store(path: Path) -> bool:
-    """Return whether a path is of a run in a store, whose records are brought here only with their outputs there."""
-    return place_of(path).store is not None
+    """Return whether a path belongs to a run in a store."""
+    return location_of(path).store is not None
 
 
 def as_shown(path: Path) -> str:
-    """Give what a person calls a path: of a run in a store its URL, of any other the path itself."""
-    return place_of(path).shown(path)
+    """Return a path as people know it: the URL of a run in a store, else the path itself."""
+    return location_of(path).shown(path)
 
 
 def in_parallel(call: Callable[[Item], None], items: Iterable[Item]) -> None:
-    """Call something for each item, a few at once; the first error is raised when all that had begun have ended."""
+    """Call a function per item, a few at a time; the first error is raised once all started calls have ended."""
     with ThreadPoolExecutor(_AT_ONCE) as pool:
         for _ in pool.map(call, items):
             pass
@@ -274,18 +266,19 @@ def _file_system(url: str) -> Any:
     protocol = url.partition("://")[0]
     options = {"auto_mkdir": True} if protocol in ("file", "local") else {}
     try:
-        # A listing that is remembered would hide what other machines wrote.
+        # A cached listing would hide what other machines wrote.
         return fsspec.filesystem(protocol, use_listings_cache=False, **options)
     except ImportError as error:
         extra = _EXTRAS.get(protocol)
-        cure = f"pip install 'stseg-pipeline[{extra}]'" if extra else str(error)
-        raise ValueError(f"{url}: no package for {protocol}:// is installed; {cure}") from error
+        hint = f"pip install 'stseg-pipeline[{extra}]'" if extra else str(error)
+        raise ValueError(f"{url}: no package for {protocol}:// is installed; {hint}") from error
     except ValueError as error:
         raise ValueError(f"{url}: {protocol}:// is no kind of store that fsspec knows; try s3:// or gs://") from error
 
 
 def _is_plain(name: str) -> bool:
-    """Return whether an object's name gives a path within the mirror; a store takes names such as `../../x`, too."""
+    """Return whether an object's name is a path within the mirror."""
+    # Stores accept names such as `../../x` too.
     return "\0" not in name and not {"", ".", ".."} & set(name.split("/"))
 
 

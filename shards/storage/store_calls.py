@@ -1,4 +1,4 @@
-"""Calls to a store over a network: tried again while the trouble may pass, with an error that names the URL if not."""
+"""Calls to a store over a network: retried while the trouble is transient, else an error that names the URL."""
 
 import errno
 import logging
@@ -26,16 +26,16 @@ Result = TypeVar("Result")
 
 
 def persistently(url: str, call: Callable[[], Result], pause: Callable[[float], None] = time.sleep) -> Result:
-    """Do a call that may be repeated, up to `ATTEMPTS` times with growing pauses.
+    """Return what a repeatable call returns, after up to `ATTEMPTS` attempts with growing pauses.
 
     Args:
-        url: What it is about, for the message.
-        call: Does it. FileNotFoundError and FileExistsError are answers: they pass through.
-        pause: Waits some seconds; a test gives its own.
+        url: What the call is about, for messages.
+        call: May raise FileNotFoundError and FileExistsError: these are answers and pass through.
+        pause: Waits some seconds; tests pass their own.
 
     Raises:
-        StoreUnavailable: Each attempt failed of something that may pass.
-        StoreRefused: The store refuses: no such bucket, no right to it, no credentials.
+        StoreUnavailable: Each attempt failed with a transient error.
+        StoreRefused: The store refuses: no such bucket, no permission, no credentials.
     """
     for attempt in range(ATTEMPTS):
         try:
@@ -46,22 +46,22 @@ def persistently(url: str, call: Callable[[], Result], pause: Callable[[float], 
             raise
         except Exception as error:
             if isinstance(error, OSError) and error.errno in _OF_THIS_DISK:
-                raise  # of the disk to which an object is brought: it speaks for itself
+                raise  # of the local disk that an object is downloaded to
             if not may_pass(error):
-                if _is_refusal(error):
+                if isinstance(error, OSError) or _comes_from_network(error):
                     raise StoreRefused(f"{url}: {_brief(error)}; see its name, rights and credentials") from error
                 raise
             if attempt == ATTEMPTS - 1:
                 text = f"no answer after {ATTEMPTS} attempts ({_brief(error)}); resume with the same command"
                 raise StoreUnavailable(errno.ETIMEDOUT, text, url) from error
             logger.info("%s: %s; attempt %d follows", url, _brief(error), attempt + 2)
-        # At random, so that many workers that a store turned away do not come back at once.
+        # At random, so that many workers that a store turned away do not return at once.
         pause(min(FIRST_PAUSE_S * 2**attempt, LONGEST_PAUSE_S) * random.uniform(0.5, 1.0))
     raise AssertionError("every attempt returns or raises")
 
 
 def may_pass(error: Exception) -> bool:
-    """Tell whether the same call may succeed a little later."""
+    """Return whether the same call may succeed a little later."""
     if isinstance(error, _FINAL) or type(error).__name__ in _FINAL_NAMES:
         return False
     if isinstance(error, OSError):
@@ -72,11 +72,8 @@ def may_pass(error: Exception) -> bool:
     return _comes_from_network(error)
 
 
-def _is_refusal(error: Exception) -> bool:
-    return isinstance(error, OSError) or _comes_from_network(error)
-
-
 def _comes_from_network(error: Exception) -> bool:
+    # By module name: the packages are optional, so their exceptions cannot be imported here.
     return type(error).__module__.partition(".")[0] in _NETWORK_PACKAGES
 
 

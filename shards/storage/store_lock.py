@@ -1,4 +1,4 @@
-"""The locks of a run in an object store: objects that only one can create, and whose holder shows that it lives."""
+"""Locks of a run in an object store: objects that only one process can create, renewed by their holder."""
 
 import hashlib
 import logging
@@ -10,8 +10,17 @@ from typing import Final, Self
 
 from shards.files.errors import StoreRefused
 from shards.files.fence import Fence, stand_under, step_out
-from shards.files.lock_beat import BEAT_S, STALE_S, Beat
-from shards.files.locks import UNKNOWN, LockHolder, held_by, is_stale, lock_content, parse_holder
+from shards.files.locks import (
+    HEARTBEAT_S,
+    STALE_S,
+    UNKNOWN,
+    Heartbeat,
+    LockHolder,
+    held_by,
+    is_stale,
+    lock_content,
+    parse_holder,
+)
 from shards.storage.store import Store
 
 logger = logging.getLogger(__name__)
@@ -20,25 +29,20 @@ LOCK_NAME: Final = "run.lock"
 
 
 class StoreLock:
-    """Hold a lock of a run in a store for the length of a `with` block; a folder has `shards.files.locks.RunLock`.
+    """Hold a lock of a run in a store for the duration of a `with` block; a folder has `shards.files.locks.RunLock`.
 
-    The lock is created with the store's own condition that there is none (`If-None-Match: *` on S3), so that of many at
-    once one wins. Its holder writes it again every `BEAT_S`. It is taken over from a process that is dead, where its
-    number can be looked up here, and from one of another machine or container that has not written for `STALE_S` by the
-    store's clock. Of several that take over, the one goes on that creates an object named after the stale lock. A
-    holder that finds the lock another's or deleted, say after a long pause, is interrupted as by Ctrl-C, and before
-    that whatever it publishes raises `LockLost`.
+    Its holder writes it again every `HEARTBEAT_S`. It is taken over from a dead process of this machine, and from one
+    of another machine or container that has not written for `STALE_S` by the store's clock. A holder that finds its
+    lock taken or deleted, say after a long pause, is interrupted as by Ctrl-C, and until then whatever it publishes
+    raises `LockLost`.
     """
 
-    def __init__(
-        self, store: Store, *, name: str = LOCK_NAME, beat_s: float = BEAT_S, stale_s: float = STALE_S
-    ) -> None:
+    def __init__(self, store: Store, *, name: str = LOCK_NAME, beat_s: float = HEARTBEAT_S) -> None:
         self._store = store
         self._name = name
-        self._stale_s = stale_s
         self._content = lock_content()
         self._fence = Fence(store.url, f"{store.url}/{name}", self._content, partial(store.read, name))
-        self._beat = Beat(f"{store.url}/{name}", self._renew, beat_s)
+        self._beat = Heartbeat(f"{store.url}/{name}", self._renew, beat_s)
 
     def __enter__(self) -> Self:
         """Take the lock.
@@ -46,7 +50,7 @@ class StoreLock:
         Raises:
             LockHeld: Someone else has it.
         """
-        if not _take(self._store, self._name, self._content, self._stale_s):
+        if not _take(self._store, self._name, self._content):
             raise held_by(f"{self._store.url}/{self._name}", parse_holder(self._store.read(self._name)))
         stand_under([self._fence])
         self._beat.start()
@@ -55,7 +59,7 @@ class StoreLock:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        """Let go; a lock that someone else took meanwhile is left to them."""
+        """Release the lock, unless someone else has taken it over."""
         self._beat.stop()
         step_out(self._fence)
         if self._store.read(self._name) == self._content:
@@ -68,50 +72,47 @@ class StoreLock:
         return True
 
 
-def live_store_holder(store: Store, name: str, *, stale_s: float = STALE_S) -> LockHolder | None:
-    """Tell who holds a lock and is alive; None where there is none or it is stale. Nothing is taken.
+def live_store_holder(store: Store, name: str) -> LockHolder | None:
+    """Return the living holder of a lock; None if there is no lock or it is stale. Nothing is changed.
 
-    A lock that is not readable counts as held by `UNKNOWN`. Where the store lets this process only read, the age of a
-    lock of another machine is told by this machine's clock.
+    A lock that is not readable counts as held by `UNKNOWN`.
     """
     content = store.read(name)
-    if content is None or _is_stale(store, name, content, stale_s):
+    if content is None or _is_stale(store, name, content):
         return None
     return parse_holder(content) or UNKNOWN
 
 
-def clear_stale_object(store: Store, name: str, *, stale_s: float = STALE_S) -> LockHolder | None:
-    """Tell who holds a lock and is alive, as `live_store_holder` does, and delete one that is stale.
+def clear_stale_object(store: Store, name: str) -> LockHolder | None:
+    """Return a lock's living holder, as `live_store_holder` does, and delete a stale lock.
 
-    Its holder, if it was only silent, so finds it gone and stops.
+    A holder that was only silent finds its lock gone and stops.
     """
     content = store.read(name)
     if content is None:
         return None
-    if not _is_stale(store, name, content, stale_s):
+    if not _is_stale(store, name, content):
         return parse_holder(content) or UNKNOWN
-    if _remove_stale(store, name, content, lock_content(), stale_s):
+    if _remove_stale(store, name, content, lock_content()):
         return None
-    return live_store_holder(store, name, stale_s=stale_s)
+    return live_store_holder(store, name)
 
 
-def _take(store: Store, name: str, content: bytes, stale_s: float) -> bool:
-    """Create an object that only one can create, also in the place of one whose creator is dead."""
-    if store.create(name, content):
+def _take(store: Store, name: str, content: bytes) -> bool:
+    """Create an object that only one process can create, replacing one whose creator is dead."""
+    if store.create(name, content):  # on the store's own condition that there is none: of many at once one wins
         return True
     found = store.read(name)
-    if found is not None and not (
-        _is_stale(store, name, found, stale_s) and _remove_stale(store, name, found, content, stale_s)
-    ):
+    if found is not None and not (_is_stale(store, name, found) and _remove_stale(store, name, found, content)):
         return False
     return store.create(name, content)
 
 
-def _remove_stale(store: Store, name: str, stale: bytes, content: bytes, stale_s: float) -> bool:
-    """Delete a stale object; False: others are about to, or have."""
-    # Named after what it is to delete, so that of many one deletes it. It is a lock itself: who held it may be dead.
+def _remove_stale(store: Store, name: str, stale: bytes, content: bytes) -> bool:
+    """Delete a stale object; return False if others do."""
+    # Named after what it is to delete, so that one of many deletes it. It is itself a lock: its holder may be dead.
     claim = f"{name}.after-{hashlib.sha256(stale).hexdigest()[:16]}"
-    if not _take(store, claim, content, stale_s):
+    if not _take(store, claim, content):
         return False
     try:
         if store.read(name) != stale:
@@ -123,8 +124,8 @@ def _remove_stale(store: Store, name: str, stale: bytes, content: bytes, stale_s
         store.remove([claim])
 
 
-def _is_stale(store: Store, name: str, content: bytes, stale_s: float) -> bool:
-    return is_stale(parse_holder(content), lambda: _silent_s(store, name), stale_s)
+def _is_stale(store: Store, name: str, content: bytes) -> bool:
+    return is_stale(parse_holder(content), lambda: _silent_s(store, name), STALE_S)
 
 
 def _silent_s(store: Store, name: str) -> float | None:
@@ -132,13 +133,14 @@ def _silent_s(store: Store, name: str) -> float | None:
     try:
         now = _now_s(store, name)
     except StoreRefused:
-        now = time.time()  # who may not write here takes nothing over either
+        now = time.time()  # a process that may not write here takes nothing over either
     written = store.modified_s(name)
     return None if now is None or written is None else now - written
 
 
 def _now_s(store: Store, name: str) -> float | None:
-    """Give the time by the store's clock: machines' clocks differ."""
+    """Return the time by the store's clock."""
+    # Machines' clocks differ, so the time is that of an object written now.
     probe = f"{name}.now-{uuid.uuid4().hex}"
     store.write(probe, b"")
     try:

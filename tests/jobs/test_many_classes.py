@@ -19,7 +19,7 @@ from jobs.artifacts.labels import read_refined
 from jobs.stage import ShardTask
 from jobs.stages.pseudo_scores import pseudo_label_scores
 from jobs.training.loop import SingleProcess, train_model
-from jobs.training.samples import PseudoLabelled
+from jobs.training.samples import PseudoLabelledDataset
 from models.evaluation.metrics import confusion, scores
 from models.sam.sam import SamEmbedding
 from models.stseg.text import prompt_templates
@@ -110,7 +110,7 @@ def test_refined_labels_tar_and_training_sample_agree(tmp_path: Path, count: int
     assert np.array_equal(decode_label(png), label)
     assert np.array_equal(np.asarray(Image.open(io.BytesIO(png))), label)
     assert json.loads(read_member(write.output, *members["json"]))["ignore_index"] == IGNORED
-    sample = PseudoLabelled([write.output], None, SIZE_HW[1])[0]
+    sample = PseudoLabelledDataset([write.output], None, SIZE_HW[1])[0]
     assert torch.unique(sample.label_SS).tolist() == [0, 255, 256, count - 1, IGNORED]
     assert torch.equal(sample.weight_SS == 0, sample.label_SS == IGNORED)
 

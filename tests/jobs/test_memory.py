@@ -22,7 +22,7 @@ from shard_setup import (
 from torch import Tensor
 
 from jobs.execution.faults import fault_of
-from jobs.inference.batching import BatchLimit, memory_told
+from jobs.inference.batching import BatchLimit, oom_named
 from jobs.stage import OutOfMemory
 from models.sam.decoder import MaskPrompts
 from models.sam.sam import SamEmbedding
@@ -132,9 +132,9 @@ def test_stages_write_the_same_bytes_where_only_one_image_fits(tmp_path: Path) -
 
 def test_training_that_runs_out_of_memory_says_so_with_the_cure() -> None:
     told = r"the training ran out of memory \(CUDA out of memory\); smaller steps"
-    with pytest.raises(OutOfMemory, match=told), memory_told("the training", "smaller steps"):
+    with pytest.raises(OutOfMemory, match=told), oom_named("the training", "smaller steps"):
         raise torch.OutOfMemoryError("CUDA out of memory")
-    with pytest.raises(OutOfMemory, match="the training ran out"), memory_told("the training", "smaller steps"):
+    with pytest.raises(OutOfMemory, match="the training ran out"), oom_named("the training", "smaller steps"):
         raise RuntimeError("Worker 0 failed\ntorch.OutOfMemoryError: CUDA out of memory")
-    with pytest.raises(RuntimeError, match="shapes"), memory_told("the training", "smaller steps"):
+    with pytest.raises(RuntimeError, match="shapes"), oom_named("the training", "smaller steps"):
         raise RuntimeError("shapes")

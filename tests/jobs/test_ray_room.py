@@ -3,7 +3,7 @@
 import pytest
 from pydantic import ValidationError
 
-from jobs.cluster.actors import Member, Pool, Silent
+from jobs.cluster.actors import ActorHandle, Pool, Silent
 from jobs.cluster.capacity import fit, holds, shown, shown_machines, wanted
 from jobs.stage import Resources, StagePlan, Worker
 from jobs.training.group import GroupResources
@@ -15,8 +15,8 @@ def no_worker() -> Worker:
 
 def pool_of(idle: int, starting: int = 0, minimum: int = 1, start_s: float = 0.0) -> Pool:
     pool = Pool(StagePlan("a", no_worker, [], Resources(min_workers=minimum, max_workers=9)))
-    pool.idle = [Member(f"idle {n}", since=float(n), start_s=start_s) for n in range(idle)]
-    pool.starting = {f"ref {n}": Member(f"starting {n}", since=0.0) for n in range(starting)}
+    pool.idle = [ActorHandle(f"idle {n}", since=float(n), start_s=start_s) for n in range(idle)]
+    pool.starting = {f"ref {n}": ActorHandle(f"starting {n}", since=0.0) for n in range(starting)}
     return pool
 
 
@@ -66,7 +66,7 @@ def test_resources_that_ray_would_not_take_are_refused(bad: dict[str, float]) ->
 
 def test_pool_keeps_no_more_workers_than_shards_are_left_and_free_ones_go_first() -> None:
     pool = pool_of(idle=2, starting=2)
-    pool.busy = {"busy ref": Member("busy", since=0.0)}
+    pool.busy = {"busy ref": ActorHandle("busy", since=0.0)}
     assert [member.actor for member in pool.surplus(2)] == ["idle 0", "idle 1", "starting 1"]
     assert pool.size == 2
     assert pool.surplus(0)[0].actor == "starting 0"
@@ -88,7 +88,7 @@ def test_worker_whose_models_load_slowly_is_kept_for_longer() -> None:
 
 
 def test_silent_worker_is_asked_with_growing_pauses() -> None:
-    one = Silent(Member("a", since=0.0))
+    one = Silent(ActorHandle("a", since=0.0))
     pauses = []
     for _ in range(6):
         one.put_off(0.0)

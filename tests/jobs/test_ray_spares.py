@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from fake_ray import FakeRay, at_work, made, plan, waited
 
-from jobs.cluster.actors import Spares
+from jobs.cluster.actors import IdleWorkers
 from jobs.cluster.connection import PRIVATE_NAMESPACE
 from jobs.executor import run_chain
 from jobs.stage import Done, Resources, ShardTask, StagePlan, commit, prepare
@@ -45,22 +45,22 @@ def test_a_free_actor_takes_the_place_of_one_that_waits_for_it(monkeypatch: pyte
 
 
 def test_actors_stay_for_the_next_chain_on_a_ray_of_this_machine(monkeypatch: pytest.MonkeyPatch, ray: FakeRay) -> None:
-    spares = Spares()
+    idle_workers = IdleWorkers()
     for stage in ("a", "b"):
-        runner, _ = made(monkeypatch, ray, plan(stage), spares=spares)
+        runner, _ = made(monkeypatch, ray, plan(stage), idle_workers=idle_workers)
         at_work(runner, stage)
         ended(ray)
         waited(runner)
         runner.close()
     assert names(ray) == ["start", "run", "become", "run"]
     assert ray.killed == []
-    spares.let_go()
+    idle_workers.let_go()
     assert ray.killed == ray.actors
 
 
 def test_on_a_cluster_none_stays(monkeypatch: pytest.MonkeyPatch) -> None:
     ray = FakeRay([{"CPU": 1.0}])
-    runner, _ = made(monkeypatch, ray, plan(), spares=Spares())
+    runner, _ = made(monkeypatch, ray, plan(), idle_workers=IdleWorkers())
     at_work(runner)
     ended(ray)
     waited(runner)
@@ -69,13 +69,13 @@ def test_on_a_cluster_none_stays(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_an_actor_of_another_kind_makes_room(monkeypatch: pytest.MonkeyPatch, ray: FakeRay) -> None:
-    spares = Spares()
-    runner, _ = made(monkeypatch, ray, plan("a"), spares=spares)
+    idle_workers = IdleWorkers()
+    runner, _ = made(monkeypatch, ray, plan("a"), idle_workers=idle_workers)
     at_work(runner, "a")
     ended(ray)
     waited(runner)
     runner.close()
-    runner, _ = made(monkeypatch, ray, plan("b", threads=2), spares=spares)
+    runner, _ = made(monkeypatch, ray, plan("b", threads=2), idle_workers=idle_workers)
     runner.staff("b", 1)
     assert ray.killed == [ray.actors[0]]
     assert names(ray) == ["start", "run", "start"]
@@ -83,23 +83,23 @@ def test_an_actor_of_another_kind_makes_room(monkeypatch: pytest.MonkeyPatch, ra
 
 def test_as_many_stay_beside_a_training_as_have_room(monkeypatch: pytest.MonkeyPatch) -> None:
     ray = FakeRay([{"CPU": 3.0}], PRIVATE_NAMESPACE)
-    spares = Spares()
-    runner, _ = made(monkeypatch, ray, plan("a"), plan("b"), spares=spares)
+    idle_workers = IdleWorkers()
+    runner, _ = made(monkeypatch, ray, plan("a"), plan("b"), idle_workers=idle_workers)
     for stage in ("a", "b"):
         at_work(runner, stage)
         ended(ray)
         waited(runner)
     runner.close()
-    spares.make_room({"CPU": 1.0, "GPU": 0.0}, 1)
+    idle_workers.make_room({"CPU": 1.0, "GPU": 0.0}, 1)
     assert ray.killed == []
-    spares.make_room({"CPU": 1.0, "GPU": 0.0}, 2)
+    idle_workers.make_room({"CPU": 1.0, "GPU": 0.0}, 2)
     assert len(ray.killed) == 1
-    spares.make_room({"CPU": 1.0, "GPU": 1.0}, 1)
+    idle_workers.make_room({"CPU": 1.0, "GPU": 1.0}, 1)
     assert len(ray.killed) == 2
 
 
 def test_an_actor_that_works_at_the_end_is_not_kept(monkeypatch: pytest.MonkeyPatch, ray: FakeRay) -> None:
-    runner, _ = made(monkeypatch, ray, plan(), spares=Spares())
+    runner, _ = made(monkeypatch, ray, plan(), idle_workers=IdleWorkers())
     at_work(runner)
     runner.close()
     assert ray.killed == ray.actors
@@ -121,11 +121,16 @@ def test_a_process_works_for_stage_after_stage(tmp_path: Path, ray_session: None
 
     cloudpickle.register_pickle_by_value(sys.modules[__name__])  # type: ignore[no-untyped-call]
     one = StagePlan("a", partial(TellsProcess), [], Resources(max_workers=1))
-    spares = Spares()
+    idle_workers = IdleWorkers()
     processes = set()
     for stage in ("a", "b"):
         task = ShardTask(stage=stage, shard="000000", output=tmp_path / f"{stage}.tar")
-        run_chain([replace(one, name=stage, tasks=[task])], backend="ray", on_event=lambda event: None, spares=spares)
+        run_chain(
+            [replace(one, name=stage, tasks=[task])],
+            backend="ray",
+            on_event=lambda event: None,
+            idle_workers=idle_workers,
+        )
         processes.add(task.output.read_text())
-    spares.let_go()
+    idle_workers.let_go()
     assert len(processes) == 1

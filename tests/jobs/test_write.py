@@ -79,7 +79,7 @@ def test_images_without_a_labelled_pixel_are_left_out_and_counted(tmp_path: Path
     assert record.count == 0
     assert {drop.reason for drop in record.drops} == {"all_ignored"}
     assert {drop.key for drop in record.drops} == set(SIZES_HW)
-    assert len(index_tar(task.output)) == 0
+    assert len(index_tar(task.output).places) == 0
     with pytest.raises(EmptyStage, match="all_ignored 4"):
         do(write_index, VOCABULARY, index_task(task))
 

@@ -9,7 +9,7 @@ import pytest
 from run_setup import again, invoke
 
 from benchmarks.chaos_compare import contents, differences
-from pipeline.run.verify import Verdict, verify_run
+from pipeline.run.verify import CheckResult, verify_run
 from shards.formats.layout import record_path
 
 SEED = 12
@@ -53,7 +53,7 @@ def change_character(path: Path, chance: random.Random) -> None:
     path.write_text(text[:index] + other + text[index + 1 :])
 
 
-def names(verdict: Verdict, path: Path) -> bool:
+def names(verdict: CheckResult, path: Path) -> bool:
     """Return whether a fault or something stale is about a file, an output that it is part of or a record of it."""
     found = [fault.output for fault in verdict.faults] + [state.task.output for state in verdict.stale]
     return any(path in (output, record_path(output)) or output in path.parents for output in found)
@@ -87,7 +87,7 @@ def exchange(one: Path, other: Path) -> None:
 
 def test_verify_names_every_flipped_byte(run: Path) -> None:
     chance = random.Random(SEED)
-    assert verify_run(run) == Verdict(verify_run(run).checked, 0, ())
+    assert verify_run(run) == CheckResult(verify_run(run).checked, 0, ())
     for path in files(run):
         kept = path.read_bytes()
         flip_byte(path, chance)
@@ -128,7 +128,7 @@ def test_repair_restores_the_bytes_of_the_undisturbed_run(run: Path, seed: int) 
     code, out, err = invoke("shards", "repair", "--run", str(run), "--backend", "inline")
     assert code == 0, out + err
     assert differences(wanted, contents(run)) == []
-    assert verify_run(run) == Verdict(verify_run(run).checked, 0, ())
+    assert verify_run(run) == CheckResult(verify_run(run).checked, 0, ())
 
 
 def test_a_round_with_verify_mends_what_all_rounds_share_as_repair_does(run: Path) -> None:

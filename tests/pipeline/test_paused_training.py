@@ -14,7 +14,7 @@ from run_setup import again
 
 from benchmarks.chaos_compare import contents, differences
 from shards.files.atomic import remove_path
-from shards.files.lock_beat import STALE_S
+from shards.files.locks import STALE_S
 
 ROOT = Path(__file__).resolve().parents[2]
 ELSEWHERE = "import socket; socket.gethostname = lambda: 'elsewhere'\nfrom pipeline.cli.app import main; main()"

@@ -15,10 +15,9 @@ import pytest
 from run_setup import invoke
 
 from pipeline.run.lock import holding, holding_stage, run_holder, stage_holder, stage_holders
-from shards.files.lock_beat import STALE_S
-from shards.files.locks import LockHeld, RunLock
+from shards.files.locks import STALE_S, LockHeld, RunLock
 from shards.files.processes import process_space
-from shards.storage.store import MIRROR_VARIABLE, Store, place_of, run_folder
+from shards.storage.store import MIRROR_VARIABLE, Store, location_of, run_folder
 from shards.storage.store_lock import StoreLock
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -60,7 +59,7 @@ def put_lock(run: Path, name: str, *, host: str) -> None:
     """Leave the lock of a process that is dead, where it is of this machine."""
     lock = {"host": host, "pid": 1 << 22, "started": "2020-01-01T00:00:00+00:00", "start_ticks": 5}
     content = json.dumps({**lock, "process_space": process_space(), "token": "x"}).encode()
-    store = place_of(run).store
+    store = location_of(run).store
     if store is not None:
         store.write(name, content)
     else:
@@ -70,7 +69,7 @@ def put_lock(run: Path, name: str, *, host: str) -> None:
 
 def names_left(run: Path) -> list[str]:
     """Give what stands in a run, or in its store, and is no guard of a lock."""
-    store = place_of(run).store
+    store = location_of(run).store
     files = (path.relative_to(run).as_posix() for path in run.rglob("*") if path.is_file())
     return [name for name in (files if store is None else store.find()) if not name.endswith(".guard")]
 

@@ -22,7 +22,7 @@ from shards.formats.events import append_event
 from shards.formats.layout import record_path
 from shards.formats.records import Json
 from shards.storage.mirror import fetched, publish, put_files
-from shards.storage.store import MIRROR_VARIABLE, place_of, run_folder
+from shards.storage.store import MIRROR_VARIABLE, location_of, run_folder
 
 _numbers = itertools.count()
 
@@ -250,7 +250,7 @@ def test_a_training_that_was_killed_goes_on_on_another_machine_with_the_same_byt
     run_training(whole, job, group, backend="inline", run="whole")
 
     work_on("first")
-    place = place_of(run_folder(url))
+    place = location_of(run_folder(url))
     task, job = training_setup(place.root)
     put_files(place, [job.vocabulary])
     for path in task.inputs.values():
@@ -270,7 +270,7 @@ def test_a_training_that_was_killed_goes_on_on_another_machine_with_the_same_byt
     assert not task.record.exists()
 
     work_on("second")
-    other = place_of(run_folder(url))
+    other = location_of(run_folder(url))
     moved = task.model_copy(
         update={
             "output": other.root / place.name_of(task.output),

@@ -9,7 +9,7 @@ import pytest
 from run_setup import again, invoke, report
 
 from benchmarks.chaos_compare import contents, differences
-from pipeline.run.verify import Verdict, verify_run
+from pipeline.run.verify import CheckResult, verify_run
 from shards.files.atomic import remove_path
 
 FIRST = Path("rounds/001")
@@ -134,7 +134,7 @@ def test_damage_of_a_replay_is_removed_and_told(run: Path) -> None:
     command = ["replay", "--round", "1", "--run", str(run), "--backend", "inline", "--name", "half"]
     command += ["--set", "gate.threshold=0.05"]
     assert invoke(*command)[0] == 0
-    assert verify_run(run) == Verdict(verify_run(run).checked, 0, ())
+    assert verify_run(run) == CheckResult(verify_run(run).checked, 0, ())
     wanted = contents(run)
     tar = run / FIRST / "replays" / "half" / "pseudo" / "pseudo-000001.tar"
     flip(tar)

@@ -15,14 +15,13 @@ import pytest
 
 from shards.files.atomic import write_bytes_atomic
 from shards.files.fence import LockLost, fences_over, require_lock, stand_under, step_out
-from shards.files.lock_beat import STALE_S
-from shards.files.locks import RunLock
+from shards.files.locks import STALE_S, RunLock
 from shards.formats.arrays import write_arrays
 from shards.formats.events import append_event
 from shards.formats.records import Record, write_record
 from shards.formats.tar import TarSample, write_tar
 from shards.storage import mirror
-from shards.storage.store import MIRROR_VARIABLE, Place, Store, run_folder
+from shards.storage.store import MIRROR_VARIABLE, RunLocation, Store, run_folder
 from shards.storage.store_lock import LOCK_NAME, StoreLock
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -89,13 +88,13 @@ def test_a_fence_travels_to_the_processes_of_workers(tmp_path: Path) -> None:
 
 
 @pytest.fixture
-def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Place:
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RunLocation:
     monkeypatch.setenv(MIRROR_VARIABLE, str(tmp_path))
     url = f"memory://fences/{next(_numbers)}/run"
-    return Place(run_folder(url), Store(url))
+    return RunLocation(run_folder(url), Store(url))
 
 
-def test_nothing_is_published_once_the_lock_in_the_store_is_lost(place: Place) -> None:
+def test_nothing_is_published_once_the_lock_in_the_store_is_lost(place: RunLocation) -> None:
     output, record = place.root / "a.tar", place.root / "a.json"
     checkpoints = place.root / "checkpoints"
     write_bytes_atomic(output, b"t")

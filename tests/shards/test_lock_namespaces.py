@@ -16,8 +16,7 @@ import pytest
 
 from shards.files import processes
 from shards.files.atomic import remove_stale_temporaries, temporary_sibling
-from shards.files.lock_beat import STALE_S
-from shards.files.locks import LockHeld, LockHolder, RunLock, clear_stale, is_stale, live_holder, parse_holder
+from shards.files.locks import STALE_S, LockHeld, LockHolder, RunLock, clear_stale, is_stale, live_holder, parse_holder
 from shards.files.processes import process_space, process_start_ticks
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -40,7 +39,7 @@ print(holder and holder.pid)
 
 
 def in_namespace(code: str, *arguments: str, mount: bool = True) -> list[str]:
-    """Give the command that runs code in a PID namespace of its own, under this host's name."""
+    """Return the command that runs code in a PID namespace of its own, under this host's name."""
     flags = ["--pid", "--fork", "--kill-child", *(["--mount-proc"] if mount else [])]
     return ["unshare", *flags, sys.executable, "-c", code, *arguments]
 

@@ -13,8 +13,7 @@ from pathlib import Path
 import pytest
 
 from shards.files.atomic import remove_stale_temporaries
-from shards.files.lock_beat import STALE_S
-from shards.files.locks import UNKNOWN, LockHeld, RunLock, clear_stale, live_holder, now_s
+from shards.files.locks import STALE_S, UNKNOWN, LockHeld, RunLock, clear_stale, live_holder, now_s
 from shards.files.processes import process_is_alive, process_start_ticks
 
 ROOT = Path(__file__).resolve().parents[2]

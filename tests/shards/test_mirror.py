@@ -17,20 +17,20 @@ from shards.formats.layout import record_of
 from shards.formats.records import Record, why_stale, write_record
 from shards.storage import mirror, store_calls
 from shards.storage import store as storage
-from shards.storage.store import MIRROR_VARIABLE, Place, Store, place_of, run_folder
+from shards.storage.store import MIRROR_VARIABLE, RunLocation, Store, is_in_store, location_of, run_folder
 from shards.storage.store_calls import persistently
 
 _numbers = itertools.count()
 
 
 @pytest.fixture
-def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str, str], Place]:
-    """Give the place of a URL as a machine has it; machines share nothing but the store."""
+def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str, str], RunLocation]:
+    """Return the location of a URL on a machine; machines share nothing but the store."""
     monkeypatch.setattr(store_calls, "FIRST_PAUSE_S", 0.001)
 
-    def place(name: str, url: str) -> Place:
+    def place(name: str, url: str) -> RunLocation:
         monkeypatch.setenv(MIRROR_VARIABLE, str(tmp_path / name))
-        return place_of(run_folder(url))
+        return location_of(run_folder(url))
 
     return place
 
@@ -42,7 +42,7 @@ def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     return f"{request.param}://bucket/run-{next(_numbers)}"
 
 
-def make(place: Place, *, folder: bool, text: bytes = b"some bytes") -> tuple[Path, Path]:
+def make(place: RunLocation, *, folder: bool, text: bytes = b"some bytes") -> tuple[Path, Path]:
     """Make an output here, with its record."""
     output = place.root / "rounds" / "001" / ("000000.zarr" if folder else "pseudo-000000.tar")
     output.parent.mkdir(parents=True, exist_ok=True)
@@ -57,15 +57,15 @@ def make(place: Place, *, folder: bool, text: bytes = b"some bytes") -> tuple[Pa
     return output, record
 
 
-def moved(place: Place, first: Place, artifact: tuple[Path, Path]) -> tuple[Path, Path]:
-    """Give where an output and its record are on another machine."""
+def moved(place: RunLocation, first: RunLocation, artifact: tuple[Path, Path]) -> tuple[Path, Path]:
+    """Return where an output and its record are on another machine."""
     output, record = artifact
     return place.root / first.name_of(output), place.root / first.name_of(record)
 
 
 @pytest.mark.parametrize("folder", [True, False])
 def test_what_one_machine_published_another_has_whole_for_as_long_as_it_uses_it(
-    machine: Callable[[str, str], Place], url: str, folder: bool
+    machine: Callable[[str, str], RunLocation], url: str, folder: bool
 ) -> None:
     first = machine("first", url)
     output, record = make(first, folder=folder)
@@ -78,7 +78,7 @@ def test_what_one_machine_published_another_has_whole_for_as_long_as_it_uses_it(
     mirror.bring(second)
     output, record = moved(second, first, (output, record))
     assert record.is_file() and not output.exists()
-    assert why_stale(record, fingerprint={}, inputs={}) is None  # done, though its bytes are not here
+    assert why_stale(record, fingerprint={}, inputs={}, is_elsewhere=is_in_store) is None  # done, though not here
     with mirror.fetched(second, [(output, record)]):
         assert sha256_path(output) == digest
     assert not output.exists()
@@ -96,7 +96,7 @@ def test_a_store_that_fails_every_tenth_request_was_asked_again() -> None:
 
 
 def test_a_new_output_replaces_the_old_one_with_nothing_left_of_it(
-    machine: Callable[[str, str], Place], url: str
+    machine: Callable[[str, str], RunLocation], url: str
 ) -> None:
     first = machine("first", url)
     output, record = make(first, folder=True)
@@ -116,7 +116,7 @@ def test_a_new_output_replaces_the_old_one_with_nothing_left_of_it(
 
 
 def test_an_output_without_a_record_and_a_record_without_an_output_are_not_done(
-    machine: Callable[[str, str], Place], url: str
+    machine: Callable[[str, str], RunLocation], url: str
 ) -> None:
     first = machine("first", url)
     output, record = make(first, folder=False)
@@ -138,7 +138,7 @@ def test_an_output_without_a_record_and_a_record_without_an_output_are_not_done(
     assert not there[1].exists()
 
 
-def test_what_was_made_here_and_not_published_is_not_done(machine: Callable[[str, str], Place], url: str) -> None:
+def test_what_was_made_here_and_not_published_is_not_done(machine: Callable[[str, str], RunLocation], url: str) -> None:
     place = machine("first", url)
     _, record = make(place, folder=False)
     mirror.bring(place)
@@ -146,7 +146,7 @@ def test_what_was_made_here_and_not_published_is_not_done(machine: Callable[[str
 
 
 def test_a_truncated_object_is_refused_by_name_and_never_visible(
-    machine: Callable[[str, str], Place], url: str
+    machine: Callable[[str, str], RunLocation], url: str
 ) -> None:
     first = machine("first", url)
     output, record = make(first, folder=False)
@@ -166,7 +166,7 @@ def test_a_truncated_object_is_refused_by_name_and_never_visible(
     assert not list(there[0].parent.glob(".tmp~*"))
 
 
-def test_what_another_process_uses_is_not_dropped(machine: Callable[[str, str], Place], url: str) -> None:
+def test_what_another_process_uses_is_not_dropped(machine: Callable[[str, str], RunLocation], url: str) -> None:
     first = machine("first", url)
     output, record = make(first, folder=True)
     mirror.publish(first, output, record)
@@ -179,7 +179,7 @@ def test_what_another_process_uses_is_not_dropped(machine: Callable[[str, str], 
     assert not there[0].exists()
 
 
-def test_checkpoints_follow_their_folder(machine: Callable[[str, str], Place], url: str) -> None:
+def test_checkpoints_follow_their_folder(machine: Callable[[str, str], RunLocation], url: str) -> None:
     first = machine("first", url)
     folder = first.root / "rounds" / "001" / "student" / "checkpoints"
     folder.mkdir(parents=True)
@@ -200,8 +200,8 @@ def test_checkpoints_follow_their_folder(machine: Callable[[str, str], Place], u
 
 
 def test_a_plain_folder_is_its_own_place_and_nothing_is_copied(tmp_path: Path) -> None:
-    place = place_of(tmp_path / "run")
-    assert place == Place(tmp_path / "run")
+    place = location_of(tmp_path / "run")
+    assert place == RunLocation(tmp_path / "run")
     output, record = make(place, folder=True)
     before = sorted(tmp_path.rglob("*"))
     mirror.publish(place, output, record)
@@ -212,7 +212,7 @@ def test_a_plain_folder_is_its_own_place_and_nothing_is_copied(tmp_path: Path) -
     assert run_folder("runs/default") == Path("runs/default")
 
 
-def test_the_mirror_of_a_url_is_the_same_on_every_machine(machine: Callable[[str, str], Place]) -> None:
+def test_the_mirror_of_a_url_is_the_same_on_every_machine(machine: Callable[[str, str], RunLocation]) -> None:
     one, same, other = (machine("m", f"memory://bucket/{name}").root for name in ("run", "run/", "other/run"))
     assert one == same
     assert one != other
@@ -265,9 +265,9 @@ def test_a_file_called_mirror_json_makes_no_folder_a_mirror(tmp_path: Path, leve
     ((run, *run.parents)[level] / "mirror.json").write_text(content)
     before = files_of(tmp_path)
     for path in (run, run / "plan.json", run / "rounds" / "001"):
-        assert place_of(path) == Place(path)
-        mirror.bring(place_of(path))
-        mirror.bring_files(place_of(path), [run / "plan.json"])
+        assert location_of(path) == RunLocation(path)
+        mirror.bring(location_of(path))
+        mirror.bring_files(location_of(path), [run / "plan.json"])
     assert files_of(tmp_path) == before
 
 
@@ -279,12 +279,14 @@ def test_a_marker_in_the_cache_counts_only_for_the_folder_that_its_url_names(
     (run.parent / "mirror.json").write_text(content)
     monkeypatch.setenv(MIRROR_VARIABLE, str(run.parents[1]))  # the user named a folder of their own as the cache
     before = files_of(tmp_path)
-    assert place_of(run) == Place(run)
-    mirror.bring(place_of(run))
+    assert location_of(run) == RunLocation(run)
+    mirror.bring(location_of(run))
     assert files_of(tmp_path) == before
 
 
-def test_a_store_that_is_empty_deletes_only_in_its_own_mirror(machine: Callable[[str, str], Place], url: str) -> None:
+def test_a_store_that_is_empty_deletes_only_in_its_own_mirror(
+    machine: Callable[[str, str], RunLocation], url: str
+) -> None:
     place = machine("m", url)
     neighbours = [place.root.parent.parent / "x" / "plan.json", place.root.parent / "beside.json"]
     for path in (*neighbours, place.root / "plan.json"):
@@ -295,7 +297,9 @@ def test_a_store_that_is_empty_deletes_only_in_its_own_mirror(machine: Callable[
     assert all(path.is_file() for path in neighbours)
 
 
-def test_a_mirror_named_through_a_link_is_the_same_mirror(machine: Callable[[str, str], Place], tmp_path: Path) -> None:
+def test_a_mirror_named_through_a_link_is_the_same_mirror(
+    machine: Callable[[str, str], RunLocation], tmp_path: Path
+) -> None:
     place = machine("m", "memory://bucket/linked")
     (tmp_path / "link").symlink_to(place.root.parent)
     assert run_folder(str(tmp_path / "link" / place.root.name)) == place.root
@@ -303,16 +307,16 @@ def test_a_mirror_named_through_a_link_is_the_same_mirror(machine: Callable[[str
 
 def test_a_worker_takes_the_cache_of_its_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(MIRROR_VARIABLE, str(tmp_path / "cache"))
-    place = place_of(run_folder("memory://bucket/worker"))
+    place = location_of(run_folder("memory://bucket/worker"))
     monkeypatch.delenv(MIRROR_VARIABLE)
     monkeypatch.setattr(storage, "_HANDED", set())  # as in a process of another machine
-    assert place_of(place.root / "x") == Place(place.root / "x")
+    assert location_of(place.root / "x") == RunLocation(place.root / "x")
     place.mark()
-    assert place_of(place.root / "x") == place
+    assert location_of(place.root / "x") == place
 
 
 def test_a_record_deletes_nothing_outside_of_its_folder_whatever_it_names(
-    machine: Callable[[str, str], Place], url: str, tmp_path: Path
+    machine: Callable[[str, str], RunLocation], url: str, tmp_path: Path
 ) -> None:
     place = machine("one", url)
     theirs = tmp_path / "theirs.tar"
@@ -333,7 +337,7 @@ def test_a_record_deletes_nothing_outside_of_its_folder_whatever_it_names(
 
 
 def test_objects_whose_names_lead_out_of_the_mirror_are_not_brought(
-    machine: Callable[[str, str], Place], monkeypatch: pytest.MonkeyPatch
+    machine: Callable[[str, str], RunLocation], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     place = machine("one", f"memory://bucket/run-{next(_numbers)}")
     assert place.store is not None

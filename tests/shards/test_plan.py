@@ -1,11 +1,12 @@
-"""The plan is stable, its lists are read by who needs them, and extending it leaves old shards alone."""
+"""The plan is stable, and its lists are read by who needs them."""
 
+import gc
 import json
 from pathlib import Path
 
 import pytest
 
-from shards.data.plan import Plan, extend_plan, list_path, make_plan, write_plan
+from shards.data.plan import Plan, gc_disabled, list_path, make_plan, write_plan
 from shards.data.sources import SampleRef
 
 
@@ -119,37 +120,6 @@ def test_changed_lists_are_found_when_they_are_read(tmp_path: Path) -> None:
         list(plan.shards[0].samples)
 
 
-def test_extending_leaves_old_shards_alone(tmp_path: Path) -> None:
-    path = tmp_path / "plan.json"
-    plan = write_plan(path, REFS, 4)
-    before = contents(tmp_path / "plan")
-    more = extend_plan(path, [ref("z"), *REFS, ref("a000"), ref("k0035")])
-    assert more.shards[:3] == plan.shards
-    assert [sample.key for sample in more.shards[3].samples] == ["a000", "k0035", "z"]
-    assert {name: data for name, data in contents(tmp_path / "plan").items() if name in before} == before
-    assert Plan.load(path) == more
-    assert extend_plan(path, REFS[3:]) == more
-    assert extend_plan(path, []) == more
-
-
-def test_extending_refuses_changed_files_and_renames_taken_keys(tmp_path: Path) -> None:
-    path = tmp_path / "plan.json"
-    write_plan(path, REFS, 4)
-    with pytest.raises(ValueError, match=r"k003\.jpg changed"):
-        extend_plan(path, [ref("k003", "b")])
-    with pytest.raises(ValueError, match=r"k003\.jpg changed"):
-        extend_plan(path, [ref("k003", "a", "b")])
-    other = SampleRef(key="k003", digest="c" * 64, uri="k003.png")
-    with pytest.raises(ValueError, match="stands 2 times"):
-        extend_plan(path, [other, other._replace(uri="copy.png")])
-    assert [sample.key for sample in extend_plan(path, [other]).shards[-1].samples] == ["k003-cccccccc"]
-    copy = extend_plan(path, [other._replace(uri="copy.png")]).shards[-1].samples
-    assert [sample.key for sample in copy] == ["k003-cccccccccccccccc"]
-    third = [other._replace(uri=f"copy{n}.png", key=key) for n, key in enumerate(("k003", "k003-" + "c" * 24))]
-    keys = [sample.key for sample in extend_plan(path, third).samples]
-    assert len(keys) == len(set(keys)) == len(REFS) + 4
-
-
 def test_damaged_plans_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "plan.json"
     write_plan(path, REFS, 4)
@@ -169,3 +139,21 @@ def test_damaged_plans_are_refused(tmp_path: Path) -> None:
         Plan.load(path)
     with pytest.raises(FileNotFoundError):
         Plan.load(tmp_path / "none.json")
+
+
+def test_collector_rests_in_the_block_and_is_as_it_was_after_an_error() -> None:
+    assert gc.isenabled()
+    with pytest.raises(ValueError, match="inside"), gc_disabled():
+        assert not gc.isenabled()
+        raise ValueError("inside")
+    assert gc.isenabled()
+
+
+def test_a_collector_that_was_off_stays_off() -> None:
+    gc.disable()
+    try:
+        with gc_disabled(), gc_disabled():
+            pass
+        assert not gc.isenabled()
+    finally:
+        gc.enable()

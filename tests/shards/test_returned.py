@@ -7,8 +7,7 @@ from pathlib import Path
 import pytest
 
 from shards.data.images import PASSING_REASONS
-from shards.data.returned import why_returned
-from shards.data.sources import FolderSourceConfig, SampleRef, ScenesSourceConfig
+from shards.data.sources import FolderSourceConfig, SampleRef, ScenesSourceConfig, why_returned
 from shards.formats.records import Drop
 
 

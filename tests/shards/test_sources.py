@@ -4,7 +4,6 @@ import hashlib
 import io
 import os
 import re
-from functools import partial
 from itertools import islice
 from pathlib import Path
 
@@ -15,7 +14,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from shards.data.images import UnreadableImage, decode_image
 from shards.data.plan import Plan, make_plan, write_plan
-from shards.data.sorting import sorted_rows, sorted_table
+from shards.data.sample_keys import sample_keys
 from shards.data.sources import (
     FolderSourceConfig,
     SampleRef,
@@ -24,7 +23,6 @@ from shards.data.sources import (
     SourceConfig,
     Split,
     open_source,
-    sample_keys,
 )
 from shards.data.vocabulary import Vocabulary
 from shards.scenes.scenes import SCENE_CLASSES, render_scene
@@ -273,7 +271,7 @@ def test_more_than_a_million_scenes_come_in_the_order_of_their_keys() -> None:
 
 
 def key_of(name: str) -> str:
-    """Give the key that a path gets where another has the same one."""
+    """Return the key that a path gets where another has the same one."""
     return sample_keys([name, name.rpartition(".")[0] + ".other"])[0]
 
 
@@ -305,6 +303,5 @@ def test_a_file_without_an_ending_keeps_its_name_as_its_key() -> None:
 def test_keys_are_the_same_where_they_are_sorted_on_disk(monkeypatch: pytest.MonkeyPatch) -> None:
     names = ["a.jpg", "a.png", f"{key_of('a.png')}.png", *(f"n{n}.png" for n in range(9))]
     usual = sample_keys(names)
-    monkeypatch.setattr("shards.data.sources.sorted_rows", partial(sorted_rows, limit=2))
-    monkeypatch.setattr("shards.data.sources.sorted_table", partial(sorted_table, limit=2))
+    monkeypatch.setattr("shards.data.sample_keys.ROWS_IN_MEMORY", 2)
     assert sample_keys(names) == usual

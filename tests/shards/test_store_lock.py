@@ -10,7 +10,7 @@ import time
 import pytest
 
 from shards.files.errors import StoreRefused
-from shards.files.locks import UNKNOWN, LockHeld
+from shards.files.locks import STALE_S, UNKNOWN, LockHeld
 from shards.files.processes import process_space
 from shards.storage.store import Store
 from shards.storage.store_lock import LOCK_NAME, StoreLock, clear_stale_object, live_store_holder
@@ -49,19 +49,22 @@ def test_a_dead_process_of_this_machine_is_taken_over_at_once(store: Store) -> N
     assert not store.find()
 
 
-def test_a_holder_elsewhere_keeps_it_until_it_has_been_silent_for_long(store: Store) -> None:
+def test_a_holder_elsewhere_keeps_it_until_it_has_been_silent_for_long(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
     store.write(LOCK_NAME, dead("elsewhere"))
     with pytest.raises(LockHeld, match="elsewhere"), StoreLock(store):
         pass
     assert list(store.find()) == [LOCK_NAME]
     time.sleep(1.1)  # S3 tells whole seconds
-    with StoreLock(store, stale_s=0.5):
+    monkeypatch.setattr("shards.storage.store_lock.STALE_S", 0.5)
+    with StoreLock(store):
         pass
     assert not store.find()
 
 
 def elsewhere(store: Store, monkeypatch: pytest.MonkeyPatch, beat_s: float) -> StoreLock:
-    """Give a lock that another machine takes."""
+    """Return a lock that another machine takes."""
     with monkeypatch.context() as other:
         other.setattr(socket, "gethostname", lambda: "elsewhere")
         return StoreLock(store, beat_s=beat_s)
@@ -71,22 +74,28 @@ def elsewhere(store: Store, monkeypatch: pytest.MonkeyPatch, beat_s: float) -> S
 def test_a_holder_that_lives_shows_it(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     with elsewhere(store, monkeypatch, beat_s=0.2):
         time.sleep(2.5)
+        monkeypatch.setattr("shards.storage.store_lock.STALE_S", 1.5)
         deadline = time.monotonic() + 60
-        while live_store_holder(store, LOCK_NAME, stale_s=1.5) is None:  # on a busy machine a beat may be late
+        while live_store_holder(store, LOCK_NAME) is None:  # on a busy machine a beat may be late
             assert time.monotonic() < deadline
             time.sleep(0.05)
+        monkeypatch.setattr("shards.storage.store_lock.STALE_S", STALE_S)
         with pytest.raises(LockHeld, match="elsewhere"), StoreLock(store):
             pass
     with elsewhere(store, monkeypatch, beat_s=60):
         time.sleep(2.5)
-        with StoreLock(store, stale_s=1.5):
+        monkeypatch.setattr("shards.storage.store_lock.STALE_S", 1.5)
+        with StoreLock(store):
             pass
 
 
-def test_a_living_process_of_this_machine_keeps_its_lock_however_old(store: Store) -> None:
+def test_a_living_process_of_this_machine_keeps_its_lock_however_old(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
     with StoreLock(store):
         time.sleep(1.1)
-        with pytest.raises(LockHeld), StoreLock(store, stale_s=0.0):
+        monkeypatch.setattr("shards.storage.store_lock.STALE_S", 0.0)
+        with pytest.raises(LockHeld), StoreLock(store):
             pass
 
 
@@ -108,7 +117,7 @@ def test_locks_of_other_names_do_not_meet(store: Store) -> None:
     assert not store.find()
 
 
-def test_who_holds_a_lock_is_told_without_taking_it(store: Store) -> None:
+def test_who_holds_a_lock_is_told_without_taking_it(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     assert live_store_holder(store, STAGE) is None
     with StoreLock(store, name=STAGE):
         holder = live_store_holder(store, STAGE)
@@ -122,7 +131,8 @@ def test_who_holds_a_lock_is_told_without_taking_it(store: Store) -> None:
     assert holder is not None
     assert holder.host == "elsewhere"
     time.sleep(1.1)
-    assert live_store_holder(store, STAGE, stale_s=0.5) is None
+    monkeypatch.setattr("shards.storage.store_lock.STALE_S", 0.5)
+    assert live_store_holder(store, STAGE) is None
     store.write(STAGE, b"{")
     assert live_store_holder(store, STAGE) == UNKNOWN
     assert list(store.find()) == [STAGE]
@@ -137,7 +147,8 @@ def test_who_may_only_read_is_told_too(store: Store, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(Store, "write", refuse)
     assert live_store_holder(store, LOCK_NAME) is not None
     time.sleep(1.1)
-    assert live_store_holder(store, LOCK_NAME, stale_s=0.0) is None
+    monkeypatch.setattr("shards.storage.store_lock.STALE_S", 0.0)
+    assert live_store_holder(store, LOCK_NAME) is None
 
 
 def test_a_stale_lock_is_cleared_and_one_that_is_held_is_not(store: Store) -> None:

@@ -31,7 +31,7 @@ from shards.formats.tar import index_tar, read_member, read_pseudo_index
 
 
 def in_time(call: Callable[[], object]) -> BaseException | None:
-    """Give what a call raises; one that hangs fails the test and is left behind."""
+    """Return what a call raises; one that hangs fails the test and is left behind."""
     raised: list[BaseException] = []
 
     def run() -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from jobs.cluster.actors import Spares
+from jobs.cluster.actors import IdleWorkers
 from jobs.cluster.pool import RayRunner
 from jobs.execution.runner import Outcome
 from jobs.execution.settings import ExecutionConfig
@@ -130,11 +130,11 @@ def made(
     ray: FakeRay,
     *plans: StagePlan,
     reserved: Sequence[Resources] = (),
-    spares: Spares | None = None,
+    idle_workers: IdleWorkers | None = None,
 ) -> tuple[RayRunner, Time]:
     monkeypatch.setitem(sys.modules, "ray", ray)
     now = Time()
-    return RayRunner(plans, ExecutionConfig(), now, reserved=lambda: reserved, spares=spares), now
+    return RayRunner(plans, ExecutionConfig(), now, reserved=lambda: reserved, idle_workers=idle_workers), now
 
 
 def waited(runner: RayRunner) -> list[Outcome]:

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from jobs.execution.board import Board, StageFailed
 from jobs.execution.faults import Fault, FaultKind
+from jobs.execution.scheduler import Scheduler, StageFailed
 from jobs.execution.settings import ExecutionConfig
 from jobs.stage import ShardTask, StagePlan, Worker
 
@@ -14,8 +14,8 @@ def no_worker() -> Worker:
     raise AssertionError("the board makes no workers")
 
 
-def board_of(stages: list[StagePlan], attempts: int, now: float = 0.0, store_attempts: int = 6) -> Board:
-    return Board(stages, ExecutionConfig(max_attempts=attempts, store_attempts=store_attempts), lambda: now)
+def board_of(stages: list[StagePlan], attempts: int, now: float = 0.0, store_attempts: int = 6) -> Scheduler:
+    return Scheduler(stages, ExecutionConfig(max_attempts=attempts, store_attempts=store_attempts), lambda: now)
 
 
 def fault(message: str, kind: FaultKind = "error") -> Fault:
@@ -94,7 +94,7 @@ def test_chain_without_tasks_is_finished() -> None:
 def test_errors_of_the_store_delay_a_shard_longer_each_time_and_have_attempts_of_their_own() -> None:
     now = 0.0
     config = ExecutionConfig(max_attempts=2, store_attempts=4, retry_delay_s=1.0)
-    board = Board([plan("a", "0", "1")], config, lambda: now)
+    board = Scheduler([plan("a", "0", "1")], config, lambda: now)
     delays = []
     for _ in range(3):
         assert board.fail(board.take("a"), fault("EIO", "transient")) == "retry"

@@ -12,8 +12,8 @@ from jobs.stage import ShardTask, StagePlan, memory_hint
 _SHOWN_FAILURES = 20
 _SHOWN_SHARDS = 10
 
-Place = tuple[str, str]  # stage, shard
-Verdict = Literal["done", "retry", "failed"]
+ShardKey = tuple[str, str]  # stage, shard
+RetryDecision = Literal["done", "retry", "failed"]
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class StageFailed(RuntimeError):  # noqa: N818 - named for what happened, as in 
         hint: What to do about it, with the next command; may be empty.
     """
 
-    def __init__(self, failures: Sequence[ShardFailure], blocked: Sequence[Place] = (), hint: str = "") -> None:
+    def __init__(self, failures: Sequence[ShardFailure], blocked: Sequence[ShardKey] = (), hint: str = "") -> None:
         self.failures = tuple(failures)
         self.blocked = tuple(blocked)
         self.hint = hint
@@ -53,7 +53,7 @@ class StageFailed(RuntimeError):  # noqa: N818 - named for what happened, as in 
         else:
             super().__init__("\n  ".join([head, *shown, *end]))
 
-    def __reduce__(self) -> tuple[type["StageFailed"], tuple[tuple[ShardFailure, ...], tuple[Place, ...], str]]:
+    def __reduce__(self) -> tuple[type["StageFailed"], tuple[tuple[ShardFailure, ...], tuple[ShardKey, ...], str]]:
         """Survive the way from another process."""
         return StageFailed, (self.failures, self.blocked, self.hint)
 
@@ -74,7 +74,7 @@ def _shown(failures: Sequence[ShardFailure]) -> list[str]:
     return lines + ([f"and {len(alike) - _SHOWN_FAILURES} more causes"] if len(alike) > _SHOWN_FAILURES else [])
 
 
-class Board:
+class Scheduler:
     """The state of a chain.
 
     A shard is waiting (for its turn), delayed (it waits from a certain time on), held back (the same shard of the stage
@@ -87,15 +87,15 @@ class Board:
         self._delayed: list[tuple[float, ShardTask]] = []
         self._shards: dict[str, frozenset[str]] = {}
         self._waiting: dict[str, deque[ShardTask]] = {}
-        self._held: dict[Place, list[ShardTask]] = defaultdict(list)
+        self._held: dict[ShardKey, list[ShardTask]] = defaultdict(list)
         self._open: Counter[str] = Counter()
-        self._attempts: Counter[Place] = Counter()
-        self._store_errors: Counter[Place] = Counter()
+        self._attempts: Counter[ShardKey] = Counter()
+        self._store_errors: Counter[ShardKey] = Counter()
         self._start_failures: Counter[str] = Counter()
         self.total: dict[str, int] = {}
         self.done: Counter[str] = Counter()
         self.failures: list[ShardFailure] = []
-        self.blocked: list[Place] = []
+        self.blocked: list[ShardKey] = []
         for plan in stages:
             self._add(plan)
 
@@ -156,7 +156,7 @@ class Board:
         for held in self._held.pop((task.stage, task.shard), ()):
             self._waiting[held.stage].append(held)
 
-    def fail(self, task: ShardTask, fault: Fault) -> Verdict:
+    def fail(self, task: ShardTask, fault: Fault) -> RetryDecision:
         """Note that an attempt failed: the shard waits again, behind the others, or is given up.
 
         After an error of the store that passes it is delayed, longer each time.
