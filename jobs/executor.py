@@ -10,7 +10,8 @@ from jobs.execution.faults import Fault, stopping_error
 from jobs.execution.runner import FollowingRunner, InlineRunner, Outcome, Runner
 from jobs.execution.scheduler import Scheduler, ShardFailure, StageFailed
 from jobs.execution.settings import Clock, ExecutionConfig
-from jobs.stage import Resources, ShardTask, StagePlan
+from jobs.resources import Resources
+from jobs.stage import ShardTask, StagePlan
 from shards.files.atomic import remove_stale_temporaries
 from shards.formats.records import Record
 

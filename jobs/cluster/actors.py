@@ -6,7 +6,8 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 from jobs.cluster.capacity import Amounts, Machines, fit
-from jobs.stage import Resources, ShardTask, StagePlan
+from jobs.resources import Resources
+from jobs.stage import ShardTask, StagePlan
 
 RELOAD_FACTOR: Final = 4.0  # a free worker is kept this many times as long as it took to start
 _FIRST_PAUSE_S: Final = 1.0

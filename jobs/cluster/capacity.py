@@ -5,7 +5,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Final
 
 from jobs.cluster.connection import PRIVATE_NAMESPACE
-from jobs.stage import Resources, StagePlan
+from jobs.resources import Resources
+from jobs.stage import StagePlan
 
 logger = logging.getLogger(__name__)
 

@@ -7,11 +7,12 @@ from typing import Any
 
 from jobs.cluster.actors import ActorHandle, Allocator, IdleWorkers, Pool, Reserved, Silent, kind_of
 from jobs.cluster.capacity import Machines, shown, wanted
+from jobs.commit import why_stale
 from jobs.execution.faults import Fault
 from jobs.execution.runner import Outcome
 from jobs.execution.settings import ExecutionConfig
 from jobs.execution.worker import WorkerSlot
-from jobs.stage import ShardTask, StagePlan, why_stale
+from jobs.stage import ShardTask, StagePlan
 from shards.formats.records import read_record
 from shards.storage.store import is_in_store
 

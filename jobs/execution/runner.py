@@ -6,10 +6,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final, Protocol
 
+from jobs.commit import why_stale
 from jobs.execution.faults import Fault
 from jobs.execution.settings import Clock
 from jobs.execution.worker import WorkerSlot
-from jobs.stage import OtherJob, ShardTask, StagePlan, why_stale
+from jobs.stage import OtherJob, ShardTask, StagePlan
 from shards.formats.records import Record, read_record
 
 

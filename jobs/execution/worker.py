@@ -8,9 +8,10 @@ from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
+from jobs.commit import commit, prepare, why_stale
 from jobs.execution.faults import Fault, fault_of
 from jobs.run import RunRef
-from jobs.stage import ShardTask, Stage, Worker, commit, prepare, why_stale
+from jobs.stage import ShardTask, Stage, Worker
 from shards.files.fence import Fence, fences_over, stand_under
 from shards.formats.layout import record_path
 from shards.formats.records import Record, read_record

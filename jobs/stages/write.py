@@ -8,8 +8,9 @@ from typing import Any, Final
 import numpy as np
 
 from jobs.artifacts.labels import RefinedStore, read_refined
+from jobs.commit import require_samples
 from jobs.run import WHOLE_ROUND, Run, RunRef
-from jobs.stage import Done, ShardTask, Stage, require_samples
+from jobs.stage import Done, ShardTask, Stage
 from shards.data.images import UnreadableImage
 from shards.data.labels import encode_label, encode_weight
 from shards.data.sources import SampleRef, Source

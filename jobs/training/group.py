@@ -11,9 +11,11 @@ from typing import Any, Final, Literal
 from pydantic import BaseModel, ConfigDict, NonNegativeFloat, PositiveInt, model_validator
 from torch import nn
 
+from jobs.commit import prepare, why_stale
 from jobs.inference.batching import oom_named
 from jobs.inference.model import text_cache_folder
-from jobs.stage import CustomResources, ShardTask, prepare, why_stale
+from jobs.resources import CustomResources
+from jobs.stage import ShardTask
 from jobs.training.config import TrainConfig, TrainJob, require_equal_shares
 from jobs.training.loop import Group, SingleProcess, TrainingStopped, remove_left_checkpoints, train_model
 from jobs.training.stop import run_interruptibly, signals_ask, stop_file

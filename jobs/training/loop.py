@@ -6,9 +6,10 @@ from typing import Final, Protocol
 import torch
 from torch import nn
 
+from jobs.commit import commit, input_digests
 from jobs.inference.model import embed_vocabulary, load_stseg, text_cache_folder
 from jobs.inference.segmenter import worker_device
-from jobs.stage import Done, ShardTask, commit, input_digests
+from jobs.stage import Done, ShardTask
 from jobs.training.batches import batches_ahead, open_batches
 from jobs.training.checkpoints import TrainingMetrics, TrainingProgress, load_checkpoint, save_checkpoint
 from jobs.training.config import TrainConfig, TrainJob

@@ -13,7 +13,8 @@ from shard_setup import SIZES_HW, VOCABULARY, refined_shard, run_embed, run_eval
 from torch import Tensor
 
 from jobs.artifacts.labels import read_refined
-from jobs.stage import ShardTask, why_stale
+from jobs.commit import why_stale
+from jobs.stage import ShardTask
 from jobs.stages.evaluate import evaluation_samples
 from jobs.stages.pseudo_scores import pseudo_label_scores
 from models.evaluation.metrics import confusion, scores

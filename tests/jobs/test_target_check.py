@@ -21,8 +21,9 @@ from stage_setup import do
 from torch import Tensor
 
 from jobs.artifacts.labels import read_refined
+from jobs.commit import why_stale
 from jobs.quality.waterfall import counted_changes
-from jobs.stage import EmptyShard, ShardTask, why_stale
+from jobs.stage import EmptyShard, ShardTask
 from jobs.stages import target_check
 from models.evaluation.alarms import AlarmConfig
 from models.refinement.gate import GateConfig

@@ -9,7 +9,8 @@ from shard_setup import VOCABULARY, refine_settings, refined_shard, run_refine
 from stage_setup import do
 
 from jobs.artifacts.scores import stored_scores
-from jobs.stage import ShardTask, why_stale
+from jobs.commit import why_stale
+from jobs.stage import ShardTask
 from jobs.stages import thresholds
 from jobs.stages.refine import gate_fingerprint, load_gate, read_thresholds
 from models.refinement.calibration import Calibration, ClassCalibration

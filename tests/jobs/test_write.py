@@ -11,7 +11,8 @@ from shard_setup import BROKEN, SIZES_HW, VOCABULARY, next_task, refined_shard, 
 from stage_setup import do
 
 from jobs.artifacts.labels import read_refined
-from jobs.stage import EmptyStage, ShardTask, why_stale
+from jobs.commit import why_stale
+from jobs.stage import EmptyStage, ShardTask
 from jobs.stages.write import write_index
 from shards.data.labels import decode_label, decode_weight
 from shards.files.atomic import sha256_file

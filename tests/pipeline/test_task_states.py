@@ -4,9 +4,10 @@ from pathlib import Path
 import pytest
 from stage_setup import do
 
+from jobs.commit import commit
 from jobs.execution.worker import stage_worker
 from jobs.run import RunRef, RunSettings
-from jobs.stage import Done, ShardTask, Stage, Worker, commit
+from jobs.stage import Done, ShardTask, Stage, Worker
 from pipeline.tasks.states import summarise, task_states
 from shards.formats.layout import RunLayout
 from shards.formats.records import read_record, write_record
