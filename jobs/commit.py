@@ -16,6 +16,7 @@ from shards.formats.records import Record, read_record, write_record
 from shards.storage.store import as_shown, is_in_store
 
 SAMPLES_ROLE: Final = "samples"
+# Another worker may be renaming the same bytes into place: between the two renames of a folder there is none.
 _DIGEST_ATTEMPTS: Final = 5
 _DIGEST_PAUSE_S: Final = 0.2
 
@@ -23,13 +24,13 @@ ReadRecord = Callable[[Path], Record]
 
 
 def input_digests(task: ShardTask, read: ReadRecord = read_record) -> dict[str, str]:
-    """Give the checksums of what a task reads, by role; those of earlier outputs as their records have them.
+    """Return the checksums of what a task reads, by role, as the records of its inputs have them.
 
-    The samples count as an input under the role "samples": their keys and the checksums of their files.
+    The samples are the input "samples": their keys and the checksums of their files.
 
     Args:
         task: The task.
-        read: Reads a record; of many tasks, one that remembers saves much.
+        read: Reads a record; pass a cached reader when many tasks share inputs.
 
     Raises:
         UpstreamMissing: An input has no record, or one that does not hold it: do the earlier stage first.
@@ -48,17 +49,18 @@ def input_digests(task: ShardTask, read: ReadRecord = read_record) -> dict[str, 
 
 
 def why_stale(task: ShardTask, *, verify: bool = False, read: ReadRecord = read_record) -> str | None:
-    """Say why a task has to be done (again), or None if it is done.
+    """Return why a task has to be done (again), or None if it is done.
 
     Args:
-        task: The work as it is wanted now.
-        verify: Also compare the output's checksum; False only looks whether it is there: who reads it checks it.
-        read: As `input_digests` takes it.
+        task: The task as it is planned now.
+        verify: Also hash the output; otherwise only its existence is checked.
+        read: Reads a record, see `input_digests`.
 
     Returns:
-        A reason as `shards.formats.records.why_stale` gives it, that an input is not done, or that images which were
-        missing are back.
+        A reason of `shards.formats.records.why_stale`, that an input is not done, or that missing images are back.
     """
+    # Not hashed by default: whoever reads an output hashes it first (`prepare`), and a plan with 40 000 outputs would
+    # otherwise read all of them to find that nothing is to do.
     try:
         inputs = input_digests(task, read)
     except ValueError as error:
@@ -69,7 +71,7 @@ def why_stale(task: ShardTask, *, verify: bool = False, read: ReadRecord = read_
 def why_record_stale(
     task: ShardTask, inputs: Mapping[str, str], *, verify: bool = False, read: ReadRecord = read_record
 ) -> str | None:
-    """Return why a task has to be done again if its inputs have certain checksums; see `why_stale`."""
+    """Return why a task is stale given the checksums of its inputs; see `why_stale`."""
     reason = why_foreign(task, read)
     if reason is None:
         reason = records.why_stale(
@@ -86,10 +88,8 @@ def why_record_stale(
 
 
 def why_foreign(task: ShardTask, read: ReadRecord = read_record) -> str | None:
-    """Return why the record next to a task's output is that of another task; None if it is its own, or unreadable.
-
-    Files that were exchanged together with their records match their checksums: only this notices it.
-    """
+    """Return why the record next to a task's output belongs to another task; None if it does not, or is unreadable."""
+    # Files that were swapped together with their records still match their checksums: only the names show it.
     try:
         record = read(task.record)
     except (OSError, ValueError):
@@ -101,7 +101,7 @@ def why_foreign(task: ShardTask, read: ReadRecord = read_record) -> str | None:
 
 
 def prepare(task: ShardTask) -> None:
-    """Check what a shard is made from, and remove the old record, so that it never is next to new bytes.
+    """Check the inputs of a shard and remove its old record.
 
     Raises:
         InputDamaged: An input is not what its record says.
@@ -113,15 +113,16 @@ def prepare(task: ShardTask) -> None:
         if _checksum_now(path) != digests[role]:
             raise InputDamaged(f"{as_shown(path)}, the {role} of shard {task.shard}, does not match its checksum")
     require_lock(task.record)
+    # Before the output changes: a kill in between then leaves bytes without a record, never a record of other bytes.
     task.record.unlink(missing_ok=True)
     task.output.parent.mkdir(parents=True, exist_ok=True)
 
 
 def commit(task: ShardTask, done: Done, seconds: float) -> Record:
-    """Commit a shard whose output is written: hash it and write the record, last.
+    """Commit a shard whose output is written: hash the output, then write the record.
 
     Raises:
-        EmptyShard: Samples arrived, some were not dropped for a reason, and the output still has none.
+        EmptyShard: The output has no sample although not all that arrived were dropped for a reason.
         UpstreamMissing: An input vanished meanwhile.
     """
     kept = tuple(done.drops)
@@ -149,7 +150,6 @@ def commit(task: ShardTask, done: Done, seconds: float) -> Record:
 
 
 def _digest_of(output: Path) -> str:
-    """Hash an output; another worker that does the same shard may be putting the same bytes in its place just now."""
     for _ in range(_DIGEST_ATTEMPTS - 1):
         try:
             return sha256_path(output)
@@ -159,7 +159,7 @@ def _digest_of(output: Path) -> str:
 
 
 def stage_records(tasks: Iterable[ShardTask]) -> list[Record]:
-    """Read the records of all shards of a stage from disk.
+    """Read the records of all shards of a stage.
 
     Raises:
         FileNotFoundError: A shard is not done.
@@ -169,10 +169,10 @@ def stage_records(tasks: Iterable[ShardTask]) -> list[Record]:
 
 
 def require_samples(stage: str, done: Iterable[Record]) -> int:
-    """Give the number of samples in all shards of a stage.
+    """Return the number of samples in all shards of a stage.
 
     Raises:
-        EmptyStage: There is none; the reasons of the dropped ones are counted in the message.
+        EmptyStage: There is none; the message counts the reasons of dropped samples.
     """
     found = list(done)
     total = sum(record.count for record in found)
@@ -186,7 +186,6 @@ def require_samples(stage: str, done: Iterable[Record]) -> int:
 
 
 def _checksum_now(path: Path) -> str:
-    """Give the checksum of an input; a file that many shards read, such as weights, is read once by each process."""
     try:
         if path.is_dir():
             return sha256_path(path)
@@ -196,6 +195,7 @@ def _checksum_now(path: Path) -> str:
         return "missing"
 
 
+# A file that every shard reads, such as the weights, is hashed once per process; its time and inode tell changes.
 @lru_cache(maxsize=64)
 def _file_checksum(path: Path, stamp: tuple[int, int, int]) -> str:
     return sha256_path(path)

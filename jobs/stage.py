@@ -21,63 +21,66 @@ Where = Literal["workers", "driver", "group"]
 
 
 class OtherJob(Protocol):
-    """A job beside this one that does a stage of the same chain."""
+    """Another job that does a stage of the same chain."""
 
     def over(self) -> bool:
-        """Tell whether it has ended, or never came: what it has not done by now it will not do."""
+        """Return whether it has ended or never started, so that it does no more shards."""
         ...
 
     def bring(self, folder: Path) -> None:
-        """Bring the records here that lie in a folder of the run, where they do not come by themselves."""
+        """Fetch the records in a folder of the run, where they do not arrive by themselves."""
         ...
 
 
+# These errors are ValueErrors: another attempt would fail in the same way, so that shards which raise them are not
+# retried (`jobs.execution.faults`).
+
+
 class EmptyShard(ValueError):  # noqa: N818 - named for what was found, as in the reports
-    """Samples arrived at a stage, none was dropped for a reason, and still nothing came out."""
+    """A shard has no sample left although not all of them were dropped for a reason."""
 
 
 class EmptyStage(ValueError):  # noqa: N818 - as above
-    """Not one sample came out of all shards of a stage."""
+    """All shards of a stage together have no sample left."""
 
 
 class UpstreamMissing(ValueError):  # noqa: N818 - as above
-    """An input of a shard is not done, so that the shard cannot be."""
+    """An input of a shard is not done."""
 
 
 class InputDamaged(ValueError):  # noqa: N818 - as above
-    """An input of a shard has other bytes than its record says; the one argument says which."""
+    """An input of a shard does not match the checksum in its record; the argument names it."""
 
     def __str__(self) -> str:
-        """Add what helps."""
+        """Return the message with the command that repairs it."""
         return f"{self.args[0]}; the same command with --verify finds all that is damaged and does it again"
 
 
 class OutOfMemory(ValueError):  # noqa: N818 - named for what happened, as in the reports
-    """Memory does not suffice even for the smallest piece of work."""
+    """Even the smallest piece of work does not fit into memory."""
 
 
 def memory_hint(stage: str) -> str:
-    """Return which settings make a stage need less memory."""
-    name = stage.partition("-")[0]
+    """Return which settings reduce the memory of a stage."""
+    name = stage.partition("-")[0]  # "refine-thresholds" is configured by the section "refine"
     batch = f"lower {name}.batch_size or " if name in _BATCHED else "lower "
     return f"{batch}resources.{name}.max_workers, or use machines with more memory"
 
 
 class ShardTask(BaseModel):
-    """One stage's work on one shard: plain values, the same on every machine that sees the run folder.
+    """One stage's work on one shard: plain values, valid on every machine that sees the run folder.
 
     Attributes:
         stage: Name of the stage.
         round: Number of the round; 0 for what all rounds share.
         shard: Name of the shard, as in the plan.
-        samples: The shard's samples, from the plan: read, out of files in the run folder (`samples.paths`), by who goes
-            through them.
+        samples: The shard's samples in the plan, read lazily from files of the run folder (`samples.paths`).
         output: The file or folder that the stage writes.
-        inputs: Outputs of earlier stages by role, each with a record beside it.
+        inputs: Outputs of earlier stages by role, each with a record next to it.
         fingerprint: What changes the result: settings, weights, vocabulary, code version.
-        source: Where the images of the samples are, for a stage that reads them: there it is looked whether those that
-            were missing are back. Changes no result.
-        by_record: Whether only the records of the inputs are read, so that their bytes need not be here or hashed.
+        source: Where the images of the samples are, for a stage that reads them; it is searched for images that were
+            missing and may be back. Changes no result.
+        by_record: Whether only the records of the inputs are read, so that their bytes are neither fetched nor hashed.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -94,19 +97,19 @@ class ShardTask(BaseModel):
 
     @property
     def record(self) -> Path:
-        """Where the record lies: beside the output, same stem, `.json` (`.record.json` if the output is a `.json`)."""
+        """The path of the record: next to the output, `.json` (`.record.json` if the output is a `.json`)."""
         return record_path(self.output)
 
 
 @dataclass(frozen=True)
 class Done:
-    """What a stage returns of a shard whose output it has written; the runner does the rest.
+    """What a stage reports of a shard whose output it has written.
 
     Attributes:
         count: Samples in the output.
-        stats: Numbers to add up over shards.
+        stats: Numbers that add up over shards.
         drops: Samples, classes or masks left out, each with its reason.
-        arrived: Samples that reached this stage; None: all of the task's. Earlier stages may have dropped some.
+        arrived: Samples that reached this stage, fewer than the task's where earlier stages dropped some; None: all.
     """
 
     count: int
@@ -117,23 +120,22 @@ class Done:
 
 @dataclass(frozen=True)
 class Stage(Generic[Loaded]):
-    """A stage, as its own module defines it.
+    """A stage, defined by a module of `jobs.stages`.
 
     Attributes:
-        name: Its name; a part of another stage has a dash behind that one's name, such as "refine-thresholds".
+        name: Its name; a part of another stage appends a dash and its own name: "refine-thresholds".
         tasks: Plans the shards of a round, with inputs and outputs; none where the round or the run has no such stage.
             It reads no weights, so that `status` can list the stages of any run. A task's `stage` is the stage's name,
             or a part of it: "evaluate-baseline".
         fingerprint: Returns what changes results, for one part of the stage: settings, weights, classes and the
             module's VERSION, which goes up when its code gives other results for the same settings.
         load: Loads models and opens sources, once per worker.
-        work: Does one shard: reads the inputs, writes the output. It knows of no Ray, no store and no record. None
-            where a group works: then `jobs.training.loop` does.
-        after: The stage whose shards it follows one by one, as soon as each is done; None: it starts when all that it
-            reads is done.
-        where: "workers"; "driver": in the command's own process, as it takes a moment; "group": the processes that
+        work: Does one shard: reads the inputs, writes the output. It knows no Ray, no store and no record. None for
+            the stages of a group, which `jobs.training.loop` does.
+        after: The stage that it follows shard by shard; None: it starts when everything that it reads is done.
+        where: "workers"; "driver", the command's own process, for what takes a moment; "group", the processes that
             train together, see `jobs.training.group`.
-        resources: The section of `resources` that says what a worker needs; "": that of the stage's name.
+        resources: The section of `resources` for its workers; "": the section of the stage's name.
     """
 
     name: str
@@ -147,7 +149,7 @@ class Stage(Generic[Loaded]):
 
 
 class Worker(Protocol):
-    """What runs a stage. It loads its models when it is made; `run` changes nothing in it."""
+    """Runs a stage. `run` changes no state, so that a shard's result does not depend on the shards before it."""
 
     def run(self, task: ShardTask) -> Record:
         """Do one shard: write its output, then its record."""
@@ -156,17 +158,17 @@ class Worker(Protocol):
 
 @dataclass(frozen=True)
 class StagePlan:
-    """What is to do of one part of a stage in one round.
+    """The shards of one part of a stage that are left to do in one round.
 
     Attributes:
         name: The part, such as "embed-source".
         worker: Makes a worker; picklable.
-        tasks: The shards to do, each once; in the order in which they are started.
+        tasks: The shards, each once, in the order in which they start.
         resources: What a worker needs.
         after: An earlier stage of the chain: a shard starts when the same shard is done there (or not planned there).
-        elsewhere: The job that does this stage; its shards are only waited for here. None: they are done here.
+        elsewhere: The job that does this stage, whose shards are only awaited here; None: they are done here.
         where: See `Stage`.
-        load: Loads what the stage needs; a group is given it instead of a worker.
+        load: Loads what the stage needs; a group gets it instead of a worker.
     """
 
     name: str

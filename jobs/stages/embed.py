@@ -7,8 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import PositiveInt
 
-from jobs.inference.batching import BatchLimit
-from jobs.inference.loaded_images import load_images
+from jobs.inference.batching import BatchLimit, load_images
 from jobs.inference.model import ImageEncoder, load_sam_encoder, model_of, sam_fingerprint
 from jobs.run import Run, RunRef, Section
 from jobs.stage import Done, ShardTask, Stage, memory_hint

@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 from pydantic import PositiveInt
 
 from jobs.artifacts.embeddings import StoredEmbeddings
+from jobs.inference.batching import load_images
 from jobs.inference.labeller import Labeller
-from jobs.inference.loaded_images import load_images
 from jobs.inference.model import ModelConfig, model_of, stseg_fingerprint, weights_checksum
 from jobs.inference.segmenter import Segmenter, StsegSegmenter
 from jobs.run import WHOLE_ROUND, Run, RunRef, Section, baseline_weights, student_weights

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from jobs.artifacts.embeddings import EmbeddingStore
 from jobs.artifacts.labels import LABEL_MAPS, read_refined
-from jobs.inference.loaded_images import LoadedImage, in_batches, load_images
+from jobs.inference.batching import LoadedImage, in_batches, load_images
 from jobs.inference.model import ImageEncoder, load_sam_decoder, load_sam_encoder, model_of
 from jobs.quality.waterfall import Findings, Views, Who
 from jobs.run import WHOLE_ROUND, Run, RunRef, best_weights, student_weights

@@ -11,8 +11,7 @@ from numpy.typing import NDArray
 from pydantic import PositiveInt
 
 from jobs.artifacts.embeddings import EmbeddingStore
-from jobs.inference.batching import BatchLimit
-from jobs.inference.loaded_images import LoadedImage, load_images
+from jobs.inference.batching import BatchLimit, LoadedImage, load_images
 from jobs.inference.model import ModelConfig, model_of, stseg_fingerprint, weights_checksum
 from jobs.run import Run, RunRef, Section, best_weights
 from jobs.stage import Done, ShardTask, Stage, memory_hint
