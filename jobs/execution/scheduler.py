@@ -64,7 +64,7 @@ def _counted(number: int, noun: str) -> str:
 
 
 def _shown(failures: Sequence[ShardFailure]) -> list[str]:
-    """Give a line for each failed shard; shards of a stage that failed of the same cause share one."""
+    """Return one line per failed shard; shards of a stage that failed of the same cause share one."""
     alike: dict[tuple[str, str, int], list[str]] = defaultdict(list)
     for failure in failures:
         alike[(failure.stage, failure.cause, failure.attempts)].append(failure.shard)

@@ -262,7 +262,7 @@ class _Labelled:
 
 
 def named_scores(matrix_KK: NDArray[np.int64], vocabulary: Vocabulary) -> dict[str, Any]:
-    """Return the scores of a confusion matrix in per cent, IoU by class name; None where there is nothing to average."""
+    """Return a confusion matrix's scores in per cent, None where there is nothing to average; IoU by class name."""
     found: dict[str, Any] = dict(scores(matrix_KK, vocabulary.seen_ids, vocabulary.unseen_ids))
     found["iou"] = dict(zip(vocabulary.names, found["iou"], strict=True))
     return found

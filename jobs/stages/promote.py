@@ -170,8 +170,8 @@ def decide(
             f"round {number}: {measure} could not be measured ({figures}); choose another of promotion.measure: "
             f"{', '.join(PROXIES)}, proxies, none"
         )
-    # One of one, two of three; where only two could be measured, both. A proxy alone can be fooled: a model that predicts
-    # one class everywhere is perfectly stable, one that only repeats its lesson agrees with it.
+    # One of one, two of three; where only two could be measured, both. Each proxy can be fooled alone: a model that
+    # predicts one class everywhere is perfectly stable, one that only repeats its lesson agrees with it.
     needed = len(changes) // 2 + 1
     regressed = sum(change < -tolerance for change in changes) >= needed
     if measure == "none" or sum(change > 0 for change in changes) >= needed:
