@@ -61,7 +61,7 @@ class RunSettings(Section):
     """The settings that every run has; `pipeline.config.RunConfig` adds the sections of the stages."""
 
     seed: NonNegativeInt = 0
-    shard_size: PositiveInt = 50
+    shard_size: PositiveInt = 50  # images; what a worker that dies loses at most
 
     def section(self, kind: type[Settings]) -> Settings:
         """Return the section of a class; its defaults where the settings have no such section."""

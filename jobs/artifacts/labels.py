@@ -14,6 +14,7 @@ from shards.data.vocabulary import IGNORE_8_BIT
 from shards.formats.arrays import pack_ragged, read_arrays, read_ragged_row, unpack_ragged, write_arrays
 from shards.formats.records import Json
 
+# "teacher" and "gated" are stored next to the result to show, without inference, where quality is won or lost.
 LABEL_MAPS: Final = ("label", "teacher", "gated")
 MAPS: Final = (*LABEL_MAPS, "weight")
 

@@ -55,6 +55,8 @@ class Runner(Protocol):
 class InlineRunner:
     """Does shards in this process, one at a time."""
 
+    # One worker per stage stays loaded: teacher, refine and write take turns shard by shard.
+
     def __init__(self, stages: Sequence[StagePlan]) -> None:
         self._plans = {plan.name: plan for plan in stages}
         self._slots: dict[str, WorkerSlot] = {}

@@ -78,8 +78,8 @@ def _shown(failures: Sequence[ShardFailure]) -> list[str]:
 class Scheduler:
     """The state of a chain.
 
-    A shard is waiting (for its turn), delayed (it waits from a certain time on), held back (the same shard of the stage
-    before is not done), running, done, failed or blocked (held back for ever).
+    A shard is waiting (for a worker), delayed (until a certain time), held back (until the stage before has done it),
+    running, done, failed or blocked (an earlier stage failed on it).
     """
 
     def __init__(self, stages: Sequence[StagePlan], config: ExecutionConfig, now: Callable[[], float]) -> None:
@@ -132,6 +132,7 @@ class Scheduler:
     def waiting(self, stage: str) -> int:
         """Return the number of shards of a stage that could start now."""
         now = self._now()
+        # Here and not by a timer: the loop asks before it hands out shards, and only then does it matter.
         for due in [entry for entry in self._delayed if entry[0] <= now]:
             self._delayed.remove(due)
             self._waiting[due[1].stage].append(due[1])
@@ -210,6 +211,7 @@ class Scheduler:
         self._block(task)
 
     def _block(self, task: ShardTask) -> None:
+        # Through all later stages, so that a chain ends although shards of it can never start.
         for held in self._held.pop((task.stage, task.shard), ()):
             self._close(held.stage)
             self.blocked.append((held.stage, held.shard))

@@ -94,6 +94,7 @@ class Labeller:
             sam = None if stored is None else stored(name)
             waiting.append(_Pending(name, image, sam, MergedScores(self._windows, self._probabilities), cut))
             views += len(cut)
+            # A full batch as soon as there are views for it, so that few images are in memory at a time.
             while views >= self._limit.size:
                 views -= self._advance(waiting)
                 yield from _finished(waiting)
@@ -128,6 +129,7 @@ def _stored(owners: list[_Pending[Name]]) -> SamEmbedding | None:
 def _finished(
     waiting: deque[_Pending[Name]],
 ) -> Iterator[tuple[Name, Image, NDArray[np.int32]]]:
+    # In order: an image that is complete waits for those before it.
     while waiting and waiting[0].merged.complete:
         done = waiting.popleft()
         size = (done.image.shape[0], done.image.shape[1])

@@ -86,6 +86,8 @@ def gather_pairs(
     Raises:
         ValueError: Scores cannot be right, or a label and its image differ in size.
     """
+    # Per pair and not per cell: what a gate decides fits into memory for any number of images, and thresholds can then
+    # be compared without reading the scores again.
     refs = {ref.key: ref for ref in samples}
     tables = [calibration_table(config.calibration, vocabulary.names) for config in measures]
     columns: list[NDArray[np.int64]] = []

@@ -16,6 +16,8 @@ from shards.formats.records import Json
 
 VERSION: Final = 3  # goes up when the same scores give another decision
 
+# None of the proxies sees a class name that is wrong everywhere: with two classes swapped in the labels, the student
+# agrees with them more. So labelled images decide where there are any, and never the test split, which is reported.
 Measure = Literal["auto", "holdout", "proxies", "agreement", "sam_agreement", "stability", "none"]
 Outcome = Literal["start", "promoted", "kept", "regressed"]
 
@@ -37,7 +39,7 @@ class Settings(Section):
 
     measure: Measure = "auto"
     holdout_score: Literal["miou", "hiou"] = "miou"
-    tolerance: float = Field(default=2.0, ge=0)
+    tolerance: float = Field(default=2.0, ge=0)  # one training differs from the next by a point or two
     on_regression: Literal["stop", "keep"] = "stop"
 
     def resolved(self, *, has_holdout: bool) -> Measure:
@@ -212,6 +214,7 @@ def tasks(run: Run, round: int) -> list[ShardTask]:
         inputs["holdout"] = run.layout.holdout(round)
     elif round > 0 and (measure == "proxies" or measure in PROXIES):
         inputs["target"] = run.layout.target_check(round)
+    # Each decision reads the one before: it has the best model's score, which need not be the last student's.
     decision = ShardTask(
         stage="promote", round=round, shard=WHOLE_ROUND, output=run.layout.promotion(round), inputs=inputs
     )
@@ -253,6 +256,7 @@ def work(run: RunRef, task: ShardTask) -> Done:
     """
     if task.stage == "promote-weights":
         promoted = read_decision(task.inputs["decision"]).outcome == "promoted"
+        # A copy in each round, so that `predict`, `export` and the next round need not search for the best one.
         write_bytes_atomic(task.output, read_regular(task.inputs["student" if promoted else "best"], max_bytes=None))
         return Done(1)
     settings, measure = run.section(Settings), promotion_measure(run)

@@ -71,6 +71,7 @@ def tasks(run: Run, round: int) -> list[ShardTask]:
     """Plan the shards of the target, refined from the teacher's scores."""
     if round == 0:
         return []
+    # As an input of every shard, thresholds end the overlap with the teacher: they need the scores of all shards.
     gate = {"thresholds": run.layout.thresholds(round)} if is_adaptive(run) else {}
     return [
         task.model_copy(update={"inputs": {"teacher": run.layout.teacher(round, task.shard), **task.inputs, **gate}})
@@ -153,6 +154,7 @@ def work(refiner: Refiner, task: ShardTask) -> Done:
     gate = load_gate(refiner.settings.gate, refiner.vocabulary, task.inputs.get("thresholds"))
     store = EmbeddingStore.open(task.inputs["embedding"])
     scores, attrs = read_arrays(task.inputs["teacher"], names=("ids", "scores"))
+    # The teacher's images, not the task's: what it could not read has no scores.
     keys: list[str] = [str(key) for key in attrs["keys"]]  # type: ignore[union-attr]
     inputs = _scored_images(task, keys, scores, store)
     return _refine(refiner, task, inputs, gate, store, str(attrs["teacher_weights"]))
@@ -317,5 +319,6 @@ def read_thresholds(path: Path, vocabulary: Vocabulary) -> NDArray[np.float64]:
         raise ValueError(f"{path} holds no thresholds of this vocabulary: {error!r}; delete its record") from error
 
 
+# After the teacher shard by shard: with half a GPU each, a worker of either shares one GPU.
 STAGE: Final = Stage("refine", tasks, fingerprint, load, work, after="teacher")
 MASKS_STAGE: Final = Stage("refine", mask_tasks, mask_fingerprint, load_for_masks, work_on_masks)

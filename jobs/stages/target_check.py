@@ -162,6 +162,7 @@ def work(check: TargetCheck, task: ShardTask) -> Done:
     found = Findings(check.vocabulary)
     gate = refine.load_gate(check.gate, check.vocabulary, task.inputs.get("thresholds"))
     refs = {ref.key: ref for ref in task.samples}
+    # Shard by shard, so that the stores of one shard are in memory at a time.
     for shard in sorted(role.partition("/")[2] for role in task.inputs if role.startswith("refine/")):
         store = read_refined(task.inputs[f"refine/{shard}"], LABEL_MAPS, refs)
         before = task.inputs.get(f"before/{shard}")
@@ -206,7 +207,8 @@ def _mirrored(images: Sequence[NDArray[np.uint8]], check: TargetCheck) -> dict[W
     """Return both models' labels of the mirrored images; empty where stability is not measured."""
     if check.teacher is None:
         return {}
-    flipped = [np.ascontiguousarray(image[:, ::-1]) for image in images]
+    flipped = [np.ascontiguousarray(image[:, ::-1]) for image in images]  # torch accepts no negative strides
+    # Encoded anew: a mirrored embedding is not that of the mirrored image.
     sam = None if check.encoder is None else check.encoder.encode(flipped)
     return {
         "student": _mirrored_labels(check.student, flipped, sam, check.probabilities),

@@ -34,8 +34,8 @@ class Augmenter:
 
     def __init__(self, config: AugmentConfig, seed: int, ignore_index: int, encoder: FrameEncoder | None) -> None:
         """Take the settings; with an encoder, changed images are encoded anew, else their embeddings are resampled."""
-        # Resampled embeddings of flips and crops have a cosine of 0.85 to 0.90 with the true ones; the encoder costs its
-        # full time in every step.
+        # Resampled embeddings of flips and crops have a cosine of 0.85 to 0.90 with the true ones; the encoder costs
+        # its full time in every step.
         self._config = config
         self._seed = seed
         self._ignore_index = ignore_index

@@ -146,8 +146,8 @@ def train_model(task: ShardTask, job: TrainJob, group: Group) -> Record | None:
     training_step.state.average.load_into_parameters()
     write_weights(model.head_state(with_clip=config.clip_lr_scale > 0), task.output)
     stats = {"steps": done, "loss": metrics.mean(), "workers": group.size, "resizes": len(sizes) - 1}
-    done_task = Done(len(batches), {name: float(value) for name, value in stats.items()})
-    record = commit(task, done_task, time.monotonic() - started)
+    result = Done(len(batches), {name: float(value) for name, value in stats.items()})
+    record = commit(task, result, time.monotonic() - started)
     remove_path(folder)  # after the record: a kill in between resumes from them
     return record
 
