@@ -88,9 +88,8 @@ def run_chain(
         while not scheduler.finished:
             # In the order of the chain, so that the first stage gets the first workers and the others have input.
             for plan in stages:
-                for _ in range(
-                    min(scheduler.waiting(plan.name), runner.staff(plan.name, scheduler.waiting(plan.name)))
-                ):
+                waiting = scheduler.waiting(plan.name)
+                for _ in range(min(waiting, runner.staff(plan.name, waiting))):
                     task = scheduler.take(plan.name)
                     report.started(plan.name)
                     runner.start(plan.name, task)

@@ -45,19 +45,19 @@ class Silent:
 
     Attributes:
         member: The actor; `since` is when it fell silent.
-        asked: The reference of the pending query; None between two queries.
+        query: The reference of the pending query; None between two queries.
         next_at: When to query again.
         pause_s: The pause before that.
     """
 
     member: ActorHandle
-    asked: Any = None
+    query: Any = None
     next_at: float = 0.0
     pause_s: float = field(default=_FIRST_PAUSE_S)
 
     def put_off(self, now: float) -> None:
         """Note that it did not answer, and double the pause."""
-        self.asked = None
+        self.query = None
         self.next_at = now + self.pause_s
         self.pause_s = min(2 * self.pause_s, _LONGEST_PAUSE_S)
 
@@ -71,7 +71,7 @@ class Pool:
         released: Whether the stage is over.
         start_failed_at: When a failed start was last counted.
         possible_at: When there last was a machine that could hold an actor, while one waited to be placed.
-        told_at: When a warning last said that the stage waits to be placed.
+        warned_at: When a warning last said that the stage waits to be placed.
     """
 
     def __init__(self, plan: StagePlan) -> None:
@@ -84,7 +84,7 @@ class Pool:
         self.released = False
         self.start_failed_at = float("-inf")
         self.possible_at = float("-inf")
-        self.told_at = float("-inf")
+        self.warned_at = float("-inf")
 
     @property
     def size(self) -> int:
@@ -95,7 +95,7 @@ class Pool:
     def references(self) -> list[Any]:
         """The references to wait for."""
         placing = [member.placing for member in self.queued]
-        return [*self.busy, *placing, *self.starting, *(one.asked for one in self.silent if one.asked is not None)]
+        return [*self.busy, *placing, *self.starting, *(one.query for one in self.silent if one.query is not None)]
 
     @property
     def queued(self) -> list[ActorHandle]:

@@ -109,11 +109,11 @@ class RayRunner:
             time.sleep(patience)
         outcomes = []
         for pool in self._pools.values():
-            self._note_places(pool, ready)
+            self._note_placed(pool, ready)
             outcomes += [o for ref in ready if ref in pool.busy for o in self._shard_ended(pool, ref)]
             outcomes += [o for ref in ready if ref in pool.starting for o in self._actor_started(pool, ref)]
-            outcomes += [o for one in list(pool.silent) if one.asked in ready for o in self._answered(pool, one)]
-            outcomes += self._late_starts(pool) + self._late_places(pool)
+            outcomes += [o for one in list(pool.silent) if one.query in ready for o in self._answered(pool, one)]
+            outcomes += self._late_starts(pool) + self._late_placements(pool)
         works = bool(ready) or any(pool.works for pool in self._pools.values())
         gone = self._allocator.give_way(self._now(), works=works)
         for pool, members in gone:
@@ -197,7 +197,7 @@ class RayRunner:
         placing = actor.placed.remote()  # an actor answers calls in order: this one before the models are loaded
         pool.starting[actor.start.remote()] = ActorHandle(actor, self._now(), placing)
 
-    def _note_places(self, pool: Pool, ready: list[Any]) -> None:
+    def _note_placed(self, pool: Pool, ready: list[Any]) -> None:
         """Note which actors have been placed; that one died on the way shows when its start is read."""
         for member in [member for member in pool.queued if member.placing in ready]:
             try:
@@ -249,15 +249,15 @@ class RayRunner:
         """Query silent actors for the result of their shard; the query waits behind the shard."""
         now = self._now()
         for one in pool.silent:
-            if one.asked is None and now >= one.next_at:
-                one.asked = one.member.actor.recall.remote(one.member.task)
+            if one.query is None and now >= one.next_at:
+                one.query = one.member.actor.recall.remote(one.member.task)
 
     def _answered(self, pool: Pool, one: Silent) -> list[Outcome]:
         """Handle the result of a query: a record, none, a dead actor, or no answer yet."""
         task = one.member.task
         fault: Fault | None = None
         try:
-            record = self._ray.get(one.asked)
+            record = self._ray.get(one.query)
         except self._ray.exceptions.ActorUnavailableError as silence:
             one.put_off(self._now())
             if self._now() - one.member.since < _SILENT_S:
@@ -297,18 +297,18 @@ class RayRunner:
         hint = "wait longer (execution.start_timeout_s)"
         return [Outcome(pool.plan.name, None, fault=Fault("error", f"{text}{hint}"))]
 
-    def _late_places(self, pool: Pool) -> list[Outcome]:
+    def _late_placements(self, pool: Pool) -> list[Outcome]:
         """Warn of a stage that has waited long for its first actor; give it up where no machine could hold one."""
         if not pool.queued:
             return []
         now, timeout, resources = self._now(), self._config.start_timeout_s, pool.plan.resources
         possible, since = self._machines.could_hold(resources), pool.starved_since
         pool.possible_at = now if possible else pool.possible_at
-        if since is None or now - max(since, pool.told_at if possible else pool.possible_at) <= timeout:
+        if since is None or now - max(since, pool.warned_at if possible else pool.possible_at) <= timeout:
             return []
         needed, there = shown(wanted(resources)), self._machines.shown(resources)
         if possible:
-            pool.told_at = now
+            pool.warned_at = now
             text = "a worker of %s has waited %.0f s for %s; the cluster, %s, is busy or starts no process"
             logger.warning(text, pool.plan.name, now - since, needed, there)
             return []

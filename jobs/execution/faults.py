@@ -60,7 +60,8 @@ def fault_of(error: BaseException, folder: Path | None = None, output: Path | No
     if found is not None:
         kind, cause = found
         name = file_of(cause) or str(output or "")
-        if kind != "read_only" or (folder is not None and _lies_in(name, folder)):
+        in_folder = bool(name) and folder in (Path(name), *Path(name).parents)
+        if kind != "read_only" or in_folder:
             return Fault(kind, message, getattr(cause, "errno", None) or 0, name, details)
     return Fault(_kind_of(error), message, details=details)
 
@@ -108,7 +109,3 @@ def is_memory(error: BaseException) -> bool:
     from models.devices import is_out_of_memory
 
     return any(is_out_of_memory(cause) for cause in causes(error))
-
-
-def _lies_in(name: str, folder: Path) -> bool:
-    return bool(name) and folder in (Path(name), *Path(name).parents)

@@ -19,24 +19,17 @@ from shards.storage import mirror
 from shards.storage.store import RunLocation, location_of
 
 
-def stage_worker(stage: Stage[Any], run: RunRef, *, lazy: bool = False) -> Callable[[], Worker]:
-    """Return a picklable factory of workers of a stage.
-
-    Args:
-        stage: The stage.
-        run: The run, with the part of the stage that the worker does.
-        lazy: Whether models are loaded for the first shard that needs them, where perhaps none does; else at once, so
-            that a stage whose models cannot be loaded fails once and not shard by shard.
-    """
+def stage_worker(stage: Stage[Any], run: RunRef) -> Callable[[], Worker]:
+    """Return a picklable factory of workers of a stage, for the part that the run names."""
     location = location_of(run.layout.root)
     # Workers in other processes commit nothing once their command has lost the run. For a run in a store the fence is
     # the lock in the store: other machines cannot see the one in this machine's mirror.
     fences = fences_over(run.layout.config if location.store is None else location.store.url)
-    return partial(StageWorker, stage, run, location, fences, lazy=lazy or location.store is not None)
+    return partial(StageWorker, stage, run, location, fences, lazy=location.store is not None)
 
 
 def lazily(factory: Callable[[], Worker]) -> Callable[[], Worker]:
-    """Return a factory of the same workers that loads models only when they are needed."""
+    """Return a factory of the same workers that load models for the first shard that needs them, if any does."""
     assert isinstance(factory, partial)
     return partial(factory, lazy=True)
 
@@ -57,7 +50,7 @@ class StageWorker:
         self._run = run
         self._location = location
         self._loaded: tuple[Any] | None = None
-        if not lazy:
+        if not lazy:  # at once, so that a stage whose models cannot be loaded fails once and not shard by shard
             self._load()
 
     def run(self, task: ShardTask) -> Record:

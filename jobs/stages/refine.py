@@ -126,8 +126,7 @@ def load(run: RunRef) -> Refiner:
 
 def load_for_masks(run: RunRef) -> Refiner:
     """Load SAM's mask decoder, and open the images whose labels are the masks."""
-    refiner = load(run)
-    return replace(refiner, masks=run.open("target"))
+    return replace(load(run), masks=run.open("target"))
 
 
 def batch_limit(size: int) -> BatchLimit:

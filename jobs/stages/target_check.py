@@ -72,7 +72,9 @@ def tasks(run: Run, round: int) -> list[ShardTask]:
     """Plan one task per round from round 1, on the same images in every round."""
     if round == 0:
         return []
-    picked = _target_samples(run)
+    count, indices = run.section(evaluate.Settings).target_images, range(run.plan.sample_count)
+    drawn = indices if count >= len(indices) else random.Random(run.config.seed).sample(indices, count)
+    picked = run.plan.pick(drawn)
     inputs = {"weights": student_weights(run, round), "teacher": best_weights(run, round - 1)}
     if refine.is_adaptive(run):
         inputs["thresholds"] = run.layout.thresholds(round)
@@ -92,11 +94,6 @@ def tasks(run: Run, round: int) -> list[ShardTask]:
             source=run.data.target,
         )
     ]
-
-
-def _target_samples(run: Run) -> dict[str, Samples]:
-    count, indices = run.section(evaluate.Settings).target_images, range(run.plan.sample_count)
-    return run.plan.pick(indices if count >= len(indices) else random.Random(run.config.seed).sample(indices, count))
 
 
 def _measures_stability(run: RunRef) -> bool:

@@ -1,6 +1,6 @@
 """Training samples: pseudo-labels from tars and labelled source images, each with its stored SAM embedding."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -67,7 +67,8 @@ class PseudoLabelledDataset:
     def __getitem__(self, index: int) -> TrainingSample:
         """Return one sample."""
         tar, key, members = self._entries[index]
-        image = decode_image(_image_bytes(tar, members)).image
+        (extension,) = [name for name in members if name not in ("label.png", "weight.png", "json")]
+        image = decode_image(read_member(tar, *members[extension])).image
         label = decode_label(read_member(tar, *members["label.png"]))
         weight = decode_weight(read_member(tar, *members["weight.png"])).astype(np.float32) / np.float32(255)
         sam = None if self._embeddings is None else self._embeddings[key]
@@ -148,11 +149,6 @@ def collate(samples: Sequence[TrainingSample]) -> TrainingSample:
         torch.stack([s.weight_SS for s in samples]),
         sam,
     )
-
-
-def _image_bytes(tar: Path, members: Mapping[str, tuple[int, int]]) -> bytes:
-    (extension,) = [e for e in members if e not in ("label.png", "weight.png", "json")]
-    return read_member(tar, *members[extension])
 
 
 def _sample(

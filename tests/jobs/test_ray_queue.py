@@ -30,7 +30,7 @@ def one_gpu() -> FakeRay:
 
 
 def the_fault(runner: RayRunner) -> str:
-    """Give the kind of the one fault that waiting brings."""
+    """Return the kind of the one fault that waiting brings."""
     (outcome,) = waited(runner)
     assert outcome.fault is not None
     return outcome.fault.kind

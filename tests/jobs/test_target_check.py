@@ -36,7 +36,7 @@ from shards.formats.records import read_record
 
 
 class OneClass(FakeSegmenter):
-    """Says `right` everywhere."""
+    """Predicts `right` everywhere."""
 
     def logits(self, images: Sequence[NDArray[np.uint8]], sam: SamEmbedding | None) -> Tensor:
         logits = torch.zeros(len(images), len(VOCABULARY), 8, 8)
@@ -45,7 +45,7 @@ class OneClass(FakeSegmenter):
 
 
 class Mirror(FakeSegmenter):
-    """Says `left` where the image is darker than in its other half, so that it follows a mirrored image."""
+    """Predicts `left` where the image is darker than in its other half, so that it follows a mirrored image."""
 
     def logits(self, images: Sequence[NDArray[np.uint8]], sam: SamEmbedding | None) -> Tensor:
         logits = super().logits(images, sam)

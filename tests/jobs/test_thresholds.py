@@ -24,7 +24,7 @@ ADAPTIVE = GateConfig(adaptive=AdaptiveThreshold(floor=0.1, share=1.0))
 
 
 def stores(folder: Path, confidences: list[list[float]]) -> ShardTask:
-    """Give the task over stores of which each image is one cell of class 0 and one of class 1, equally sure."""
+    """Return the task over stores of which each image is one cell of class 0 and one of class 1, equally sure."""
     inputs = {}
     for shard, values in enumerate(confidences):
         path = folder / "teacher" / f"{shard:06d}.zarr"

@@ -31,7 +31,7 @@ def made(root: Path, weights: dict[str, str], **settings: str) -> OpenRun:
 
 
 def chain(run: OpenRun) -> list[StagePlan]:
-    """Give embed, teacher, refine and write of two shards."""
+    """Return embed, teacher, refine and write of two shards."""
     plans: list[StagePlan] = []
     for stage, number in ((embed.STAGE, 0), (teacher.STAGE, 1), (refine.STAGE, 1), (write.STAGE, 1)):
         (plan,) = plans_of(stage, run, stage.tasks(run, number))

@@ -29,7 +29,7 @@ def written(tmp_path: Path) -> ShardTask:
 
 
 def index_task(tar: ShardTask) -> ShardTask:
-    """Give the task of the list of one tar."""
+    """Return the task of the list of one tar."""
     output = tar.output.parent / "index.json"
     inputs = {"pseudo/000000": tar.output}
     return ShardTask(stage="write-index", round=1, shard="000000", output=output, inputs=inputs, by_record=True)
