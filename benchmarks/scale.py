@@ -26,8 +26,9 @@ from typing import Any, Final
 from unittest.mock import patch
 
 from jobs import executor
+from jobs.commit import input_digests
 from jobs.execution.runner import Outcome
-from jobs.stage import ShardTask, StagePlan, Worker, input_digests
+from jobs.stage import ShardTask, StagePlan, Worker
 from jobs.stages.promote import start_decision
 from pipeline.progress import RunProgress
 from pipeline.report.round_report import RoundReport

@@ -114,7 +114,8 @@ def exchange_classes(folder: Path, sets: Sequence[str]) -> None:
     """Make round 1's refined labels and exchange their two most frequent classes, with records that fit."""
     import torch
 
-    from jobs.stage import Done, commit, stage_records
+    from jobs.commit import commit, stage_records
+    from jobs.stage import Done
     from pipeline.rounds.driver import RoundRequest
     from pipeline.rounds.rounds import run_stage
     from pipeline.run.run import read_run

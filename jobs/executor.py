@@ -1,4 +1,4 @@
-"""Runs a chain of stages over shards: one scheduling loop, in this process or on Ray."""
+"""Run a chain of stages over shards: one scheduling loop, in this process or on Ray."""
 
 import logging
 from collections.abc import Callable, Collection, Sequence
@@ -10,7 +10,8 @@ from jobs.execution.faults import Fault, stopping_error
 from jobs.execution.runner import FollowingRunner, InlineRunner, Outcome, Runner
 from jobs.execution.scheduler import Scheduler, ShardFailure, StageFailed
 from jobs.execution.settings import Clock, ExecutionConfig
-from jobs.stage import Resources, ShardTask, StagePlan
+from jobs.resources import Resources
+from jobs.stage import ShardTask, StagePlan
 from shards.files.atomic import remove_stale_temporaries
 from shards.formats.records import Record
 
@@ -19,7 +20,7 @@ __all__ = ["Backend", "ShardFailure", "StageEvent", "StageFailed", "run_chain"]
 logger = logging.getLogger(__name__)
 
 Backend = Literal["ray", "inline"]
-_NAP_S = 0.25  # what a worker that is up by now waits for its shard at most
+_NAP_S = 0.25  # at most so long does a worker that has just started wait for its shard
 EventKind = Literal["started", "shard_done", "shard_retry", "shard_failed", "finished"]
 
 
@@ -28,13 +29,13 @@ class StageEvent:
     """Something that happened to a stage.
 
     Attributes:
-        kind: What.
-        stage: Where.
+        kind: What happened.
+        stage: The stage.
         done: Shards of the stage done in this call so far.
         total: Shards of the stage in this call.
-        shard: Which shard; empty when it is about the stage.
+        shard: The shard; empty for an event of the whole stage.
         record: The shard's record, when it is done.
-        error: Why an attempt failed; on `finished`, how many of its shards were not done.
+        error: Why an attempt failed; on `finished`, how many shards are not done.
         details: The traceback of a failed attempt, for the log; may be empty.
     """
 
@@ -57,59 +58,64 @@ def run_chain(
     clock: Clock | None = None,
     idle_workers: IdleWorkers | None = None,
 ) -> None:
-    """Do all shards of all stages; a shard moves on to the next stage as soon as it is done in the one before.
+    """Do all shards of all stages; a shard enters the next stage as soon as the stage before has done it.
 
-    An attempt that raises, or whose worker dies, is repeated with a fresh worker, behind the other shards; one that met
-    an error of the store which passes by itself, later; one that met what stays as it is, such as damaged input or a
-    wrong setting, is not. A shard that fails too often is quarantined: it is given up,
-    and what depends on it; all others are still done. A full disk or a folder that cannot be written ends the chain.
+    An attempt that raises, or whose worker dies, is repeated with a fresh worker, behind the other shards; after a
+    transient error of the store, with a delay; after a lasting error, such as damaged input or a wrong setting, not at
+    all. A shard that fails too often is given up together with what depends on it; all others are still done. A full
+    disk or a folder that cannot be written ends the chain.
 
     Args:
         stages: In the order of the chain; stages without tasks are fine.
         backend: "ray" needs a connection (`jobs.cluster.connection`); "inline" works in this process, stage by stage.
-        on_event: Called in this thread for everything that happens. What it raises stops the chain.
+        on_event: Called in this thread for every event. What it raises stops the chain.
         execution: How often and when a shard is tried again; None: the defaults.
-        clock: Time.
+        clock: The time; tests pass their own.
         idle_workers: Where workers are kept for the next chain, see `RayRunner`; None: they end with this one.
 
     Raises:
         StageFailed: Shards were given up; each is named with its cause.
         OSError: The disk is full, or a folder cannot be written; what is done stays done.
         LockLost: Another command took the run over while this one was paused.
-        ValueError: The stages contradict each other, or ask for more than a Ray on this machine can ever hold.
+        ValueError: The stages contradict each other, or request more than a Ray on this machine can ever hold.
     """
     config, clock = execution or ExecutionConfig(), clock or Clock()
-    board = Scheduler(stages, config, clock.now)
+    scheduler = Scheduler(stages, config, clock.now)
     _remove_left_overs(stages)
-    runner = _make_runner(backend, stages, board, config, clock, idle_workers)
-    told = _Teller(board, on_event, {plan.name for plan in stages if plan.elsewhere is not None})
+    runner = _make_runner(backend, stages, scheduler, config, clock, idle_workers)
+    report = _Reporter(scheduler, on_event, {plan.name for plan in stages if plan.elsewhere is not None})
     try:
-        while not board.finished:
+        while not scheduler.finished:
+            # In the order of the chain, so that the first stage gets the first workers and the others have input.
             for plan in stages:
-                for _ in range(min(board.waiting(plan.name), runner.staff(plan.name, board.waiting(plan.name)))):
-                    task = board.take(plan.name)
-                    told.started(plan.name)
+                waiting = scheduler.waiting(plan.name)
+                for _ in range(min(waiting, runner.staff(plan.name, waiting))):
+                    task = scheduler.take(plan.name)
+                    report.started(plan.name)
                     runner.start(plan.name, task)
-            outcomes = runner.wait(board.delay_left)
+            outcomes = runner.wait(scheduler.delay_left)
             for outcome in outcomes:
-                told.settled(outcome)
+                report.settled(outcome)
             for plan in stages:
-                runner.trim(plan.name, board.open(plan.name))
-                if not board.open(plan.name):
+                # Workers go as soon as their stage needs fewer: another stage of the chain may wait for their place.
+                runner.trim(plan.name, scheduler.open(plan.name))
+                if not scheduler.open(plan.name):
                     runner.release(plan.name)
-                    told.finished(plan.name)
-            if not outcomes and board.delay_left:
-                clock.sleep(min(board.delay_left, _NAP_S))
+                    report.finished(plan.name)
+            if not outcomes and scheduler.delay_left:
+                clock.sleep(min(scheduler.delay_left, _NAP_S))
     finally:
         runner.close()
-    board.raise_failures()
+    scheduler.raise_failures()
 
 
-class _Teller:
-    """Enters outcomes on the board and tells of them, but for stages that other jobs do, which tell themselves."""
+class _Reporter:
+    """Passes outcomes to the scheduler and reports them as events."""
 
-    def __init__(self, board: Scheduler, on_event: Callable[[StageEvent], None], elsewhere: Collection[str]) -> None:
-        self._board = board
+    def __init__(
+        self, scheduler: Scheduler, on_event: Callable[[StageEvent], None], elsewhere: Collection[str]
+    ) -> None:
+        self._scheduler = scheduler
         self._on_event = on_event
         self._elsewhere = elsewhere
         self._started: set[str] = set()
@@ -118,50 +124,51 @@ class _Teller:
     def started(self, stage: str) -> None:
         if stage not in self._started:
             self._started.add(stage)
-            self._tell("started", stage)
+            self._report("started", stage)
 
     def settled(self, outcome: Outcome) -> None:
         if outcome.record is not None and outcome.task is not None:
-            self._board.succeed(outcome.task)
-            self._tell("shard_done", outcome.stage, outcome.task.shard, record=outcome.record)
+            self._scheduler.succeed(outcome.task)
+            self._report("shard_done", outcome.stage, outcome.task.shard, record=outcome.record)
             return
         fault = outcome.fault or Fault("error", "unknown")
+        # Every other shard would fail of these, and each attempt would cost a model load.
         if fault.kind in ("disk_full", "read_only", "lock_lost"):
             raise stopping_error(fault, f"{outcome.stage} {outcome.task.shard if outcome.task else ''}".strip())
         if outcome.task is None:
             logger.warning("a worker of %s could not start: %s", outcome.stage, fault.message)
             logger.debug("%s", fault.details)
-            for task in self._board.fail_start(outcome.stage, fault):
-                self._tell_fault(
+            for task in self._scheduler.fail_start(outcome.stage, fault):
+                self._report_fault(
                     "shard_failed", task, replace(fault, message=f"no worker could start: {fault.message}")
                 )
         else:
-            verdict = self._board.fail(outcome.task, fault)
-            kind: EventKind = "shard_retry" if verdict == "retry" else "shard_failed"
-            self._tell_fault(kind, outcome.task, fault)
+            decision = self._scheduler.fail(outcome.task, fault)
+            kind: EventKind = "shard_retry" if decision == "retry" else "shard_failed"
+            self._report_fault(kind, outcome.task, fault)
 
     def finished(self, stage: str) -> None:
-        if stage in self._finished or not self._board.total[stage]:
+        if stage in self._finished or not self._scheduler.total[stage]:
             return
         self._finished.add(stage)
-        missing = self._board.total[stage] - self._board.done[stage]
-        self._tell("finished", stage, error=f"{missing} shards not done" if missing else None)
+        missing = self._scheduler.total[stage] - self._scheduler.done[stage]
+        self._report("finished", stage, error=f"{missing} shards not done" if missing else None)
 
-    def _tell_fault(self, kind: EventKind, task: ShardTask, fault: Fault) -> None:
+    def _report_fault(self, kind: EventKind, task: ShardTask, fault: Fault) -> None:
         logger.debug("%s %s: %s", task.stage, task.shard, fault.details or fault.message)
-        self._tell(kind, task.stage, task.shard, error=fault.message, details=fault.details)
+        self._report(kind, task.stage, task.shard, error=fault.message, details=fault.details)
 
-    def _tell(self, kind: EventKind, stage: str, shard: str = "", **facts: Any) -> None:
-        if stage in self._elsewhere:
+    def _report(self, kind: EventKind, stage: str, shard: str = "", **facts: Any) -> None:
+        if stage in self._elsewhere:  # the job that does the stage reports it
             return
-        done, total = self._board.done[stage], self._board.total[stage]
+        done, total = self._scheduler.done[stage], self._scheduler.total[stage]
         self._on_event(StageEvent(kind, stage, done, total, shard=shard, **facts))
 
 
 def _make_runner(
     backend: Backend,
     stages: Sequence[StagePlan],
-    board: Scheduler,
+    scheduler: Scheduler,
     config: ExecutionConfig,
     clock: Clock,
     idle_workers: IdleWorkers | None,
@@ -170,13 +177,15 @@ def _make_runner(
     others = [plan for plan in stages if plan.elsewhere is not None]
 
     def reserved() -> list[Resources]:
-        # Of a stage after the ones here it is not known when it ends: nothing waits for its shards.
-        return [plan.resources for plan in others if board.open(plan.name) or not plan.tasks]
+        # A stage that another job does after the ones here has no tasks in this plan: when it ends is not known, so
+        # that its minimum stays reserved.
+        return [plan.resources for plan in others if scheduler.open(plan.name) or not plan.tasks]
 
     runner: Runner
     if backend == "inline":
         runner = InlineRunner(here)
     elif backend == "ray":
+        # Here, as importing Ray takes most of a second, which commands on one machine need not wait for.
         from jobs.cluster.pool import RayRunner
 
         runner = RayRunner(here, config, reserved=reserved, idle_workers=idle_workers)
@@ -186,5 +195,6 @@ def _make_runner(
 
 
 def _remove_left_overs(stages: Sequence[StagePlan]) -> None:
+    # Half-written files of killed commands. A stage of another job has its own lock and cleans up after itself.
     for folder in {task.output.parent for plan in stages if plan.elsewhere is None for task in plan.tasks}:
         remove_stale_temporaries(folder)

@@ -1,4 +1,4 @@
-"""A run as its stages see it: settings, classes, plans, and where the weights of its rounds are."""
+"""A run as its stages see it: settings, classes, plans, and the paths of its weights."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -33,9 +33,9 @@ class DataSettings(Section):
     """Where images come from.
 
     Attributes:
-        target: The images to label. Labels, if there are any, serve to measure the pseudo-labels and nothing else.
+        target: The images to label. Their labels, if there are any, only measure the pseudo-labels.
         source: Labelled images that the rounds rehearse; null: training on pseudo-labels alone.
-        test: Labelled images that nothing but the evaluation of each round sees; null: no mIoU is reported.
+        test: Labelled images that only the evaluation of each round reads; null: no mIoU is reported.
         validation: Labelled images to choose settings on, and to decide which student becomes the next teacher; null:
             that is decided without labels.
     """
@@ -58,16 +58,14 @@ class DataSettings(Section):
 
 
 class RunSettings(Section):
-    """The settings that every run has. What adds sections to them is the command line's `RunConfig`.
-
-    A stage asks for a section by its class, so that it needs to know no other stage's.
-    """
+    """The settings that every run has; `pipeline.config.RunConfig` adds the sections of the stages."""
 
     seed: NonNegativeInt = 0
-    shard_size: PositiveInt = 50
+    shard_size: PositiveInt = 50  # images; what a worker that dies loses at most
 
     def section(self, kind: type[Settings]) -> Settings:
         """Return the section of a class; its defaults where the settings have no such section."""
+        # By class and not by name, so that a stage knows no section but its own.
         for name in type(self).model_fields:
             value = getattr(self, name)
             if type(value) is kind:
@@ -77,12 +75,12 @@ class RunSettings(Section):
 
 @dataclass(frozen=True)
 class RunRef:
-    """What a worker is given of a run: small, picklable, without the plan. A replay's settings travel in it.
+    """What a worker gets of a run: small, picklable, without the plan.
 
     Attributes:
-        layout: Where everything is, under the same path on every machine.
-        config: The settings, which need not be those in `config.yaml`.
-        round: The round that is worked on; 0 for what all rounds share.
+        layout: The paths of the run, the same on every machine.
+        config: The settings; those of a replay differ from `config.yaml`.
+        round: The round; 0 for what all rounds share.
         part: The stage, or the part of it, such as "embed-source" or "evaluate-baseline".
     """
 
@@ -106,7 +104,7 @@ class RunRef:
         return Vocabulary.load(self.layout.vocabulary)
 
     def reopened(self) -> "Run":
-        """Return the whole run, read from its folder; for what works in the command's own process.
+        """Return the whole run, read from its folder, for a stage that works in the command's own process.
 
         Raises:
             FileNotFoundError: A file of the run is missing.
@@ -128,13 +126,13 @@ class Run:
     """A run that is open in this process.
 
     Attributes:
-        layout: Where everything is.
+        layout: The paths of the run.
         config: The settings.
         vocabulary: The classes.
         plan: The unlabelled images in shards.
         source_plan: The labelled images in shards; None without a labelled source.
-        outputs_only: Whether tasks are asked only for their outputs, as by `status`: labelled splits, which have no
-            plan in the run folder, are then not read, and have no samples.
+        outputs_only: Whether only the outputs of tasks are wanted, as by `status`: labelled splits, which have no plan
+            in the run folder, are then not read, and their tasks have no samples.
     """
 
     layout: RunLayout
@@ -146,7 +144,7 @@ class Run:
 
     @property
     def name(self) -> str:
-        """What the run is called: its folder's name."""
+        """The name of the run folder."""
         return self.layout.root.resolve().name
 
     @property
@@ -159,25 +157,25 @@ class Run:
         return self.config.section(kind)
 
     def ref(self, round: int, part: str) -> RunRef:
-        """Return what a worker of a stage is given."""
+        """Return what a worker of a stage gets."""
         return RunRef(self.layout, self.config, round, part)
 
     def refresh(self, folder: Path | None = None) -> None:
-        """Bring here what other machines recorded in the run's store, or in one folder of it; else nothing is done."""
-        place = location_of(self.layout.root)
-        mirror.bring(place) if folder is None else mirror.bring_folder(place, folder)
+        """Fetch the records of the run's store, or of one of its folders; does nothing for a run in a folder."""
+        location = location_of(self.layout.root)
+        mirror.bring(location) if folder is None else mirror.bring_folder(location, folder)
 
     def publish(self, *files: Path) -> None:
-        """Put small files that are here into the run's store, in this order; else nothing is done."""
+        """Upload small files to the run's store, in this order; does nothing for a run in a folder."""
         mirror.put_files(location_of(self.layout.root), files)
 
     def discard(self, output: Path) -> None:
-        """Delete an output with its record, wherever the run is."""
+        """Delete an output and its record, in the folder or the store."""
         mirror.discard(location_of(self.layout.root), output, record_path(output))
 
     @contextmanager
     def here(self, *outputs: Path) -> Iterator[None]:
-        """Have outputs on this machine for the length of the block; those that are not done are passed over."""
+        """Keep outputs on this machine for the length of the block; outputs that are not done are skipped."""
         done = [(output, record_path(output)) for output in outputs if record_path(output).is_file()]
         with mirror.fetched(location_of(self.layout.root), done):
             yield
@@ -202,12 +200,13 @@ def has_target_labels(run: Run | RunRef) -> bool:
 
 
 def student_weights(run: Run | RunRef, number: int) -> Path:
-    """Return the path of the model that a round trained; of round 0, the start."""
+    """Return the path of the model that a round trained; for round 0, the start."""
     return run.layout.student(number) / MODEL_FILE
 
 
 def best_weights(run: Run | RunRef, number: int) -> Path:
-    """Return the path of the best model up to a round: the teacher of the next one, and its student's start."""
+    """Return the path of the best model up to a round: the next round's teacher."""
+    # Round 0 decides nothing, so that it keeps no copy of its one model.
     return student_weights(run, 0) if number == 0 else run.layout.best(number) / MODEL_FILE
 
 

@@ -10,8 +10,8 @@ from pydantic import Field, NonNegativeInt
 from jobs.cluster.job_server import SubmitConfig
 from jobs.execution.settings import ExecutionConfig
 from jobs.inference.model import ModelSettings
+from jobs.resources import Resources
 from jobs.run import DataSettings, RunSettings, Section
-from jobs.stage import Resources
 from jobs.stages.embed import Settings as EmbedSettings
 from jobs.stages.evaluate import Settings as EvaluateSettings
 from jobs.stages.promote import Settings as PromotionSettings

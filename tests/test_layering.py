@@ -12,7 +12,7 @@ ORDER = ("pipeline", "jobs", "models", "shards")
 TORCH = {"torch", "torchvision", "timm", "open_clip", "segment_anything", "ray"}
 # Which parts of its own package each part may import. A part is a folder, or a file that lies in no folder.
 SAM = {"sam", "weights"}
-STAGE = {"run", "stage"}
+STAGE = {"run", "resources", "stage", "commit"}
 WORKING = {*STAGE, "artifacts", "inference", "quality", "execution"}
 ASKED = {"errors", "terminal", "settings", "progress"}
 PARTS: dict[str, dict[str, set[str]]] = {
@@ -25,7 +25,9 @@ PARTS: dict[str, dict[str, set[str]]] = {
     },
     "jobs": {
         "run": set(),
-        "stage": {"run"},
+        "resources": set(),
+        "stage": {"run", "resources"},
+        "commit": {"run", "stage"},
         "artifacts": STAGE,
         "inference": {*STAGE, "artifacts"},
         "quality": {*STAGE, "artifacts"},

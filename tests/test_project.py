@@ -16,7 +16,6 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 PAGES = [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")]
 
 
-
 @pytest.mark.parametrize("package", PACKAGES)
 def test_the_wheel_takes_every_file_of_a_package_along(package: str) -> None:
     include = PROJECT["tool"]["setuptools"]["packages"]["find"]["include"]

@@ -1,4 +1,4 @@
-"""What the embed stage stores of a shard, for the stages after it."""
+"""What the embed stage stores per shard: SAM's embeddings, read row by row."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,16 +16,18 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class EmbeddingStore:
-    """The readable images of a shard; the large arrays stay on disk.
+    """The readable images of a shard.
 
     Attributes:
         path: The store.
-        rows: Row of each key; the keys in the shard's order.
+        rows: Row of each key, in the shard's order.
         sizes_hw: (n, 2) upright sizes in pixels.
         exif: n EXIF orientations.
-        valid: (n, 2) float32, share of SAM's square that is image.
+        valid: (n, 2) float32, share of SAM's square that the image covers.
     """
 
+    # The embeddings stay on disk, 2 MiB per image with SAM at 1024 pixels: a shard of them may not fit into memory. One
+    # chunk per row makes reading a single one cheap.
     path: Path
     rows: dict[str, int]
     sizes_hw: list[tuple[int, int]]
@@ -54,7 +56,7 @@ class EmbeddingStore:
         return np.asarray(read_rows(self.path, "embedding", row), dtype=np.float16)
 
     def valid_hw(self, row: int) -> tuple[float, float]:
-        """Give the share (height, width) of SAM's square that is one image."""
+        """Return the share (height, width) of SAM's square that an image covers."""
         height, width = self.valid[row].tolist()
         return height, width
 
@@ -74,7 +76,7 @@ class EmbeddingStore:
 
 
 class StoredEmbeddings:
-    """The stored SAM embeddings of a data set, over all its shards, found by key."""
+    """The stored SAM embeddings of a data set, over all its shards, by key."""
 
     def __init__(self, stores: Sequence[Path]) -> None:
         """Open the stores; the embeddings stay on disk.
@@ -90,7 +92,7 @@ class StoredEmbeddings:
         return key in self._store
 
     def __getitem__(self, key: str) -> "SamEmbedding":
-        """Give the embedding of a sample, (1, C, g, g).
+        """Read the (1, C, g, g) embedding of a sample.
 
         Raises:
             KeyError: No store has it.

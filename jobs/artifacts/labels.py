@@ -1,4 +1,4 @@
-"""What the refine stage stores of a shard: four maps an image, and how they came about."""
+"""What the refine stage stores per shard: four maps per image, and how they came about."""
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
@@ -14,6 +14,7 @@ from shards.data.vocabulary import IGNORE_8_BIT
 from shards.formats.arrays import pack_ragged, read_arrays, read_ragged_row, unpack_ragged, write_arrays
 from shards.formats.records import Json
 
+# "teacher" and "gated" are stored next to the result to show, without inference, where quality is won or lost.
 LABEL_MAPS: Final = ("label", "teacher", "gated")
 MAPS: Final = (*LABEL_MAPS, "weight")
 
@@ -25,10 +26,10 @@ class RefinedStore:
     Attributes:
         keys: The images, in the shard's order.
         maps: For each of "label" (refined), "teacher" (its own labels), "gated" (those of classes that passed the
-            gate), each with the ignore index, and "weight" (0..255): one (H, W) uint8 or uint16 map an image.
+            gate), each with the ignore index, and "weight" (0..255): one (H, W) uint8 or uint16 map per image.
         exif: EXIF orientation of each image.
-        masks: Of each image the facts of its masks, as `MaskFact.as_json` gives them.
-        gate: Of each image, for the classes that the teacher saw: class_id, confidence, reason.
+        masks: For each image the facts of its masks, as `MaskFact.as_json` returns them.
+        gate: For each image, of the classes that the teacher saw: class_id, confidence, reason.
         teacher_weights: SHA-256 of the teacher's weights.
         fingerprint: The refine stage's settings.
     """
@@ -52,7 +53,7 @@ def write_refined(
     teacher_weights: str,
     fingerprint: Mapping[str, Json],
 ) -> None:
-    """Write the refined labels of a shard; ids take a byte where 255 is the ignore index, else two.
+    """Write the refined labels of a shard; ids take one byte where 255 is the ignore index, else two.
 
     Args:
         path: The store, `.zarr`.
@@ -64,6 +65,7 @@ def write_refined(
         fingerprint: Of the refine task; provenance quotes it.
     """
     wide = np.dtype(np.uint8 if ignore_index == IGNORE_8_BIT else np.uint16)
+    # Images of a shard differ in size: their maps are packed into one flat array, which keeps a store to few files.
     arrays: dict[str, NDArray[Any]] = {}
     for name in MAPS:
         kind = wide if name in LABEL_MAPS else np.dtype(np.uint8)
@@ -85,9 +87,8 @@ def read_refined(path: Path, names: Sequence[str] = MAPS, keys: Collection[str] 
 
     Args:
         path: The store.
-        names: The maps wanted, of `MAPS`.
-        keys: The images wanted, of which no others are read; those that the shard does not hold are passed over. None:
-            all.
+        names: The maps to read, of `MAPS`.
+        keys: The images to read; keys that the shard does not hold are skipped. None: all.
 
     Raises:
         FileNotFoundError: There is none.
@@ -117,7 +118,7 @@ def read_refined(path: Path, names: Sequence[str] = MAPS, keys: Collection[str] 
 
 
 def read_refined_map(path: Path, name: str, key: str) -> NDArray[Any]:
-    """Read one map of one image without the rest of the shard: (H, W).
+    """Read one (H, W) map of one image without the rest of the shard.
 
     Raises:
         KeyError: The shard has no image of that key.
@@ -131,6 +132,7 @@ def read_refined_map(path: Path, name: str, key: str) -> NDArray[Any]:
 
 
 def _gate_facts(result: GateResult) -> list[Json]:
+    # Absent classes are left out: with hundreds of classes they would be most of the store's attributes.
     return [
         {"class_id": class_id, "confidence": round(float(confidence), 6), "reason": reason}
         for class_id, (confidence, reason) in enumerate(zip(result.confidence, result.reasons, strict=True))

@@ -1,4 +1,4 @@
-"""Reads what the teacher stage stored of a shard, an image at a time."""
+"""What the teacher stage stores per shard, read image by image."""
 
 # k kept classes, h w score grid
 
@@ -19,7 +19,7 @@ class ImageScores:
 
     Attributes:
         key: The image.
-        ids: (k, h, w) uint16, the kept classes of each cell, best first.
+        ids: (k, h, w) uint16, the kept classes of each cell, highest score first.
         scores: (k, h, w) float16, their probabilities.
     """
 
@@ -29,14 +29,14 @@ class ImageScores:
 
 
 def stored_scores(path: Path) -> Iterator[ImageScores]:
-    """Give the images of a teacher's store, in the shard's order.
+    """Yield the scores of the images in a teacher's store, in the shard's order.
 
     Raises:
         FileNotFoundError: There is none.
         ValueError: It is damaged.
     """
     arrays, attrs = read_arrays(path, names=("ids", "scores"))
-    keys: Any = attrs.get("keys")
+    keys: Any = attrs.get("keys")  # zarr attributes are JSON of any shape
     if not isinstance(keys, list) or len(keys) != len(arrays["ids"]):
         raise ValueError(f"{path} does not say whose scores it holds; delete its record to have it made again")
     for key, ids, scores in zip(keys, arrays["ids"], arrays["scores"], strict=True):

@@ -1,22 +1,23 @@
-"""The living machines of a Ray: which workers they could hold, alone and beside each other."""
+"""The living machines of a Ray, and which workers fit on them."""
 
 import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Final
 
 from jobs.cluster.connection import PRIVATE_NAMESPACE
-from jobs.stage import Resources, StagePlan
+from jobs.resources import Resources
+from jobs.stage import StagePlan
 
 logger = logging.getLogger(__name__)
 
-_SEEN_S: Final = 1.0
+_SEEN_S: Final = 1.0  # the scheduling loop queries them many times per second, each time a call to the head
 
 
 class Machines:
-    """The machines of the Ray that this process is connected to, as they were a second ago at most.
+    """The machines of the Ray that this process is connected to, at most a second out of date.
 
     Attributes:
-        private: Whether it is a Ray of our own on this machine, which nobody else uses and which does not grow.
+        private: Whether the Ray was started by this command on this machine: nobody else uses it, and it cannot grow.
     """
 
     def __init__(self, ray: Any, now: Callable[[], float]) -> None:
@@ -27,33 +28,33 @@ class Machines:
         self.private = ray.get_runtime_context().namespace == PRIVATE_NAMESPACE
 
     def require_living(self) -> None:
-        """See to it that the Ray of this machine lives; a cluster without machines may get new ones.
+        """Reject a private Ray whose machine is dead; a cluster without machines may get new ones.
 
         Raises:
-            ConnectionError: Its raylet died: workers that were asked for would never come.
+            ConnectionError: Its raylet died: requested workers would never come.
         """
         if self.private and not self._alive():
             raise ConnectionError("the Ray of this machine died; resume with the same command")
 
     def could_hold(self, resources: Resources) -> bool:
-        """Tell whether one of them has room for a worker when nothing else is on it."""
-        asked = wanted(resources)
-        return any(holds(machine, asked) for machine in self._alive())
+        """Return whether a machine with nothing else on it could hold a worker."""
+        needed = wanted(resources)
+        return any(holds(machine, needed) for machine in self._alive())
 
     def fit(self, workers: Iterable[tuple[Resources, int]]) -> bool:
-        """Tell whether so many workers of each kind fit on them at once, when nothing else is there."""
+        """Return whether that many workers of each kind fit on the empty machines at once."""
         return fit([(wanted(resources), count) for resources, count in workers], self._alive())
 
     def compete(self, one: Resources, other: Resources) -> bool:
-        """Tell whether two kinds of workers take something of the same name."""
+        """Return whether two kinds of workers use a resource of the same name."""
         return not wanted(one).keys().isdisjoint(wanted(other))
 
     def shown(self, resources: Resources) -> str:
-        """Say what they have in all of what a worker asks for."""
+        """Return as text what the machines have of the resources that a worker requests."""
         return shown_machines(self._alive(), wanted(resources))
 
-    def tell_impossible(self, plan: StagePlan, patience_s: float) -> None:
-        """Warn of a stage whose workers no machine can hold now, and which is waited for.
+    def warn_if_impossible(self, plan: StagePlan, patience_s: float) -> None:
+        """Warn of a stage whose workers no machine can hold now.
 
         Raises:
             ValueError: The Ray of this machine can never hold them.
@@ -63,7 +64,7 @@ class Machines:
             return
         self.require_living()
         text = f"a worker of {plan.name} asks for {shown(wanted(plan.resources))}"
-        if self.private:
+        if self.private:  # a cluster may get such a machine, this Ray never does
             counted = {name: self._alive()[0].get(name, 0.0) for name in wanted(plan.resources)}
             raise ValueError(
                 f"{text}, Ray counts {shown(counted)} on this machine; lower resources.{plan.name}, or join a cluster "
@@ -87,53 +88,54 @@ class Machines:
 
 Amounts = Mapping[str, float]
 
-_ROUNDING = 1e-6
+_ROUNDING = 1e-6  # of floats: ten workers with 0.1 GPU each fit on one GPU
 
 
 def wanted(resources: Resources) -> dict[str, float]:
-    """Give what a worker takes, by Ray's names; what it does not need is left out."""
+    """Return what a worker uses, by Ray's names; amounts of 0 are left out."""
     amounts = {"CPU": resources.num_cpus, "GPU": resources.num_gpus, **resources.resources}
     return {name: amount for name, amount in amounts.items() if amount > 0}
 
 
 def holds(machine: Amounts, amounts: Amounts) -> bool:
-    """Tell whether a machine with nothing else on it has room for a worker."""
+    """Return whether a machine with nothing else on it could hold a worker."""
     return all(amount <= machine.get(name, 0.0) + _ROUNDING for name, amount in amounts.items())
 
 
 def fit(workers: Iterable[tuple[Amounts, int]], machines: Sequence[Amounts]) -> bool:
-    """Tell whether all workers fit on the machines at once, placed one by one, those that want most first.
+    """Return whether all workers fit on the machines at once, placed greedily, the most demanding first.
 
     Args:
-        workers: What a worker takes, and how many there are.
-        machines: What each machine has in all.
+        workers: What a worker uses, and how many there are.
+        machines: What each machine has in total.
     """
+    # First fit by rarity, not exact bin packing: it may miss a packing, never invent one.
     left = [dict(machine) for machine in machines]
     for amounts, count in sorted(workers, key=lambda entry: _rarity(entry[0], machines), reverse=True):
         for _ in range(count if amounts else 0):
-            place = next((machine for machine in left if holds(machine, amounts)), None)
-            if place is None:
+            machine = next((machine for machine in left if holds(machine, amounts)), None)
+            if machine is None:
                 return False
             for name, amount in amounts.items():
-                place[name] = place.get(name, 0.0) - amount
+                machine[name] = machine.get(name, 0.0) - amount
     return True
 
 
 def shown(amounts: Amounts) -> str:
-    """Give amounts as text: "1 CPU, 0.5 GPU, 1 sam"."""
+    """Return amounts as text: "1 CPU, 0.5 GPU, 1 sam"."""
     return ", ".join(f"{amount:g} {name}" for name, amount in amounts.items()) or "nothing"
 
 
-def shown_machines(machines: Sequence[Amounts], asked: Amounts) -> str:
-    """Say what machines have of what is asked for, those that are alike together: "2 machines with 4 CPU, 0 sam"."""
+def shown_machines(machines: Sequence[Amounts], requested: Amounts) -> str:
+    """Return what machines have of some resources, equal ones counted together: "2 machines with 4 CPU, 0 sam"."""
     counts: dict[str, int] = {}
     for machine in machines:
-        text = shown({name: machine.get(name, 0.0) for name in asked})
+        text = shown({name: machine.get(name, 0.0) for name in requested})
         counts[text] = counts.get(text, 0) + 1
     return "; ".join(f"{n} machine{'s' if n > 1 else ''} with {text}" for text, n in counts.items()) or "no machine"
 
 
 def _rarity(amounts: Amounts, machines: Sequence[Amounts]) -> float:
-    """Give the largest share of all that there is of something which one worker takes."""
+    """Return the largest share of the cluster's total of any resource that one worker uses."""
     total = {name: sum(machine.get(name, 0.0) for machine in machines) for name in amounts}
     return max((amount / total[name] if total[name] else 2.0 for name, amount in amounts.items()), default=0.0)

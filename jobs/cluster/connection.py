@@ -14,27 +14,27 @@ from typing import Any, Final
 logger = logging.getLogger(__name__)
 
 ROOT: Final = Path(__file__).resolve().parents[2]
-PRIVATE_NAMESPACE: Final = "stseg-pipeline-private"  # tells a Ray that cannot grow from a cluster that may
+PRIVATE_NAMESPACE: Final = "stseg-pipeline-private"  # distinguishes a Ray that cannot grow from a cluster
 PACKAGES: Final = ("pipeline", "jobs", "models", "shards")
 _LOCAL_STORE_BYTES: Final = 256 * 1024**2  # shard names and records travel, never arrays
 _START_ATTEMPTS: Final = 3
 
 
 def connect(address: str | None = None, num_cpus: int | None = None) -> bool:
-    """Connect this process to Ray, and give whether that was needed.
+    """Connect this process to Ray; return whether it was not connected yet.
 
-    Without an address a private Ray is started here, without dashboard, behind a token of its own. Workers import the
-    packages of this repository: from its path here; on a cluster from a copy that Ray uploads.
+    Without an address a private Ray is started on this machine, without dashboard, behind a token of its own. Workers
+    import the packages of this repository: here from its path, on a cluster from a copy that Ray uploads.
 
     Args:
-        address: None: this machine; host:port: the Ray that runs there; "auto": the one that RAY_ADDRESS names, as in a
-            Ray job, else the newest on this machine.
-        num_cpus: CPUs that the private Ray counts with; None: all. Without meaning with an address.
+        address: None: a private Ray; host:port: the Ray that runs there; "auto": the one that RAY_ADDRESS names, as in
+            a Ray job, else the newest on this machine.
+        num_cpus: CPUs of the private Ray; None: all. Ignored with an address.
 
     Raises:
-        ValueError: Another package of the same name would be imported in our packages' place, or there is no token.
+        ValueError: A foreign package would be imported in place of one of ours, or there is no token.
         ConnectionError: No Ray answers at the address, or none starts here.
-        KeyboardInterrupt: SIGTERM came meanwhile.
+        KeyboardInterrupt: SIGTERM arrived meanwhile.
     """
     refuse_foreign_packages([Path.cwd(), Path(sys.path[0] or ".")])
     if "ray" in sys.modules and sys.modules["ray"].is_initialized():
@@ -52,7 +52,7 @@ def connect(address: str | None = None, num_cpus: int | None = None) -> bool:
 
 
 def disconnect() -> None:
-    """End the connection; a private Ray ends with it. Without a connection nothing happens."""
+    """End the connection, and a private Ray with it; does nothing without a connection."""
     if "ray" not in sys.modules:
         return
     import ray
@@ -62,7 +62,7 @@ def disconnect() -> None:
 
 @contextmanager
 def connection(address: str | None = None, num_cpus: int | None = None) -> Iterator[None]:
-    """Be connected to Ray for a while; a connection that was there before stays."""
+    """Connect to Ray for the length of the block; a connection that exists already stays."""
     ours = connect(address, num_cpus)
     try:
         yield
@@ -72,16 +72,15 @@ def connection(address: str | None = None, num_cpus: int | None = None) -> Itera
 
 
 def refuse_foreign_packages(folders: Iterable[Path]) -> None:
-    """See to it that no other `models`, `jobs`, … could be imported in our packages' place.
-
-    Ray puts the working folder and the script's folder on its workers' path, where such common names are found first.
+    """Reject folders from which a foreign `models`, `jobs`, … would be imported in place of ours.
 
     Args:
-        folders: What may come on the path.
+        folders: Candidates for the import path.
 
     Raises:
         ValueError: One of them holds such a package or module.
     """
+    # Ray puts the working folder and the script's folder first on its workers' path, and our names are common ones.
     for folder in dict.fromkeys(folder.resolve() for folder in folders):
         if folder == ROOT:
             continue
@@ -95,7 +94,7 @@ def refuse_foreign_packages(folders: Iterable[Path]) -> None:
 
 @contextmanager
 def _sigterm_as_before() -> Iterator[None]:
-    """Keep the handler of SIGTERM: Ray puts its own there, which end the process with exit codes of their own."""
+    """Restore the handler of SIGTERM after the block: Ray's own handlers end the process with their own exit codes."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -111,28 +110,29 @@ def _sigterm_as_before() -> Iterator[None]:
 def _join(address: str) -> None:
     import ray
 
-    if address == "auto":  # a job is told its own cluster; Ray would take the newest one of the machine
+    if address == "auto":  # RAY_ADDRESS names a job's own cluster; Ray would take the newest one of the machine
         address = os.environ.get("RAY_ADDRESS", address)
     try:
         ray.init(address=address, runtime_env=uploaded_code(), log_to_driver=False, logging_level=logging.WARNING)
-    except Exception as error:  # ConnectionError, RuntimeError or one of Ray's own, by what is wrong
+    except Exception as error:  # ConnectionError, RuntimeError or one of Ray's own, depending on the cause
         ray.shutdown()
         raise ConnectionError(f"no Ray that lets us in answers at {address}: {error}") from error
 
 
 def _start_private(num_cpus: int | None) -> None:
-    """Start Ray on this machine; on a busy one its own processes may be late for each other, so it is tried again."""
+    """Start a private Ray on this machine."""
     import ray
 
-    # By default Ray's workers give way to everything else: on a busy machine they hardly move.
+    # By default Ray's workers run at low priority: on a busy machine they hardly move.
     os.environ.setdefault("RAY_worker_niceness", "0")
+    # Several attempts: on a busy machine Ray's own processes may miss each other's time limits.
     for attempt in range(1, _START_ATTEMPTS + 1):
         try:
             ray.init(
-                address="local",
+                address="local",  # named, since with None Ray would join the one that RAY_ADDRESS names
                 namespace=PRIVATE_NAMESPACE,
                 num_cpus=num_cpus,
-                include_dashboard=False,
+                include_dashboard=False,  # an idle Ray then takes 517 MiB instead of 724
                 object_store_memory=_LOCAL_STORE_BYTES,
                 runtime_env={"env_vars": {"PYTHONPATH": _python_path()}},
                 log_to_driver=False,
@@ -147,14 +147,16 @@ def _start_private(num_cpus: int | None) -> None:
 
 
 def choose_authentication(*, local: bool) -> None:
-    """Settle Ray's authentication before Ray reads it: drivers, heads and workers differ in their defaults.
+    """Set Ray's authentication mode explicitly.
 
     Args:
-        local: Whether a Ray of our own is started, which gets a token if there is none.
+        local: Whether a private Ray is started, which gets a token if there is none.
 
     Raises:
         ValueError: There is no token for a cluster, and RAY_AUTH_MODE does not say that it has none.
     """
+    # Heads, drivers and workers have different defaults: a driver that joins a head with a token without setting the
+    # mode fails only after 30 s of retries.
     if "RAY_AUTH_MODE" in os.environ:
         return
     has_token = "RAY_AUTH_TOKEN" in os.environ or "RAY_AUTH_TOKEN_PATH" in os.environ
@@ -174,15 +176,13 @@ def choose_authentication(*, local: bool) -> None:
 
 
 def uploaded_code() -> dict[str, Any]:
-    """Give Ray's setting that brings the code to a cluster's workers; a Ray job and an installed package have it.
-
-    Of the project's folder only the packages travel, with the tiny weights; what else may lie in it can be large.
-    """
+    """Return the runtime environment that uploads the code to a cluster; empty in a Ray job or an installed package."""
     in_job = "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ
     if in_job or not (ROOT / "pyproject.toml").is_file():
         return {}
-    for name in ("packaging", "working_dir"):  # they tell at length what they leave out
+    for name in ("packaging", "working_dir"):  # they log every folder that is left out
         logging.getLogger(f"ray._private.runtime_env.{name}").setLevel(logging.ERROR)
+    # Only the packages, with the tiny weights: runs, images and environments in the same folder can be large.
     others = sorted(f"/{path.name}" for path in ROOT.iterdir() if path.name not in PACKAGES)
     return {"working_dir": str(ROOT), "excludes": [*others, "__pycache__"]}
 

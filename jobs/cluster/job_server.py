@@ -25,11 +25,11 @@ _STATES: Final[Mapping[str, JobState]] = {"SUCCEEDED": "succeeded", "FAILED": "f
 _ADDRESS_VARIABLES: Final = ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS")
 _TALKATIVE: Final = ("ray.dashboard.modules.dashboard_sdk", "ray.dashboard.modules.job.sdk")
 _REACH_TIMEOUT_S: Final = 10.0
-_NOT_READY: Final = "No available agent"  # a head that has just started says so, for a while
+_NOT_READY: Final = "No available agent"  # the answer of a head that has just started, for a while
 _SUBMIT_ATTEMPTS: Final = 12
 _SUBMIT_AGAIN_S: Final = 5.0
 _LOOK_UP_S: Final = 2.0
-_STOP_WAIT: Final = "RAY_JOB_STOP_WAIT_TIME_S"  # from SIGTERM to SIGKILL; Ray's own 3 s are too few to save a training
+_STOP_WAIT: Final = "RAY_JOB_STOP_WAIT_TIME_S"  # from SIGTERM to SIGKILL; Ray's 3 s are too few to save a training
 _STOP_WAIT_S: Final = ceil(STOP_WITHIN_S) + 2
 
 T = TypeVar("T")
@@ -39,11 +39,11 @@ class SubmitConfig(BaseModel):
     """How a stage becomes a Ray job; none of it changes results.
 
     Attributes:
-        upload: Whether jobs bring this project's packages along, with the tiny weights; off: they are installed on the
+        upload: Whether jobs bring the packages of this project, with the tiny weights; off: they are installed on the
             cluster.
-        python: The interpreter of the head's machine that has this project's dependencies: its path, or its name where
-            the head was started with it on its PATH.
-        address: The Ray that jobs join, host:port; "auto": the one that Ray tells them of, which is any on the head's
+        python: The interpreter on the head's machine that has the dependencies: its path, or its name where the head
+            was started with it on its PATH.
+        address: The Ray that jobs join, host:port; "auto": the one that Ray names to them, which is any on the head's
             machine where several run there.
     """
 
@@ -59,9 +59,9 @@ class Job:
 
     Attributes:
         id: Its submission id.
-        state: "running" also means that it waits to start.
+        state: "running" includes waiting to start.
         metadata: What it was submitted with.
-        message: What the server says of its state.
+        message: The server's message about its state.
     """
 
     id: str
@@ -71,33 +71,33 @@ class Job:
 
     @property
     def over(self) -> bool:
-        """Whether it has ended, in whatever way."""
+        """Whether it has ended, in whichever way."""
         return self.state != "running"
 
 
 class JobServer(Protocol):
-    """A place that runs commands as jobs. Every method raises ConnectionError when it does not answer."""
+    """Runs commands as jobs. Every method raises ConnectionError when the server does not answer."""
 
     address: str
 
     def jobs(self) -> list[Job]:
-        """Give all jobs that it remembers."""
+        """Return all jobs that it remembers."""
         ...
 
     def find(self, job_id: str) -> Job | None:
-        """Give a job; None: it knows none of that id."""
+        """Return a job, or None if no job has that id."""
         ...
 
     def submit(self, job_id: str, entrypoint: str, metadata: Mapping[str, str], *, upload: bool) -> None:
-        """Start a shell command as a job; an id that was used before is refused."""
+        """Start a shell command as a job; an id that was used before is rejected."""
         ...
 
     def follow(self, job_id: str) -> Iterator[str]:
-        """Give the log in pieces, from its beginning to the job's end; at times an empty one, while nothing comes."""
+        """Yield the log in pieces, from its beginning to the job's end; empty ones while nothing new arrives."""
         ...
 
     def stop(self, job_id: str) -> None:
-        """Ask a job to stop."""
+        """Request that a job stops."""
         ...
 
 
@@ -105,10 +105,10 @@ class RayJobServer:
     """The job server of a Ray head, behind its dashboard's address.
 
     Args:
-        address: As in `http://head:8265`.
+        address: Such as `http://head:8265`.
 
     Raises:
-        ValueError: The address is none, or there is no token for it.
+        ValueError: The address is invalid, or there is no token for it.
         ConnectionError: Nothing answers there, or the token is not the cluster's.
     """
 
@@ -125,27 +125,28 @@ class RayJobServer:
 
         for name in _TALKATIVE:
             logging.getLogger(name).setLevel(logging.WARNING)
-        with _without(_ADDRESS_VARIABLES):  # they would take the place of the address
-            self._client: Any = self._ask(lambda: JobSubmissionClient(self.address))
+        with _without(_ADDRESS_VARIABLES):  # they would override the address
+            self._client: Any = self._query(lambda: JobSubmissionClient(self.address))
 
     def jobs(self) -> list[Job]:
-        """Give all jobs that were submitted to it, also those that ended."""
-        return [_job(details) for details in self._ask(self._client.list_jobs) if details.submission_id is not None]
+        """Return all jobs that were submitted to it, including those that ended."""
+        # Ray also lists drivers that joined the cluster without being submitted: they have no submission id.
+        return [_job(details) for details in self._query(self._client.list_jobs) if details.submission_id is not None]
 
     def find(self, job_id: str) -> Job | None:
-        """Give a job; None: the head knows none of that id, for example because it is a new one."""
+        """Return a job; None if the head knows no such id, for example because it was restarted."""
         return next((job for job in self.jobs() if job.id == job_id), None)
 
     def submit(self, job_id: str, entrypoint: str, metadata: Mapping[str, str], *, upload: bool) -> None:
-        """Start a command as a job of its own, with this project's packages in its working folder if `upload`."""
+        """Start a command as a job, with the packages of this project in its working folder if `upload`."""
         variables = {"RAY_AUTH_MODE": os.environ["RAY_AUTH_MODE"], _STOP_WAIT: str(_STOP_WAIT_S)}
         environment: dict[str, Any] = {"env_vars": variables}
         if upload:
             environment |= uploaded_code()
-        asked = {"entrypoint": entrypoint, "submission_id": job_id, "metadata": dict(metadata)}
+        job = {"entrypoint": entrypoint, "submission_id": job_id, "metadata": dict(metadata)}
         for attempt in range(1, _SUBMIT_ATTEMPTS + 1):
             try:
-                self._ask(lambda: self._client.submit_job(**asked, runtime_env=environment))
+                self._query(lambda: self._client.submit_job(**job, runtime_env=environment))
                 return
             except ConnectionError as error:
                 if _NOT_READY not in str(error) or attempt == _SUBMIT_ATTEMPTS:
@@ -153,7 +154,8 @@ class RayJobServer:
             time.sleep(_SUBMIT_AGAIN_S)
 
     def follow(self, job_id: str) -> Iterator[str]:
-        """Give the log in pieces until the job has ended."""
+        """Yield the log in pieces until the job has ended."""
+        # Ray's client is asynchronous. The pending read survives a time-out: a cancelled one would lose its piece.
         loop = asyncio.new_event_loop()
         pieces: AsyncIterator[str] = self._client.tail_job_logs(job_id)
         task: asyncio.Task[str] | None = None
@@ -166,7 +168,7 @@ class RayJobServer:
                     continue
                 ended, task = task, None
                 try:
-                    piece = self._ask(ended.result)
+                    piece = self._query(ended.result)
                 except StopAsyncIteration:
                     return
                 yield piece
@@ -178,20 +180,20 @@ class RayJobServer:
             loop.close()
 
     def stop(self, job_id: str) -> None:
-        """Ask a job to stop: SIGTERM, and SIGKILL if it has not ended 10 s later."""
-        self._ask(lambda: self._client.stop_job(job_id))
+        """Request that a job stops: SIGTERM, and SIGKILL if it has not ended 10 s later."""
+        self._query(lambda: self._client.stop_job(job_id))
 
     def _reach(self, host: str, port: int) -> None:
-        """Find out in bounded time whether anything listens: Ray's client waits as long as the system lets it."""
+        """Check in bounded time that something listens: Ray's client waits as long as the system permits."""
         try:
             socket.create_connection((host, port), timeout=_REACH_TIMEOUT_S).close()
         except OSError as error:
             raise ConnectionError(f"no Ray job server answers at {self.address}: {error}") from error
 
-    def _ask(self, question: Callable[[], T]) -> T:
-        """Ask the server; whatever its client raises becomes one kind of error."""
+    def _query(self, query: Callable[[], T]) -> T:
+        """Query the server; whatever its client raises becomes a ConnectionError."""
         try:
-            return question()
+            return query()
         except StopAsyncIteration:
             raise
         except Exception as error:  # its client raises RuntimeError, requests', aiohttp's and Ray's own

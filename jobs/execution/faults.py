@@ -1,4 +1,4 @@
-"""What an attempt at a shard failed of, in plain values that travel from any worker, and what it calls for."""
+"""Why an attempt at a shard failed, and what follows from it: plain values, which travel from any worker."""
 
 import os
 import sys
@@ -15,9 +15,9 @@ FaultKind = Literal[
     "error", "transient", "memory", "hopeless", "damaged", "lasting", "disk_full", "read_only", "lock_lost"
 ]
 LASTING: Final[frozenset[FaultKind]] = frozenset({"hopeless", "damaged", "lasting"})
-"""Kinds that another attempt ends with just the same."""
+"""Kinds with which another attempt would fail, too."""
 
-_MOST_DETAILS: Final = 20_000  # characters
+_MOST_DETAILS: Final = 20_000  # characters; the end is kept, where the error itself is
 
 
 @dataclass(frozen=True)
@@ -25,15 +25,15 @@ class Fault:
     """Why an attempt failed.
 
     Attributes:
-        kind: "error" (whatever a stage raised, or a worker that died) and "memory" are tried again with a fresh worker,
-            a limited number of times; "transient" (an error of the store that passes) after a pause, with the same
-            worker; "hopeless" (no machine can hold the worker, or the job that had the shard is over), "damaged" (an
-            input has other bytes than its record says) and "lasting" (settings, or what files hold) not at all;
-            "disk_full", "read_only" and "lock_lost" (another command took the run over) stop everything.
+        kind: "error" (whatever a stage raised, or a worker that died) and "memory" are retried with a fresh worker, a
+            limited number of times; "transient" (a passing error of the store) after a pause, with the same worker;
+            "hopeless" (no machine can hold the worker, or the job that had the shard is over), "damaged" (an input
+            does not match its record) and "lasting" (settings, or what files hold) not at all; "disk_full",
+            "read_only" and "lock_lost" (another command took the run over) stop everything.
         message: One line.
         errno: Number of the system's error; 0 if there is none.
-        filename: The file that it is about, or "".
-        details: The whole of it with its traceback, for the log; may be empty.
+        filename: The file concerned, or "".
+        details: The traceback, for the log; may be empty.
     """
 
     kind: FaultKind
@@ -44,12 +44,12 @@ class Fault:
 
 
 def fault_of(error: BaseException, folder: Path | None = None, output: Path | None = None) -> Fault:
-    """Return what an exception calls for.
+    """Return the fault that an exception means.
 
     Args:
         error: What was raised.
-        folder: Where the attempt writes: a right that is refused there stops everything, elsewhere it is an error
-            like others. None: nowhere.
+        folder: Where the attempt writes; a permission refused there stops everything, elsewhere it is like any other
+            error. None: nowhere.
         output: What the attempt was to write, named where the error names no file.
     """
     if isinstance(error, LockLost):
@@ -60,7 +60,8 @@ def fault_of(error: BaseException, folder: Path | None = None, output: Path | No
     if found is not None:
         kind, cause = found
         name = file_of(cause) or str(output or "")
-        if kind != "read_only" or (folder is not None and _lies_in(name, folder)):
+        in_folder = bool(name) and folder in (Path(name), *Path(name).parents)
+        if kind != "read_only" or in_folder:
             return Fault(kind, message, getattr(cause, "errno", None) or 0, name, details)
     return Fault(_kind_of(error), message, details=details)
 
@@ -70,44 +71,41 @@ def _kind_of(error: BaseException) -> FaultKind:
         return "memory"
     if isinstance(error, InputDamaged):
         return "damaged"
-    # A ValueError is what settings or the bytes of a file got wrong, unless they could not be read.
+    # A ValueError means wrong settings or wrong bytes, unless it was raised from an error of the system: then the
+    # bytes could not be read, and may be readable later.
     if isinstance(error, ValueError) and not any(is_of_the_system(cause) for cause in causes(error)):
         return "lasting"
     return "error"
 
 
-def stopping_error(fault: Fault, place: str) -> OSError | LockLost:
-    """Return the error that ends a chain which cannot go on: no disk space, no right to write, or no lock any more."""
+def stopping_error(fault: Fault, where: str) -> OSError | LockLost:
+    """Return the error that ends a chain: the disk is full, a folder cannot be written, or the lock is lost."""
     if fault.kind == "lock_lost":
         return LockLost(fault.message)
     hint = hint_of(fault.errno) if fault.kind == "disk_full" else "allow writing there"
-    text = f"{os.strerror(fault.errno)} ({place}); {hint}, then resume with the same command"
+    text = f"{os.strerror(fault.errno)} ({where}); {hint}, then resume with the same command"
     return OSError(fault.errno, text, fault.filename or None)
 
 
 def describe(error: BaseException) -> str:
-    """Return an exception in one line: its message, and unless a user or file got it wrong its type and origin."""
+    """Return an exception in one line: its message, with type and origin unless a user or a file caused it."""
     if isinstance(error, InputDamaged):
-        return str(error.args[0])  # the next command is named once, for all shards
+        return str(error.args[0])  # the command that repairs is named once, for all shards
     if isinstance(error, ValueError) and type(error).__module__.partition(".")[0] in ("builtins", "jobs", "shards"):
         return str(error).strip() or "(no message)"
     if isinstance(error, OSError) and error.errno is not None and error.filename is None and (name := file_of(error)):
         return f"{type(error).__name__}: [Errno {error.errno}] {error.strerror}: {name!r}"
     frames = traceback.extract_tb(error.__traceback__)
-    place = f" [{Path(frames[-1].filename).name}:{frames[-1].lineno}]" if frames else ""
-    return f"{type(error).__name__}: {str(error).strip() or '(no message)'}{place}"
+    origin = f" [{Path(frames[-1].filename).name}:{frames[-1].lineno}]" if frames else ""
+    return f"{type(error).__name__}: {str(error).strip() or '(no message)'}{origin}"
 
 
 def is_memory(error: BaseException) -> bool:
     """Return whether memory ran out, of this process or of an accelerator."""
     if any(isinstance(cause, OutOfMemory | MemoryError) for cause in causes(error)):
         return True
-    if "torch" not in sys.modules:  # then it cannot come from there, and takes seconds to load
+    if "torch" not in sys.modules:  # then the error is not torch's, and importing it takes seconds
         return False
     from models.devices import is_out_of_memory
 
     return any(is_out_of_memory(cause) for cause in causes(error))
-
-
-def _lies_in(name: str, folder: Path) -> bool:
-    return bool(name) and folder in (Path(name), *Path(name).parents)

@@ -1,4 +1,4 @@
-"""Who does the shards: the interface that the executor drives, and the runner that works in this process."""
+"""Runners do shards: the interface that the executor drives, one in this process, one that follows other jobs."""
 
 import sys
 from collections import deque
@@ -6,16 +6,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final, Protocol
 
+from jobs.commit import why_stale
 from jobs.execution.faults import Fault
 from jobs.execution.settings import Clock
 from jobs.execution.worker import WorkerSlot
-from jobs.stage import OtherJob, ShardTask, StagePlan, why_stale
+from jobs.stage import OtherJob, ShardTask, StagePlan
 from shards.formats.records import Record, read_record
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What came of an attempt at a shard, or (without a task) of an attempt to make a worker that failed."""
+    """The result of an attempt at a shard, or (without a task) of a failed attempt to start a worker."""
 
     stage: str
     task: ShardTask | None
@@ -24,10 +25,10 @@ class Outcome:
 
 
 class Runner(Protocol):
-    """A place where shards are worked on. The executor alone decides which and how often."""
+    """Does shards. The executor alone decides which and how often: a runner retries nothing by itself."""
 
     def staff(self, stage: str, waiting: int) -> int:
-        """Make workers for waiting shards as far as there is room, and give how many could be handed out right now."""
+        """Start workers for waiting shards as far as they fit; return how many shards can start right now."""
         ...
 
     def start(self, stage: str, task: ShardTask) -> None:
@@ -35,35 +36,37 @@ class Runner(Protocol):
         ...
 
     def wait(self, patience_s: float | None) -> list[Outcome]:
-        """Wait until something has happened, at most that long; at times nothing has."""
+        """Wait for outcomes, at most that long; may return none."""
         ...
 
     def trim(self, stage: str, left: int) -> None:
-        """Let workers go that a stage with so many shards left has no use for, or not now."""
+        """Stop workers that a stage with so many shards left does not need."""
         ...
 
     def release(self, stage: str) -> None:
-        """Let a stage's free workers go."""
+        """Stop the free workers of a stage."""
         ...
 
     def close(self) -> None:
-        """Stop everything."""
+        """Stop all workers."""
         ...
 
 
 class InlineRunner:
-    """Works in this process, one shard at a time, stage by stage."""
+    """Does shards in this process, one at a time."""
+
+    # One worker per stage stays loaded: teacher, refine and write take turns shard by shard.
 
     def __init__(self, stages: Sequence[StagePlan]) -> None:
         self._plans = {plan.name: plan for plan in stages}
         self._slots: dict[str, WorkerSlot] = {}
         self._queue: deque[tuple[str, ShardTask]] = deque()
         self._failed_starts: list[Outcome] = []
-        torch = sys.modules.get("torch")
+        torch = sys.modules.get("torch")  # not imported for this: it takes seconds, and some stages need no torch
         self._threads: int | None = None if torch is None else torch.get_num_threads()
 
     def staff(self, stage: str, waiting: int) -> int:
-        """Make the stage's worker when its first shard waits; it takes one shard at a time."""
+        """Start the worker of the stage when its first shard waits; one shard may start at a time."""
         if waiting == 0 or self._queue or self._failed_starts:
             return 0
         if stage not in self._slots:
@@ -77,11 +80,11 @@ class InlineRunner:
         return 1
 
     def start(self, stage: str, task: ShardTask) -> None:
-        """Note the shard; `wait` does it."""
+        """Queue the shard; `wait` does it."""
         self._queue.append((stage, task))
 
     def wait(self, patience_s: float | None) -> list[Outcome]:
-        """Do the shard that was handed over, however long it takes."""
+        """Do the queued shards, however long that takes."""
         outcomes, self._failed_starts = self._failed_starts, []
         while self._queue:
             stage, task = self._queue.popleft()
@@ -92,28 +95,29 @@ class InlineRunner:
         return outcomes
 
     def trim(self, stage: str, left: int) -> None:
-        """One worker is the least there can be."""
+        """Do nothing: there is one worker."""
 
     def release(self, stage: str) -> None:
-        """Forget the stage's worker and its models."""
+        """Drop the worker of the stage and its models."""
         self._slots.pop(stage, None)
 
     def close(self) -> None:
-        """Forget all workers, and give this process its threads back."""
+        """Drop all workers and restore the number of threads of this process."""
         self._slots.clear()
         if self._threads is not None:
             sys.modules["torch"].set_num_threads(self._threads)
 
 
-LOOK_S: Final = 2.0
+# Other jobs report through records on a shared file system or store, which are polled.
+POLL_S: Final = 2.0
 _NAP_S: Final = 0.25
 
 
 class FollowingRunner:
-    """Wraps a runner, which does the stages of this job.
+    """Adds the stages of other jobs to a runner, which does the stages of this job.
 
-    A shard of another job's stage is done when its record holds. When that job is over, those without one are given up,
-    and with them what depends on them here.
+    A shard of another job's stage is done when its record holds. Once that job is over, shards without a record are
+    given up, together with what depends on them here.
     """
 
     def __init__(self, runner: Runner, stages: Sequence[StagePlan], clock: Clock) -> None:
@@ -121,51 +125,51 @@ class FollowingRunner:
         self._clock = clock
         self._others = {plan.name: plan.elsewhere for plan in stages if plan.elsewhere is not None}
         self._awaited: dict[str, list[ShardTask]] = {name: [] for name in self._others}
-        self._looked_at = float("-inf")
+        self._polled_at = float("-inf")
 
     def staff(self, stage: str, waiting: int) -> int:
-        """As many as there are may be waited for at a time."""
+        """Return how many shards can start: all those of another job's stage, which are only awaited."""
         return waiting if stage in self._others else self._runner.staff(stage, waiting)
 
     def start(self, stage: str, task: ShardTask) -> None:
-        """Hand a shard to a worker here, or wait for it from now on."""
+        """Hand a shard to a worker, or await it from now on."""
         if stage in self._others:
             self._awaited[stage].append(task)
         else:
             self._runner.start(stage, task)
 
     def wait(self, patience_s: float | None) -> list[Outcome]:
-        """Wait until something has happened here or there, at most that long."""
+        """Wait for outcomes of this job or of others, at most that long."""
         now = self._clock.now()
         outcomes = []
-        if now - self._looked_at >= LOOK_S:
-            outcomes = [outcome for stage, job in self._others.items() for outcome in self._look(stage, job)]
-            self._looked_at = self._clock.now()
-        outcomes += self._runner.wait(0.0 if outcomes else min(LOOK_S, LOOK_S if patience_s is None else patience_s))
-        if not outcomes and self._clock.now() - now < _NAP_S:  # nobody works here
+        if now - self._polled_at >= POLL_S:
+            outcomes = [outcome for stage, job in self._others.items() for outcome in self._poll(stage, job)]
+            self._polled_at = self._clock.now()
+        outcomes += self._runner.wait(0.0 if outcomes else min(POLL_S, POLL_S if patience_s is None else patience_s))
+        if not outcomes and self._clock.now() - now < _NAP_S:  # no worker here to wait for: do not spin
             self._clock.sleep(_NAP_S)
         return outcomes
 
     def trim(self, stage: str, left: int) -> None:
-        """Let workers go that are not needed."""
+        """Stop workers that are not needed."""
         if stage not in self._others:
             self._runner.trim(stage, left)
 
     def release(self, stage: str) -> None:
-        """Let a stage's free workers go."""
+        """Stop the free workers of a stage."""
         if stage not in self._others:
             self._runner.release(stage)
 
     def close(self) -> None:
-        """Stop what works here."""
+        """Stop the workers of this job."""
         self._runner.close()
 
-    def _look(self, stage: str, job: OtherJob) -> list[Outcome]:
+    def _poll(self, stage: str, job: OtherJob) -> list[Outcome]:
         awaited = self._awaited[stage]
         if not awaited:
             return []
-        over = job.over()  # before the records: what is not there then never comes
-        there = set()
+        over = job.over()  # before the records are read: a record that is missing then never comes
+        there = set()  # one listing per folder instead of an open per shard: stores answer slowly
         for folder in {task.record.parent for task in awaited}:
             job.bring(folder)
             there |= set(folder.iterdir()) if folder.is_dir() else set()

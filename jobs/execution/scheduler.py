@@ -1,4 +1,4 @@
-"""Which shards of a chain of stages wait, run, are done or have failed: bookkeeping that knows of no workers."""
+"""Which shards of a chain of stages wait, run, are done or have failed: bookkeeping without workers."""
 
 from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Sequence
@@ -9,6 +9,7 @@ from jobs.execution.faults import LASTING, Fault, FaultKind
 from jobs.execution.settings import ExecutionConfig
 from jobs.stage import ShardTask, StagePlan, memory_hint
 
+# One wrong setting fails every shard of a run: the message stays readable, the log has all of them.
 _SHOWN_FAILURES = 20
 _SHOWN_SHARDS = 10
 
@@ -18,7 +19,7 @@ RetryDecision = Literal["done", "retry", "failed"]
 
 @dataclass(frozen=True)
 class ShardFailure:
-    """A shard that a stage gave up, the last cause, and its kind."""
+    """A shard that was given up, with the cause of its last attempt."""
 
     stage: str
     shard: str
@@ -28,12 +29,12 @@ class ShardFailure:
 
 
 class StageFailed(RuntimeError):  # noqa: N818 - named for what happened, as in the reports
-    """Shards failed and are quarantined; all others were tried before this was raised.
+    """Shards failed; all others were tried before this was raised.
 
     Attributes:
         failures: Each failed shard with its cause.
-        blocked: (stage, shard) that could not be tried because the same shard failed at an earlier stage.
-        hint: What to do about it, with the next command; may be empty.
+        blocked: Shards that could not be tried because an earlier stage failed on them.
+        hint: What to do, with the next command; may be empty.
     """
 
     def __init__(self, failures: Sequence[ShardFailure], blocked: Sequence[ShardKey] = (), hint: str = "") -> None:
@@ -54,7 +55,7 @@ class StageFailed(RuntimeError):  # noqa: N818 - named for what happened, as in 
             super().__init__("\n  ".join([head, *shown, *end]))
 
     def __reduce__(self) -> tuple[type["StageFailed"], tuple[tuple[ShardFailure, ...], tuple[ShardKey, ...], str]]:
-        """Survive the way from another process."""
+        """Pickle by the three arguments: an exception's own way would pass the message for `failures`."""
         return StageFailed, (self.failures, self.blocked, self.hint)
 
 
@@ -63,7 +64,7 @@ def _counted(number: int, noun: str) -> str:
 
 
 def _shown(failures: Sequence[ShardFailure]) -> list[str]:
-    """Give a line for each failed shard; shards of a stage that failed of the same cause share one."""
+    """Return one line per failed shard; shards of a stage that failed of the same cause share one."""
     alike: dict[tuple[str, str, int], list[str]] = defaultdict(list)
     for failure in failures:
         alike[(failure.stage, failure.cause, failure.attempts)].append(failure.shard)
@@ -77,8 +78,8 @@ def _shown(failures: Sequence[ShardFailure]) -> list[str]:
 class Scheduler:
     """The state of a chain.
 
-    A shard is waiting (for its turn), delayed (it waits from a certain time on), held back (the same shard of the stage
-    before is not done), running, done, failed or blocked (held back for ever).
+    A shard is waiting (for a worker), delayed (until a certain time), held back (until the stage before has done it),
+    running, done, failed or blocked (an earlier stage failed on it).
     """
 
     def __init__(self, stages: Sequence[StagePlan], config: ExecutionConfig, now: Callable[[], float]) -> None:
@@ -112,6 +113,7 @@ class Scheduler:
         self._shards[plan.name] = frozenset(shards)
         self._waiting[plan.name] = deque()
         self.total[plan.name] = self._open[plan.name] = len(plan.tasks)
+        # A shard that the stage before does not do in this chain was done earlier: it need not wait.
         for task in plan.tasks:
             if task.shard in before:
                 self._held[(plan.after or "", task.shard)].append(task)
@@ -124,12 +126,13 @@ class Scheduler:
         return not any(self._open.values())
 
     def open(self, stage: str) -> int:
-        """Give the number of a stage's shards that are neither done nor given up."""
+        """Return the number of shards of a stage that are neither done nor given up."""
         return self._open[stage]
 
     def waiting(self, stage: str) -> int:
-        """Give the number of a stage's shards that could start now."""
+        """Return the number of shards of a stage that could start now."""
         now = self._now()
+        # Here and not by a timer: the loop asks before it hands out shards, and only then does it matter.
         for due in [entry for entry in self._delayed if entry[0] <= now]:
             self._delayed.remove(due)
             self._waiting[due[1].stage].append(due[1])
@@ -141,7 +144,7 @@ class Scheduler:
         return max(min(at for at, _ in self._delayed) - self._now(), 0.0) if self._delayed else None
 
     def take(self, stage: str) -> ShardTask:
-        """Give the next shard to start.
+        """Return the next shard to start.
 
         Raises:
             IndexError: None is waiting.
@@ -149,7 +152,7 @@ class Scheduler:
         return self._waiting[stage].popleft()
 
     def succeed(self, task: ShardTask) -> None:
-        """Note that a shard is done; what was held back for it may start."""
+        """Note that a shard is done, so that the next stage may start it."""
         self._close(task.stage)
         self._start_failures[task.stage] = 0
         self.done[task.stage] += 1
@@ -159,28 +162,28 @@ class Scheduler:
     def fail(self, task: ShardTask, fault: Fault) -> RetryDecision:
         """Note that an attempt failed: the shard waits again, behind the others, or is given up.
 
-        After an error of the store that passes it is delayed, longer each time.
+        After a transient error of the store it is delayed, longer each time.
         """
-        place = (task.stage, task.shard)
-        self._attempts[place] += 1
+        key = (task.stage, task.shard)
+        self._attempts[key] += 1
         if fault.kind == "transient":
-            self._store_errors[place] += 1
-            if self._store_errors[place] < self._config.store_attempts:
-                self._delayed.append((self._now() + self._config.delay_s(self._store_errors[place]), task))
+            self._store_errors[key] += 1
+            if self._store_errors[key] < self._config.store_attempts:
+                self._delayed.append((self._now() + self._config.delay_s(self._store_errors[key]), task))
                 return "retry"
-        elif (
-            fault.kind not in LASTING and self._attempts[place] - self._store_errors[place] < self._config.max_attempts
+        elif (  # errors of the store count against their own, larger limit
+            fault.kind not in LASTING and self._attempts[key] - self._store_errors[key] < self._config.max_attempts
         ):
-            self._waiting[task.stage].append(task)
+            self._waiting[task.stage].append(task)  # behind the others, so that a bad shard holds none of them up
             return "retry"
         self._give_up(task, _cause(task.stage, fault.kind, fault.message), fault.kind)
         return "failed"
 
     def fail_start(self, stage: str, fault: Fault) -> list[ShardTask]:
-        """Note that a worker could not be made, and give the shards that are given up for it.
+        """Note that a worker could not start, and return the shards that are given up because of it.
 
-        That is none, until workers failed to start `max_attempts` times without a shard done in between, or the next
-        one would fail just the same; then all that wait.
+        All that wait, once workers failed to start `max_attempts` times with no shard done in between or the fault is
+        a lasting one; none before that.
         """
         self._start_failures[stage] += 1
         if fault.kind not in LASTING and self._start_failures[stage] < self._config.max_attempts:
@@ -193,10 +196,10 @@ class Scheduler:
         return given_up
 
     def raise_failures(self) -> None:
-        """Raise what failed, if anything did.
+        """Raise the failures, if there are any.
 
         Raises:
-            StageFailed: With every failed shard.
+            StageFailed: Shards failed.
         """
         if self.failures:
             raise StageFailed(self.failures, self.blocked)
@@ -208,6 +211,7 @@ class Scheduler:
         self._block(task)
 
     def _block(self, task: ShardTask) -> None:
+        # Through all later stages, so that a chain ends although shards of it can never start.
         for held in self._held.pop((task.stage, task.shard), ()):
             self._close(held.stage)
             self.blocked.append((held.stage, held.shard))

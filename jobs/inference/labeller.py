@@ -1,4 +1,4 @@
-"""Images of any size in, label maps out: in batches of views, which shrink where memory does not suffice."""
+"""Images of any size in, label maps out, in batches of views that are halved on OOM."""
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -27,7 +27,7 @@ _HINT: Final = "name fewer classes, or use --windows 1, --device cpu or a smalle
 
 @dataclass
 class _Pending(Generic[Name]):
-    """An image some of whose views are still to be looked at."""
+    """An image with the views that the network has not seen yet."""
 
     name: Name
     image: Image
@@ -37,7 +37,9 @@ class _Pending(Generic[Name]):
 
 
 class Labeller:
-    """Labels images with a loaded network, in batches that are halved for good when memory runs out."""
+    """Labels images with a loaded network."""
+
+    # A batch holds views of several images: the windows of one image alone rarely fill it.
 
     def __init__(
         self,
@@ -48,17 +50,17 @@ class Labeller:
         probabilities: Probabilities = "sigmoid",
         batch_size: int = 8,
     ) -> None:
-        """Label with a network whose square is `side` pixels.
+        """Label with a network whose input is a square of `side` pixels.
 
         Args:
-            model: Makes its own embeddings, unless they are stored.
+            model: Computes its own embeddings unless they are stored.
             side: S of the preset.
-            windows: Windows a side; 1 looks at the whole image once, 2 is SED's sliding window.
-            probabilities: What of the windows is averaged: "sigmoid", or "softmax" as the network was trained.
-            batch_size: Views at a time.
+            windows: Windows per side; 1 is the whole image, 2 is SED's sliding window.
+            probabilities: What is averaged over windows: "sigmoid", or "softmax" as the network was trained.
+            batch_size: Views per batch; halved for good on OOM.
 
         Raises:
-            ValueError: No window, no batch, or windows that do not fit.
+            ValueError: Less than one window, or a batch size below 1.
         """
         if windows < 1:
             raise ValueError(f"windows is {windows}; expected at least 1")
@@ -71,18 +73,18 @@ class Labeller:
     def labels(
         self, images: Iterable[tuple[Name, Image]], stored: Callable[[Name], SamEmbedding] | None = None
     ) -> Iterator[tuple[Name, Image, NDArray[np.int32]]]:
-        """Give each image with its label map, in order; images are taken as they are needed.
+        """Yield each image with its label map, in order; images are read as they are needed.
 
         Args:
             images: A name and the (H, W, 3) uint8 RGB image.
-            stored: Gives SAM's embedding (1, C, g, g) of an image by its name, where such are stored. They belong to
-                whole images, so there can be one window only.
+            stored: Returns the stored (1, C, g, g) SAM embedding of an image by its name. Embeddings are of whole
+                images, so that there can be only one window.
 
         Yields:
             Name, image, and (H, W) int32 class ids.
 
         Raises:
-            OutOfMemory: Views do not fit into memory even one at a time.
+            OutOfMemory: Not even a single view fits into memory.
         """
         assert stored is None or self._windows == 1
         waiting: deque[_Pending[Name]] = deque()
@@ -92,6 +94,7 @@ class Labeller:
             sam = None if stored is None else stored(name)
             waiting.append(_Pending(name, image, sam, MergedScores(self._windows, self._probabilities), cut))
             views += len(cut)
+            # A full batch as soon as there are views for it, so that few images are in memory at a time.
             while views >= self._limit.size:
                 views -= self._advance(waiting)
                 yield from _finished(waiting)
@@ -100,20 +103,20 @@ class Labeller:
             yield from _finished(waiting)
 
     def _advance(self, waiting: deque[_Pending[Name]]) -> int:
-        """Run the next batch of views; give their number."""
-        asked = [(pending, view) for pending in waiting for view in pending.views]
+        """Run the next batch of views; return their number."""
+        queued = [(pending, view) for pending in waiting for view in pending.views]
         try:
-            done, logits_VKhw = self._limit.first(asked[: self._limit.size], self._logits)
+            done, logits_VKhw = self._limit.first(queued[: self._limit.size], self._logits)
         except OutOfMemory as error:
-            raise OutOfMemory(f"{asked[0][0].name}: {error}") from error
+            raise OutOfMemory(f"{queued[0][0].name}: {error}") from error
         for (owner, _), logits_Khw in zip(done, logits_VKhw, strict=True):
             owner.views.popleft()
-            with _told(owner.name):
+            with _scores_named(owner.name):
                 owner.merged.add(logits_Khw)
         return len(done)
 
-    def _logits(self, asked: Sequence[tuple[_Pending[Name], Image]]) -> Tensor:
-        return self._model.logits([view for _, view in asked], _stored([owner for owner, _ in asked]))
+    def _logits(self, chosen: Sequence[tuple[_Pending[Name], Image]]) -> Tensor:
+        return self._model.logits([view for _, view in chosen], _stored([owner for owner, _ in chosen]))
 
 
 def _stored(owners: list[_Pending[Name]]) -> SamEmbedding | None:
@@ -126,17 +129,19 @@ def _stored(owners: list[_Pending[Name]]) -> SamEmbedding | None:
 def _finished(
     waiting: deque[_Pending[Name]],
 ) -> Iterator[tuple[Name, Image, NDArray[np.int32]]]:
+    # In order: an image that is complete waits for those before it.
     while waiting and waiting[0].merged.complete:
         done = waiting.popleft()
         size = (done.image.shape[0], done.image.shape[1])
-        with _told(done.name):
+        with _scores_named(done.name):
             label = label_at_size(done.merged.scores(), size)
         yield done.name, done.image, label
 
 
 @contextmanager
-def _told(name: object) -> Iterator[None]:
-    """Say of which image the merged scores do not fit, which no smaller batch can change."""
+def _scores_named(name: object) -> Iterator[None]:
+    """Name the image whose merged scores do not fit into memory."""
+    # The scores of one image grow with its pixels and classes: a smaller batch would not help.
     try:
         yield
     except (RuntimeError, MemoryError) as error:

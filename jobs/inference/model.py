@@ -1,4 +1,4 @@
-"""Which model a stage loads, and how the checksums of its weights enter fingerprints."""
+"""Which model a stage loads, and the fingerprints of models and their weights."""
 
 from collections.abc import Sequence
 from functools import cache
@@ -29,14 +29,14 @@ class ModelConfig(BaseModel):
     Attributes:
         preset: "tiny" (embedded, with weights), "base" (the paper's) or "large".
         dea: Whether CLIP's features are aggregated with SAM's; without, the network is SED's.
-        weights: Checkpoint of DEA and decoder (stage 1 or a student); None starts them at random.
-        adds_dea: Whether `weights` may lack DEA, which then starts as the preset says (at its identity).
-        clip_weights: CLIP's weights; None takes those that are shipped.
-        sam_weights: SAM's weights; None takes those that are shipped.
-        sam_dtype: What SAM's image encoder computes in. "bfloat16" takes about half the time where the processor
-            multiplies it; embeddings then differ by about one percent.
+        weights: Checkpoint of DEA and decoder (stage 1 or a student); None: random.
+        adds_dea: Whether `weights` may lack DEA, which then starts at its identity.
+        clip_weights: CLIP's weights; None: the shipped ones.
+        sam_weights: SAM's weights; None: the shipped ones.
+        sam_dtype: The number type of SAM's image encoder. "bfloat16" takes about half the time on processors that
+            support it; embeddings then differ by about one percent.
         early_rejection: Classes that each pixel keeps at each of SED's three gates; classes that no pixel keeps are not
-            decoded further. None: all are decoded. It needs the coarse heads trained (`train.aux_loss`).
+            decoded further. None: all are decoded. It needs trained coarse heads (`train.aux_loss`).
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -58,8 +58,8 @@ class ModelSettings(Section):
         dea: Whether CLIP's features are aggregated with SAM's; without, the network is SED's.
         clip_weights: CLIP's weights; null: the preset's own.
         sam_weights: SAM's weights; null: the preset's own.
-        sam_dtype: What SAM's image encoder computes in: "float32", or "bfloat16" for half the time and embeddings that
-            differ by about one percent.
+        sam_dtype: The number type of SAM's image encoder: "float32", or "bfloat16" for half the time and embeddings
+            that differ by about one percent.
         early_rejection: Classes that each pixel keeps at each of SED's gates when the network predicts; null: all.
         stage1_weights: DEA and decoder after stage 1; null: those shipped for the preset.
         baseline_weights: The decoder of the plain baseline without DEA; null: those shipped for the preset.
@@ -88,7 +88,8 @@ class ModelSettings(Section):
         )
 
     def with_whole_paths(self) -> "ModelSettings":
-        """Return the settings with absolute paths of weights, which hold in any folder."""
+        """Return the settings with absolute paths of weights."""
+        # A run may be continued from another folder than the one that its paths were typed in.
         files = {name: getattr(self, name) for name in ModelSettings.model_fields if name.endswith("_weights")}
         return self.model_copy(
             update={name: path.expanduser().resolve() for name, path in files.items() if path is not None}
@@ -99,12 +100,12 @@ class ImageEncoder(Protocol):
     """SAM's image encoder, or a test's fake."""
 
     def encode(self, images: Sequence[NDArray[np.uint8]]) -> "SamEmbedding":
-        """Return (B, C, g, g) embeddings, and the (B, 2) share of each square that is image; B may be 0."""
+        """Return (B, C, g, g) embeddings and the (B, 2) share of each square that its image covers; B may be 0."""
         ...
 
 
 def model_of(run: Run | RunRef, weights: Path | None = None, *, dea: bool | None = None) -> ModelConfig:
-    """Return the run's model with certain weights of its head; `dea` overrides the setting."""
+    """Return the run's model with the given weights of its head; `dea` overrides the setting."""
     return run.section(ModelSettings).with_weights(weights, dea=dea)
 
 
@@ -114,6 +115,7 @@ def load_stseg(config: ModelConfig) -> "STSeg":
     Raises:
         ValueError: Weights are missing or do not fit.
     """
+    # Imported here, since they load torch: planning and `status` need only fingerprints, and start without it.
     from models.presets import build_stseg, load_preset
     from models.stseg.clip import load_clip
     from models.stseg.stseg import load_head
@@ -145,12 +147,12 @@ def load_sam_decoder(config: ModelConfig) -> "SamMaskDecoder":
 
 
 def embed_vocabulary(model: "STSeg", vocabulary: Vocabulary, cache_folder: Path | None = None) -> "Tensor":
-    """Give the (K, P, D) text embeddings of a vocabulary, float32 of unit length on the model's device.
+    """Return the (K, P, D) text embeddings of a vocabulary, float32 of unit length on the model's device.
 
     Args:
         model: Its CLIP embeds the names.
         vocabulary: The classes.
-        cache_folder: Where the embeddings are kept, so that the next start reads them; None: they are made again.
+        cache_folder: Where the embeddings are kept for the next start; None: they are not kept.
     """
     if cache_folder is not None:
         from jobs.inference.text_cache import cached_text_embeddings
@@ -162,25 +164,26 @@ def embed_vocabulary(model: "STSeg", vocabulary: Vocabulary, cache_folder: Path 
 
 
 def text_cache_folder(vocabulary: Path) -> Path:
-    """Give the folder of the text embeddings of the run that a `vocabulary.json` belongs to."""
+    """Return the folder of the text embeddings of the run that a `vocabulary.json` belongs to."""
     return RunLayout(vocabulary.parent).text_embeddings
 
 
 def clip_fingerprint(config: ModelConfig) -> dict[str, Json]:
-    """What of CLIP changes results: architecture and weights."""
+    """Return what of CLIP changes results: architecture and weights."""
     preset = _preset(config)
     return {"architecture": preset.clip.architecture, "weights": _checksum(config.clip_weights, preset.clip.weights)}
 
 
 def sam_fingerprint(config: ModelConfig) -> dict[str, Json]:
-    """What of SAM changes results: sizes, weights and what its encoder computes in."""
+    """Return what of SAM changes results: sizes, weights and the encoder's number type."""
     weights = _checksum(config.sam_weights, _preset(config).sam.weights)
     return {"preset": config.preset, "weights": weights, "dtype": config.sam_dtype}
 
 
 def stseg_fingerprint(config: ModelConfig) -> dict[str, Json]:
-    """What of the network changes results, except the head's weights, which are an input of each stage."""
+    """Return what of the network changes results, except the head's weights, which are an input of each stage."""
     preset = _preset(config)
+    # Without DEA nothing of SAM is in it: other weights of SAM then make no teacher or student stale.
     return {
         "preset": config.preset,
         "dea": preset.dea.model_dump(mode="json") if config.dea else False,
@@ -192,7 +195,7 @@ def stseg_fingerprint(config: ModelConfig) -> dict[str, Json]:
 
 
 def weights_checksum(path: Path | None) -> str:
-    """Give the SHA-256 of a head's checkpoint; "random" for none."""
+    """Return the SHA-256 of a head's checkpoint; "random" for none."""
     return "random" if path is None else _file_checksum(path, path.stat().st_mtime_ns)
 
 
@@ -208,6 +211,7 @@ def _checksum(own: Path | None, shipped: str | None) -> str:
     return weights_checksum(own or shipped_weights(shipped, what="this preset"))
 
 
+# Weights are read by the fingerprints of several stages, and those of `large` have gigabytes.
 @cache
 def _file_checksum(path: Path, _mtime_ns: int) -> str:
     return sha256_file(path)

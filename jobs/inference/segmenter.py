@@ -1,4 +1,4 @@
-"""A loaded network as the stages use it: images in, a logit a class and grid cell out."""
+"""A loaded network as the stages use it: images in, one logit per class and grid cell out."""
 
 # B image, K class, h w score grid
 
@@ -21,24 +21,24 @@ from shards.data.vocabulary import Vocabulary
 
 
 class Segmenter(Protocol):
-    """A network with its vocabulary, or a test's fake.
+    """A network with its vocabulary.
 
     Attributes:
-        needs_embedding: Whether `logits` wants SAM's embeddings.
+        needs_embedding: Whether `logits` needs SAM's embeddings.
     """
 
     needs_embedding: bool
 
     def logits(self, images: Sequence[NDArray[np.uint8]], sam: SamEmbedding | None) -> Tensor:
-        """Give (B, K, h, w) float logits; the grid covers each image whole."""
+        """Return (B, K, h, w) float logits; the grid covers the whole of each image."""
         ...
 
 
 class StsegSegmenter:
     """STSeg with the text embeddings of a vocabulary.
 
-    With `with_encoder` it also holds SAM's image encoder and makes the embeddings itself where none are given. With
-    `text_cache`, a folder, the text embeddings are kept there.
+    With `with_encoder` it also holds SAM's image encoder and computes embeddings that are not passed in. `text_cache`
+    is a folder that keeps the text embeddings.
     """
 
     def __init__(
@@ -51,7 +51,7 @@ class StsegSegmenter:
         device: torch.device | None = None,
         mixed: bool = False,
     ) -> None:
-        """Load the network; `mixed` computes in half precision where the device has it."""
+        """Load the network; `mixed` computes in half precision where the device supports it."""
         self._device = worker_device() if device is None else device
         self._mixed = mixed
         self._top_k = config.early_rejection
@@ -63,11 +63,11 @@ class StsegSegmenter:
 
     @torch.inference_mode()
     def logits(self, images: Sequence[NDArray[np.uint8]], sam: SamEmbedding | None = None) -> Tensor:
-        """Give the logits of a batch.
+        """Return the logits of a batch.
 
         Args:
             images: B (H, W, 3) uint8 RGB, upright; sizes may differ; at least one.
-            sam: Their stored embeddings; None without DEA, or to have them made.
+            sam: Their stored embeddings; None without DEA, or to compute them.
 
         Returns:
             (B, K, h, w) float32 on the worker's device.
@@ -88,5 +88,6 @@ class StsegSegmenter:
 
 
 def worker_device() -> torch.device:
-    """Give the device of this worker's models: the GPU that Ray gave it, or the CPU."""
+    """Return the device of this worker's models: the GPU that Ray assigned to it, or the CPU."""
+    # Ray restricts what a worker sees through CUDA_VISIBLE_DEVICES: "cuda" is its own GPU.
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")

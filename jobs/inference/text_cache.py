@@ -1,4 +1,4 @@
-"""Text embeddings on disk: made once for a list of classes, templates and text weights."""
+"""Text embeddings on disk, made once per list of classes, templates and text weights."""
 
 # K class, P template, D embedding
 
@@ -28,19 +28,21 @@ _UNIT_LENGTH_ERROR: Final = 1e-3
 
 
 def cached_text_embeddings(clip: DenseClip, vocabulary: Vocabulary, folder: Path) -> Tensor:
-    """Give the text embeddings of a vocabulary, out of a folder if it has them, and leave them there if not.
+    """Return the text embeddings of a vocabulary, read from a folder or computed and stored there.
 
-    Processes may share the folder: a file appears whole or not at all, and whoever writes it, its bytes are the same. A
-    file that is damaged is made again. Where nothing can be written, nothing is kept, with a warning.
+    Processes may share the folder: files are written atomically, and with the same bytes by whoever writes them. A
+    damaged file is made again; where the folder cannot be written, the embeddings are not kept, with a warning.
 
     Args:
         clip: Embeds the names, in evaluation mode.
         vocabulary: The classes and templates.
-        folder: Holds `<digest>.safetensors`, each with a record; made if it is not there.
+        folder: Holds `<digest>.safetensors`, each with a record; made if it is missing.
 
     Returns:
         (K, P, D) float32 of unit length on the model's device.
     """
+    # Worth a cache: 847 classes with synonyms and 80 templates are 102 480 prompts, nine minutes of two cores at best,
+    # and each worker of each stage starts with them.
     path = folder / f"{embeddings_digest(clip, vocabulary)}.safetensors"
     shape = (len(vocabulary), len(vocabulary.templates), clip.embedding_dim)
     if path.is_file():
@@ -62,19 +64,20 @@ def cached_text_embeddings(clip: DenseClip, vocabulary: Vocabulary, folder: Path
 
 
 def restore_text_embeddings(config: ModelConfig, vocabulary: Vocabulary, folder: Path) -> None:
-    """Make the text embeddings that a model's stages read, unless they are in the folder and whole.
+    """Make the text embeddings of a model unless the folder has them undamaged.
 
     Args:
-        config: The model; nothing but its CLIP is loaded.
+        config: The model; only its CLIP is loaded.
         vocabulary: The classes and templates.
-        folder: As `cached_text_embeddings` takes it.
+        folder: See `cached_text_embeddings`.
     """
     clip = load_clip(load_preset(config.preset).clip, config.clip_weights)
     cached_text_embeddings(clip.eval().to(worker_device()), vocabulary, folder)
 
 
 def embeddings_digest(clip: DenseClip, vocabulary: Vocabulary) -> str:
-    """Give the SHA-256 of what text embeddings depend on; ids, colours and what is seen are none of it."""
+    """Return the SHA-256 of what text embeddings depend on."""
+    # Not the vocabulary's own digest: ids, colours and which classes are seen change no embedding.
     return fingerprint_digest(
         {
             "code": TEXT_VERSION,
@@ -88,7 +91,9 @@ def embeddings_digest(clip: DenseClip, vocabulary: Vocabulary) -> str:
 
 @contextmanager
 def _one_thread() -> Iterator[None]:
-    """Let sums come out the same whichever stage embeds first; stages have different numbers of threads."""
+    """Compute with one thread in the block."""
+    # Stages have different numbers of threads, and sums then differ in their last bits: which stage embeds first must
+    # not change the bytes.
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -101,7 +106,7 @@ def _read(path: Path, shape: tuple[int, int, int]) -> Tensor:
     """Read embeddings.
 
     Raises:
-        ValueError: The file is damaged: not what its record says, another shape or type, or vectors not of unit length.
+        ValueError: The file does not match its record, has another shape or type, or vectors not of unit length.
     """
     reason = why_stale(record_of(path), fingerprint={}, inputs={})
     if reason is None and path.name not in read_record(record_of(path)).outputs:

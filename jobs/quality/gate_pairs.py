@@ -1,4 +1,4 @@
-"""What a gate would keep of a round, from stored scores alone: nothing is refined, no network is loaded."""
+"""What a gate would keep of a round, from stored scores alone: no network is loaded, nothing is refined."""
 
 # N pairs of an image and a class that the teacher sees in it, S ways to measure confidence, K class, H W image
 
@@ -21,15 +21,15 @@ from shards.data.vocabulary import Vocabulary
 
 @dataclass(frozen=True)
 class GatePairs:
-    """Every class of every image in which it is some cell's first choice: what a gate lets through or drops whole.
+    """Every class of every image where it is some cell's first choice: a gate passes or drops such a pair whole.
 
     Attributes:
         image: (N,) int64, number of the image.
         class_id: (N,) int64.
-        confidence: (S, N) float32, the class's confidence in the image, measured in each of the ways asked for.
-        pixels: (N,) int64, pixels of the image that the teacher gives the class.
+        confidence: (S, N) float32, the class's confidence in the image by each of the S measures.
+        pixels: (N,) int64, pixels of the image that the teacher assigns to the class.
         labelled: (N,) int64, those of them whose true class is known.
-        right: (N,) int64, those of them for which it is this class.
+        right: (N,) int64, those of them whose true class is this one.
         image_pixels: Pixels of each image.
         labelled_images: Images with a label.
     """
@@ -49,13 +49,13 @@ class Kept:
     """What a gate keeps, counted by class; all arrays are (K,) int64.
 
     Attributes:
-        images: Images in which the teacher sees the class.
-        images_kept: Those in which it passes.
-        pixels: Pixels that the teacher gives the class.
-        pixels_kept: Those in images in which it passes.
-        labelled_kept: Those of these whose true class is known.
-        right_kept: Those of these that are right.
-        any_kept: Images with a pixel that is kept, of any class.
+        images: Images where the teacher sees the class.
+        images_kept: Images where it passes.
+        pixels: Pixels that the teacher assigns to the class.
+        pixels_kept: Those in images where it passes.
+        labelled_kept: Kept pixels whose true class is known.
+        right_kept: Kept pixels that are right.
+        any_kept: Images with a kept pixel of any class.
     """
 
     images: NDArray[np.int64]
@@ -77,15 +77,17 @@ def gather_pairs(
     """Read a round's stored scores once and measure confidence in several ways.
 
     Args:
-        shards: Of each shard the teacher's store and that of the embeddings, which knows the images' sizes.
-        samples: The images' samples; those of other images may be among them.
-        source: Where labels are; None: nothing is compared with them.
+        shards: For each shard the teacher's store and the embeddings' store, which has the images' sizes.
+        samples: The images' samples, perhaps among others.
+        source: The labels; None: `labelled` and `right` are 0.
         vocabulary: The classes.
-        measures: S gates, of which statistic, region and calibration count.
+        measures: S gates; only their statistic, region and calibration are used.
 
     Raises:
         ValueError: Scores cannot be right, or a label and its image differ in size.
     """
+    # Per pair and not per cell: what a gate decides fits into memory for any number of images, and thresholds can then
+    # be compared without reading the scores again.
     refs = {ref.key: ref for ref in samples}
     tables = [calibration_table(config.calibration, vocabulary.names) for config in measures]
     columns: list[NDArray[np.int64]] = []
@@ -120,23 +122,23 @@ def gather_pairs(
 def _counts(
     label_HW: NDArray[np.int64], truth_HW: NDArray[np.int32] | None, key: str, vocabulary: Vocabulary
 ) -> list[NDArray[np.int64]]:
-    """Give for each class its pixels, those whose truth is known, and those that are right."""
+    """Return for each class its pixels, those whose true class is known, and those that are right."""
     if truth_HW is None:
         truth_HW = np.full(label_HW.shape, vocabulary.ignore_index, dtype=np.int32)
     if truth_HW.shape != label_HW.shape:
         raise ValueError(f"the label of {key} is {truth_HW.shape}, its image {label_HW.shape}; give one of its size")
-    there_HW = label_HW >= 0  # a cell whose first score is 0 has no class
+    there_HW = label_HW >= 0  # a cell whose highest score is 0 has no class
     known_HW = there_HW & (truth_HW != vocabulary.ignore_index)
     chosen = (label_HW[there_HW], label_HW[known_HW], label_HW[known_HW & (truth_HW == label_HW)])
     return [np.bincount(ids, minlength=len(vocabulary)) for ids in chosen]
 
 
 def keep(pairs: GatePairs, measure: int, threshold_K: NDArray[np.floating]) -> Kept:
-    """Count what a gate keeps whose confidence is one of those measured.
+    """Count what a gate keeps.
 
     Args:
         pairs: The pairs.
-        measure: Which of the S ways.
+        measure: Index of one of the S measures.
         threshold_K: (K,) thresholds; a class passes above its own.
     """
     passes = pairs.confidence[measure] > threshold_K[pairs.class_id]
@@ -158,5 +160,5 @@ def keep(pairs: GatePairs, measure: int, threshold_K: NDArray[np.floating]) -> K
 
 
 def confidences_by_class(pairs: GatePairs, measure: int, num_classes: int) -> list[NDArray[np.float32]]:
-    """Give each class's confidences, as `adaptive_thresholds` takes them."""
+    """Return the confidences of each class, as `adaptive_thresholds` takes them."""
     return [pairs.confidence[measure][pairs.class_id == class_id] for class_id in range(num_classes)]

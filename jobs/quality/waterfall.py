@@ -1,7 +1,7 @@
-"""Where quality is won or lost in a round: teacher, gate, refinement and student against labels, on the same images."""
+"""Where a round wins or loses quality: teacher, gate, refinement and student on the same images."""
 
-# K class; the confusion matrices have a row and a column more, for pixels that a stage ignores
-# K class, H W image
+# K class, H W image. The waterfall's matrices have one more row and column, for pixels that a stage ignores: all four
+# label maps are then scored on the same pixels, and a gate cannot look better by ignoring more of them.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -29,30 +29,30 @@ class Waterfall:
         self._images = 0
 
     def add(self, truth_HW: NDArray[np.integer], maps: Mapping[str, NDArray[np.integer]]) -> None:
-        """Take in an image.
+        """Add an image.
 
         Args:
             truth_HW: (H, W) class ids or the ignore index.
-            maps: For each of `STAGES` the same.
+            maps: A map of the same kind for each of `STAGES`.
 
         Raises:
             ValueError: A map has another size than the truth.
         """
         classes, ignore = len(self._vocabulary), self._vocabulary.ignore_index
-        asked = np.where(truth_HW == ignore, -1, truth_HW.astype(np.int64))
+        true = np.where(truth_HW == ignore, -1, truth_HW.astype(np.int64))
         for stage in STAGES:
-            said = np.where(maps[stage] == ignore, classes, maps[stage].astype(np.int64))
-            self._matrices[stage] += confusion(asked, said, classes + 1, -1)
+            predicted = np.where(maps[stage] == ignore, classes, maps[stage].astype(np.int64))
+            self._matrices[stage] += confusion(true, predicted, classes + 1, -1)
             self._bands[stage] += boundary_counts(truth_HW, maps[stage], classes, ignore)
         self._images += 1
 
     def result(self) -> dict[str, Any] | None:
-        """Give the scores; None without an image.
+        """Return the scores; None without an image.
 
         Returns:
             `images`, and under `stages` for each of `STAGES` in per cent: `miou`, `miou_seen`, `miou_unseen`, `hiou`,
-            `boundary_iou` and `iou` by class name, all on every pixel with a truth, one that the stage ignores counted
-            as wrong; `coverage`, the share that it does not ignore; `miou_covered`, on those alone.
+            `boundary_iou` and `iou` by class name, on all pixels with a true class, where a pixel that the stage
+            ignores counts as wrong; `coverage`, the share that it does not ignore; `miou_covered`, on that share alone.
         """
         if not self._images:
             return None
@@ -82,17 +82,14 @@ CHANGES: Final = ("teacher_to_student", "teacher_to_refined", "before_to_refined
 
 @dataclass(frozen=True)
 class Views:
-    """What the models make of one image: the student's refined label, and both models' labels of its mirror image.
-
-    The latter are left out where stability is not measured.
-    """
+    """The student's refined label of an image, and both models' labels of its mirror image if stability is measured."""
 
     student: RefinedLabel
     mirrored: dict[Who, NDArray[np.int32]]
 
 
 class Findings:
-    """The counts over all images."""
+    """What is counted over all images of a target check."""
 
     def __init__(self, vocabulary: Vocabulary) -> None:
         classes = len(vocabulary)
@@ -108,11 +105,11 @@ class Findings:
         self,
         key: str,
         views: Views,
-        stores: tuple[RefinedStore, RefinedStore | None],
+        store: RefinedStore,
+        earlier: RefinedStore | None,
         truth_HW: NDArray[np.int32] | None,
     ) -> None:
-        """Take in an image: what the student makes of it, the stores of this round and the one before, its label."""
-        store, earlier = stores
+        """Add an image: the student's labels, the stores of this round and the one before, and its true label."""
         row = store.keys.index(key)
         teacher, gated, refined = (store.maps[name][row] for name in ("teacher", "gated", "label"))
         student = views.student.teacher
@@ -132,7 +129,7 @@ class Findings:
         self._sam["teacher"] += [float(fact["iou_with_coarse"]) for fact in store.masks[row]]
 
     def result(self) -> dict[str, Any]:
-        """Give what `jobs.stages.target_check.check_target` writes."""
+        """Return what the stage evaluate-target writes, see `jobs.stages.target_check.work`."""
         counts = self._counts
         agreement = {"student": counts["refined_to_student"], "teacher": counts["teacher_to_refined"].T}
         proxies: dict[str, dict[str, float | None]] = {
@@ -156,7 +153,8 @@ class Findings:
 
 
 def _iou_of_present(matrix_KK: NDArray[np.int64]) -> float | None:
-    """Give the mean IoU in per cent over the classes of the rows; None for no pixel."""
+    """Return the mean IoU in per cent over the classes of the rows; None for no pixel."""
+    # Over the rows' classes only: one that is in the columns alone would count as 0, however few pixels it has.
     rows, hits = matrix_KK.sum(axis=1), np.diagonal(matrix_KK)
     union = rows + matrix_KK.sum(axis=0) - hits
     present = rows > 0
@@ -164,7 +162,7 @@ def _iou_of_present(matrix_KK: NDArray[np.int64]) -> float | None:
 
 
 def _triples(matrix_KK: NDArray[np.int64]) -> list[list[int]] | None:
-    """Give the entries that are not zero as [row, column, count]."""
+    """Return the entries that are not zero as [row, column, count]: of K² entries few are."""
     rows, columns = matrix_KK.nonzero()
     return [
         list(entry) for entry in zip(rows.tolist(), columns.tolist(), matrix_KK[rows, columns].tolist(), strict=True)
@@ -172,7 +170,7 @@ def _triples(matrix_KK: NDArray[np.int64]) -> list[list[int]] | None:
 
 
 def counted_changes(triples: Sequence[Sequence[int]], num_classes: int) -> NDArray[np.int64]:
-    """Give the (K, K) matrix of one of the result's `changes`."""
+    """Return the (K, K) matrix of one of the result's `changes`."""
     matrix_KK = np.zeros((num_classes, num_classes), np.int64)
     for before, after, pixels in triples:
         matrix_KK[before, after] = pixels

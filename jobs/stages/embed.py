@@ -1,4 +1,8 @@
-"""Embed: SAM's embedding of every image, once for all rounds. It also finds the unreadable images."""
+"""Embed: SAM's embedding of every image, once for all rounds. Unreadable images are found here, too."""
+
+# SAM's encoder is frozen and about half of an inference (ViT-B at 1024 pixels: 972 GFLOP, next to 934 for CLIP and the
+# decoder with 171 classes), and teacher, refine, student and evaluation read its features in every round:
+# docs/decisions/0005.
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
@@ -7,8 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import PositiveInt
 
-from jobs.inference.batching import BatchLimit
-from jobs.inference.loaded_images import load_images
+from jobs.inference.batching import BatchLimit, load_images
 from jobs.inference.model import ImageEncoder, load_sam_encoder, model_of, sam_fingerprint
 from jobs.run import Run, RunRef, Section
 from jobs.stage import Done, ShardTask, Stage, memory_hint
@@ -41,7 +44,7 @@ class Embedder:
 
     Attributes:
         encoder: SAM's image encoder.
-        source: Where to read the images.
+        source: The images.
         limit: Images in memory at a time, kept from shard to shard.
     """
 
@@ -51,7 +54,7 @@ class Embedder:
 
 
 def tasks(run: Run, round: int) -> list[ShardTask]:
-    """Plan the shards of what is trained on: the target, and the labelled source where the training needs it."""
+    """Plan the shards of the target, and of the labelled source if the training rehearses it."""
     if round > 0:
         return []
     planned = dataset_tasks(run, "target", run.plan)
@@ -61,7 +64,7 @@ def tasks(run: Run, round: int) -> list[ShardTask]:
 
 
 def source_tasks(run: Run, round: int) -> list[ShardTask]:
-    """Plan the shards of the labelled source alone; a network without DEA reads no embeddings in training."""
+    """Plan the shards of the labelled source alone; none without DEA, as the training then reads no embeddings."""
     if run.source_plan is None or round > 0 or not model_of(run).dea:
         return []
     return dataset_tasks(run, "source", run.source_plan)
@@ -96,7 +99,7 @@ def load(run: RunRef) -> Embedder:
 
 
 def batch_limit(size: int) -> BatchLimit:
-    """Return the number of images that embedding begins with."""
+    """Return the number of images that embedding starts with."""
     return BatchLimit(size, of="images", hint=memory_hint("embed"))
 
 
@@ -104,7 +107,7 @@ def work(embedder: Embedder, task: ShardTask) -> Done:
     """Embed the images of a shard.
 
     Writes `embedding` (n, C, g, g) float16 and `valid` (n, 2) float32, attrs `keys`, `sizes_hw`, `exif`. Later stages
-    use these keys: an image that cannot be read is not among them, but among the record's drops.
+    use these keys: an unreadable image is not among them but among the record's drops.
 
     Raises:
         OutOfMemory: Not even one image fits.
@@ -124,7 +127,7 @@ def work(embedder: Embedder, task: ShardTask) -> Done:
         keys += [loaded.ref.key for loaded in batch]
         sizes_hw += [list(loaded.size_hw) for loaded in batch]
         exif += [loaded.exif_orientation for loaded in batch]
-    if not keys:  # arrays without rows still say what a row looks like
+    if not keys:  # readers expect arrays without rows to have the shape of a row
         _add(embedder.encoder.encode([]), embeddings, valid)
     arrays: dict[str, NDArray[np.floating]] = {"embedding": np.concatenate(embeddings), "valid": np.concatenate(valid)}
     write_arrays(task.output, arrays, {"keys": keys, "sizes_hw": sizes_hw, "exif": exif})
@@ -132,6 +135,8 @@ def work(embedder: Embedder, task: ShardTask) -> Done:
 
 
 def _add(encoded: "SamEmbedding", embeddings: list[NDArray[np.float16]], valid: list[NDArray[np.float32]]) -> None:
+    # float16, and not compressed: 2 MiB per image at 1024 pixels, of which the best codec saved a seventh and halved
+    # the speed of writing.
     embeddings.append(encoded.embedding_BCHW.cpu().numpy().astype(np.float16))
     valid.append(encoded.valid_B2.cpu().numpy().astype(np.float32))
 

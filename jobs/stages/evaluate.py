@@ -1,4 +1,4 @@
-"""Evaluate: scores of a model on labelled images. A round's pseudo-labels are scored in the same terms."""
+"""Evaluate: the scores of a model on labelled images."""
 
 # K class, H W image
 
@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 from pydantic import PositiveInt
 
 from jobs.artifacts.embeddings import StoredEmbeddings
+from jobs.inference.batching import load_images
 from jobs.inference.labeller import Labeller
-from jobs.inference.loaded_images import load_images
 from jobs.inference.model import ModelConfig, model_of, stseg_fingerprint, weights_checksum
 from jobs.inference.segmenter import Segmenter, StsegSegmenter
 from jobs.run import WHOLE_ROUND, Run, RunRef, Section, baseline_weights, student_weights
@@ -44,13 +44,13 @@ Split = Literal["test", "validation"]
 
 
 class Settings(Section):
-    """How a round's student is judged. Images are drawn with the run's seed, the same in every round.
+    """How a round's student is evaluated. Images are drawn with the run's seed, the same in every round.
 
     Attributes:
-        windows: Windows per side in which labelled images are looked at; 1 sees them whole, 2 is SED's sliding window,
-            at five times the work, and more for SAM, whose embeddings of whole images are then of no use.
-        holdout_images: Of `data.validation`, where these decide on promotion.
-        target_images: Of the target, for the waterfall, the alarms and the measures of promotion without labels.
+        windows: Windows per side of labelled images; 1 is the whole image, 2 is SED's sliding window, at five times the
+            work, and more for SAM, whose stored embeddings of whole images are then of no use.
+        holdout_images: Images of `data.validation`, where these decide on promotion.
+        target_images: Images of the target, for the waterfall, the alarms and promotion without labels.
     """
 
     windows: PositiveInt = 1
@@ -63,14 +63,14 @@ class Evaluation:
     """A loaded model and the images that it is measured on.
 
     Attributes:
-        model: Makes its own embeddings, unless the task has them or it needs none.
+        model: Computes its own embeddings, unless the task has them or it needs none.
         source: Images and labels.
         vocabulary: The classes.
         windows: Windows per side.
-        probabilities: What of several windows is averaged.
-        facts: What goes into the result next to the scores: split, seed, preset, weights, ...
+        probabilities: What is averaged over windows.
+        facts: What the result holds next to the scores: split, seed, preset, weights, ...
         side: Side of the model's input, pixels.
-        batch_size: Views at a time; halved on OOM.
+        batch_size: Views per batch; halved on OOM.
     """
 
     model: Segmenter
@@ -84,7 +84,7 @@ class Evaluation:
 
 
 def tasks(run: Run, round: int) -> list[ShardTask]:
-    """Plan the evaluation of a round's model on test split and hold-out, and in round 0 of the plain baseline.
+    """Plan the evaluation of a round's model on test split and hold-out, and of the plain baseline in round 0.
 
     Raises:
         ValueError: A split has no labels.
@@ -102,13 +102,13 @@ def tasks(run: Run, round: int) -> list[ShardTask]:
 
 
 def whole_validation_task(run: Run, round: int) -> ShardTask:
-    """Plan the evaluation on the whole validation split, which no round does: rounds see the hold-out's part of it."""
+    """Plan the evaluation on the whole validation split; rounds evaluate only the hold-out, a part of it."""
     output = run.layout.round(round) / "evaluate-validation.json"
     return _task(run, round, "evaluate-validation", "validation", student_weights(run, round), output)
 
 
 def embed_tasks(run: Run, round: int) -> list[ShardTask]:
-    """Plan the embedding of the labelled images that every round's model is measured on; none without SAM.
+    """Plan the embedding of the labelled images that every round is evaluated on; none without SAM.
 
     Raises:
         ValueError: A split has no labels.
@@ -145,6 +145,8 @@ def _task(run: Run, round: int, part: str, split: Split, weights: Path, output: 
 
 def _stored(run: Run | RunRef, part: str) -> bool:
     """Return whether the images' SAM embeddings are stored, so that no encoder is loaded."""
+    # The whole validation split is evaluated once, on request; the baseline has no DEA; windows need embeddings of
+    # their own.
     return (
         part not in ("evaluate-validation", "evaluate-baseline")
         and model_of(run).dea
@@ -199,16 +201,15 @@ def _model(run: RunRef, weights: Path | None) -> ModelConfig:
 def work(evaluation: Evaluation, task: ShardTask) -> Done:
     """Score a model on the task's samples and write the result as JSON.
 
-    Logits are resized to each image's size (bilinear) and the highest one is the prediction, as `predict` gives it.
-    Images that cannot be read, or have no label or one of another size, are dropped and named in the record.
+    Logits are resized to each image's size (bilinear); the highest one is the prediction, as in `predict`. Images that
+    are unreadable, or have no label or one of another size, are dropped and named in the record.
 
     Args:
         evaluation: The model and its images.
-        task: The samples; its output is a `.json`. Inputs "embedding/…" are the stored SAM embeddings of its images; an
-            image that they lack could not be read.
+        task: The samples; its output is a `.json`. Inputs "embedding/…" are the stored SAM embeddings of its images.
 
     Raises:
-        OutOfMemory: Memory does not suffice for a single view.
+        OutOfMemory: Not even a single view fits.
     """
     vocabulary = evaluation.vocabulary
     drops: list[Drop] = []
@@ -222,6 +223,7 @@ def work(evaluation: Evaluation, task: ShardTask) -> Done:
         batch_size=evaluation.batch_size,
     )
     stored = StoredEmbeddings(stores).__getitem__ if stores else None
+    # One confusion matrix over all images: mIoU is not the mean of the images' scores.
     matrix_KK = np.zeros((len(vocabulary), len(vocabulary)), np.int64)
     images = 0
     for key, _, prediction in labeller.labels(labelled, stored):
@@ -235,7 +237,9 @@ def work(evaluation: Evaluation, task: ShardTask) -> Done:
 
 
 class _Labelled:
-    """The readable, labelled images by key; the labels of those that are under way wait in `labels`."""
+    """Iterates over the readable, labelled images; `labels` holds the labels of those not scored yet."""
+
+    # The labeller reads ahead to fill its batches: labels wait here for the predictions.
 
     def __init__(self, samples: Iterable[SampleRef], source: Source, drops: list[Drop]) -> None:
         self.labels: dict[str, NDArray[np.int32]] = {}
@@ -265,14 +269,14 @@ def named_scores(matrix_KK: NDArray[np.int64], vocabulary: Vocabulary) -> dict[s
 
 
 def split_name(source: SourceConfig) -> str:
-    """Return the name of a labelled source in results: the scenes' split, or the name of the folder of images."""
+    """Return the name of a labelled source in results: the scenes' split, or the name of the images' folder."""
     return source.split if isinstance(source, ScenesSourceConfig) else Path(source.images).name
 
 
 def evaluation_samples(
     source: SourceConfig, seed: int, count: int | None, vocabulary: Vocabulary
 ) -> tuple[SampleRef, ...]:
-    """Return the images to measure on: the same for the same source, count and seed; sorted by key.
+    """Draw the images to measure on, sorted by key: the same ones for the same source, count and seed.
 
     Args:
         source: Labelled images.
@@ -298,7 +302,7 @@ def _labelled_samples(run: Run, split: Split, count: int | None) -> tuple[Sample
 
 @lru_cache(maxsize=8)
 def _cached_samples(source: SourceConfig, seed: int, count: int | None, vocabulary: Path) -> tuple[SampleRef, ...]:
-    # Every listing of the tasks needs them, and reading a split hashes all its files.
+    # Every listing of the tasks needs them, and reading a split hashes all of its files.
     return evaluation_samples(source, seed, count, Vocabulary.load(vocabulary))
 
 

@@ -1,4 +1,4 @@
-"""Promote: whether a student becomes the next teacher, and the best model where the next round finds it."""
+"""Promote: decide whether a student becomes the next teacher, and keep the best model for the next round."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -16,7 +16,8 @@ from shards.formats.records import Json
 
 VERSION: Final = 3  # goes up when the same scores give another decision
 
-
+# None of the proxies sees a class name that is wrong everywhere: with two classes swapped in the labels, the student
+# agrees with them more. So labelled images decide where there are any, and never the test split, which is reported.
 Measure = Literal["auto", "holdout", "proxies", "agreement", "sam_agreement", "stability", "none"]
 Outcome = Literal["start", "promoted", "kept", "regressed"]
 
@@ -33,19 +34,19 @@ class Settings(Section):
         holdout_score: "miou", or "hiou" for the harmonic mean of seen and unseen classes.
         tolerance: Points below the best from which a student counts as a regression.
         on_regression: "stop": the run ends with exit code 5, as the next round would only repeat the same lesson;
-            "keep": it goes on with the best teacher. Either way a regressed student teaches nobody.
+            "keep": it goes on with the best teacher. In neither case does a regressed student become the teacher.
     """
 
     measure: Measure = "auto"
     holdout_score: Literal["miou", "hiou"] = "miou"
-    tolerance: float = Field(default=2.0, ge=0)
+    tolerance: float = Field(default=2.0, ge=0)  # one training differs from the next by a point or two
     on_regression: Literal["stop", "keep"] = "stop"
 
     def resolved(self, *, has_holdout: bool) -> Measure:
         """Return the measure with "auto" made into "holdout" or "proxies".
 
         Raises:
-            ValueError: "holdout" is asked for and there is none.
+            ValueError: The measure is "holdout" and there are no labelled images.
         """
         if self.measure == "auto":
             return "holdout" if has_holdout else "proxies"
@@ -59,7 +60,7 @@ class Settings(Section):
 
 @dataclass(frozen=True)
 class Comparison:
-    """One measure of a student and of the best model so far, in per cent; None where it could not be taken."""
+    """One measure of a student and of the best model so far, in per cent; None where it could not be measured."""
 
     name: str
     student: float | None
@@ -67,21 +68,21 @@ class Comparison:
 
     @property
     def change(self) -> float | None:
-        """Points that the student is above the best."""
+        """Points by which the student is above the best model."""
         return None if self.student is None or self.best is None else self.student - self.best
 
 
 @dataclass(frozen=True)
 class Decision:
-    """What became of a student, as `promotion.json` holds it.
+    """The decision on a student, as in `promotion.json`.
 
     Attributes:
         round: The student's round; 0 for the start.
-        outcome: "start"; "promoted": it is better; "kept": it is not, the best one stays; "regressed": worse by more
+        outcome: "start"; "promoted": it is better; "kept": it is not, the best model stays; "regressed": worse by more
             than the tolerance.
         best_round: The round of the best model from now on.
-        measure: How it was decided.
-        compared: What was compared.
+        measure: What decided.
+        compared: The figures compared.
         tolerance: Points.
         holdout: The best model's score on the held-out images, where these decide.
         reason: The decision in a sentence.
@@ -97,7 +98,7 @@ class Decision:
     reason: str
 
     def as_json(self) -> str:
-        """Return the text of `promotion.json`; the same text for the same decision."""
+        """Return the text of `promotion.json`."""
         return json.dumps(asdict(self), indent=1) + "\n"
 
 
@@ -116,7 +117,7 @@ def read_decision(path: Path) -> Decision:
 
 
 def start_decision(measure: Measure, config: Settings, holdout: Mapping[str, Any] | None) -> Decision:
-    """Return the decision of round 0: the start is the best there is."""
+    """Return the decision of round 0: the start is the best model so far."""
     score = None if holdout is None else holdout[config.holdout_score]
     return Decision(0, "start", 0, measure, (), config.tolerance, score, "the start teaches round 1")
 
@@ -131,11 +132,11 @@ def comparisons(
     """Compare a student's figures with those of the best model so far.
 
     Args:
-        measure: As `Settings.resolved` gives it.
-        before: The decision of the round before, which holds the best model's score.
+        measure: As `Settings.resolved` returns it.
+        before: The decision of the round before, which has the best model's score.
         holdout: The student's scores on the held-out images, where these decide.
         proxies: "student" and "teacher" of each proxy, where these decide; the teacher is the best model so far.
-        config: Which score.
+        config: The settings, for the score.
     """
     if measure == "none":
         return ()
@@ -152,14 +153,13 @@ def decide(
     """Decide on the student of a round.
 
     By one measure, the student is better if it is above the best so far, and has regressed if it is more than the
-    tolerance below. By the three proxies it takes two of them for either: each can be fooled alone (a model that says
-    one class everywhere is perfectly stable; one that only repeats its lesson agrees with it).
+    tolerance below. Of the three proxies, two have to agree on either.
 
     Args:
         number: The round.
-        measure: As `Settings.resolved` gives it.
+        measure: As `Settings.resolved` returns it.
         before: The decision of the round before.
-        compared: What `comparisons` gives.
+        compared: As `comparisons` returns them.
         tolerance: Points.
 
     Raises:
@@ -172,7 +172,9 @@ def decide(
             f"round {number}: {measure} could not be measured ({figures}); choose another of promotion.measure: "
             f"{', '.join(PROXIES)}, proxies, none"
         )
-    needed = len(changes) // 2 + 1  # one of one, two of three; where only two could be measured, both
+    # One of one, two of three; where only two could be measured, both. Each proxy can be fooled alone: a model that
+    # predicts one class everywhere is perfectly stable, one that only repeats its lesson agrees with it.
+    needed = len(changes) // 2 + 1
     regressed = sum(change < -tolerance for change in changes) >= needed
     if measure == "none" or sum(change > 0 for change in changes) >= needed:
         score = compared[0].student if measure == "holdout" else None
@@ -195,7 +197,7 @@ def promotion_measure(run: Run | RunRef) -> Measure:
     """Return how the run decides on promotion.
 
     Raises:
-        ValueError: By held-out labels, and there are none.
+        ValueError: Held-out labels should decide, and there are none.
     """
     return run.section(Settings).resolved(has_holdout=run.data.validation is not None)
 
@@ -204,7 +206,7 @@ def tasks(run: Run, round: int) -> list[ShardTask]:
     """Plan the decision on a round's student and, after round 0, the copy of the best model; in this order.
 
     Raises:
-        ValueError: The measure needs labels that there are not.
+        ValueError: The measure needs labels, and there are none.
     """
     measure = promotion_measure(run)
     inputs = {} if round == 0 else {"before": run.layout.promotion(round - 1)}
@@ -212,6 +214,7 @@ def tasks(run: Run, round: int) -> list[ShardTask]:
         inputs["holdout"] = run.layout.holdout(round)
     elif round > 0 and (measure == "proxies" or measure in PROXIES):
         inputs["target"] = run.layout.target_check(round)
+    # Each decision reads the one before: it has the best model's score, which need not be the last student's.
     decision = ShardTask(
         stage="promote", round=round, shard=WHOLE_ROUND, output=run.layout.promotion(round), inputs=inputs
     )
@@ -232,8 +235,8 @@ def tasks(run: Run, round: int) -> list[ShardTask]:
 
 
 def fingerprint(run: RunRef) -> dict[str, Json]:
-    """Return what changes the decision besides the scores: measure and tolerance; the copy follows the decision."""
-    if run.part == "promote-weights":
+    """Return what changes the decision, except the scores: measure and tolerance."""
+    if run.part == "promote-weights":  # the decision is an input of the copy
         return {"code": VERSION}
     measure, settings = promotion_measure(run), run.section(Settings)
     found: dict[str, Json] = {"code": VERSION, "measure": measure, "tolerance": settings.tolerance}
@@ -241,7 +244,7 @@ def fingerprint(run: RunRef) -> dict[str, Json]:
 
 
 def load(run: RunRef) -> RunRef:
-    """Return the run: its settings decide, no model is needed."""
+    """Return the run: only its settings are needed."""
     return run
 
 
@@ -253,6 +256,7 @@ def work(run: RunRef, task: ShardTask) -> Done:
     """
     if task.stage == "promote-weights":
         promoted = read_decision(task.inputs["decision"]).outcome == "promoted"
+        # A copy in each round, so that `predict`, `export` and the next round need not search for the best one.
         write_bytes_atomic(task.output, read_regular(task.inputs["student" if promoted else "best"], max_bytes=None))
         return Done(1)
     settings, measure = run.section(Settings), promotion_measure(run)

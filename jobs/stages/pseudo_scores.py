@@ -1,6 +1,7 @@
-"""Refine-scores: how good a round's pseudo-labels are. Labels, where the target has some, only measure."""
+"""Refine-scores: how good a round's pseudo-labels are, by the target's labels where it has some."""
 
-# K class; the matrices have a row and a column more, for pixels that a pseudo-label ignores
+# K class; the matrices have one more row and column, for pixels that a pseudo-label ignores.
+# The target's labels reach nothing but these numbers: no training, gate or promotion reads them.
 
 import json
 from collections.abc import Iterable, Sequence
@@ -31,7 +32,7 @@ class TargetLabels:
 
     Attributes:
         vocabulary: The classes.
-        source: The target's own labels; None: only coverage is measured, from records.
+        source: The target with its labels; None: only coverage is measured, from records.
         plan: Its samples; None without labels.
     """
 
@@ -57,7 +58,7 @@ def tasks(run: Run, round: int) -> list[ShardTask]:
 
 
 def fingerprint(run: RunRef) -> dict[str, Json]:
-    """Return what changes the scores besides the refined labels: the classes, and the target's labels."""
+    """Return what changes the scores, except the refined labels: the classes, and the target's labels."""
     labels: Json = None
     if has_target_labels(run):
         labels = fingerprint_digest({"labels": [*Plan.load(run.layout.plan).digests]})
@@ -92,16 +93,16 @@ def pseudo_label_scores(
 
     Args:
         stores: The refine stages' outputs.
-        samples: The images' samples; those of other images may be among them.
-        source: Where labels are, if there are any.
+        samples: The images' samples, perhaps among others.
+        source: The labels, if there are any.
         vocabulary: The classes.
 
     Returns:
         In per cent, None where there is nothing to average or no label:
-        `miou_before`, `miou_after`: of the teacher's labels that passed the gate and of the refined labels, both on the
-        pixels that both of them label. `miou_before_all`, `miou_after_all`: the same on all pixels, an ignored one
-        counted as wrong. `miou_teacher`: of all that the teacher said. `coverage`: share of all pixels with a refined
-        label; `coverage_before`: with one that passed the gate. And `images` and `labelled_images`, counts.
+        `miou_before`, `miou_after`: of the teacher's labels that passed the gate and of the refined labels, on the
+        pixels that both of them label. `miou_before_all`, `miou_after_all`: the same on all pixels, where an ignored
+        one counts as wrong. `miou_teacher`: of all of the teacher's labels. `coverage`: share of all pixels with a
+        refined label; `coverage_before`: with one that passed the gate. And the counts `images`, `labelled_images`.
 
     Raises:
         ValueError: A store is damaged, or a label and its image differ in size.
@@ -133,7 +134,7 @@ _MATRICES = ("miou_before", "miou_after", "miou_before_all", "miou_after_all", "
 
 
 def _ids(label: NDArray[Any], vocabulary: Vocabulary) -> NDArray[np.int64]:
-    """Return ids with K in the place of the ignore index."""
+    """Return the ids as int64, with K instead of the ignore index."""
     wide = label.astype(np.int64)
     wide[wide == vocabulary.ignore_index] = len(vocabulary)
     return wide
@@ -147,6 +148,7 @@ def _add(
 ) -> None:
     classes, ignore = len(vocabulary), -1
     true = np.where(truth == vocabulary.ignore_index, ignore, truth)
+    # On pixels that both label, so that the gain of refinement is not one of coverage.
     both = (maps["label"] != classes) & (maps["gated"] != classes)
     for name, seen, where in (
         ("miou_before", maps["gated"], both),
@@ -155,8 +157,8 @@ def _add(
         ("miou_after_all", maps["label"], None),
         ("miou_teacher", maps["teacher"], None),
     ):
-        asked = true if where is None else np.where(where, true, ignore)
-        totals[name] += confusion(asked, seen, classes + 1, ignore)
+        scored = true if where is None else np.where(where, true, ignore)
+        totals[name] += confusion(scored, seen, classes + 1, ignore)
 
 
 def _miou(matrix: NDArray[np.int64]) -> float | None:

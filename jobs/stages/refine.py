@@ -30,7 +30,7 @@ from shards.formats.arrays import read_arrays
 from shards.formats.records import Drop, Json
 
 VERSION: Final = 3  # goes up when the same scores, embeddings and settings give other labels
-NO_TEACHER: Final = "masks"  # in the place of the teacher's checksum, where masks were given
+NO_TEACHER: Final = "masks"  # instead of the teacher's checksum, where masks were given
 NO_MASK: Final = "no_mask"
 
 
@@ -57,7 +57,7 @@ class Refiner:
         vocabulary: The classes.
         settings: Gate and refinement.
         limit: Images per call of the decoder, kept from shard to shard.
-        masks: The images whose labels are the masks to refine; None where the teacher's scores are refined.
+        masks: The source whose labels are the masks to refine; None to refine the teacher's scores.
     """
 
     decoder: PromptDecoder
@@ -68,19 +68,19 @@ class Refiner:
 
 
 def tasks(run: Run, round: int) -> list[ShardTask]:
-    """Plan the shards of the target, from the teacher's scores."""
+    """Plan the shards of the target, refined from the teacher's scores."""
     if round == 0:
         return []
+    # As an input of every shard, thresholds end the overlap with the teacher: they need the scores of all shards.
     gate = {"thresholds": run.layout.thresholds(round)} if is_adaptive(run) else {}
-    planned = _tasks(run, round)
     return [
         task.model_copy(update={"inputs": {"teacher": run.layout.teacher(round, task.shard), **task.inputs, **gate}})
-        for task in planned
+        for task in _tasks(run, round)
     ]
 
 
 def mask_tasks(run: Run, round: int) -> list[ShardTask]:
-    """Plan the shards of given masks, in the place of round 1."""
+    """Plan the shards of given masks, as round 1."""
     return _tasks(run, round) if round == 1 else []
 
 
@@ -105,7 +105,8 @@ def fingerprint(run: RunRef) -> dict[str, Json]:
 
 
 def mask_fingerprint(run: RunRef) -> dict[str, Json]:
-    """Return what changes refined masks; there is no gate: what a mask says is sure, and the masks are an input."""
+    """Return what changes refined masks."""
+    # No gate: every class of a given mask counts as certain. The masks themselves are an input.
     return {
         "code": VERSION,
         "sam": sam_fingerprint(model_of(run)),
@@ -125,20 +126,19 @@ def load(run: RunRef) -> Refiner:
 
 def load_for_masks(run: RunRef) -> Refiner:
     """Load SAM's mask decoder, and open the images whose labels are the masks."""
-    refiner = load(run)
-    return replace(refiner, masks=run.open("target"))
+    return replace(load(run), masks=run.open("target"))
 
 
 def batch_limit(size: int) -> BatchLimit:
-    """Return the number of images that refinement begins with."""
+    """Return the number of images that refinement starts with."""
     return BatchLimit(size, of="images", hint=memory_hint("refine"))
 
 
 def work(refiner: Refiner, task: ShardTask) -> Done:
     """Refine the labels of a shard's images.
 
-    Writes what `jobs.artifacts.labels` describes. An image, or a whole shard, where nothing passes the gate is stored
-    with every pixel ignored: `coverage` in the record says so, and the write stage leaves such images out.
+    Writes what `jobs.artifacts.labels` describes. An image where nothing passes the gate is stored with every pixel
+    ignored; the write stage leaves it out.
 
     Args:
         refiner: What refinement needs.
@@ -147,12 +147,13 @@ def work(refiner: Refiner, task: ShardTask) -> Done:
 
     Raises:
         OutOfMemory: Not even one image fits.
-        ValueError: The teacher's scores cannot be right, or belong to other classes or images, or a file that the gate
+        ValueError: The teacher's scores are invalid or belong to other classes or images, or a file that the gate
             needs is missing or damaged.
     """
     gate = load_gate(refiner.settings.gate, refiner.vocabulary, task.inputs.get("thresholds"))
     store = EmbeddingStore.open(task.inputs["embedding"])
     scores, attrs = read_arrays(task.inputs["teacher"], names=("ids", "scores"))
+    # The teacher's images, not the task's: what it could not read has no scores.
     keys: list[str] = [str(key) for key in attrs["keys"]]  # type: ignore[union-attr]
     inputs = _scored_images(task, keys, scores, store)
     return _refine(refiner, task, inputs, gate, store, str(attrs["teacher_weights"]))
@@ -162,7 +163,7 @@ def work_on_masks(refiner: Refiner, task: ShardTask) -> Done:
     """Refine the masks of a shard's images; an image without a mask is dropped as "no_mask".
 
     Raises:
-        ValueError: A mask is damaged, has an id that is no class, or another size than its image; the file is named.
+        ValueError: A mask is damaged, has an id of no class, or another size than its image; the message names it.
     """
     store = EmbeddingStore.open(task.inputs["embedding"])
     drops: list[Drop] = []
@@ -226,7 +227,7 @@ def _masked_images(
 ) -> Iterator[tuple[str, RefineInput]]:
     assert refiner.masks is not None
     for ref in task.samples:
-        if ref.key not in store.rows:
+        if ref.key not in store.rows:  # embed dropped it, and its record says why
             continue
         label = refiner.masks.read_label(ref)
         if label is None:
@@ -244,7 +245,7 @@ def _masked_images(
 
 
 def refine_stats(refined: Sequence[RefinedLabel], vocabulary: Vocabulary) -> dict[str, float]:
-    """Count what happened in a shard.
+    """Count the outcomes in a shard.
 
     Returns:
         `samples`, `samples_uncovered`, `pixels`, `pixels_covered`, `pixels_gated`; `masks_accepted` and
@@ -269,12 +270,12 @@ def refine_stats(refined: Sequence[RefinedLabel], vocabulary: Vocabulary) -> dic
 
 
 def is_adaptive(run: Run | RunRef) -> bool:
-    """Return whether the classes have thresholds of their own, which a round makes from all of its scores."""
+    """Return whether each class has its own threshold, made from all scores of a round."""
     return run.section(Settings).gate.adaptive is not None
 
 
 def gate_fingerprint(config: GateConfig) -> dict[str, Json]:
-    """Return what of a gate changes results: its settings, and what the calibration says instead of where it lies.
+    """Return what of a gate changes results: its settings, with the calibration's content instead of its path.
 
     Raises:
         ValueError: The calibration cannot be read.
@@ -284,7 +285,7 @@ def gate_fingerprint(config: GateConfig) -> dict[str, Json]:
 
 
 def load_gate(config: GateConfig, vocabulary: Vocabulary, thresholds: Path | None) -> ClassGate:
-    """Return a gate ready for use.
+    """Build the gate from its settings and files.
 
     Args:
         config: Its settings.
@@ -303,11 +304,11 @@ def load_gate(config: GateConfig, vocabulary: Vocabulary, thresholds: Path | Non
 
 
 def read_thresholds(path: Path, vocabulary: Vocabulary) -> NDArray[np.float64]:
-    """Read the (K,) thresholds that `work` wrote.
+    """Read the (K,) thresholds that `jobs.stages.thresholds` wrote.
 
     Raises:
         FileNotFoundError: There are none.
-        ValueError: The file is damaged, or is for other classes.
+        ValueError: The file is damaged, or for other classes.
     """
     try:
         content: Any = read_json_file(path)
@@ -317,5 +318,6 @@ def read_thresholds(path: Path, vocabulary: Vocabulary) -> NDArray[np.float64]:
         raise ValueError(f"{path} holds no thresholds of this vocabulary: {error!r}; delete its record") from error
 
 
+# After the teacher shard by shard: with half a GPU each, a worker of either shares one GPU.
 STAGE: Final = Stage("refine", tasks, fingerprint, load, work, after="teacher")
 MASKS_STAGE: Final = Stage("refine", mask_tasks, mask_fingerprint, load_for_masks, work_on_masks)

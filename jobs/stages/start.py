@@ -1,4 +1,4 @@
-"""Start: round 0's weights, of the first teacher. They are copied into the run, so that it stands alone."""
+"""Start: the weights of round 0, the first teacher's, copied into the run so that it depends on no other file."""
 
 from pathlib import Path
 from typing import Final
@@ -15,7 +15,7 @@ SHIPPED: Final = {True: "stage1_dea.safetensors", False: "stage1_baseline.safete
 
 
 def tasks(run: Run, round: int) -> list[ShardTask]:
-    """Plan the copy of the stage-1 weights, and of the plain baseline's where these are at hand and can be measured."""
+    """Plan the copy of the stage-1 weights, and of the plain baseline's if it can be measured."""
     if round > 0:
         return []
     planned = [ShardTask(stage="start", shard=WHOLE_ROUND, output=student_weights(run, 0))]
@@ -25,7 +25,7 @@ def tasks(run: Run, round: int) -> list[ShardTask]:
 
 
 def has_baseline(run: Run | RunRef) -> bool:
-    """Return whether the plain baseline can be measured."""
+    """Return whether the plain baseline can be measured: there are weights and a test split."""
     if run.data.test is None:
         return False
     try:
@@ -39,7 +39,7 @@ def start_weights(settings: ModelSettings, *, dea: bool) -> Path:
     """Return the file of stage-1 weights for the model with or without DEA.
 
     Raises:
-        ValueError: None is named and none is shipped for the preset, or the named one is not there.
+        ValueError: None is named and none is shipped for the preset, or the named file is missing.
     """
     name = "stage1_weights" if dea == settings.dea else "baseline_weights"
     own: Path | None = getattr(settings, name)
@@ -68,7 +68,7 @@ def fingerprint(run: RunRef) -> dict[str, Json]:
 
 
 def load(run: RunRef) -> Path:
-    """Return the file that the part's weights come from.
+    """Return the file with the weights of the part.
 
     Raises:
         ValueError: There is none.
@@ -78,11 +78,12 @@ def load(run: RunRef) -> Path:
 
 
 def work(weights: Path, task: ShardTask) -> Done:
-    """Copy weights to a task's output, as safetensors whatever they were.
+    """Copy weights to the task's output as safetensors.
 
     Raises:
         ValueError: They are not plain weights.
     """
+    # Byte for byte where possible, so that the copy has the checksum of the original.
     if weights.suffix == ".safetensors":
         write_bytes_atomic(task.output, read_regular(weights, max_bytes=None))
     else:

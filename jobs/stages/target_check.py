@@ -1,4 +1,4 @@
-"""Evaluate-target: a student on unlabelled images, against its teacher, its lessons, SAM and the mirrored image."""
+"""Evaluate-target: a student on unlabelled images, compared with its teacher, its labels, SAM and its mirror image."""
 
 # K class, H W image
 
@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from jobs.artifacts.embeddings import EmbeddingStore
 from jobs.artifacts.labels import LABEL_MAPS, read_refined
-from jobs.inference.loaded_images import LoadedImage, in_batches, load_images
+from jobs.inference.batching import LoadedImage, in_batches, load_images
 from jobs.inference.model import ImageEncoder, load_sam_decoder, load_sam_encoder, model_of
 from jobs.quality.waterfall import Findings, Views, Who
 from jobs.run import WHOLE_ROUND, Run, RunRef, best_weights, student_weights
@@ -39,18 +39,17 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class TargetCheck:
-    """The loaded networks, or a test's fakes, and how they are used: as the student would be as the next teacher.
+    """The loaded networks and their settings: the student is used as it would be as the next teacher.
 
     Attributes:
-        student: The model in question.
-        teacher: The one that taught it; None where stability is not measured, which encodes each image mirrored and is
-            by far the dearest part.
+        student: The model to check.
+        teacher: The model that taught it; None where stability is not measured.
         decoder: SAM's mask decoder.
-        encoder: SAM's image encoder, for mirrored images; None where there are none or no model wants embeddings.
-        source: Images, and labels where there are some; these are measured with and nothing else.
+        encoder: SAM's image encoder, for mirrored images; None without these, or if no model needs embeddings.
+        source: Images, and labels if there are any, which only measure.
         vocabulary: The classes.
         gate: Settings of the gate.
-        refinement: How the student's labels would be refined.
+        refinement: How the student's labels are refined.
         top_k: Classes kept per cell.
         probabilities: How logits become probabilities.
         batch_size: Images at a time.
@@ -70,10 +69,12 @@ class TargetCheck:
 
 
 def tasks(run: Run, round: int) -> list[ShardTask]:
-    """Plan one task per round from 1, on images drawn with the run's seed, the same in every round."""
+    """Plan one task per round from round 1, on the same images in every round."""
     if round == 0:
         return []
-    picked = _target_samples(run)
+    count, indices = run.section(evaluate.Settings).target_images, range(run.plan.sample_count)
+    drawn = indices if count >= len(indices) else random.Random(run.config.seed).sample(indices, count)
+    picked = run.plan.pick(drawn)
     inputs = {"weights": student_weights(run, round), "teacher": best_weights(run, round - 1)}
     if refine.is_adaptive(run):
         inputs["thresholds"] = run.layout.thresholds(round)
@@ -95,12 +96,8 @@ def tasks(run: Run, round: int) -> list[ShardTask]:
     ]
 
 
-def _target_samples(run: Run) -> dict[str, Samples]:
-    count, places = run.section(evaluate.Settings).target_images, range(run.plan.sample_count)
-    return run.plan.pick(places if count >= len(places) else random.Random(run.config.seed).sample(places, count))
-
-
 def _measures_stability(run: RunRef) -> bool:
+    # Only where it decides: it encodes each image mirrored, by far the most expensive part of the check.
     return promotion_measure(run) in ("proxies", "stability")
 
 
@@ -140,7 +137,7 @@ def load(run: RunRef) -> TargetCheck:
 
 
 def work(check: TargetCheck, task: ShardTask) -> Done:
-    """Look at a student on the task's samples and write what was found as JSON.
+    """Compare a student with its teacher on the task's samples and write the result as JSON.
 
     - `proxies`, each for `student` and `teacher`, in per cent, None where there is nothing to compare: `agreement`, the
       mean IoU with the refined labels of this round, over the classes in them and the pixels that they cover;
@@ -162,6 +159,7 @@ def work(check: TargetCheck, task: ShardTask) -> Done:
     found = Findings(check.vocabulary)
     gate = refine.load_gate(check.gate, check.vocabulary, task.inputs.get("thresholds"))
     refs = {ref.key: ref for ref in task.samples}
+    # Shard by shard, so that the stores of one shard are in memory at a time.
     for shard in sorted(role.partition("/")[2] for role in task.inputs if role.startswith("refine/")):
         store = read_refined(task.inputs[f"refine/{shard}"], LABEL_MAPS, refs)
         before = task.inputs.get(f"before/{shard}")
@@ -170,7 +168,7 @@ def work(check: TargetCheck, task: ShardTask) -> Done:
         images = load_images([refs[key] for key in store.keys], check.source, drops)
         for batch in in_batches(images, check.batch_size):
             for loaded, views in zip(batch, _views(batch, check, embeddings, gate), strict=True):
-                found.add(loaded.ref.key, views, (store, earlier), check.source.read_label(loaded.ref))
+                found.add(loaded.ref.key, views, store, earlier, check.source.read_label(loaded.ref))
     if not found.images:
         raise EmptyShard(f"none of the {len(refs)} sampled target images can be read; raise evaluate.target_images")
     text = json.dumps(found.result(), indent=1, ensure_ascii=False) + "\n"
@@ -195,7 +193,7 @@ def _views(
         )
         for index, row in enumerate(embeddings.rows[key] for key in keys)
     ]
-    # Only its masks and the student's own labels are looked at, so that any id outside the classes serves to ignore.
+    # Only its masks and the student's own labels are used, so that any id outside the classes serves to ignore.
     refined = refine_batch(inputs, check.decoder, gate, check.refinement, ignore_index=IGNORE_16_BIT)
     mirrored = _mirrored(images, check)
     for index, one in enumerate(refined):
@@ -203,10 +201,11 @@ def _views(
 
 
 def _mirrored(images: Sequence[NDArray[np.uint8]], check: TargetCheck) -> dict[Who, list[NDArray[np.int32]]]:
-    """Return both models' labels of the mirrored images; none where stability is not measured."""
+    """Return both models' labels of the mirrored images; empty where stability is not measured."""
     if check.teacher is None:
         return {}
-    flipped = [np.ascontiguousarray(image[:, ::-1]) for image in images]
+    flipped = [np.ascontiguousarray(image[:, ::-1]) for image in images]  # torch accepts no negative strides
+    # Encoded anew: a mirrored embedding is not that of the mirrored image.
     sam = None if check.encoder is None else check.encoder.encode(flipped)
     return {
         "student": _mirrored_labels(check.student, flipped, sam, check.probabilities),

@@ -1,4 +1,4 @@
-"""The teacher stage: the network's best classes and their probabilities at every cell of its score grid."""
+"""Teacher: the network's best classes and their probabilities at every cell of its score grid."""
 
 # B image, K class, k kept classes, h w score grid
 
@@ -11,8 +11,7 @@ from numpy.typing import NDArray
 from pydantic import PositiveInt
 
 from jobs.artifacts.embeddings import EmbeddingStore
-from jobs.inference.batching import BatchLimit
-from jobs.inference.loaded_images import LoadedImage, load_images
+from jobs.inference.batching import BatchLimit, LoadedImage, load_images
 from jobs.inference.model import ModelConfig, model_of, stseg_fingerprint, weights_checksum
 from jobs.run import Run, RunRef, Section, best_weights
 from jobs.stage import Done, ShardTask, Stage, memory_hint
@@ -37,10 +36,11 @@ class Settings(Section):
     """How the teacher predicts.
 
     Attributes:
-        top_k: Classes kept for each pixel.
+        top_k: Classes kept per pixel.
         batch_size: Images at a time; halved on OOM.
     """
 
+    # Not only the first choice: with the best k stored, `replay` tries another gate without inference.
     top_k: PositiveInt = 4
     batch_size: PositiveInt = 8
 
@@ -51,10 +51,10 @@ class Teacher:
 
     Attributes:
         model: The network.
-        source: Where to read the images.
+        source: The images.
         settings: What is kept of its scores.
         probabilities: How logits become probabilities, see `probabilities_of`.
-        weights: The checksum of its head's weights, which goes into the labels' provenance.
+        weights: The checksum of its head's weights, for the provenance of the labels.
         limit: Images at a time, kept from shard to shard.
     """
 
@@ -87,6 +87,7 @@ def tasks(run: Run, round: int) -> list[ShardTask]:
 
 def probabilities_of(run: Run | RunRef) -> Probabilities:
     """Return how logits become probabilities: "softmax" over the classes after loss "eq6", "sigmoid" after "bce"."""
+    # Each loss trains one of the two: Equation 6 makes classes compete, binary cross-entropy judges each by itself.
     return "softmax" if run.section(TrainConfig).loss.kind == "eq6" else "sigmoid"
 
 
@@ -98,7 +99,7 @@ def fingerprint(run: RunRef) -> dict[str, Json]:
 def scores_fingerprint(
     model: ModelConfig, vocabulary: Vocabulary, top_k: int, probabilities: Probabilities
 ) -> dict[str, Json]:
-    """Return what changes a model's scores besides its head's weights."""
+    """Return what changes a model's scores, except its head's weights."""
     return {
         "code": VERSION,
         "model": stseg_fingerprint(model),
@@ -126,8 +127,8 @@ def load(run: RunRef) -> Teacher:
 def work(teacher: Teacher, task: ShardTask) -> Done:
     """Predict the images of a shard.
 
-    Writes `ids` (n, k, h, w) uint16 and `scores` (n, k, h, w) float16, best first, and `class_max` (n, K) float16, each
-    class's highest probability; attrs `keys`, `teacher_weights`. Embeddings name the readable images.
+    Writes `ids` (n, k, h, w) uint16 and `scores` (n, k, h, w) float16, highest first, and `class_max` (n, K) float16,
+    each class's highest probability; attrs `keys`, `teacher_weights`.
 
     Raises:
         OutOfMemory: Not even one image fits.
@@ -143,7 +144,7 @@ def work(teacher: Teacher, task: ShardTask) -> Done:
         logits_BKhw = teacher.model.logits([loaded.image for loaded in batch], sam)
         return top_scores(logits_BKhw, teacher.settings.top_k, teacher.probabilities)
 
-    refs = [ref for ref in task.samples if ref.key in store.rows]
+    refs = [ref for ref in task.samples if ref.key in store.rows]  # the others could not be read by embed
     for batch, top in teacher.limit.batches(load_images(refs, teacher.source, drops), predict):
         keys += [loaded.ref.key for loaded in batch]
         parts.append(top)
@@ -156,7 +157,7 @@ def work(teacher: Teacher, task: ShardTask) -> Done:
 
 
 def top_scores(logits_BKHW: "Tensor", top_k: int, probabilities: Probabilities) -> TopScores:
-    """Turn logits into what is stored.
+    """Return what is stored of a batch of logits.
 
     Args:
         logits_BKHW: (B, K, h, w) float.
@@ -164,7 +165,7 @@ def top_scores(logits_BKHW: "Tensor", top_k: int, probabilities: Probabilities) 
         probabilities: See `probabilities_of`.
 
     Returns:
-        (B, k, h, w) uint16 ids and (B, k, h, w) float16 probabilities, best first, and (B, K) float16, the highest
+        (B, k, h, w) uint16 ids and (B, k, h, w) float16 probabilities, highest first, and (B, K) float16, the highest
         probability of each class over the grid.
 
     Raises:
@@ -187,7 +188,7 @@ def _no_scores() -> TopScores:
 
 
 def _score_sum(scores: NDArray[np.float16]) -> float:
-    """Give the sum over images of the mean first score, so that shards' sums over their samples give the mean."""
+    """Return the sum over images of the mean first score: a sum, since stats of shards are added up."""
     return float(scores[:, 0].astype(np.float64).mean(axis=(1, 2)).sum()) if len(scores) else 0.0
 
 

@@ -15,7 +15,7 @@ VERSION: Final = 3  # goes up when the same labels and settings give other weigh
 
 
 def tasks(run: Run, round: int) -> list[ShardTask]:
-    """Plan the training of a round. What the student starts from is an input."""
+    """Plan the training of a round; the weights that the student starts from are an input."""
     if round == 0:
         return []
     inputs = {"start": first_weights(run, round)}
@@ -42,7 +42,8 @@ def first_weights(run: Run | RunRef, round: int) -> Path:
 
 
 def settings_of(run: RunRef) -> TrainConfig:
-    """Return the training of a round: its seed comes from the run's, the training's own and the round."""
+    """Return the settings of a round's training, with its seed: of the run, the training and the round."""
+    # Factors apart, so that no two rounds, or runs of neighbouring seeds, train with the same numbers.
     config = run.section(TrainConfig)
     return config.model_copy(update={"seed": 1_000_000 * run.config.seed + 1_000 * config.seed + run.round})
 
@@ -58,7 +59,7 @@ def fingerprint(run: RunRef) -> dict[str, Json]:
 
 
 def load(run: RunRef) -> TrainJob:
-    """Return what each process of the group is given; it loads the model itself."""
+    """Return what each process of the group gets; it loads the model itself."""
     model = model_of(run, first_weights(run, run.round))
     return TrainJob(train=settings_of(run), model=model, vocabulary=run.layout.vocabulary, source=run.data.source)
 
@@ -80,7 +81,7 @@ def stage1_tasks(run: Run, round: int) -> list[ShardTask]:
 
 
 def stage1_settings(run: RunRef) -> TrainConfig:
-    """Return the training of stage 1: its seed comes from the run's and the training's own."""
+    """Return the settings of stage 1, with its seed: of the run and the training."""
     config = run.section(TrainConfig)
     return config.model_copy(update={"seed": 1_000 * run.config.seed + config.seed})
 
@@ -97,7 +98,7 @@ def stage1_fingerprint(run: RunRef) -> dict[str, Json]:
 
 
 def load_stage1(run: RunRef) -> TrainJob:
-    """Return what each process of the group is given; `model.stage1_weights` is where it starts from, if anywhere."""
+    """Return what each process of the group gets; it starts from `model.stage1_weights` if they are set."""
     return TrainJob(
         train=stage1_settings(run), model=_stage1_model(run), vocabulary=run.layout.vocabulary, source=run.data.source
     )

@@ -1,4 +1,4 @@
-"""Write: refined labels and their images become tars that webdataset, tar and Pillow open, and a list of them."""
+"""Write: refined labels and their images become tars that webdataset, tar and Pillow open, and an index of them."""
 
 import json
 from collections.abc import Iterator
@@ -8,8 +8,9 @@ from typing import Any, Final
 import numpy as np
 
 from jobs.artifacts.labels import RefinedStore, read_refined
+from jobs.commit import require_samples
 from jobs.run import WHOLE_ROUND, Run, RunRef
-from jobs.stage import Done, ShardTask, Stage, require_samples
+from jobs.stage import Done, ShardTask, Stage
 from shards.data.images import UnreadableImage
 from shards.data.labels import encode_label, encode_weight
 from shards.data.sources import SampleRef, Source
@@ -24,7 +25,7 @@ ALL_IGNORED: Final = "all_ignored"
 
 @dataclass(frozen=True)
 class Writer:
-    """Where images are read, and the classes with their colours."""
+    """The images, and the classes with their colours."""
 
     source: Source
     vocabulary: Vocabulary
@@ -49,7 +50,7 @@ def tasks(run: Run, round: int) -> list[ShardTask]:
 
 
 def index_tasks(run: Run, round: int) -> list[ShardTask]:
-    """Plan the list of a round's tars, written after the last of them."""
+    """Plan the index of a round's tars, written after the last of them."""
     if round == 0:
         return []
     inputs = {f"pseudo/{shard.name}": run.layout.pseudo(round, shard.name) for shard in run.plan.shards}
@@ -60,7 +61,7 @@ def index_tasks(run: Run, round: int) -> list[ShardTask]:
 
 
 def fingerprint(run: RunRef) -> dict[str, Json]:
-    """Return what changes the tars besides the refined labels: code, and the classes with their colours."""
+    """Return what changes the tars, except the refined labels: code, and the classes with their colours."""
     return {"code": VERSION, "vocabulary": run.vocabulary.digest}
 
 
@@ -72,12 +73,13 @@ def load(run: RunRef) -> Writer:
 def work(writer: Writer, task: ShardTask) -> Done:
     """Write the pseudo-label tar of a shard.
 
-    For each image with at least one labelled pixel: the file as it was, `.label.png`, `.weight.png` and `.json`, which
-    says how the label came about. Images without a labelled pixel are left out and counted as "all_ignored".
+    For each image with at least one labelled pixel: the original file, `.label.png`, `.weight.png` and `.json` with the
+    label's provenance. Images without a labelled pixel are dropped as "all_ignored".
     """
     store = read_refined(task.inputs["refine"], names=("label", "weight"))
     drops: list[Drop] = []
     stats = {"samples": 0.0, "pixels": 0.0, "pixels_covered": 0.0, "bytes": 0.0}
+    # A generator: one encoded image is in memory at a time, and it fills `drops` and `stats` on the way.
     write_tar(task.output, _samples(task, writer, store, drops, stats))
     stats["bytes"] = float(task.output.stat().st_size)
     stats["dropped"] = float(len(drops))
@@ -100,7 +102,7 @@ def _samples(
             continue
         try:
             data, extension = writer.source.read_image(refs[key])
-        except UnreadableImage as error:
+        except UnreadableImage as error:  # it was readable when it was embedded
             drops.append(Drop(key=key, reason=error.reason, detail=error.detail))
             continue
         stats["samples"] += 1
@@ -122,6 +124,7 @@ def _provenance(
     task: ShardTask, ref: SampleRef, store: RefinedStore, row: int, vocabulary: Vocabulary
 ) -> dict[str, Any]:
     """Return how an image's label came about, with class names next to the ids."""
+    # Self-contained: the tars are the product, and are used without the run folder.
     names = vocabulary.names
     return {
         "key": ref.key,

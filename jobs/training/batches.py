@@ -1,4 +1,4 @@
-"""What each step of a training sees: which samples, changed at random, and which worker has which of them."""
+"""What each step of a training sees: which samples, randomly changed, and which worker gets which of them."""
 
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -26,7 +26,7 @@ from models.presets import load_preset
 from shards.data.sources import open_source
 from shards.data.vocabulary import Vocabulary
 
-_REMEMBERED_BYTES = 1 << 30  # of decoded samples, for each of target and source
+_CACHE_BYTES = 1 << 30  # of decoded samples, for each of target and source
 
 
 @dataclass(frozen=True)
@@ -36,8 +36,8 @@ class TrainingBatches:
     Attributes:
         target: Pseudo-labelled images; None without.
         source: Labelled images; None without.
-        config: Tells how many of each a step has.
-        augmenter: Changes them.
+        config: How many of each a step has.
+        augmenter: Changes the samples.
     """
 
     target: TrainingData | None
@@ -49,31 +49,32 @@ class TrainingBatches:
         return len(self.target or ()) + len(self.source or ())
 
     def of_step(self, step: int, rank: int, size: int) -> TrainingSample:
-        """Give the share that one of `size` workers has of a step's samples: as many as each other worker.
+        """Return the samples of a step that one of `size` workers gets, as many as every other worker.
 
         Raises:
-            ValueError: The step's samples cannot be shared equally.
+            ValueError: The samples cannot be shared equally.
         """
         require_equal_shares(self.config, size)
         chosen: list[TrainingSample] = []
-        places: list[int] = []
-        place = 0
+        indices: list[int] = []
+        position = 0
         for data, per_step, seed in (
             (self.target, self.config.target_per_step, 2 * self.config.seed),
             (self.source, self.config.source_per_step, 2 * self.config.seed + 1),
         ):
             if data is None:
                 continue
+            # Dealt out in turn over both data sets, so that every worker gets its share of rehearsed images.
             for index in samples_of_step(step, per_step, len(data), seed):
-                if place % size == rank:
+                if position % size == rank:
                     chosen.append(data[index])
-                    places.append(place)
-                place += 1
-        return collate(self.augmenter(chosen, step, places))
+                    indices.append(position)
+                position += 1
+        return collate(self.augmenter(chosen, step, indices))
 
 
 def open_batches(task: ShardTask, job: TrainJob, vocabulary: Vocabulary, device: torch.device) -> TrainingBatches:
-    """Open the data that the settings ask for; SAM's encoder is loaded, to the device, only if they ask for it.
+    """Open the data that the settings name; SAM's encoder is loaded, to the device, only if they need it.
 
     Raises:
         ValueError: There is nothing to train on, or settings contradict each other.
@@ -95,7 +96,7 @@ def open_batches(task: ShardTask, job: TrainJob, vocabulary: Vocabulary, device:
             raise ValueError(f"train.{name} > 0, but there is not one such image")
     if target is None and source is None:
         raise ValueError("train.target_per_step and train.source_per_step are both 0: nothing to train on")
-    target, source = (None if data is None else CachedDataset(data, _REMEMBERED_BYTES) for data in (target, source))
+    target, source = (None if data is None else CachedDataset(data, _CACHE_BYTES) for data in (target, source))
     return TrainingBatches(target, source, config, _augmenter(job, vocabulary, device))
 
 
@@ -109,25 +110,26 @@ def _augmenter(job: TrainJob, vocabulary: Vocabulary, device: torch.device) -> A
 
 
 def samples_of_step(step: int, per_step: int, count: int, seed: int) -> list[int]:
-    """Give the samples of one step over all workers.
+    """Return the samples of one step over all workers.
 
-    The data set is walked through in a new order each epoch; a step at the end of an epoch goes on into the next, so
+    The order of the data set is drawn anew for each epoch; a step at the end of an epoch continues into the next, so
     that every step has the same size and no sample is left out.
 
     Args:
         step: Number of the step, from 0.
-        per_step: Samples a step over all workers; 0 gives none.
+        per_step: Samples per step over all workers; may be 0.
         count: Samples in the data set, > 0 unless per_step is 0.
         seed: Seed of the order.
 
     Returns:
         `per_step` indices in 0 .. count - 1.
     """
-    places = range(step * per_step, (step + 1) * per_step)
-    return [int(_order(seed, place // count, count)[place % count]) for place in places]
+    # A function of seed and step: a resumed training needs no sampler state, and any number of workers agrees.
+    positions = range(step * per_step, (step + 1) * per_step)
+    return [int(_order(seed, at // count, count)[at % count]) for at in positions]
 
 
-@lru_cache(maxsize=4)
+@lru_cache(maxsize=4)  # the present and the next epoch of target and source
 def _order(seed: int, epoch: int, count: int) -> NDArray[np.int64]:
     return np.random.default_rng([seed, epoch]).permutation(count)
 
@@ -135,13 +137,13 @@ def _order(seed: int, epoch: int, count: int) -> NDArray[np.int64]:
 def classes_of_step(
     step: int, present: NDArray[np.int64], candidates: NDArray[np.int64], wanted: int, seed: int
 ) -> NDArray[np.int64]:
-    """Give the classes that a step tells apart: all that occur in its labels, filled up by chance.
+    """Return the classes that a step distinguishes: all that occur in its labels, filled up at random.
 
     Args:
         step: Number of the step.
         present: (n,) ids that occur; always kept.
         candidates: (m,) ids to fill up from.
-        wanted: How many classes; 0 or more than there are: all candidates.
+        wanted: How many classes; 0, or more than there are: all candidates.
         seed: Seed of the choice.
 
     Returns:
@@ -154,16 +156,15 @@ def classes_of_step(
 
 
 def batches_ahead(of_step: Callable[[int], TrainingSample], first: int, last: int) -> Iterator[TrainingSample]:
-    """Give the batches of steps in order, one of them made ahead in a thread of its own.
-
-    What a batch holds depends on its step alone, so that the order of making does not matter; what making one raises
-    is raised when its turn comes.
+    """Yield the batches of steps in order; the next one is made in a thread while the present one is used.
 
     Args:
-        of_step: Makes the batch of a step; called by one thread at a time, in order.
+        of_step: Makes the batch of a step; called by one thread at a time, in order. What it raises is raised when the
+            batch is due.
         first: The first step.
         last: The step after the last one.
     """
+    # A thread suffices: decoding releases the GIL. One batch ahead, as more would only take memory.
     with ThreadPoolExecutor(1, thread_name_prefix="batches") as pool:
         ahead: Future[TrainingSample] | None = pool.submit(of_step, first) if first < last else None
         for step in range(first, last):

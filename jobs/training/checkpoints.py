@@ -1,4 +1,4 @@
-"""Checkpoints of a training: tensors in safetensors, the rest in JSON beside it, written last."""
+"""Checkpoints of a training: tensors in safetensors, the rest in JSON next to it, written last."""
 
 import json
 import logging
@@ -22,15 +22,14 @@ log = logging.getLogger(__name__)
 
 _NAME = "step-{:08d}"
 _FILE = re.compile(r"step-[0-9]{8,}\.(json|safetensors)")
-_KEPT = 2  # so that a damaged newest one costs an interval and not the training
+_KEPT = 2  # a damaged newest one then costs an interval and not the training
 
 
 class WeightAverage:
-    """An average that follows the trained parameters; with a decay of 0 there is none, and it holds no memory.
+    """A moving average of the trained parameters; empty with a decay of 0.
 
     Step t, from 0, moves it by 1 - min(decay, (1 + t) / (10 + t)) of the way to the parameters: a new average forgets
-    its start quickly instead of holding on to it for 1 / (1 - decay) steps. Workers of a group have equal parameters
-    after each step, and so each has the same average without a word between them.
+    its start quickly instead of keeping it for 1 / (1 - decay) steps.
 
     Source: Polyak averaging as in Mean Teacher (Tarvainen, Valpola 2017); the warm-up is TensorFlow's
     `ExponentialMovingAverage(num_updates=t)`.
@@ -48,14 +47,15 @@ class WeightAverage:
 
     @torch.no_grad()
     def update(self, step: int) -> None:
-        """Take in the parameters after a step."""
+        """Move the average towards the parameters after a step."""
+        # Workers of a group have equal parameters after each step, and so equal averages without communication.
         kept = min(self._decay, (1 + step) / (10 + step))
         for name, value in self.values.items():
             value.lerp_(self._parameters[name], 1 - kept)
 
     @torch.no_grad()
     def load_into_parameters(self) -> None:
-        """Put the average in the parameters' place; they stay as they are without one."""
+        """Replace the parameters by the average; does nothing without one."""
         for name, value in self.values.items():
             self._parameters[name].copy_(value)
 
@@ -65,8 +65,8 @@ class TrainingState:
     """What a training changes.
 
     Attributes:
-        parameters: What is trained, by name.
-        optimizer: AdamW over just these.
+        parameters: The trained parameters by name.
+        optimizer: AdamW over these.
         average: Their average over the steps.
     """
 
@@ -77,12 +77,12 @@ class TrainingState:
 
 @dataclass(frozen=True)
 class TrainingProgress:
-    """How far a training is.
+    """The progress of a training.
 
     Attributes:
         step: Steps done.
         losses: The losses of the last steps.
-        group_sizes: How many workers trained so far, one entry for each change of their number.
+        group_sizes: The numbers of workers so far, one entry per change.
     """
 
     step: int = 0
@@ -90,7 +90,7 @@ class TrainingProgress:
     group_sizes: tuple[int, ...] = ()
 
     def continued_by(self, size: int) -> tuple[int, ...]:
-        """Give the group sizes once a group of `size` goes on."""
+        """Return the group sizes once a group of `size` continues."""
         return self.group_sizes if self.group_sizes[-1:] == (size,) else (*self.group_sizes, size)
 
 
@@ -98,17 +98,16 @@ _FIELDS = {field.name for field in fields(TrainingProgress)} | {"digest", "sha25
 
 
 def save_checkpoint(folder: Path, progress: TrainingProgress, state: TrainingState, digest: str) -> None:
-    """Write the state, then remove older ones but the newest of them.
-
-    There is no scheduler, no position of a sampler, no random state and no scaler in it: rate, order, choice and noise
-    of a step are functions of the seed and the step's number, and bfloat16 needs no scaler.
+    """Write a checkpoint, then remove all but the newest two of this training.
 
     Args:
-        folder: Where checkpoints lie; made if it is not there.
-        progress: How far the training is.
+        folder: The folder of checkpoints; made if it is missing.
+        progress: The progress.
         state: What to write.
         digest: What the training is a function of; a checkpoint with another digest is never resumed from.
     """
+    # No scheduler, sampler, random state or scaler: rate, order, class choice and noise of a step are functions of the
+    # seed and the step, and bfloat16 needs no scaler. A resume is exact on any number of workers.
     folder.mkdir(parents=True, exist_ok=True)
     tensors: dict[str, Tensor] = {f"parameter/{name}": p.detach() for name, p in state.parameters.items()}
     tensors |= {f"average/{name}": value for name, value in state.average.values.items()}
@@ -127,11 +126,13 @@ def save_checkpoint(folder: Path, progress: TrainingProgress, state: TrainingSta
 
 
 def load_checkpoint(folder: Path, state: TrainingState, digest: str) -> TrainingProgress:
-    """Load the newest whole checkpoint of this very training into its state.
+    """Load the newest undamaged checkpoint of the same training into its state.
 
     Returns:
-        How far it was; zero steps if there is none.
+        Its progress; zero steps if there is none.
     """
+    # Our own files and not Ray Train's: after a kill Ray resumed from the checkpoint before the newest one, which its
+    # controller had not registered yet.
     for facts_path in sorted(folder.glob("step-*.json"), reverse=True):
         path = facts_path.with_suffix(".safetensors")
         facts = _read_facts(facts_path)
@@ -157,13 +158,13 @@ def load_checkpoint(folder: Path, state: TrainingState, digest: str) -> Training
 
 
 def _digest_of(path: Path) -> object:
-    """Give what the training of a checkpoint is a function of; None where it was never finished."""
+    """Return the digest of a checkpoint; None where it was never finished."""
     facts = path.with_suffix(".json")
     return _read_facts(facts).get("digest") if facts.is_file() else None
 
 
 def checkpoint_fault(facts_path: Path) -> str | None:
-    """Say what is wrong with a checkpoint, given its JSON file; None if it is whole."""
+    """Return what is wrong with a checkpoint, given its JSON file; None if nothing is."""
     path, facts = facts_path.with_suffix(".safetensors"), _read_facts(facts_path)
     step, losses, sizes = facts.get("step"), facts.get("losses"), facts.get("group_sizes")
     if type(step) is not int or _NAME.format(step) != facts_path.stem:
@@ -184,24 +185,20 @@ def _read_facts(path: Path) -> dict[str, Any]:
         facts = parse_json(unsealed(read_regular(path)))
     except (OSError, ValueError):
         return {}
-    # Of a field that is not known the seal itself may be what was damaged.
+    # With an unknown field, the damage may be in the name of the seal's own field, which then checks nothing.
     return facts if isinstance(facts, dict) and facts.keys() <= _FIELDS else {}
 
 
 LINE_EVERY: Final = 20
 _KEPT_LOSSES: Final = 50
 
-log = logging.getLogger(__name__)
-
 
 class TrainingMetrics:
-    """The losses of the last fifty steps, and a line with their mean in `metrics.jsonl` every twenty.
-
-    The file is written whole each time, so that a worker which is thought dead and still writes cannot double a line.
+    """Keeps the losses of the last fifty steps and writes their mean to `metrics.jsonl` every twenty.
 
     Args:
-        path: The file; None: there is none (all workers but the first).
-        step: Steps done; lines of later ones, from before a resume, are dropped, and so is what cannot be read.
+        path: The file; None for all workers but the first.
+        step: Steps done; lines of later steps, from before a resume, are dropped, and so are unreadable ones.
         losses: The losses of the last steps before that.
     """
 
@@ -216,15 +213,16 @@ class TrainingMetrics:
         return tuple(self._losses)
 
     def add(self, step: int, loss: float) -> None:
-        """Take in one step's loss; steps count from 0."""
+        """Add the loss of a step; steps count from 0."""
         self._losses = [*self._losses[1 - _KEPT_LOSSES :], loss]
         if self._path is not None and (step + 1) % LINE_EVERY == 0:
             self._lines.append({"step": step + 1, "loss": round(self.mean(), 5)})
+            # Whole each time: a worker that is taken for dead and still writes cannot double a line.
             write_bytes_atomic(self._path, "".join(json.dumps(line) + "\n" for line in self._lines).encode())
             log.info("step %d loss %.4f", step + 1, self.mean())
 
     def mean(self) -> float:
-        """Give the mean loss of the last fifty steps."""
+        """Return the mean loss of the last fifty steps."""
         return float(np.mean(self._losses)) if self._losses else 0.0
 
 

@@ -1,4 +1,4 @@
-"""The settings of a training that change its result, and what else it is given."""
+"""The settings of a training, and what else it gets."""
 
 from pathlib import Path
 from typing import Literal
@@ -25,37 +25,36 @@ class TrainConfig(BaseModel):
 
     Attributes:
         steps: Optimiser steps.
-        start: What a round's student starts from: its "teacher", the model of the round before, or "stage1", the model
-            of round 0, so that each round's student is a new one and nothing but pseudo-labels passes from round to
-            round. Stage 1 itself starts from `model.stage1_weights`.
+        start: What a round's student starts from: its "teacher", the best model so far, or "stage1", the model of round
+            0, so that each student is a new one and only pseudo-labels pass from round to round. Stage 1 itself starts
+            from `model.stage1_weights`.
         learning_rate: Of AdamW, after warm-up; falls to 0 with (1 - step / steps)^power.
         weight_decay: Of AdamW.
         warmup_steps: Steps of linear warm-up.
         power: Exponent of the decay.
-        target_per_step: Pseudo-labelled images a step, over all workers.
-        source_per_step: Labelled source images a step, over all workers. Beside `target_per_step` it is the ratio of
+        target_per_step: Pseudo-labelled images per step, over all workers.
+        source_per_step: Labelled source images per step, over all workers. With `target_per_step` it sets the ratio of
             rehearsal: 3 and 1 rehearse a quarter.
-        sampled_classes: Classes told apart in a step: those present and others by chance; 0: all.
+        sampled_classes: Classes distinguished in a step: those present and random others; 0: all.
         classes: "all" of the vocabulary, or the "seen" ones only (stage 1).
-        loss: Which loss.
+        loss: The loss.
         aux_loss: Whether the coarser outputs, which early rejection reads, are trained too.
         pixel_weights: Whether the loss is weighted with the pseudo-labels' weight maps.
         dea_lr_scale: Factor on the learning rate of DEA.
         clip_lr_scale: Factor on the learning rate of CLIP's image tower; 0 keeps it frozen.
         clip_gradient: Largest norm of the gradient.
         ema: Decay of the exponential moving average of the weights over the steps, in [0, 1). Above 0 the average is
-            what is written at the end, and so it is what is evaluated and what teaches the next round; the steps
-            themselves are the same ones. 0: the weights after the last step.
-        augment: What is done to the images of a step, pseudo-labelled and labelled ones, after they are read. The
-            teacher sees them as they are.
-        precision: What the network computes in during training: "fp32", or "bf16", in which matrix products and
+            what is written at the end, evaluated, and the next round's teacher; the steps themselves do not change.
+            0: the weights after the last step.
+        augment: Changes of a step's images, pseudo-labelled and labelled ones, after they are read. The teacher sees
+            them unchanged.
+        precision: The number type of the network during training: "fp32", or "bf16", where matrix products and
             convolutions run in bfloat16 while parameters, optimiser, loss and gradients of the parameters stay float32.
-            bfloat16 has float32's range: there is no loss scaler, and none to resume.
         checkpoint_every: Most steps between checkpoints.
-        checkpoint_every_s: Most seconds of training between checkpoints, so that one which is killed or preempted every
-            few minutes gets on however long a step takes. Where writing a checkpoint takes more than 2 % of that, they
-            come more rarely, in fifty times as long as writing takes. A training that is killed loses what it did since
-            the last one; one that is asked to stop and ends its step within 8 s loses nothing. Neither changes results.
+        checkpoint_every_s: Most seconds of training between checkpoints, so that a training that is preempted every few
+            minutes progresses however long a step takes. Where writing takes more than 2 % of that, the interval is
+            fifty times as long as writing takes. A killed training loses what it did since the last checkpoint; one
+            that is asked to stop and ends its step within 8 s loses nothing. Neither setting changes results.
         seed: Seed of the order, the class choice, the augmentation and dropout.
     """
 
@@ -70,15 +69,19 @@ class TrainConfig(BaseModel):
     source_per_step: NonNegativeInt = 0
     sampled_classes: NonNegativeInt = 0
     classes: Literal["all", "seen"] = "all"
+    # Equation 6 over a softmax: the gate's 0.9 needs probabilities that sum to one. Another loss in the rounds than in
+    # stage 1 breaks the student.
     loss: LossConfig = LossConfig()
     aux_loss: bool = True
     pixel_weights: bool = False
+    # The embedded default sets 0.03: stage 1 shows DEA seen classes only, and at 0.1 unseen ones lose 1 to 5 points
+    # against a network without it (docs/method.md).
     dea_lr_scale: NonNegativeFloat = 1.0
     clip_lr_scale: NonNegativeFloat = 0.0
     clip_gradient: float = Field(default=1.0, gt=0)
     ema: float = Field(default=0.0, ge=0, lt=1)
     augment: AugmentConfig = AugmentConfig()
-    precision: Literal["fp32", "bf16"] = "fp32"
+    precision: Literal["fp32", "bf16"] = "fp32"  # no fp16: bfloat16 has float32's range and needs no loss scaler
     checkpoint_every: PositiveInt = 1000
     checkpoint_every_s: PositiveFloat = 60.0
     seed: NonNegativeInt = 0
@@ -89,7 +92,7 @@ class TrainConfig(BaseModel):
 
 
 class TrainJob(BaseModel):
-    """Everything a training needs: settings, model to start from, and where the labelled images are.
+    """What a training needs: settings, the model to start from, and the labelled images.
 
     Attributes:
         train: The settings.
@@ -106,12 +109,12 @@ class TrainJob(BaseModel):
 
 
 def require_equal_shares(config: TrainConfig, workers: int) -> None:
-    """See to it that each worker of a group has as many of a step's images as the others.
+    """Reject a number of workers that cannot share a step's images equally.
 
     Raises:
-        ValueError: They cannot be shared equally. Gradients are averaged over workers, so that an image would count
-            more the fewer its worker has.
+        ValueError: The images do not divide by the workers.
     """
+    # Gradients are averaged over workers: an image would count more the fewer images its worker has.
     images = config.target_per_step + config.source_per_step
     if images % workers:
         shares = ", ".join(str(n) for n in range(1, images + 1) if images % n == 0)

@@ -11,9 +11,11 @@ from typing import Any, Final, Literal
 from pydantic import BaseModel, ConfigDict, NonNegativeFloat, PositiveInt, model_validator
 from torch import nn
 
+from jobs.commit import prepare, why_stale
 from jobs.inference.batching import oom_named
 from jobs.inference.model import text_cache_folder
-from jobs.stage import CustomResources, ShardTask, prepare, why_stale
+from jobs.resources import CustomResources
+from jobs.stage import ShardTask
 from jobs.training.config import TrainConfig, TrainJob, require_equal_shares
 from jobs.training.loop import Group, SingleProcess, TrainingStopped, remove_left_checkpoints, train_model
 from jobs.training.stop import run_interruptibly, signals_ask, stop_file
@@ -25,8 +27,8 @@ from shards.storage.store import RunLocation, Store, location_of
 
 log = logging.getLogger(__name__)
 
-_LOOKS: Final = "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S"
-_LOOK_EVERY_S: Final = "0.5"  # Ray's own 2 s are waited for at the start and at the end of each training
+_HEALTH_CHECK: Final = "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S"
+_HEALTH_CHECK_S: Final = "0.5"  # each training waits for one at its start and at its end, by default 2 s
 _LESS_MEMORY: Final = (
     "lower train.target_per_step and train.source_per_step, or raise resources.train.workers, which share a step's "
     "images"
@@ -34,18 +36,18 @@ _LESS_MEMORY: Final = (
 
 
 class GroupResources(BaseModel):
-    """What a training group needs; the number of workers splits a step's images, the rest changes no result.
+    """What a training group needs; the number of workers divides a step's images, the rest changes no result.
 
     Attributes:
-        workers: Processes that train together; each has as many of a step's images as the others.
-        min_workers: Null (the default): always as many as `workers`. A number: the group is elastic, it starts with as
-            few as these where there is no room for more, goes on with fewer when one is lost for good, and grows again.
-            Then the bits of the result depend on when that happened, as they never do otherwise.
-        num_cpus: Ray's CPUs for a worker.
-        num_gpus: Ray's GPUs for a worker; 0 trains on the CPU.
-        resources: Other resources of Ray's for a worker, by name, such as `{train: 1}`.
-        threads: Threads of array libraries in a worker.
-        max_failures: How often a dead group is started again before the training is given up.
+        workers: Processes that train together; each gets as many of a step's images as the others.
+        min_workers: Null (the default): always `workers`. A number: the group is elastic, it starts with that few where
+            no more fit, continues with fewer when one is lost for good, and grows again. The last bits of the result
+            then depend on when that happened, as they never do otherwise.
+        num_cpus: Ray's CPUs per worker.
+        num_gpus: Ray's GPUs per worker; 0 trains on the CPU.
+        resources: Ray's custom resources per worker, by name, such as `{train: 1}`.
+        threads: Threads of array libraries per worker.
+        max_failures: How often a dead group is restarted before the training is given up.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -65,33 +67,33 @@ class GroupResources(BaseModel):
 
     @property
     def amounts(self) -> dict[str, float]:
-        """What a worker takes, by Ray's names."""
+        """What a worker uses, by Ray's names."""
         return {"CPU": self.num_cpus, "GPU": self.num_gpus, **self.resources}
 
     @property
     def sizes(self) -> range:
-        """Every number of workers that may train together."""
+        """Every possible number of workers."""
         return range(self.workers if self.min_workers is None else self.min_workers, self.workers + 1)
 
 
 def require_group_fits(train: TrainConfig, resources: GroupResources) -> None:
-    """See to it that a group of each size that may come about has equal shares of a step's images.
+    """Reject a group that in one of its possible sizes cannot share a step's images equally.
 
     Raises:
-        ValueError: One has not.
+        ValueError: The images do not divide by one of the sizes.
     """
     for size in resources.sizes:
         require_equal_shares(train, size)
 
 
 class TrainingIncompleteError(RuntimeError):
-    """Ray Train said that all is well, and the record says otherwise."""
+    """Ray Train reported success, and the record shows otherwise."""
 
 
 def run_training(
     task: ShardTask, job: TrainJob, resources: GroupResources, *, backend: Literal["ray", "inline"], run: str
 ) -> Record:
-    """Train in a group and give the record; resumes from the newest checkpoint of the same training.
+    """Train in a group and return the record; resumes from the newest checkpoint of the same training.
 
     Args:
         task: What to train on and where the weights go.
@@ -103,11 +105,11 @@ def run_training(
     Raises:
         OutOfMemory: A step does not fit into memory; its settings are named.
         ValueError: The workers cannot have equal shares of a step's images, or the training cannot work.
-        TrainingIncompleteError: The training ended without its record, or with fewer steps than asked for.
-        KeyboardInterrupt: It was asked to stop (Ctrl-C, SIGTERM), and has saved its state if it could within seconds.
+        TrainingIncompleteError: The training ended without its record, or with fewer steps than requested.
+        KeyboardInterrupt: It was asked to stop (Ctrl-C, SIGTERM), and saved its state if it could within seconds.
     """
     require_group_fits(job.train, resources)
-    # In a store the inputs are compared where they are brought to.
+    # For a run in a store, the worker that fetches the inputs compares their checksums.
     prepare(task if location_of(task.output).store is None else task.model_copy(update={"by_record": True}))
     with oom_named("the training", _LESS_MEMORY):
         if backend == "inline":
@@ -116,6 +118,7 @@ def run_training(
             _fit(task, job, resources, name=f"{run}-round-{task.round:03d}-{fingerprint_digest(task.fingerprint)[:12]}")
     if not task.record.is_file():
         raise TrainingIncompleteError(f"the training of round {task.round} ended without its record {task.record}")
+    # Not trusting Ray's success alone: under a name that was used before it trains zero steps and reports success.
     record = read_record(task.record)
     if record.stats.get("steps") != job.train.steps:
         raise TrainingIncompleteError(
@@ -137,14 +140,14 @@ def _train_here(task: ShardTask, job: TrainJob, resources: GroupResources) -> No
 
 
 def _fit(task: ShardTask, job: TrainJob, resources: GroupResources, *, name: str) -> None:
-    """Run the group; Ray places and restarts the workers, checkpoints and the result are the project's own files."""
-    os.environ.setdefault(_LOOKS, _LOOK_EVERY_S)  # read by the controller, to which Ray Train passes it on
+    """Train under Ray Train, which places and restarts the workers; checkpoints and result are files of our own."""
+    os.environ.setdefault(_HEALTH_CHECK, _HEALTH_CHECK_S)  # Ray Train passes it on to its controller
     from ray.train import FailureConfig, RunConfig, ScalingConfig, WorkerGroupError
     from ray.train.torch import TorchConfig, TorchTrainer
 
-    # Ray's annotation knows nothing of the pair, its checks do.
+    # A pair makes the group elastic: Ray's annotation lacks it, its checks accept it.
     sizes: Any = resources.workers if resources.min_workers is None else (resources.min_workers, resources.workers)
-    place = location_of(task.output)
+    location = location_of(task.output)
     with tempfile.TemporaryDirectory(prefix="stseg-train-") as scratch:
         trainer = TorchTrainer(
             _train_worker,
@@ -152,9 +155,9 @@ def _fit(task: ShardTask, job: TrainJob, resources: GroupResources, *, name: str
                 "task": task.model_dump(mode="json"),
                 "job": job.model_dump(mode="json"),
                 "threads": resources.threads,
-                "root": str(place.root),
-                "store": None if place.store is None else place.store.url,
-                "fences": fences_over(task.output if place.store is None else place.store.url),
+                "root": str(location.root),
+                "store": None if location.store is None else location.store.url,
+                "fences": fences_over(task.output if location.store is None else location.store.url),
             },
             torch_config=TorchConfig(backend="nccl" if resources.num_gpus else "gloo"),
             scaling_config=ScalingConfig(
@@ -174,7 +177,7 @@ def _fit(task: ShardTask, job: TrainJob, resources: GroupResources, *, name: str
 
 
 def _own_error(error: Any) -> ValueError | LockLost | None:
-    """Give what a worker said about settings, data or the lock, as it would have been raised here; None if nothing."""
+    """Return a worker's error about settings, data or the lock, as this process would raise it; None without one."""
     for _, failure in sorted(error.worker_failures.items()):
         raised = getattr(failure, "_base_exc", failure)  # Ray wraps it with the text of its traceback
         if isinstance(raised, ValueError | LockLost):
@@ -182,12 +185,12 @@ def _own_error(error: Any) -> ValueError | LockLost | None:
     return None
 
 
-def _train(task: ShardTask, job: TrainJob, group: Group, place: RunLocation | None = None) -> None:
-    """Train with all that is read here, and publish the result."""
-    run = location_of(task.output) if place is None else place
+def _train(task: ShardTask, job: TrainJob, group: Group, location: RunLocation | None = None) -> None:
+    """Train with all inputs on this machine, and publish the result."""
+    run = location_of(task.output) if location is None else location
     if run.store is None and group.size == 1 and why_stale(task) is None:
         remove_left_checkpoints(task)
-        return  # `run_training` takes the old record away: this one is of a worker that was lost before it could tell
+        return  # `run_training` removed the old record: this one is of a worker that died before it could report
     with _files_here(run, task, job):
         if run.store is not None and group.rank == 0:
             prepare(task)
@@ -198,16 +201,16 @@ def _train(task: ShardTask, job: TrainJob, group: Group, place: RunLocation | No
 
 
 @contextmanager
-def _files_here(place: RunLocation, task: ShardTask, job: TrainJob) -> Iterator[None]:
-    """Have all that a training reads on this machine for the length of the block, its newest checkpoints included."""
-    if place.store is None:
+def _files_here(location: RunLocation, task: ShardTask, job: TrainJob) -> Iterator[None]:
+    """Keep all that a training reads on this machine for the length of the block, its newest checkpoints included."""
+    if location.store is None:
         yield
         return
-    place.mark()
-    mirror.bring_files(place, [job.vocabulary, *task.samples.paths])
-    with mirror.fetched(place, [(path, record_path(path)) for path in task.inputs.values()]):
-        mirror.pull_checkpoints(place, task.output.parent / "checkpoints")
-        mirror.pull_cache(place, text_cache_folder(job.vocabulary))
+    location.mark()
+    mirror.bring_files(location, [job.vocabulary, *task.samples.paths])
+    with mirror.fetched(location, [(path, record_path(path)) for path in task.inputs.values()]):
+        mirror.pull_checkpoints(location, task.output.parent / "checkpoints")
+        mirror.pull_cache(location, text_cache_folder(job.vocabulary))
         yield
 
 
@@ -241,12 +244,12 @@ class RayGroup:
         self.size = int(train.get_context().get_world_size())
 
     def wrap(self, model: nn.Module) -> nn.Module:
-        """Give the model with gradients averaged over the group."""
+        """Return the model with gradients averaged over the group."""
         from ray.train.torch import prepare_model
 
         if self.size == 1:
             return model
-        # Without the auxiliary loss the auxiliary heads get no gradient.
+        # Without the auxiliary loss the auxiliary heads get no gradient, for which the others would wait.
         wrapped: nn.Module = prepare_model(model, parallel_strategy_kwargs={"find_unused_parameters": True})
         return wrapped
 
@@ -258,9 +261,9 @@ class RayGroup:
             dist.barrier()
 
     def stop_asked(self) -> bool:
-        """Tell whether the driver asks the group to stop."""
+        """Return whether the driver asks the group to stop."""
         return self._stop.exists()
 
     def confirm_stop(self) -> None:
-        """Tell the driver that the state is saved."""
+        """Notify the driver that the state is saved."""
         self._stop.unlink(missing_ok=True)

@@ -6,9 +6,10 @@ from typing import Final, Protocol
 import torch
 from torch import nn
 
+from jobs.commit import commit, input_digests
 from jobs.inference.model import embed_vocabulary, load_stseg, text_cache_folder
 from jobs.inference.segmenter import worker_device
-from jobs.stage import Done, ShardTask, commit, input_digests
+from jobs.stage import Done, ShardTask
 from jobs.training.batches import batches_ahead, open_batches
 from jobs.training.checkpoints import TrainingMetrics, TrainingProgress, load_checkpoint, save_checkpoint
 from jobs.training.config import TrainConfig, TrainJob
@@ -21,11 +22,11 @@ from shards.formats.records import Record, fingerprint_digest
 from shards.storage.mirror import push_checkpoints
 from shards.storage.store import location_of
 
-_SAVING_SHARE: Final = 0.02  # of the time, at most, goes into checkpoints that are written because of the time
+_SAVING_SHARE: Final = 0.02  # of the time, at most, is spent on checkpoints that are due by time
 
 
 class TrainingStopped(Exception):  # noqa: N818 - a state of affairs: the state is saved, and the training can go on
-    """A training was asked to stop, and has saved its state."""
+    """A training was asked to stop and has saved its state."""
 
 
 class Group(Protocol):
@@ -35,15 +36,15 @@ class Group(Protocol):
     size: int
 
     def wrap(self, model: nn.Module) -> nn.Module:
-        """Give the model with gradients averaged over the group."""
+        """Return the model with gradients averaged over the group."""
         ...
 
     def barrier(self) -> None:
-        """Wait for all."""
+        """Wait for all workers."""
         ...
 
     def stop_asked(self) -> bool:
-        """Tell, after a step, whether the training is to save its state and stop; asked on rank 0 alone."""
+        """Return whether the training is to save its state and stop; called after each step, on rank 0 alone."""
         ...
 
 
@@ -57,23 +58,25 @@ class SingleProcess:
         self._stop = False
 
     def wrap(self, model: nn.Module) -> nn.Module:
-        """Give the model as it is."""
+        """Return the model unchanged."""
         return model
 
     def barrier(self) -> None:
-        """Nothing to wait for."""
+        """Do nothing."""
 
     def stop_asked(self) -> bool:
-        """Tell whether `ask_to_stop` was called."""
+        """Return whether `ask_to_stop` was called."""
         return self._stop
 
     def ask_to_stop(self) -> None:
-        """Let the training stop after the step that it is in."""
+        """Let the training stop after the present step."""
         self._stop = True
 
 
 class CheckpointTimes:
-    """When a checkpoint is due: after so many steps, and after so many seconds. Rank 0 alone decides, and saves."""
+    """When a checkpoint is due: after a number of steps, and after a number of seconds."""
+
+    # Rank 0 alone decides and saves: the workers' clocks differ, and their states do not.
 
     def __init__(self, config: TrainConfig) -> None:
         self._config = config
@@ -81,21 +84,21 @@ class CheckpointTimes:
         self._took_s = 0.0
 
     def due(self, step: int) -> bool:
-        """Return whether the state after so many steps is to be saved."""
+        """Return whether the state after that many steps is to be saved."""
         wait_s = max(self._config.checkpoint_every_s, self._took_s / _SAVING_SHARE)
         return step % self._config.checkpoint_every == 0 or time.monotonic() - self._saved >= wait_s
 
     def saved(self, began: float) -> None:
-        """Note that a checkpoint, begun at that time of `time.monotonic`, is written."""
+        """Note that a checkpoint is written whose writing began at a time of `time.monotonic`."""
         self._saved = time.monotonic()
         self._took_s = self._saved - began
 
 
 def train_model(task: ShardTask, job: TrainJob, group: Group) -> Record | None:
-    """Train, write the weights, then the record; continues from the newest checkpoint of the same training.
+    """Train, write the weights, then the record; resumes from the newest checkpoint of the same training.
 
     Args:
-        task: `samples` are the labelled images; inputs with roles "pseudo/…", "embedding/…" and "start" are read.
+        task: `samples` are the labelled images; the inputs "pseudo/…", "embedding/…" and "start" are read.
         job: Settings and model.
         group: The processes that train together; they share the run folder.
 
@@ -105,31 +108,32 @@ def train_model(task: ShardTask, job: TrainJob, group: Group) -> Record | None:
     Raises:
         ValueError: There is nothing to train on, the workers cannot share it equally, or the loss is no longer finite.
         TrainingStopped: The group was asked to stop; only on rank 0.
-        LockLost: Another command took the run over; only on rank 0, with the next thing that it writes.
+        LockLost: Another command took the run over; only on rank 0, with the next file that it writes.
     """
     started = time.monotonic()
     config, vocabulary, device = job.train, Vocabulary.load(job.vocabulary), worker_device()
-    torch.manual_seed(config.seed)  # where there are no weights to start from, the start is drawn
+    torch.manual_seed(config.seed)  # without weights to start from, the start is random
     model = load_stseg(job.model).to(device)
     text_KPD = embed_vocabulary(model, vocabulary, text_cache_folder(job.vocabulary))
     training_step = TrainingStep(model, text_KPD, vocabulary, config)
+    # The start weights are among the inputs: a checkpoint of another start is never resumed from.
     digest = fingerprint_digest({**task.fingerprint, "inputs": dict(input_digests(task))})
     folder = task.output.parent / "checkpoints"
     progress = load_checkpoint(folder, training_step.state, digest)
     sizes = progress.continued_by(group.size)
     batches = open_batches(task, job, vocabulary, device)
-    metrics = TrainingMetrics(
-        task.output.parent / "metrics.jsonl" if group.rank == 0 else None, progress.step, progress.losses
-    )
+    first = group.rank == 0  # it alone writes, and decides when
+    metrics_file = task.output.parent / "metrics.jsonl" if first else None
+    metrics = TrainingMetrics(metrics_file, progress.step, progress.losses)
     wrapped = group.wrap(model)
     model.train()
-    model.clip.train(config.clip_lr_scale > 0)
+    model.clip.train(config.clip_lr_scale > 0)  # frozen, it computes what it does at inference
     done, times = progress.step, CheckpointTimes(config)
     for batch in batches_ahead(lambda step: batches.of_step(step, group.rank, group.size), done, config.steps):
         metrics.add(done, training_step(wrapped, batch.to(device), done))
         done += 1
-        stop = group.rank == 0 and group.stop_asked()
-        if group.rank == 0 and done < config.steps and (stop or times.due(done)):
+        stop = first and group.stop_asked()
+        if first and done < config.steps and (stop or times.due(done)):
             began = time.monotonic()
             save_checkpoint(folder, TrainingProgress(done, metrics.losses, sizes), training_step.state, digest)
             push_checkpoints(location_of(folder), folder)
@@ -137,26 +141,20 @@ def train_model(task: ShardTask, job: TrainJob, group: Group) -> Record | None:
         if stop and done < config.steps:
             raise TrainingStopped(f"stopped after step {done} of {config.steps}; the state is saved in {folder}")
     group.barrier()
-    if group.rank != 0:
+    if not first:
         return None
     training_step.state.average.load_into_parameters()
     write_weights(model.head_state(with_clip=config.clip_lr_scale > 0), task.output)
-    stats = {
-        "steps": float(done),
-        "loss": metrics.mean(),
-        "workers": float(group.size),
-        "resizes": float(len(sizes) - 1),
-    }
-    record = commit(task, Done(len(batches), stats), time.monotonic() - started)
-    remove_path(folder)
+    stats = {"steps": done, "loss": metrics.mean(), "workers": group.size, "resizes": len(sizes) - 1}
+    result = Done(len(batches), {name: float(value) for name, value in stats.items()})
+    record = commit(task, result, time.monotonic() - started)
+    remove_path(folder)  # after the record: a kill in between resumes from them
     return record
 
 
 def remove_left_checkpoints(task: ShardTask) -> None:
-    """Delete the checkpoints of a training that is done, here and in its store; call it under the run's lock.
-
-    Whoever was killed right after the record, or was paused and taken over, may have left some.
-    """
+    """Delete the checkpoints of a finished training, here and in its store; call it under the run's lock."""
+    # A command that was killed right after the record, or paused and taken over, leaves some.
     folder = task.output.parent / "checkpoints"
     if folder.exists():
         require_lock(folder)

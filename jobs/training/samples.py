@@ -1,6 +1,6 @@
-"""Samples for training: pseudo-labels out of tars, labelled source images, each with its stored SAM embedding."""
+"""Training samples: pseudo-labels from tars and labelled source images, each with its stored SAM embedding."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -26,7 +26,7 @@ class TrainingSample:
     Attributes:
         image_3SS: float32 RGB in [0, 1].
         label_SS: int64 class ids; `ignore_index` where nothing is known.
-        weight_SS: float32 in [0, 1], how sure the label is; 1 on human labels.
+        weight_SS: float32 in [0, 1], the confidence of the label; 1 on human labels.
         sam: SAM's embedding (1, C, g, g), or None when the model has no DEA.
     """
 
@@ -36,14 +36,14 @@ class TrainingSample:
     sam: SamEmbedding | None
 
     def to(self, device: torch.device) -> "TrainingSample":
-        """Give the same on a device."""
+        """Return the sample on a device."""
         sam = None if self.sam is None else self.sam.to(device)
         image, label, weight = (t.to(device) for t in (self.image_3SS, self.label_SS, self.weight_SS))
         return TrainingSample(image, label, weight, sam)
 
 
 class TrainingData(Protocol):
-    """Something with a length that gives samples by index."""
+    """A data set: samples by index."""
 
     def __len__(self) -> int: ...
 
@@ -51,20 +51,24 @@ class TrainingData(Protocol):
 
 
 class PseudoLabelledDataset:
-    """The samples of pseudo-label tars, read through each tar's offset index."""
+    """The samples of pseudo-label tars, in any order."""
+
+    # Through each tar's index of offsets: WebDataset's own reading is sequential, deals out shards unevenly to the
+    # workers and cannot resume within an epoch.
 
     def __init__(self, tars: Sequence[Path], embeddings: StoredEmbeddings | None, size: int) -> None:
-        self._places = [(tar, key, members) for tar in tars for key, members in index_tar(tar).places.items()]
+        self._entries = [(tar, key, members) for tar in tars for key, members in index_tar(tar).places.items()]
         self._embeddings = embeddings
         self._size = size
 
     def __len__(self) -> int:
-        return len(self._places)
+        return len(self._entries)
 
     def __getitem__(self, index: int) -> TrainingSample:
-        """Give one sample."""
-        tar, key, members = self._places[index]
-        image = decode_image(_image_bytes(tar, members)).image
+        """Return one sample."""
+        tar, key, members = self._entries[index]
+        (extension,) = [name for name in members if name not in ("label.png", "weight.png", "json")]
+        image = decode_image(read_member(tar, *members[extension])).image
         label = decode_label(read_member(tar, *members["label.png"]))
         weight = decode_weight(read_member(tar, *members["weight.png"])).astype(np.float32) / np.float32(255)
         sam = None if self._embeddings is None else self._embeddings[key]
@@ -86,7 +90,7 @@ class LabelledDataset:
         return len(self._refs)
 
     def __getitem__(self, index: int) -> TrainingSample:
-        """Give one sample.
+        """Return one sample.
 
         Raises:
             ValueError: The source has no label for it.
@@ -101,10 +105,10 @@ class LabelledDataset:
 
 
 class CachedDataset:
-    """Another data set whose first samples read stay in memory, as many as a budget allows.
+    """A data set whose first samples read stay in memory, up to a budget of bytes."""
 
-    A small data set is read and decoded once instead of every epoch; a large one costs the budget and no more.
-    """
+    # A small data set is decoded once instead of in every epoch. Nothing is evicted: every epoch needs every sample
+    # once, so that it does not matter which ones are kept.
 
     def __init__(self, data: TrainingData, budget_bytes: int) -> None:
         self._data = data
@@ -115,7 +119,7 @@ class CachedDataset:
         return len(self._data)
 
     def __getitem__(self, index: int) -> TrainingSample:
-        """Give one sample."""
+        """Return one sample."""
         if index not in self._kept:
             sample = self._data[index]
             size = _size_bytes(sample)
@@ -134,7 +138,7 @@ def _size_bytes(sample: TrainingSample) -> int:
 
 
 def collate(samples: Sequence[TrainingSample]) -> TrainingSample:
-    """Stack samples into a batch; every field gains a leading B."""
+    """Stack samples into a batch: every field gains a leading B."""
     sam = None
     if all(sample.sam is not None for sample in samples):
         parts = [sample.sam for sample in samples if sample.sam is not None]
@@ -147,14 +151,10 @@ def collate(samples: Sequence[TrainingSample]) -> TrainingSample:
     )
 
 
-def _image_bytes(tar: Path, members: Mapping[str, tuple[int, int]]) -> bytes:
-    (extension,) = [e for e in members if e not in ("label.png", "weight.png", "json")]
-    return read_member(tar, *members[extension])
-
-
 def _sample(
     image: NDArray[np.uint8], label: NDArray[Any], weight: NDArray[np.float32], sam: SamEmbedding | None, size: int
 ) -> TrainingSample:
+    # Nearest neighbour at pixel centres, as ids cannot be interpolated.
     rows, cols = ((np.arange(size) + 0.5) * side / size for side in label.shape)
     nearest = np.ix_(rows.astype(int), cols.astype(int))
     return TrainingSample(

@@ -1,4 +1,4 @@
-"""One step of a training: the classes told apart, the loss, the update; and what is updated at which rate."""
+"""One step of a training: the classes distinguished, the loss, the update; and what is trained at which rate."""
 
 from collections.abc import Mapping
 
@@ -18,10 +18,10 @@ _UNLABELLED = -1  # outside every class list, however long
 
 
 class TrainingStep:
-    """A network with its optimiser; a step is a pure function of its state, the batch and the step's number.
+    """A network with its optimiser; a step is a pure function of the state, the batch and the step's number.
 
     Attributes:
-        state: What is trained, the optimiser and the average; the text tower and SAM always stay frozen.
+        state: What is trained, the optimiser and the average.
     """
 
     def __init__(self, model: STSeg, text_KPD: Tensor, vocabulary: Vocabulary, config: TrainConfig) -> None:
@@ -39,17 +39,17 @@ class TrainingStep:
             self._candidates = np.asarray(vocabulary.seen_ids)
 
     def __call__(self, model: nn.Module, batch: TrainingSample, step: int) -> float:
-        """Do a step on the (perhaps wrapped) network and give the loss of its final logits.
+        """Do a step on the (perhaps wrapped) network; return the loss of its final logits.
 
         Raises:
             ValueError: The loss is no longer finite.
         """
         config, state, device = self._config, self.state, self._text_KPD.device
-        # Dropout after a resume is what it would have been. PyTorch takes no seed of more than 64 bits.
+        # By step, so that dropout is the same after a resume. PyTorch rejects seeds of more than 64 bits.
         torch.manual_seed((config.seed * 1_000_003 + step) % (1 << 63))
         for group in state.optimizer.param_groups:
             group["lr"] = group["scale"] * config.learning_rate * schedule(step, config)
-        classes_n, label_BSS = self._told_apart(batch.label_SS, step)
+        classes_n, label_BSS = self._choose_classes(batch.label_SS, step)
         with torch.autocast(device.type, torch.bfloat16, enabled=config.precision == "bf16"):
             output = model(batch.image_3SS, self._text_KPD[classes_n.to(device)], batch.sam, with_aux=config.aux_loss)
         losses = [
@@ -73,27 +73,29 @@ class TrainingStep:
             raise ValueError(f"the loss is {loss} at step {step}: lower train.learning_rate")
         return loss
 
-    def _told_apart(self, label_BSS: Tensor, step: int) -> tuple[Tensor, Tensor]:
-        """Give the classes of a step, and the labels as places among them, `_UNLABELLED` where there is none."""
+    def _choose_classes(self, label_BSS: Tensor, step: int) -> tuple[Tensor, Tensor]:
+        """Return the classes of a step, and the labels as indices into them, `_UNLABELLED` elsewhere."""
         label = label_BSS.cpu()
         label = label.masked_fill(label == self._ignore_index, _UNLABELLED)
         present = np.intersect1d(torch.unique(label).numpy(), self._candidates)
         chosen = classes_of_step(step, present, self._candidates, self._config.sampled_classes, self._config.seed)
         classes_n = torch.from_numpy(chosen)
-        place = torch.full((len(self._weight_K) + 1,), _UNLABELLED)
-        place[classes_n] = torch.arange(len(classes_n))
-        return classes_n, place[label]  # -1 looks up the last entry, which is -1
+        index = torch.full((len(self._weight_K) + 1,), _UNLABELLED)
+        index[classes_n] = torch.arange(len(classes_n))
+        return classes_n, index[label]  # -1 looks up the last entry, which is -1
 
 
 def schedule(step: int, config: TrainConfig) -> float:
-    """Give the factor on the learning rate at a step: linear warm-up, then polynomial decay."""
+    """Return the factor on the learning rate at a step: linear warm-up, then polynomial decay."""
     warmup = min(1.0, (step + 1) / config.warmup_steps) if config.warmup_steps else 1.0
     decay: float = (1 - step / config.steps) ** config.power
     return warmup * decay
 
 
 def trained_parameters(model: STSeg, config: TrainConfig) -> dict[str, nn.Parameter]:
-    """Choose what is trained and freeze the rest; the text tower and SAM always stay frozen."""
+    """Return the parameters to train and freeze all others."""
+    # The text tower always stays frozen: it ties classes that no label has to the images. So does SAM, whose stored
+    # embeddings would no longer be its own.
     model.requires_grad_(False)
     chosen = dict(model.head_parameters())
     if config.clip_lr_scale > 0:
@@ -110,5 +112,5 @@ def _optimizer(parameters: Mapping[str, nn.Parameter], config: TrainConfig) -> t
         for prefix, scale in scales.items()
     ]
     kept = [group for group in groups if group["params"]]
-    # The same bits in half the time where, as on a processor, this is not PyTorch's default.
+    # `foreach` gives the same bits in half the time on a processor, where it is not PyTorch's default.
     return torch.optim.AdamW(kept, lr=config.learning_rate, weight_decay=config.weight_decay, foreach=True)

@@ -1,4 +1,4 @@
-"""How a training is asked to stop, so that it saves its state first: by a signal here, by a file in a group."""
+"""Stopping a training so that it saves its state first: by a signal in this process, by a file in a group."""
 
 import logging
 import signal
@@ -19,13 +19,15 @@ _POLL_S: Final = 0.05
 
 
 def stop_file(output: Path) -> Path:
-    """Give the file that asks the group which trains `output` to stop; the first worker deletes it when it has."""
+    """Return the file that asks the group that trains `output` to stop; the first worker deletes it once it has."""
+    # A file, as the workers share the run folder with the driver and nothing else.
     return output.parent / "stop"
 
 
 @contextmanager
 def signals_ask(stop: Callable[[], None]) -> Iterator[None]:
-    """Let the first SIGTERM or Ctrl-C call `stop` for the length of the block; the next one interrupts at once."""
+    """Call `stop` on the first SIGTERM or Ctrl-C in the block; the next one interrupts at once."""
+    # Only the main thread may set handlers.
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -47,26 +49,25 @@ def signals_ask(stop: Callable[[], None]) -> Iterator[None]:
 
 
 def run_interruptibly(work: Callable[[], object], stop: Path, wait_s: float = STOP_WITHIN_S) -> None:
-    """Run something in a thread, so that Ctrl-C and SIGTERM reach this one; then the workers are asked to stop.
-
-    Ray Train's `fit` replaces the handler of Ctrl-C where it runs in the main thread, and ends the process with exit
-    code 0: a training half done would look like one that is finished.
+    """Run `work` in a thread, and ask the workers to stop when Ctrl-C or SIGTERM interrupts this one.
 
     Args:
         work: What to run; what it raises is raised here.
-        stop: The file that asks the workers to stop, and is gone when they have.
+        stop: The file that asks the workers to stop; they delete it once they have.
         wait_s: How long to wait for that.
 
     Raises:
         KeyboardInterrupt: It was stopped.
     """
+    # In the main thread, Ray Train's `fit` replaces the handler of Ctrl-C by one that ends the process with exit code
+    # 0: a training half done would look like a finished one.
     raised: list[BaseException] = []
-    done = threading.Event()  # an interrupted Thread.join of Python 3.11 takes the thread for dead
+    done = threading.Event()  # in Python 3.11, Thread.join takes the thread for dead once it was interrupted
 
     def run() -> None:
         try:
             work()
-        except BaseException as error:  # noqa: BLE001 - it is raised in the thread that waits
+        except BaseException as error:  # noqa: BLE001 - raised again in the thread that waits
             raised.append(error)
         finally:
             done.set()

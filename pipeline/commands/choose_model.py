@@ -6,10 +6,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any, get_args
 
+from jobs.commit import why_stale
 from jobs.executor import run_chain
 from jobs.inference.model import ModelConfig, model_of
 from jobs.run import best_weights, student_weights
-from jobs.stage import ShardTask, StagePlan, why_stale
+from jobs.stage import ShardTask, StagePlan
 from jobs.stages import evaluate
 from jobs.stages.evaluate import Split
 from jobs.stages.start import start_weights

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from jobs.stage import stage_records
+from jobs.commit import stage_records
 from jobs.stages import embed, refine, write
 from models.refinement.refine import FOR_MASKS
 from pipeline.config import RunConfig, identity_changes, laid_over, load_config, resolve_config, save_config

@@ -8,8 +8,8 @@ from pydantic import NonNegativeInt, PositiveInt
 
 from jobs.executor import Backend
 from jobs.inference.model import ModelSettings
+from jobs.resources import Resources
 from jobs.run import DataSettings, Section, student_weights
-from jobs.stage import Resources
 from jobs.training.config import TrainConfig
 from jobs.training.group import GroupResources, require_group_fits
 from pipeline.config import (

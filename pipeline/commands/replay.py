@@ -5,8 +5,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from jobs.commit import stage_records
 from jobs.executor import Backend
-from jobs.stage import stage_records
 from jobs.stages import refine, teacher, write
 from pipeline.commands.gate_preview import preview_gate
 from pipeline.config import changed_settings, resolve_config

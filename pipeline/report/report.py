@@ -5,9 +5,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
+from jobs.commit import stage_records
 from jobs.inference.model import ModelSettings
 from jobs.run import WHOLE_ROUND, Run, RunRef, baseline_weights, student_weights
-from jobs.stage import Done, ShardTask, Stage, stage_records
+from jobs.stage import Done, ShardTask, Stage
 from jobs.stages import embed, evaluate, refine, target_check, teacher, thresholds, write
 from jobs.stages.evaluate import SCORES
 from jobs.stages.promote import read_decision

@@ -7,9 +7,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from jobs.cluster.actors import IdleWorkers
+from jobs.commit import require_samples, stage_records, why_stale
 from jobs.execution.worker import lazily
 from jobs.executor import Backend, StageEvent, StageFailed, run_chain
-from jobs.stage import ShardTask, StagePlan, require_samples, stage_records, why_stale
+from jobs.stage import ShardTask, StagePlan
 from jobs.stages import embed
 from jobs.stages.promote import read_decision
 from jobs.training.group import run_training

@@ -9,7 +9,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from jobs.stage import ShardTask, why_foreign
+from jobs.commit import why_foreign
+from jobs.stage import ShardTask
 from jobs.training.checkpoints import checkpoint_fault
 from pipeline.errors import DataFault
 from pipeline.run.foundation import Fault, foundation_faults

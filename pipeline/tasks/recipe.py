@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any, Final
 
 from jobs.execution.worker import stage_worker
+from jobs.resources import Resources
 from jobs.run import Run, has_target_labels
-from jobs.stage import Resources, ShardTask, Stage, StagePlan
+from jobs.stage import ShardTask, Stage, StagePlan
 from jobs.stages import (
     embed,
     evaluate,

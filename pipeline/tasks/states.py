@@ -6,7 +6,8 @@ from functools import cache
 from pathlib import Path
 from typing import Final, Literal
 
-from jobs.stage import ReadRecord, ShardTask, why_record_stale, why_stale
+from jobs.commit import ReadRecord, why_record_stale, why_stale
+from jobs.stage import ShardTask
 from shards.data.plan import gc_disabled
 from shards.formats.records import read_record
 

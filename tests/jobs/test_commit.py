@@ -9,8 +9,9 @@ from threading import Barrier
 import numpy as np
 import pytest
 
+from jobs.commit import commit, prepare, why_stale
 from jobs.execution.faults import fault_of, stopping_error
-from jobs.stage import Done, EmptyShard, InputDamaged, ShardTask, UpstreamMissing, commit, prepare, why_stale
+from jobs.stage import Done, EmptyShard, InputDamaged, ShardTask, UpstreamMissing
 from shards.data.sources import FolderSource, FolderSourceConfig
 from shards.data.vocabulary import Vocabulary
 from shards.files import retry

@@ -7,7 +7,7 @@ import pytest
 from shard_setup import BROKEN, FRAME, SIZES_HW, embed_task, make_images, run_embed
 
 from jobs.artifacts.embeddings import EmbeddingStore
-from jobs.stage import why_stale
+from jobs.commit import why_stale
 from models.sam.frame import size_in_frame
 from shards.data.samples import Samples
 from shards.data.sources import FolderSource

@@ -13,7 +13,8 @@ from shard_setup import SIZES_HW, VOCABULARY, refined_shard, run_embed, run_eval
 from torch import Tensor
 
 from jobs.artifacts.labels import read_refined
-from jobs.stage import ShardTask, why_stale
+from jobs.commit import why_stale
+from jobs.stage import ShardTask
 from jobs.stages.evaluate import evaluation_samples
 from jobs.stages.pseudo_scores import pseudo_label_scores
 from models.evaluation.metrics import confusion, scores
@@ -29,7 +30,7 @@ TEST_SPLIT = ScenesSourceConfig(split="test", seed=3, count=5)
 
 
 class Constant:
-    """Says the same class everywhere."""
+    """Predicts the same class everywhere."""
 
     needs_embedding = False
 
@@ -211,7 +212,7 @@ def test_a_label_of_another_size_is_dropped_by_name_and_the_rest_counts(tmp_path
 
 
 class RightHalf(Constant):
-    """Says class 1 of a view whose right half is bright, else class 0; the surer the clearer it is."""
+    """Predicts class 1 of a view whose right half is bright, else class 0; the surer the clearer it is."""
 
     def logits(self, images: Sequence[NDArray[np.uint8]], sam: SamEmbedding | None) -> Tensor:
         logits = torch.full((len(images), len(SCENES), 24, 24), -50.0)

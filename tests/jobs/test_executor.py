@@ -14,9 +14,11 @@ from pathlib import Path
 
 import pytest
 
+from jobs.commit import commit, prepare
 from jobs.execution.settings import Clock, ExecutionConfig
 from jobs.executor import Backend, StageEvent, StageFailed, run_chain
-from jobs.stage import Done, Resources, ShardTask, StagePlan, commit, prepare
+from jobs.resources import Resources
+from jobs.stage import Done, ShardTask, StagePlan
 from shards.data.samples import Samples
 from shards.data.sources import SampleRef
 from shards.files.atomic import write_bytes_atomic

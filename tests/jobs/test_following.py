@@ -7,9 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from jobs.commit import commit, prepare
 from jobs.execution.settings import Clock
 from jobs.executor import StageEvent, StageFailed, run_chain
-from jobs.stage import Done, ShardTask, StagePlan, commit, prepare
+from jobs.stage import Done, ShardTask, StagePlan
 from shards.data.samples import Samples
 from shards.data.sources import SampleRef
 from shards.files.atomic import write_bytes_atomic

@@ -18,7 +18,7 @@ MEASURES = [GateConfig(), GateConfig(statistic="mean", over="image")]
 
 
 class Labelled:
-    """Says that every pixel of two of the images is `left`, but for an ignored row; the others have no label."""
+    """Labels two of the images as `left`, except an ignored row; the others have no label."""
 
     labelled = True
 

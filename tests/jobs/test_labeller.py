@@ -16,7 +16,7 @@ Image = NDArray[np.uint8]
 
 
 class Brightness:
-    """Says class 0 where an image is dark, else 1; runs out of memory above `fits` views."""
+    """Predicts class 0 where an image is dark, else 1; runs out of memory above `fits` views."""
 
     needs_embedding = False
 

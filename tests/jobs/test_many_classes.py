@@ -47,7 +47,7 @@ def fifths(count: int) -> list[int]:
 
 
 def striped(ids: Sequence[int]) -> NDArray[np.int32]:
-    """Give a label map of five upright stripes."""
+    """Return a label map of five upright stripes."""
     return np.repeat(np.array(ids, np.int32), SIZE_HW[1] // 5)[None].repeat(SIZE_HW[0], axis=0)
 
 

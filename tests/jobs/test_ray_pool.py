@@ -7,8 +7,10 @@ import pytest
 from fake_ray import ActorDiedError, ActorUnavailableError, FakeRay, OutOfMemoryError, at_work, made, plan, task, waited
 
 from jobs.cluster.connection import PRIVATE_NAMESPACE
+from jobs.commit import commit, prepare
 from jobs.execution.runner import Outcome
-from jobs.stage import Done, Resources, ShardTask, commit, prepare
+from jobs.resources import Resources
+from jobs.stage import Done, ShardTask
 from shards.files.atomic import write_bytes_atomic
 from shards.formats.records import Record
 

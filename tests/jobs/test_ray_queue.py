@@ -13,9 +13,11 @@ from fake_ray import FakeRay, Time, at_work, made, plan, waited
 
 from jobs.cluster.connection import PRIVATE_NAMESPACE
 from jobs.cluster.pool import RayRunner
+from jobs.commit import commit, prepare
 from jobs.execution.settings import ExecutionConfig
 from jobs.executor import StageEvent, run_chain
-from jobs.stage import Done, Resources, ShardTask, StagePlan, commit, prepare
+from jobs.resources import Resources
+from jobs.stage import Done, ShardTask, StagePlan
 from shards.data.samples import Samples
 from shards.data.sources import SampleRef
 from shards.files.atomic import write_bytes_atomic
@@ -28,7 +30,7 @@ def one_gpu() -> FakeRay:
 
 
 def the_fault(runner: RayRunner) -> str:
-    """Give the kind of the one fault that waiting brings."""
+    """Return the kind of the one fault that waiting brings."""
     (outcome,) = waited(runner)
     assert outcome.fault is not None
     return outcome.fault.kind

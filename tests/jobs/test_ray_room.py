@@ -5,7 +5,8 @@ from pydantic import ValidationError
 
 from jobs.cluster.actors import ActorHandle, Pool, Silent
 from jobs.cluster.capacity import fit, holds, shown, shown_machines, wanted
-from jobs.stage import Resources, StagePlan, Worker
+from jobs.resources import Resources
+from jobs.stage import StagePlan, Worker
 from jobs.training.group import GroupResources
 
 

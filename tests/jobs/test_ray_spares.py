@@ -10,8 +10,10 @@ from fake_ray import FakeRay, at_work, made, plan, waited
 
 from jobs.cluster.actors import IdleWorkers
 from jobs.cluster.connection import PRIVATE_NAMESPACE
+from jobs.commit import commit, prepare
 from jobs.executor import run_chain
-from jobs.stage import Done, Resources, ShardTask, StagePlan, commit, prepare
+from jobs.resources import Resources
+from jobs.stage import Done, ShardTask, StagePlan
 from shards.files.atomic import write_bytes_atomic
 from shards.formats.records import Record
 

@@ -7,7 +7,7 @@ import pytest
 from shard_setup import SIZES_HW, VOCABULARY, refine_settings, refined_shard, run_refine
 
 from jobs.artifacts.labels import read_refined, read_refined_map
-from jobs.stage import why_stale
+from jobs.commit import why_stale
 from models.refinement.refine import RefinementConfig
 from shards.files.atomic import sha256_tree
 from shards.formats.records import read_record

@@ -7,21 +7,9 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
-from jobs.stage import (
-    Done,
-    EmptyShard,
-    EmptyStage,
-    InputDamaged,
-    Resources,
-    ShardTask,
-    UpstreamMissing,
-    commit,
-    input_digests,
-    prepare,
-    require_samples,
-    stage_records,
-    why_stale,
-)
+from jobs.commit import commit, input_digests, prepare, require_samples, stage_records, why_stale
+from jobs.resources import Resources
+from jobs.stage import Done, EmptyShard, EmptyStage, InputDamaged, ShardTask, UpstreamMissing
 from shards.data.plan import list_path, write_plan
 from shards.data.samples import Samples
 from shards.data.sources import SampleRef

@@ -21,8 +21,9 @@ from stage_setup import do
 from torch import Tensor
 
 from jobs.artifacts.labels import read_refined
+from jobs.commit import why_stale
 from jobs.quality.waterfall import counted_changes
-from jobs.stage import EmptyShard, ShardTask, why_stale
+from jobs.stage import EmptyShard, ShardTask
 from jobs.stages import target_check
 from models.evaluation.alarms import AlarmConfig
 from models.refinement.gate import GateConfig
@@ -35,7 +36,7 @@ from shards.formats.records import read_record
 
 
 class OneClass(FakeSegmenter):
-    """Says `right` everywhere."""
+    """Predicts `right` everywhere."""
 
     def logits(self, images: Sequence[NDArray[np.uint8]], sam: SamEmbedding | None) -> Tensor:
         logits = torch.zeros(len(images), len(VOCABULARY), 8, 8)
@@ -44,7 +45,7 @@ class OneClass(FakeSegmenter):
 
 
 class Mirror(FakeSegmenter):
-    """Says `left` where the image is darker than in its other half, so that it follows a mirrored image."""
+    """Predicts `left` where the image is darker than in its other half, so that it follows a mirrored image."""
 
     def logits(self, images: Sequence[NDArray[np.uint8]], sam: SamEmbedding | None) -> Tensor:
         logits = super().logits(images, sam)

@@ -17,7 +17,8 @@ from shard_setup import (
     run_teacher,
 )
 
-from jobs.stage import ShardTask, UpstreamMissing, why_stale
+from jobs.commit import why_stale
+from jobs.stage import ShardTask, UpstreamMissing
 from jobs.stages.teacher import top_scores
 from shards.data.samples import Samples
 from shards.data.sources import FolderSource

@@ -124,7 +124,7 @@ def test_new_code_version_reads_no_old_file(clip: DenseClip, monkeypatch: pytest
 
 
 def damages(right: Tensor) -> dict[str, dict[str, Tensor] | bytes]:
-    """Give what may stand in a file in the place of the right embeddings."""
+    """Return what may be in a file instead of the right embeddings."""
     nan = right.clone()
     nan[1, 1, 0] = torch.nan
     return {

@@ -9,7 +9,8 @@ from shard_setup import VOCABULARY, refine_settings, refined_shard, run_refine
 from stage_setup import do
 
 from jobs.artifacts.scores import stored_scores
-from jobs.stage import ShardTask, why_stale
+from jobs.commit import why_stale
+from jobs.stage import ShardTask
 from jobs.stages import thresholds
 from jobs.stages.refine import gate_fingerprint, load_gate, read_thresholds
 from models.refinement.calibration import Calibration, ClassCalibration
@@ -23,7 +24,7 @@ ADAPTIVE = GateConfig(adaptive=AdaptiveThreshold(floor=0.1, share=1.0))
 
 
 def stores(folder: Path, confidences: list[list[float]]) -> ShardTask:
-    """Give the task over stores of which each image is one cell of class 0 and one of class 1, equally sure."""
+    """Return the task over stores of which each image is one cell of class 0 and one of class 1, equally sure."""
     inputs = {}
     for shard, values in enumerate(confidences):
         path = folder / "teacher" / f"{shard:06d}.zarr"

@@ -92,7 +92,7 @@ def test_the_average_of_the_steps_is_written_and_changes_none_of_them(
 
 
 def _start(folder: Path) -> dict[str, torch.Tensor]:
-    """Give the parameters before the first step of `training_setup`, which starts at random."""
+    """Return the parameters before the first step of `training_setup`, which starts at random."""
     _, job = training_setup(folder / "start")
     torch.manual_seed(QUICK.seed)
     return {name: p.detach() for name, p in load_stseg(job.model).named_parameters()}

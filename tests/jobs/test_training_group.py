@@ -22,7 +22,7 @@ from shards.files.atomic import sha256_file
 
 
 def _waits_to_be_stopped_in(step: int, marker: Path, stop: Path) -> Callable[[dict[str, Any]], None]:
-    """Give what a worker does, except that it waits in a step until its group is asked to stop."""
+    """Return what a worker does, except that it waits in a step until its group is asked to stop."""
 
     def train(config: dict[str, Any]) -> None:  # nested: Ray sends it by value, tests/ is not on the workers' path
         import time
@@ -105,7 +105,7 @@ def test_a_worker_s_wrong_setting_is_raised_as_in_this_process(tmp_path: Path, m
 
 
 def _dies_once_in(step: int, marker: Path) -> Callable[[dict[str, Any]], None]:
-    """Give what a worker does, except that the second one kills itself in a step the first time."""
+    """Return what a worker does, except that the second one kills itself in a step the first time."""
 
     def train(config: dict[str, Any]) -> None:  # nested: Ray sends it by value, tests/ is not on the workers' path
         import os

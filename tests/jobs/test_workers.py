@@ -6,11 +6,13 @@ from pathlib import Path
 
 from run_setup import SMALL
 
+from jobs.commit import why_stale
 from jobs.execution.settings import ExecutionConfig
 from jobs.execution.worker import stage_worker
 from jobs.executor import Backend, run_chain
+from jobs.resources import Resources
 from jobs.run import student_weights
-from jobs.stage import Resources, StagePlan, why_stale
+from jobs.stage import StagePlan
 from jobs.stages import embed, evaluate, refine, start, teacher, write
 from pipeline.config import resolve_config
 from pipeline.run.run import OpenRun, make_run
@@ -29,7 +31,7 @@ def made(root: Path, weights: dict[str, str], **settings: str) -> OpenRun:
 
 
 def chain(run: OpenRun) -> list[StagePlan]:
-    """Give embed, teacher, refine and write of two shards."""
+    """Return embed, teacher, refine and write of two shards."""
     plans: list[StagePlan] = []
     for stage, number in ((embed.STAGE, 0), (teacher.STAGE, 1), (refine.STAGE, 1), (write.STAGE, 1)):
         (plan,) = plans_of(stage, run, stage.tasks(run, number))

@@ -11,7 +11,8 @@ from shard_setup import BROKEN, SIZES_HW, VOCABULARY, next_task, refined_shard, 
 from stage_setup import do
 
 from jobs.artifacts.labels import read_refined
-from jobs.stage import EmptyStage, ShardTask, why_stale
+from jobs.commit import why_stale
+from jobs.stage import EmptyStage, ShardTask
 from jobs.stages.write import write_index
 from shards.data.labels import decode_label, decode_weight
 from shards.files.atomic import sha256_file
@@ -28,7 +29,7 @@ def written(tmp_path: Path) -> ShardTask:
 
 
 def index_task(tar: ShardTask) -> ShardTask:
-    """Give the task of the list of one tar."""
+    """Return the task of the list of one tar."""
     output = tar.output.parent / "index.json"
     inputs = {"pseudo/000000": tar.output}
     return ShardTask(stage="write-index", round=1, shard="000000", output=output, inputs=inputs, by_record=True)

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from run_setup import again, invoke, report, sets, snapshot
 
-from jobs.stage import Done, ShardTask, commit
+from jobs.commit import commit
+from jobs.stage import Done, ShardTask
 from pipeline.run.run import read_run
 from pipeline.tasks.recipe import all_tasks
 from shards.files.atomic import sha256_file

@@ -10,7 +10,8 @@ import pytest
 from PIL import Image
 from run_setup import again, invoke, report, sets, snapshot
 
-from jobs.stage import ShardTask, why_stale
+from jobs.commit import why_stale
+from jobs.stage import ShardTask
 from jobs.stages import train
 from pipeline.run.run import OpenRun, read_run
 from pipeline.tasks.recipe import plans_of

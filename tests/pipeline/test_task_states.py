@@ -4,9 +4,10 @@ from pathlib import Path
 import pytest
 from stage_setup import do
 
-from jobs.execution.worker import stage_worker
+from jobs.commit import commit
+from jobs.execution.worker import lazily, stage_worker
 from jobs.run import RunRef, RunSettings
-from jobs.stage import Done, ShardTask, Stage, Worker, commit
+from jobs.stage import Done, ShardTask, Stage, Worker
 from pipeline.tasks.states import summarise, task_states
 from shards.formats.layout import RunLayout
 from shards.formats.records import read_record, write_record
@@ -44,7 +45,8 @@ def worker(folder: Path, loads: list[str], *, lazy: bool) -> Worker:
         loads.append(run.part)
 
     stage = Stage("refine", lambda run, round: [], lambda run: {}, load, copy)
-    return stage_worker(stage, RunRef(RunLayout(folder), RunSettings(), 1, "refine"), lazy=lazy)()
+    factory = stage_worker(stage, RunRef(RunLayout(folder), RunSettings(), 1, "refine"))
+    return (lazily(factory) if lazy else factory)()
 
 
 @pytest.fixture

@@ -12,7 +12,8 @@ from jobs.cluster.actors import IdleWorkers
 from jobs.cluster.pool import RayRunner
 from jobs.execution.runner import Outcome
 from jobs.execution.settings import ExecutionConfig
-from jobs.stage import Resources, ShardTask, StagePlan, Worker
+from jobs.resources import Resources
+from jobs.stage import ShardTask, StagePlan, Worker
 
 
 class RayError(Exception):

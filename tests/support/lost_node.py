@@ -12,9 +12,11 @@ from typing import Any
 
 os.environ["RAY_AUTH_MODE"] = "disabled"  # Ray's defaults for heads, nodes and drivers differ from each other
 
+from jobs.commit import commit, prepare
 from jobs.execution.settings import ExecutionConfig
 from jobs.executor import StageEvent, run_chain
-from jobs.stage import Done, Resources, ShardTask, StagePlan, commit, prepare
+from jobs.resources import Resources
+from jobs.stage import Done, ShardTask, StagePlan
 from shards.data.samples import Samples
 from shards.data.sources import SampleRef
 from shards.files.atomic import remove_stale_temporaries_below, sha256_path, write_bytes_atomic

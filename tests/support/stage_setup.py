@@ -3,7 +3,8 @@
 from collections.abc import Callable
 from typing import TypeVar
 
-from jobs.stage import Done, ShardTask, commit, prepare
+from jobs.commit import commit, prepare
+from jobs.stage import Done, ShardTask
 from shards.formats.records import Record
 
 Loaded = TypeVar("Loaded")

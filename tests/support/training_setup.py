@@ -6,8 +6,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from jobs.commit import commit
 from jobs.inference.model import ModelConfig
-from jobs.stage import Done, ShardTask, commit
+from jobs.stage import Done, ShardTask
 from jobs.training.config import TrainConfig, TrainJob
 from models.presets import PRESETS
 from models.stseg.clip import build_clip
