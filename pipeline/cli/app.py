@@ -286,7 +286,7 @@ def init(
       stseg-pipeline init my-run --images photos --classes names.txt
       stseg-pipeline round --n 3 --run my-run
     """
-    from pipeline.run.own_images import make_own_run
+    from pipeline.run.run import make_own_run
 
     with exit_codes():
         made = make_own_run(folder, images, classes, labels, preset, config, sets or ())

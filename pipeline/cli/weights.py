@@ -5,8 +5,8 @@ from typing import Annotated, Any
 
 import typer
 
-from pipeline.cli.cli_predict import ClassesFileOption, ClassesOption, RunChoice, WeightsOption
 from pipeline.cli.exit_codes import exit_codes
+from pipeline.cli.models import ClassesFileOption, ClassesOption, RunChoice, WeightsOption
 from pipeline.cli.options import ConfigOption, JsonOption, SetOption, local_path, print_json, print_table
 from pipeline.errors import EXIT_DATA
 

@@ -10,9 +10,8 @@ from pipeline.rounds.driver import Driver, RoundRequest
 from pipeline.rounds.rounds import run_rounds
 from pipeline.run.foundation import Fault
 from pipeline.run.lock import holding
-from pipeline.run.mending import mend_shared
 from pipeline.run.run import OpenRun, read_run
-from pipeline.run.verify import last_finished, run_layout, verify_run
+from pipeline.run.verify import last_finished, mend_shared, run_layout, verify_run
 from pipeline.tasks.recipe import MASKS, refines_given_masks
 from shards.files.atomic import remove_path
 from shards.formats.layout import RunLayout

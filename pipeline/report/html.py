@@ -8,12 +8,25 @@ from typing import Final
 
 from models.refinement.acceptance import ACCEPTED
 from pipeline.report.curves import Curve, curves_svg
-from pipeline.report.report_table import number, row, swatch, table
 from pipeline.report.round_report import RoundReport
 
 COLOURS: Final = {"miou": "#1d4ed8", "miou_seen": "#6b7280", "miou_unseen": "#b45309", "hiou": "#047857"}
 TITLES: Final = {"miou": "mIoU", "miou_seen": "seen", "miou_unseen": "unseen", "hiou": "harmonic mean"}
 _MAX_DROPS: Final = 200
+_SCORES: Final = {
+    "miou": "mIoU",
+    "miou_seen": "seen",
+    "miou_unseen": "unseen",
+    "hiou": "harmonic mean",
+    "boundary_iou": "boundary IoU",
+    "coverage": "coverage",
+    "miou_covered": "mIoU, covered pixels",
+}
+_OUTCOMES: Final = {
+    "promoted": "promoted: it is the next teacher",
+    "kept": "not promoted",
+    "regressed": "regressed, not promoted",
+}
 
 _STYLE: Final = """
 body { font: 15px/1.5 system-ui, sans-serif; color: #1f2937; max-width: 1080px; margin: 2em auto; padding: 0 1em; }
@@ -74,6 +87,32 @@ def render_page(
         f'<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n<title>{escape(title)}</title>\n'
         f"<style>{_STYLE}</style>\n</head>\n<body>\n{body}\n</body>\n</html>\n"
     )
+
+
+def number(value: object, digits: int = 1) -> str:
+    """Write a number for people; a dash for None."""
+    return f"{value:.{digits}f}" if isinstance(value, int | float) else "-"
+
+
+def swatch(colour: Sequence[int]) -> str:
+    """Give a small square of a colour as HTML."""
+    return f'<i class="swatch" style="background: rgb({",".join(str(int(c)) for c in colour)})"></i>'
+
+
+def table(head: Sequence[str], rows: Sequence[str], caption: str, *, text: bool = False) -> str:
+    """Give a table of rows made by `row`, with a caption above it; `text` aligns the heads to the left."""
+    kind = ' class="text"' if text else ""
+    cells = "".join(f"<th{kind}>{escape(name)}</th>" for name in head)
+    note = f'<p class="note">{escape(caption)}</p>' if caption else ""
+    return f"{note}<table><thead><tr>{cells}</tr></thead><tbody>{''.join(rows)}</tbody></table>"
+
+
+def row(name: str, cells: Sequence[object], kind: str = "", *, escaped: bool = False, text: bool = False) -> str:
+    """Give a table row; `escaped` says that `name` is HTML already, `text` aligns the cells to the left."""
+    first = name if escaped else escape(name)
+    opening = '<td class="text">' if text else "<td>"
+    rest = "".join(f"{opening}{escape(str(cell))}</td>" for cell in cells)
+    return f'<tr class="{kind}"><td>{first}</td>{rest}</tr>'
 
 
 def _where_measured(report: RoundReport) -> str:
@@ -195,22 +234,6 @@ def _figure(picture: Picture) -> str:
         f'<figure><img alt="{caption}" src="data:image/png;base64,{data}">'
         f'<figcaption><p class="legend">{names}</p>{caption}</figcaption></figure>'
     )
-
-
-_SCORES: Final = {
-    "miou": "mIoU",
-    "miou_seen": "seen",
-    "miou_unseen": "unseen",
-    "hiou": "harmonic mean",
-    "boundary_iou": "boundary IoU",
-    "coverage": "coverage",
-    "miou_covered": "mIoU, covered pixels",
-}
-_OUTCOMES: Final = {
-    "promoted": "promoted: it is the next teacher",
-    "kept": "not promoted",
-    "regressed": "regressed, not promoted",
-}
 
 
 def promotion_part(report: RoundReport) -> list[str]:

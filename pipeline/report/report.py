@@ -16,9 +16,9 @@ from models.evaluation.alarms import AlarmConfig
 from models.refinement.gate import GateConfig
 from pipeline.report.alarms import RoundFacts, round_alarms
 from pipeline.report.gallery import PICTURES_NOTE, choose_samples, draw_samples
+from pipeline.report.html import number as shown
 from pipeline.report.html import render_page
 from pipeline.report.left_out import left_out
-from pipeline.report.report_table import number as shown
 from pipeline.report.round_report import (
     ClassFacts,
     Gain,

@@ -16,11 +16,10 @@ from jobs.training.group import run_training
 from pipeline.errors import EXIT_RESUMABLE, JobEnded, RunGone
 from pipeline.progress import RunProgress, followed
 from pipeline.report import report
-from pipeline.report.left_out import left_out
+from pipeline.report.left_out import check_quarantine, left_out
 from pipeline.report.report import alarm_lines, score_line
 from pipeline.report.round_report import read_report
 from pipeline.rounds.concurrent import beside_others
-from pipeline.rounds.quarantine import check_quarantine
 from pipeline.run.run import OpenRun
 from pipeline.run.status import retry_command
 from pipeline.tasks.recipe import ROUND, Recipe, parts_of, round_of, shards_chain, stage_plans

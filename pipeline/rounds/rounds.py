@@ -11,14 +11,13 @@ from jobs.stages.promote import read_decision
 from jobs.training.loop import remove_left_checkpoints
 from pipeline.errors import DataFault, GateFailed
 from pipeline.progress import RunProgress
-from pipeline.report.left_out import left_out, lines_of, of_reports
+from pipeline.report.left_out import check_quarantine, left_out, lines_of, of_reports
 from pipeline.report.report import alarm_lines, score_line
 from pipeline.report.round_report import RoundReport, read_report
 from pipeline.rounds.driver import Driver, RoundRequest
-from pipeline.rounds.quarantine import check_quarantine
 from pipeline.run.lock import holding, holding_stage
-from pipeline.run.mending import mend_shared
 from pipeline.run.run import OpenRun, open_or_make_run, read_run
+from pipeline.run.verify import mend_shared
 from pipeline.tasks.recipe import ROUND, all_tasks, round_of, shards_chain, stage_names, stage_of, stage_plans
 from pipeline.tasks.states import StageSummary, TaskState, summarise, task_states
 from shards.formats.layout import RunLayout

@@ -12,17 +12,17 @@ from pathlib import Path
 from jobs.stage import ShardTask, why_foreign
 from jobs.training.checkpoints import checkpoint_fault
 from pipeline.errors import DataFault
-from pipeline.run.foundation import Fault, foundation_faults
+from pipeline.run.foundation import Fault, foundation_faults, mend_foundation
 from pipeline.run.run import OpenRun, read_run
 from pipeline.run.status import begun_rounds
 from pipeline.tasks.recipe import refines_given_masks, tasks_of_run
 from pipeline.tasks.states import TaskState, task_states
 from shards.files.errors import NotInStore, StoreRefused
 from shards.formats import records
-from shards.formats.layout import RunLayout, is_output_name, record_path
+from shards.formats.layout import RunLayout, is_output_name, record_of, record_path
 from shards.formats.records import read_record, record_or_none
 from shards.formats.tar import read_pseudo_index
-from shards.storage.mirror import bring, check
+from shards.storage.mirror import bring, check, discard, push_cache
 from shards.storage.store import as_shown, is_in_store, location_of
 
 _KINDS = (".zarr", ".tar", ".safetensors")
@@ -128,6 +128,20 @@ def run_layout(root: Path) -> RunLayout:
     return layout if layout.config.is_file() else read_run(root).layout  # which says what is missing
 
 
+def mend_shared(root: Path) -> list[Fault]:
+    """Make the vocabulary, the plans and the stored text embeddings of a run again where they are damaged.
+
+    Call it under the run lock. Text embeddings that nothing reads any more are removed instead.
+
+    Returns:
+        What was damaged; it is whole again or gone.
+
+    Raises:
+        DataFault: There is no run, or something cannot be made again.
+    """
+    return [*mend_foundation(root), *_mend_text_embeddings(root)]
+
+
 def _tasks(root: Path, rounds: Sequence[int]) -> tuple[list[ShardTask], int, str | None]:
     """Return the tasks of some rounds and what all share, the last finished round (-1: none), and what went wrong."""
     try:
@@ -198,3 +212,19 @@ def _index_faults(index: Path, damaged: set[Path]) -> Iterator[str]:
         record = record_or_none(record_path(tar))
         if tar not in damaged and record is not None and listed[tar.name] != record.outputs.get(tar.name):
             yield f"lists another checksum for {tar.name}"
+
+
+def _mend_text_embeddings(root: Path) -> list[Fault]:
+    layout, place = RunLayout(root.absolute()), location_of(root)
+    folder = layout.text_embeddings
+    found = ((output, fault_of(output)) for output in sorted(set(outputs_below(folder))))
+    faults = [Fault(output, reason) for output, reason in found if reason is not None]
+    if faults:
+        from jobs.inference.text_cache import restore_text_embeddings
+
+        for fault in faults:
+            discard(place, fault.output, record_of(fault.output))
+        run = read_run(root)
+        restore_text_embeddings(run.config.model.with_weights(None), run.vocabulary, folder)
+        push_cache(place, folder)
+    return faults

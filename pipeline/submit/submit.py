@@ -19,10 +19,9 @@ from jobs.stages import embed
 from pipeline.config import changed_settings, load_config
 from pipeline.errors import EXIT_RESUMABLE, DataFault, JobEnded, SettingsConflict
 from pipeline.progress import RunProgress
-from pipeline.report.left_out import left_out
+from pipeline.report.left_out import check_quarantine, left_out
 from pipeline.report.round_report import RoundReport
 from pipeline.rounds.driver import RoundRequest
-from pipeline.rounds.quarantine import check_quarantine
 from pipeline.rounds.rounds import reports_of, require_no_regression, stage_tasks
 from pipeline.run.jobs import read_outcome
 from pipeline.run.lock import holding
