@@ -27,11 +27,11 @@ from pipeline.cli.options import (
     VerifyOption,
     print_json,
     print_table,
-    refuse_two_places,
+    require_one_location,
     run_location,
     set_up_logging,
 )
-from pipeline.terminal import let_output_show_anything
+from pipeline.terminal import escape_unencodable_output
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -67,7 +67,7 @@ def _all(
     Exit codes: 0 done, 2 wrong usage or setting, 3 settings that contradict the run's, 4 data, 5 a round
     regressed or raised an alarm, 75 stopped: the same command resumes.
     """
-    let_output_show_anything()
+    escape_unencodable_output()
     set_up_logging(verbose=verbose, debug=debug)
 
 
@@ -108,7 +108,7 @@ def run_round(
         request = RoundRequest(
             rounds=n, file=config, sets=tuple(sets or ()), backend=backend.value, address=address, verify=verify
         )
-        refuse_two_places(backend, address, submit)
+        require_one_location(backend, address, submit)
         if submit is None:
             reports = run_rounds(run, request)
         else:
@@ -161,9 +161,9 @@ def stage(
             backend=backend.value,
             address=address,
             verify=verify,
-            together=together,
+            concurrent=together,
         )
-        refuse_two_places(backend, address, submit)
+        require_one_location(backend, address, submit)
         if submit is None:
             summary = run_stage(run, name, request)
         else:

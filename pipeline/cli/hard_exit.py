@@ -31,7 +31,7 @@ def watch(code: int) -> None:
         facts = (reader, code, STOP_WITHIN_S)
         threading.Thread(target=_wait_for_sigterm, args=facts, name="hard-exit", daemon=True).start()
     _ended.clear()
-    _tell(_BEGUN)
+    _enqueue(_BEGUN)
 
 
 def call_off() -> None:
@@ -40,10 +40,10 @@ def call_off() -> None:
     After one that came before it still ends in time, whatever Python does at its exit.
     """
     _ended.set()
-    _tell(_ENDED)
+    _enqueue(_ENDED)
 
 
-def _tell(what: bytes) -> None:
+def _enqueue(what: bytes) -> None:
     """Put something in line with the signals: which of them came first is seen by nothing else."""
     for writer in _writers:
         os.write(writer, what)

@@ -162,7 +162,7 @@ def predict(
     """
     with exit_codes():
         from pipeline.commands.choose_model import ModelRequest, choose_model
-        from pipeline.commands.predict import PredictRequest, Seen, predict_images
+        from pipeline.commands.predict import Prediction, PredictRequest, predict_images
         from pipeline.progress import ImageProgress
 
         model = ModelRequest(
@@ -171,15 +171,15 @@ def predict(
         request = PredictRequest(out=out, windows=windows, batch_size=batch, device=device, overwrite=overwrite)
         with ImageProgress() as progress:
 
-            def tell(seen: Seen, total: int) -> None:
-                if seen.state == "unreadable":
-                    progress.say(f"{seen.image} cannot be read: {seen.facts['reason']} ({seen.facts['detail']})")
-                elif not as_json and seen.state == "predicted":
-                    line = f"{seen.image} -> {seen.facts['overlay']}  ({', '.join(seen.facts['classes'])})"
+            def notify(found: Prediction, total: int) -> None:
+                if found.state == "unreadable":
+                    progress.say(f"{found.image} cannot be read: {found.facts['reason']} ({found.facts['detail']})")
+                elif not as_json and found.state == "predicted":
+                    line = f"{found.image} -> {found.facts['overlay']}  ({', '.join(found.facts['classes'])})"
                     typer.echo(printable(line))
-                progress.count(total, worked=seen.state == "predicted")
+                progress.count(total, worked=found.state == "predicted")
 
-            result = predict_images(images, choose_model(model), request, tell)
+            result = predict_images(images, choose_model(model), request, notify)
         if as_json:
             print_json(result)
         else:
@@ -234,9 +234,9 @@ def refine(
                 typer.echo(printable(line))
         if found["without_mask"]:
             typer.echo(f"without a mask: {', '.join(found['without_mask'])}")
-        fates = ", ".join(f"{name} {number}" for name, number in found["masks"].items())
+        outcomes = ", ".join(f"{name} {number}" for name, number in found["masks"].items())
         typer.echo(
             f"{found['refined']} of {found['images']} images refined, {found['coverage']:.1f} % of the pixels labelled"
         )
-        typer.echo(f"masks: {fates}")
+        typer.echo(f"masks: {outcomes}")
         typer.echo(f"shards: {Path(found['index']).parent}")

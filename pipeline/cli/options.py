@@ -94,8 +94,8 @@ InterruptOption = Annotated[
 ]
 
 
-def refuse_two_places(backend: BackendName, address: str | None, submit: str | None) -> None:
-    """See to it that only one place to run is named.
+def require_one_location(backend: BackendName, address: str | None, submit: str | None) -> None:
+    """See to it that only one column to run is named.
 
     Raises:
         ValueError: An option would have no effect beside another.
@@ -120,7 +120,7 @@ def print_table(head: Sequence[str], rows: Sequence[Mapping[str, object]]) -> No
         rows: The rows.
     """
     cells = [[_cell(row.get(name)) for name in head] for row in rows]
-    widths = [max([len(name), *(len(line[place]) for line in cells)]) for place, name in enumerate(head)]
+    widths = [max([len(name), *(len(line[column]) for line in cells)]) for column, name in enumerate(head)]
     numeric = [all(isinstance(row.get(name), int | float | None) for row in rows) for name in head]
     for line in [list(head), *cells]:
         padded = (

@@ -93,24 +93,24 @@ def verify(run: RunOption = DEFAULT_RUN, number: OneRoundOption = None, as_json:
     from pipeline.tasks.states import summarise
 
     with exit_codes():
-        verdict = verify_run(run, number)
+        result = verify_run(run, number)
         if as_json:
-            stale = [{"output": str(one.task.output), "reason": one.reason} for one in verdict.stale]
-            facts = {"checked": verdict.checked, "undone": verdict.undone, "faults": _faults(verdict.faults)}
-            print_json({**facts, "stale": stale, "unjudged": verdict.unjudged})
+            stale = [{"output": str(one.task.output), "reason": one.reason} for one in result.stale]
+            facts = {"checked": result.checked, "undone": result.undone, "faults": _faults(result.faults)}
+            print_json({**facts, "stale": stale, "unjudged": result.unjudged})
         else:
-            for fault in verdict.faults:
+            for fault in result.faults:
                 typer.echo(printable(f"{fault.output}: {fault.reason}"))
-            for stage in summarise(verdict.stale):
+            for stage in summarise(result.stale):
                 for reason, number_of in stage.reasons.items():
                     where = f"round {stage.round} {stage.stage}"
                     typer.echo(printable(f"stale, would be made again: {where}, {number_of} outputs: {reason}"))
-            if verdict.unjudged is not None:
-                typer.echo(printable(f"what a round would do again cannot be judged: {verdict.unjudged}"))
-            undone = f", {verdict.undone} not done yet" if verdict.undone else ""
-            again = f"; make them again: stseg-pipeline shards repair --run {run}" if verdict.faults else ""
-            typer.echo(f"{verdict.checked} outputs verified, {len(verdict.faults)} faults{undone}{again}")
-        if verdict.faults or verdict.unjudged is not None:
+            if result.unjudged is not None:
+                typer.echo(printable(f"what a round would do again cannot be judged: {result.unjudged}"))
+            undone = f", {result.undone} not done yet" if result.undone else ""
+            again = f"; make them again: stseg-pipeline shards repair --run {run}" if result.faults else ""
+            typer.echo(f"{result.checked} outputs verified, {len(result.faults)} faults{undone}{again}")
+        if result.faults or result.unjudged is not None:
             raise typer.Exit(EXIT_DATA)
 
 

@@ -75,10 +75,10 @@ def _draw(run: OpenRun, images: int) -> dict[str, NDArray[np.int32]]:
     source = open_source(run.config.data.target, run.vocabulary)
     refs = tuple(run.plan.samples)
     found: dict[str, NDArray[np.int32]] = {}
-    for place in np.random.default_rng(run.config.seed).permutation(len(refs)).tolist():
-        label = source.read_label(refs[place]) if len(found) < images else None
+    for index in np.random.default_rng(run.config.seed).permutation(len(refs)).tolist():
+        label = source.read_label(refs[index]) if len(found) < images else None
         if label is not None:
-            found[refs[place].key] = label
+            found[refs[index].key] = label
     return found
 
 

@@ -44,14 +44,14 @@ def evaluate_round(root: Path, number: int, split: str) -> dict[str, Any]:
     """
     if split not in get_args(Split):
         raise ValueError(f"--split is {split!r}; expected {' or '.join(get_args(Split))}")
-    result = _standing_result(_evaluation(read_run(root), number, split)[-1].tasks[0])
+    result = _current_result(_evaluation(read_run(root), number, split)[-1].tasks[0])
     if result is None:
         with holding(root):
             plans = _evaluation(read_run(root), number, split)  # as it is by now
             for plan in plans:
                 stale = [task for task in plan.tasks if why_stale(task) is not None]
-                told = partial(logger.debug, "%s")
-                run_chain([replace(plan, tasks=stale, after=None)], backend="inline", on_event=told)
+                log = partial(logger.debug, "%s")
+                run_chain([replace(plan, tasks=stale, after=None)], backend="inline", on_event=log)
             result = read_json(plans[-1].tasks[0].output)
     assert result is not None
     return {"round": number, **result}
@@ -70,7 +70,7 @@ def _evaluation(run: OpenRun, number: int, split: str) -> list[StagePlan]:
     return [*plans_of(evaluate.EMBED_STAGE, run, embedded), *plans_of(evaluate.STAGE, run, [task])]
 
 
-def _standing_result(task: ShardTask) -> dict[str, Any] | None:
+def _current_result(task: ShardTask) -> dict[str, Any] | None:
     """Read a result whose record holds; None where there is none, or a command beside this one is making it again."""
     if why_stale(task) is not None:
         return None
@@ -97,7 +97,7 @@ class ChosenModel:
 
 @dataclass(frozen=True)
 class ModelRequest:
-    """Which model is asked for, and for which classes.
+    """Which model is requested for, and for which classes.
 
     Attributes:
         run: A run, whose best model is used; None: the weights that the settings name, or the shipped ones.
@@ -117,7 +117,7 @@ class ModelRequest:
 
 
 def choose_model(request: ModelRequest) -> ChosenModel:
-    """Give the model and classes that are asked for.
+    """Give the model and classes that are requested for.
 
     Raises:
         DataFault: There is no such run, or it has no model.
@@ -140,9 +140,9 @@ def choose_model(request: ModelRequest) -> ChosenModel:
 
 
 def _config(request: ModelRequest) -> RunConfig:
-    asked = {} if request.file is None else read_settings(request.file)
+    requested = {} if request.file is None else read_settings(request.file)
     where = "--set" if request.file is None else f"{request.file} or --set"
-    return resolve_config(asked, request.sets, where=where)
+    return resolve_config(requested, request.sets, where=where)
 
 
 def _vocabulary(run: OpenRun | None, preset: str, request: ModelRequest) -> Vocabulary:

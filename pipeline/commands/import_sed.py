@@ -35,9 +35,9 @@ def import_sed(checkpoint: Path, out: Path, preset: str | None, *, overwrite: bo
     from models.interop.sed import named, sort_sed
     from models.weights.files import read_weights, write_weights
 
-    standing = [out / name for name in (CLIP_FILE, HEAD_FILE) if (out / name).exists()]
-    if standing and not overwrite:
-        raise SettingsConflict(f"{standing[0]} is there already; name another folder with --out, or add --overwrite")
+    existing = [out / name for name in (CLIP_FILE, HEAD_FILE) if (out / name).exists()]
+    if existing and not overwrite:
+        raise SettingsConflict(f"{existing[0]} is there already; name another folder with --out, or add --overwrite")
     parts = sort_sed(read_weights(checkpoint), preset)
     if parts.unexpected:
         count, names = len(parts.unexpected), named(parts.unexpected)

@@ -29,7 +29,7 @@ from shards.storage.store import as_shown
 
 @dataclass(frozen=True)
 class MasksRequest:
-    """What is asked for.
+    """What is requested for.
 
     Attributes:
         images: Folder of images, searched with sub-folders.
@@ -49,7 +49,7 @@ def refine_masks(root: Path, request: MasksRequest, progress: RunProgress | None
 
     Args:
         root: The run folder to make, or one that this made.
-        request: What is asked for.
+        request: What is requested for.
         progress: Where to show it.
 
     Returns:
@@ -82,9 +82,11 @@ def _open_or_make(root: Path, request: MasksRequest) -> OpenRun:
             raise ValueError(f"{folder} is not a folder; {option} names a folder that exists")
     layout = RunLayout(root.absolute())  # workers have working folders of their own
     saved = load_config(layout.config) if layout.config.is_file() else None
-    asked = _settings(request, saved)
-    asked = laid_over(asked, read_settings(request.run.file) if request.run.file is not None else {})
-    config = resolve_config(asked, request.run.sets, where=f"{request.run.file or 'the options'} and --set", base=saved)
+    requested = _settings(request, saved)
+    requested = laid_over(requested, read_settings(request.run.file) if request.run.file is not None else {})
+    config = resolve_config(
+        requested, request.run.sets, where=f"{request.run.file or 'the options'} and --set", base=saved
+    )
     if saved is None:
         return make_run(root, config)
     changes = identity_changes(saved, config)
@@ -102,15 +104,15 @@ def _open_or_make(root: Path, request: MasksRequest) -> OpenRun:
 def _settings(request: MasksRequest, saved: RunConfig | None) -> dict[str, Any]:
     """Give the settings that the options stand for; those of refinement only for a new run."""
     target = {"kind": "folder", "images": str(request.images), "labels": str(request.masks)}
-    asked: dict[str, Any] = {"data": {"target": target}}
+    requested: dict[str, Any] = {"data": {"target": target}}
     if request.classes is not None:
-        asked["vocabulary"] = {"classes": str(request.classes.resolve()), "seen": None}
+        requested["vocabulary"] = {"classes": str(request.classes.resolve()), "seen": None}
     if saved is None:
-        asked["data"] |= {"source": None, "test": None, "validation": None}
-        asked["train"] = {"source_per_step": 0}
-        asked["refine"] = {"refinement": FOR_MASKS.model_dump(mode="json")}
-        asked.setdefault("vocabulary", {"classes": _numbered_classes(request.masks), "seen": None})
-    return asked
+        requested["data"] |= {"source": None, "test": None, "validation": None}
+        requested["train"] = {"source_per_step": 0}
+        requested["refine"] = {"refinement": FOR_MASKS.model_dump(mode="json")}
+        requested.setdefault("vocabulary", {"classes": _numbered_classes(request.masks), "seen": None})
+    return requested
 
 
 def _numbered_classes(masks: Path) -> list[str]:

@@ -53,7 +53,7 @@ class PredictRequest:
 
 
 @dataclass(frozen=True)
-class Seen:
+class Prediction:
     """What has been done about one image.
 
     Attributes:
@@ -68,7 +68,7 @@ class Seen:
 
 
 def predict_images(
-    paths: Sequence[Path], chosen: ChosenModel, request: PredictRequest, tell: Callable[[Seen, int], None]
+    paths: Sequence[Path], chosen: ChosenModel, request: PredictRequest, notify: Callable[[Prediction, int], None]
 ) -> dict[str, Any]:
     """Segment images by class names: of each an overlay with a legend, an index PNG, and a JSON written last.
 
@@ -78,7 +78,7 @@ def predict_images(
         paths: Image files, folders, tars.
         chosen: The model and its classes.
         request: How.
-        tell: Is told of each image as it is done, and how many there are in all.
+        notify: Is told of each image as it is done, and how many there are in all.
 
     Returns:
         images: a result for each readable image; predicted, skipped: their numbers; unreadable: name, reason, detail.
@@ -91,11 +91,11 @@ def predict_images(
     inputs = find_images(paths)
     made_by = _fingerprint(chosen, request)
     device = chosen_device(request.device)
-    seen: list[Seen] = []
+    results: list[Prediction] = []
 
-    def done(entry: Seen) -> None:
-        seen.append(entry)
-        tell(entry, len(inputs))
+    def done(entry: Prediction) -> None:
+        results.append(entry)
+        notify(entry, len(inputs))
 
     todo = _todo(inputs, request, made_by, done)
     first = next(todo, None)  # the model is loaded only where there is something to do
@@ -115,7 +115,7 @@ def predict_images(
         )
         for work, image, label in labeller.labels((work, work.image) for work in _with(first, todo)):
             done(_write(work, image, label, chosen.vocabulary, request.out, made_by))
-    return _result(seen, inputs)
+    return _result(results, inputs)
 
 
 def usual_batch(side: int, classes: int) -> int:
@@ -139,19 +139,19 @@ class _Work:
 
 
 def _todo(
-    inputs: Sequence[ImageInput], request: PredictRequest, made_by: str, done: Callable[[Seen], None]
+    inputs: Sequence[ImageInput], request: PredictRequest, made_by: str, done: Callable[[Prediction], None]
 ) -> Iterator[_Work]:
     for entry in inputs:
         try:
             data = entry.read()
             digest = hashlib.sha256(data).hexdigest()
-            old = None if request.overwrite else _standing(request.out, entry.key, digest, made_by)
+            old = None if request.overwrite else _existing_result(request.out, entry.key, digest, made_by)
             if old is not None:
-                done(Seen(entry.shown, "skipped", old))
+                done(Prediction(entry.shown, "skipped", old))
                 continue
             image = decode_image(data).image
         except UnreadableImage as error:
-            done(Seen(entry.shown, "unreadable", {"reason": error.reason, "detail": error.detail}))
+            done(Prediction(entry.shown, "unreadable", {"reason": error.reason, "detail": error.detail}))
             continue
         yield _Work(entry, digest, image)
 
@@ -165,7 +165,7 @@ def _paths(out: Path, key: str) -> dict[str, str]:
     return {"overlay": str(out / f"{key}.png"), "label": str(out / f"{key}.label.png")}
 
 
-def _standing(out: Path, key: str, digest: str, made_by: str) -> dict[str, Any] | None:
+def _existing_result(out: Path, key: str, digest: str, made_by: str) -> dict[str, Any] | None:
     """Give what was said of the same image by the same model, if it still stands whole."""
     old = read_json(out / f"{key}.json")
     paths = _paths(out, key)
@@ -178,7 +178,7 @@ def _standing(out: Path, key: str, digest: str, made_by: str) -> dict[str, Any] 
 
 def _write(
     work: _Work, image: NDArray[np.uint8], label: NDArray[np.int32], vocabulary: Vocabulary, out: Path, made_by: str
-) -> Seen:
+) -> Prediction:
     paths = _paths(out, work.input.key)
     sheet = panels([("image", image), ("prediction", overlay(image, label, vocabulary))], side=_SIDE)
     write_bytes_atomic(Path(paths["overlay"]), png_bytes(with_legend(sheet, vocabulary, [label])))
@@ -188,7 +188,7 @@ def _write(
     # A file name that is not UTF-8 stands in it as JSON's own escape.
     content = (json.dumps(facts, ensure_ascii=False, indent=1) + "\n").encode(errors="backslashreplace")
     write_bytes_atomic(out / f"{work.input.key}.json", content)
-    return Seen(work.input.shown, "predicted", {**paths, "classes": found})
+    return Prediction(work.input.shown, "predicted", {**paths, "classes": found})
 
 
 def _fingerprint(chosen: ChosenModel, request: PredictRequest) -> str:
@@ -203,16 +203,16 @@ def _fingerprint(chosen: ChosenModel, request: PredictRequest) -> str:
     )
 
 
-def _result(seen: Sequence[Seen], inputs: Sequence[ImageInput]) -> dict[str, Any]:
-    unreadable = [{"image": entry.image, **entry.facts} for entry in seen if entry.state == "unreadable"]
+def _result(results: Sequence[Prediction], inputs: Sequence[ImageInput]) -> dict[str, Any]:
+    unreadable = [{"image": entry.image, **entry.facts} for entry in results if entry.state == "unreadable"]
     if len(unreadable) == len(inputs):
         first = unreadable[0]
         raise DataFault(
             f"not one of {len(inputs)} images can be read; the first: {first['image']}: {first['reason']} "
             f"({first['detail']})"
         )
-    order = {entry.shown: place for place, entry in enumerate(inputs)}
-    readable = sorted((e for e in seen if e.state != "unreadable"), key=lambda e: order[e.image])
+    order = {entry.shown: index for index, entry in enumerate(inputs)}
+    readable = sorted((e for e in results if e.state != "unreadable"), key=lambda e: order[e.image])
     return {
         "images": [{"image": e.image, "state": e.state, **e.facts} for e in readable],
         "predicted": sum(e.state == "predicted" for e in readable),

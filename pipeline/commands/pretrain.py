@@ -17,8 +17,8 @@ from pipeline.config import (
     ResourceSettings,
     RunConfig,
     VocabularySettings,
-    asks_for_tiny,
     laid_over,
+    selects_tiny,
 )
 from pipeline.progress import RunProgress
 from pipeline.report.left_out import left_out, lines_of
@@ -76,7 +76,7 @@ class PretrainConfig(Section):
 
 @dataclass(frozen=True)
 class PretrainRequest:
-    """What is asked for.
+    """What is requested for.
 
     Attributes:
         out: The weights to write.
@@ -149,11 +149,11 @@ def pretrain_config(request: PretrainRequest) -> PretrainConfig:
         own["vocabulary"] = {"classes": load_class_names(request.classes), "seen": None}
     if request.init_from is not None:
         own["model"] = {"stage1_weights": str(_init_from(request.init_from))}
-    asked = laid_over(own, read_settings(request.file) if request.file is not None else {})
-    base = PretrainConfig(train=TINY_STAGE1 if asks_for_tiny(asked, request.sets) else PAPER_STAGE1)
+    requested = laid_over(own, read_settings(request.file) if request.file is not None else {})
+    base = PretrainConfig(train=TINY_STAGE1 if selects_tiny(requested, request.sets) else PAPER_STAGE1)
     where = "--set" if request.file is None else f"{request.file} or --set"
     config = validated(
-        PretrainConfig, with_sets(laid_over(base.model_dump(mode="json"), asked), request.sets), where=where
+        PretrainConfig, with_sets(laid_over(base.model_dump(mode="json"), requested), request.sets), where=where
     )
     if config.train.start != "teacher":
         raise ValueError(

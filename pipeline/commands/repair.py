@@ -11,7 +11,7 @@ from pipeline.rounds.rounds import run_rounds
 from pipeline.run.foundation import Fault
 from pipeline.run.lock import holding
 from pipeline.run.run import OpenRun, read_run
-from pipeline.run.verify import last_finished, mend_shared, run_layout, verify_run
+from pipeline.run.verify import last_finished, repair_shared, run_layout, verify_run
 from pipeline.tasks.recipe import MASKS, refines_given_masks
 from shards.files.atomic import remove_path
 from shards.formats.layout import RunLayout
@@ -52,7 +52,7 @@ def repair_run(root: Path, number: int | None, request: RoundRequest) -> Repair:
     """
     layout = run_layout(root)
     with holding(root):
-        mended = mend_shared(root)
+        mended = repair_shared(root)
         run, found = read_run(root), verify_run(root, number)
         if found.unjudged is not None:
             raise DataFault(f"nothing was removed, as it could not be made again: {found.unjudged}")

@@ -12,7 +12,7 @@ from pipeline.run.run import OpenRun
 from pipeline.tasks.recipe import shards_chain, stage_of
 
 
-def beside_others(run: OpenRun, number: int, name: str, plans: Sequence[StagePlan]) -> list[StagePlan]:
+def with_other_jobs(run: OpenRun, number: int, name: str, plans: Sequence[StagePlan]) -> list[StagePlan]:
     """Return a round's chain as the job sees it that does one stage.
 
     The stages before it are waited for, shard by shard. Of those after it nothing is to do here; they are there because

@@ -19,7 +19,7 @@ from pipeline.report import report
 from pipeline.report.left_out import check_quarantine, left_out
 from pipeline.report.report import alarm_lines, score_line
 from pipeline.report.round_report import read_report
-from pipeline.rounds.concurrent import beside_others
+from pipeline.rounds.concurrent import with_other_jobs
 from pipeline.run.run import OpenRun
 from pipeline.run.status import retry_command
 from pipeline.tasks.recipe import ROUND, Recipe, parts_of, round_of, shards_chain, stage_plans
@@ -51,7 +51,7 @@ class RoundRequest:
     backend: Backend = "ray"
     address: str | None = None
     verify: bool = False
-    together: bool = False
+    concurrent: bool = False
 
 
 class Driver:
@@ -137,10 +137,10 @@ class Driver:
     def stage(self, name: str, number: int) -> None:
         """Do one stage of a round; with `together`, beside the jobs that do the others of its chain."""
         chain, number = shards_chain(name), round_of(name, number)
-        names = chain if self._request.together else (name,)
+        names = chain if self._request.concurrent else (name,)
         plans = list(stage_plans(ROUND, self._run, number, names))
-        if self._request.together:
-            plans = beside_others(self._run, number, name, plans)
+        if self._request.concurrent:
+            plans = with_other_jobs(self._run, number, name, plans)
         done = embed.tasks(self._run, 0)
         for part in parts_of(plans):
             self._part(number, part)
@@ -187,7 +187,7 @@ class Driver:
                 continue
             worker = plan.worker() if worker is None else worker
             record = worker.run(task)
-            self._tell(number, task, record)
+            self._announce(number, task, record)
 
     def _train(self, number: int, plan: StagePlan) -> None:
         (task,) = plan.tasks
@@ -201,18 +201,18 @@ class Driver:
         group = self._run.config.resources.train
         self._idle_workers.make_room(group.amounts, group.workers)
 
-        def tell(step: int, loss: float) -> None:
+        def show(step: int, loss: float) -> None:
             self._progress.say(f"round {number} {plan.name}: step {step}/{steps}, loss {loss:.3f}")
 
         assert plan.load is not None
-        with followed(task.output.parent / "metrics.jsonl", tell):
+        with followed(task.output.parent / "metrics.jsonl", show):
             record = run_training(task, plan.load(), group, backend=self._request.backend, run=self._run.name)
         self._run.refresh()
         self._progress.note("finished", round=number, stage=plan.name, seconds=round(record.seconds, 2))
         done = f"done in {record.seconds:.0f} s, loss {record.stats['loss']:.3f}"
         self._progress.say(f"round {number} {plan.name}: {done}")
 
-    def _tell(self, number: int, task: ShardTask, record: Record) -> None:
+    def _announce(self, number: int, task: ShardTask, record: Record) -> None:
         """Report what a decision or a report says."""
         if task.stage == "promote" and number > 0:
             decision = read_decision(task.output)
@@ -243,7 +243,7 @@ class Driver:
         self._connect()
         with self._progress.stages(number) as on_event:
 
-            def told(event: StageEvent) -> None:
+            def forward(event: StageEvent) -> None:
                 self._refuse_when_gone()
                 on_event(event)
 
@@ -251,7 +251,7 @@ class Driver:
                 run_chain(
                     wanted,
                     backend=self._request.backend,
-                    on_event=told,
+                    on_event=forward,
                     execution=self._run.config.execution,
                     idle_workers=self._idle_workers,
                 )

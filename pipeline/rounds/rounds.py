@@ -17,7 +17,7 @@ from pipeline.report.round_report import RoundReport, read_report
 from pipeline.rounds.driver import Driver, RoundRequest
 from pipeline.run.lock import holding, holding_stage
 from pipeline.run.run import OpenRun, open_or_make_run, read_run
-from pipeline.run.verify import mend_shared
+from pipeline.run.verify import repair_shared
 from pipeline.tasks.recipe import ROUND, all_tasks, round_of, shards_chain, stage_names, stage_of, stage_plans
 from pipeline.tasks.states import StageSummary, TaskState, summarise, task_states
 from shards.formats.layout import RunLayout
@@ -38,7 +38,7 @@ def run_rounds(root: Path, request: RoundRequest, progress: RunProgress | None =
     """
     shown = RunProgress(RunLayout(root).events) if progress is None else progress
     with holding(root):
-        _mend_shared(root, request, shown)
+        _repair_shared(root, request, shown)
         run = open_or_make_run(root, request.file, request.sets)
         states = task_states(all_tasks(run, request.rounds), verify=request.verify)
         tidy(states)
@@ -79,7 +79,7 @@ def reports_of(run: OpenRun, rounds: int) -> list[RoundReport]:
 def run_stage(root: Path, name: str, request: RoundRequest, progress: RunProgress | None = None) -> dict[str, Any]:
     """Do one stage of one round.
 
-    With `request.together` it may work beside the jobs of the other stages of its round's chain, and what those have
+    With `request.concurrent` it may work beside the jobs of the other stages of its round's chain, and what those have
     still to do is waited for.
 
     Raises:
@@ -88,14 +88,14 @@ def run_stage(root: Path, name: str, request: RoundRequest, progress: RunProgres
     """
     shown = RunProgress(RunLayout(root).events) if progress is None else progress
     number = request.rounds
-    if request.together and len(shards_chain(name)) == 1:
+    if request.concurrent and len(shards_chain(name)) == 1:
         raise ValueError(f"{name} works alone: no stage follows it shard by shard")
-    with holding_stage(root, number, name) if request.together else holding(root):
-        if not request.together:
-            _mend_shared(root, request, shown)
-        run = read_run(root) if request.together else open_or_make_run(root, request.file, request.sets)
+    with holding_stage(root, number, name) if request.concurrent else holding(root):
+        if not request.concurrent:
+            _repair_shared(root, request, shown)
+        run = read_run(root) if request.concurrent else open_or_make_run(root, request.file, request.sets)
         tasks = stage_tasks(run, name, number)
-        before = chain_before(run, name, number) if request.together else []
+        before = chain_before(run, name, number) if request.concurrent else []
         _refuse_incomplete(run, [*before, *tasks], number)
         states = task_states([*before, *tasks], verify=request.verify)[len(before) :]
         tidy(states)
@@ -186,10 +186,10 @@ def _refuse_incomplete(run: OpenRun, tasks: Sequence[ShardTask], number: int) ->
         )
 
 
-def _mend_shared(root: Path, request: RoundRequest, shown: RunProgress) -> None:
+def _repair_shared(root: Path, request: RoundRequest, shown: RunProgress) -> None:
     """Make again, where everything is to be verified, what is damaged and no task of a round is there for."""
     if request.verify and RunLayout(root).config.is_file():
-        for fault in mend_shared(root):
+        for fault in repair_shared(root):
             shown.say(f"damaged, was made again: {as_shown(fault.output)}: {fault.reason}")
 
 

@@ -50,7 +50,7 @@ def foundation_faults(layout: RunLayout) -> list[Fault]:
     return faults
 
 
-def mend_foundation(root: Path) -> list[Fault]:
+def repair_foundation(root: Path) -> list[Fault]:
     """Make what is damaged of vocabulary and plans again; call it under the run lock.
 
     The vocabulary follows from the settings, a plan from its lists, a list from the images. Nothing is written that
@@ -72,18 +72,18 @@ def mend_foundation(root: Path) -> list[Fault]:
             f"ones, stseg-pipeline round --run {as_shown(root)} takes them as they are"
         )
     config = load_config(layout.config)
-    _mend_vocabulary(layout, config)
+    _repair_vocabulary(layout, config)
     for path, dataset, source in _plans(layout, config):
-        _mend_plan(layout, path, dataset, source)
+        _repair_plan(layout, path, dataset, source)
     left = foundation_faults(layout)
     if left:
         raise DataFault(
             f"{as_shown(left[0].output)}: {left[0].reason}; it cannot be made again, as the images or records are not "
             "those that it was made for: put the file back from a copy, or start a new run"
         )
-    place = location_of(root)
-    upload(place, [fault.output for fault in faults])
-    put_files(place, [layout.vocabulary, layout.plan, layout.source_plan])
+    location = location_of(root)
+    upload(location, [fault.output for fault in faults])
+    put_files(location, [layout.vocabulary, layout.plan, layout.source_plan])
     return faults
 
 
@@ -99,10 +99,10 @@ def _plan_faults(path: Path) -> list[Fault]:
         bring_files(location_of(path), plan.samples.paths)
     except (OSError, ValueError) as error:
         return [Fault(path, _text(error))]
-    return [Fault(place, reason) for place, reason in damaged_lists(plan)]
+    return [Fault(location, reason) for location, reason in damaged_lists(plan)]
 
 
-def _mend_vocabulary(layout: RunLayout, config: RunConfig) -> None:
+def _repair_vocabulary(layout: RunLayout, config: RunConfig) -> None:
     try:
         Vocabulary.load(layout.vocabulary)
     except (OSError, ValueError):
@@ -117,7 +117,7 @@ def _recorded_vocabularies(layout: RunLayout) -> set[object]:
     return {record.fingerprint["vocabulary"] for record in found if record and "vocabulary" in record.fingerprint}
 
 
-def _mend_plan(layout: RunLayout, path: Path, dataset: Dataset, source: SourceConfig) -> None:
+def _repair_plan(layout: RunLayout, path: Path, dataset: Dataset, source: SourceConfig) -> None:
     """Make a plan or its lists again where that can be done; what cannot stays as it is."""
     config = load_config(layout.config)
     try:

@@ -83,11 +83,11 @@ def job_rows(root: Path, connect: Callable[[str], JobServer] = RayJobServer) -> 
         for path, content in _submitted(folder).items()
     ]
     rows.sort(key=lambda row: (str(row["submitted"]), str(row["id"])))
-    told: dict[str, dict[str, Job] | None] = {}
+    servers: dict[str, dict[str, Job] | None] = {}
     for row in rows:
         outcome = row.pop("outcome")
         row["exit_code"] = None if outcome is None else outcome.exit_code
-        row["state"] = "ended" if outcome is not None else _state(str(row["id"]), str(row["address"]), told, connect)
+        row["state"] = "ended" if outcome is not None else _state(str(row["id"]), str(row["address"]), servers, connect)
     return rows
 
 
@@ -112,14 +112,14 @@ def _submitted(folder: Path) -> dict[Path, dict[str, Any]]:
 
 
 def _state(
-    job_id: str, address: str, told: dict[str, dict[str, Job] | None], connect: Callable[[str], JobServer]
+    job_id: str, address: str, servers: dict[str, dict[str, Job] | None], connect: Callable[[str], JobServer]
 ) -> str:
-    if address not in told:
+    if address not in servers:
         try:
-            told[address] = {job.id: job for job in connect(address).jobs()}
+            servers[address] = {job.id: job for job in connect(address).jobs()}
         except (ConnectionError, ValueError):
-            told[address] = None
-    jobs = told[address]
+            servers[address] = None
+    jobs = servers[address]
     if jobs is None:
         return "unknown"
     return jobs[job_id].state if job_id in jobs else "vanished"

@@ -30,8 +30,8 @@ def holding(root: Path) -> Iterator[None]:
         StoreUnavailable: The store does not answer.
         StoreRefused: It refuses, or holds other bytes than its records say.
     """
-    place = location_of(root)
-    with _holding(place, RunLayout(place.root).lock, against=_stage_locks):
+    location = location_of(root)
+    with _holding(location, RunLayout(location.root).lock, against=_stage_locks):
         yield
 
 
@@ -44,78 +44,78 @@ def holding_stage(root: Path, round: int, stage: str) -> Iterator[None]:
         StoreUnavailable: The store does not answer.
         StoreRefused: It refuses, or holds other bytes than its records say.
     """
-    place = location_of(root)
-    with _holding(place, RunLayout(place.root).stage_lock(round, stage), against=_run_lock):
+    location = location_of(root)
+    with _holding(location, RunLayout(location.root).stage_lock(round, stage), against=_run_lock):
         yield
 
 
 def run_holder(root: Path) -> LockHolder | None:
     """Tell who works on the whole run now; None: nobody, or somebody who is dead."""
-    place = location_of(root)
-    return _live(place, RunLayout(place.root).lock)
+    location = location_of(root)
+    return _live(location, RunLayout(location.root).lock)
 
 
 def stage_holder(root: Path, round: int, stage: str) -> LockHolder | None:
     """Tell who works on one stage of a round now; None: nobody, or somebody who is dead."""
-    place = location_of(root)
-    return _live(place, RunLayout(place.root).stage_lock(round, stage))
+    location = location_of(root)
+    return _live(location, RunLayout(location.root).stage_lock(round, stage))
 
 
 def stage_holders(root: Path) -> dict[tuple[int, str], LockHolder]:
     """Tell who works on which stage of which round now."""
-    place = location_of(root)
+    location = location_of(root)
     found = {}
-    for path in _stage_locks(place, place.store):
-        holder = _live(place, path)
+    for path in _stage_locks(location, location.store):
+        holder = _live(location, path)
         if holder is not None and (parts := _STAGE_LOCK.fullmatch(path.name)):
             found[int(parts[1]), parts[2]] = holder
     return found
 
 
 @contextmanager
-def _holding(place: RunLocation, lock: Path, *, against: ListLocks) -> Iterator[None]:
+def _holding(location: RunLocation, lock: Path, *, against: ListLocks) -> Iterator[None]:
     """Take a lock, and only then look at those that exclude it: two who do so may both refuse, and never both work."""
-    refuse_links_out(place.root, OWN_NAMES)
-    with RunLock(lock, shown=place.shown(lock), folder=place.root):
-        _refuse(place, None, against)
-        if place.store is None:
+    refuse_links_out(location.root, OWN_NAMES)
+    with RunLock(lock, shown=location.shown(lock), folder=location.root):
+        _refuse(location, None, against)
+        if location.store is None:
             yield
             return
-        with StoreLock(place.store, name=place.name_of(lock)):
-            _refuse(place, place.store, against)
-            bring(place)
+        with StoreLock(location.store, name=location.name_of(lock)):
+            _refuse(location, location.store, against)
+            bring(location)
             try:
                 yield
             finally:
                 try:
-                    put_files(place, [RunLayout(place.root).events])
+                    put_files(location, [RunLayout(location.root).events])
                 except (StoreUnavailable, StoreRefused, LockLost) as error:
                     logger.warning("the log could not be published: %s", error)
 
 
-def _refuse(place: RunLocation, store: Store | None, against: ListLocks) -> None:
-    for folder in (place.root, RunLayout(place.root).locks):
+def _refuse(location: RunLocation, store: Store | None, against: ListLocks) -> None:
+    for folder in (location.root, RunLayout(location.root).locks):
         if store is None and folder.is_dir():
             now_s(folder)  # a network file system may remember that there was no lock
-    for path in against(place, store):
-        holder = clear_stale(path) if store is None else clear_stale_object(store, place.name_of(path))
+    for path in against(location, store):
+        holder = clear_stale(path) if store is None else clear_stale_object(store, location.name_of(path))
         if holder is not None:
-            raise held_by(place.shown(path), holder)
+            raise held_by(location.shown(path), holder)
 
 
-def _run_lock(place: RunLocation, store: Store | None) -> list[Path]:
-    return [RunLayout(place.root).lock]
+def _run_lock(location: RunLocation, store: Store | None) -> list[Path]:
+    return [RunLayout(location.root).lock]
 
 
-def _stage_locks(place: RunLocation, store: Store | None) -> list[Path]:
-    folder = RunLayout(place.root).locks
+def _stage_locks(location: RunLocation, store: Store | None) -> list[Path]:
+    folder = RunLayout(location.root).locks
     if store is not None:
-        paths = [place.root / name for name in store.find(place.name_of(folder))]
+        paths = [location.root / name for name in store.find(location.name_of(folder))]
     else:
         paths = list(folder.iterdir()) if folder.is_dir() else []
     # A stale one is deleted: a file of somebody else's that only ends alike is not.
     return sorted(path for path in paths if _STAGE_LOCK.fullmatch(path.name))
 
 
-def _live(place: RunLocation, lock: Path) -> LockHolder | None:
-    return live_holder(lock) if place.store is None else live_store_holder(place.store, place.name_of(lock))
+def _live(location: RunLocation, lock: Path) -> LockHolder | None:
+    return live_holder(lock) if location.store is None else live_store_holder(location.store, location.name_of(lock))

@@ -57,7 +57,7 @@ def open_or_make_run(root: Path, file: Path | None = None, sets: Sequence[str] =
     layout = RunLayout(root.absolute())  # workers have working folders of their own
     if layout.config.is_file():
         saved = load_config(layout.config)
-        config = asked_config(root, saved, file, sets)
+        config = requested_config(root, saved, file, sets)
         fault = settings_fault(layout.config)
         if fault is not None:
             logger.warning("%s is taken as it is, though %s", layout.config, fault)
@@ -82,11 +82,11 @@ def read_run(root: Path, file: Path | None = None, sets: Sequence[str] = ()) -> 
     if not layout.config.is_file():
         where = as_shown(root)
         raise DataFault(f"{where} holds no run (no config.yaml); make one: stseg-pipeline round --run {where}")
-    return load_run(layout, asked_config(root, load_config(layout.config), file, sets))
+    return load_run(layout, requested_config(root, load_config(layout.config), file, sets))
 
 
-def asked_config(root: Path, saved: RunConfig, file: Path | None, sets: Sequence[str]) -> RunConfig:
-    """Give a run's settings with the asked ones laid over.
+def requested_config(root: Path, saved: RunConfig, file: Path | None, sets: Sequence[str]) -> RunConfig:
+    """Give a run's settings with the requested ones laid over.
 
     Raises:
         SettingsConflict: They would make it another run.
@@ -165,9 +165,9 @@ def make_own_run(
     }
     if preset is not None:
         own["model"] = {"preset": preset}
-    asked = laid_over(own, read_settings(config) if config is not None else {})
+    requested = laid_over(own, read_settings(config) if config is not None else {})
     with holding(folder):
-        return make_run(folder, resolve_config(asked, sets, where=f"{config or 'the options'} and --set"))
+        return make_run(folder, resolve_config(requested, sets, where=f"{config or 'the options'} and --set"))
 
 
 def build_vocabulary(config: RunConfig) -> Vocabulary:
@@ -183,8 +183,8 @@ def build_vocabulary(config: RunConfig) -> Vocabulary:
 
 
 def _resolved(file: Path | None, sets: Sequence[str], base: RunConfig | None) -> RunConfig:
-    asked = {} if file is None else read_settings(file)
-    return resolve_config(asked, sets, where="--set" if file is None else f"{file} or --set", base=base)
+    requested = {} if file is None else read_settings(file)
+    return resolve_config(requested, sets, where="--set" if file is None else f"{file} or --set", base=base)
 
 
 def load_run(layout: RunLayout, config: RunConfig) -> OpenRun:

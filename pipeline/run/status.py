@@ -124,8 +124,12 @@ def run_status(root: Path) -> RunStatus:
     events = read_events(layout.events)
     quarantined = quarantined_shards(events)
     started = [event for event in events if event.get("kind") == "run_started" and _counts(event, "rounds")]
-    asked = [int(str(event["rounds"])) for event in started]
-    retry = retry_command(root, asked[-1] if asked else max(one.round for one in quarantined)) if quarantined else None
+    requested = [int(str(event["rounds"])) for event in started]
+    retry = (
+        retry_command(root, requested[-1] if requested else max(one.round for one in quarantined))
+        if quarantined
+        else None
+    )
     return RunStatus(
         stages=tuple(stages),
         rounds=rounds,
@@ -152,10 +156,10 @@ def quarantined_shards(events: Iterable[Mapping[str, Any]]) -> tuple[Quarantined
     for event in events:
         if event.get("kind") not in ("shard_failed", "shard_done") or not _counts({"round": 0, **event}, "round"):
             continue
-        place = (int(str(event.get("round", 0))), str(event.get("stage", "")), str(event.get("shard", "")))
-        found.pop(place, None)
+        key = (int(str(event.get("round", 0))), str(event.get("stage", "")), str(event.get("shard", "")))
+        found.pop(key, None)
         if event["kind"] == "shard_failed":
-            found[place] = QuarantinedShard(*place, cause=str(event.get("error", "unknown")))
+            found[key] = QuarantinedShard(*key, cause=str(event.get("error", "unknown")))
     return tuple(found.values())
 
 

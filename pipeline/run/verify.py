@@ -12,7 +12,7 @@ from pathlib import Path
 from jobs.stage import ShardTask, why_foreign
 from jobs.training.checkpoints import checkpoint_fault
 from pipeline.errors import DataFault
-from pipeline.run.foundation import Fault, foundation_faults, mend_foundation
+from pipeline.run.foundation import Fault, foundation_faults, repair_foundation
 from pipeline.run.run import OpenRun, read_run
 from pipeline.run.status import begun_rounds
 from pipeline.tasks.recipe import refines_given_masks, tasks_of_run
@@ -128,7 +128,7 @@ def run_layout(root: Path) -> RunLayout:
     return layout if layout.config.is_file() else read_run(root).layout  # which says what is missing
 
 
-def mend_shared(root: Path) -> list[Fault]:
+def repair_shared(root: Path) -> list[Fault]:
     """Make the vocabulary, the plans and the stored text embeddings of a run again where they are damaged.
 
     Call it under the run lock. Text embeddings that nothing reads any more are removed instead.
@@ -139,7 +139,7 @@ def mend_shared(root: Path) -> list[Fault]:
     Raises:
         DataFault: There is no run, or something cannot be made again.
     """
-    return [*mend_foundation(root), *_mend_text_embeddings(root)]
+    return [*repair_foundation(root), *_repair_text_embeddings(root)]
 
 
 def _tasks(root: Path, rounds: Sequence[int]) -> tuple[list[ShardTask], int, str | None]:
@@ -214,8 +214,8 @@ def _index_faults(index: Path, damaged: set[Path]) -> Iterator[str]:
             yield f"lists another checksum for {tar.name}"
 
 
-def _mend_text_embeddings(root: Path) -> list[Fault]:
-    layout, place = RunLayout(root.absolute()), location_of(root)
+def _repair_text_embeddings(root: Path) -> list[Fault]:
+    layout, location = RunLayout(root.absolute()), location_of(root)
     folder = layout.text_embeddings
     found = ((output, fault_of(output)) for output in sorted(set(outputs_below(folder))))
     faults = [Fault(output, reason) for output, reason in found if reason is not None]
@@ -223,8 +223,8 @@ def _mend_text_embeddings(root: Path) -> list[Fault]:
         from jobs.inference.text_cache import restore_text_embeddings
 
         for fault in faults:
-            discard(place, fault.output, record_of(fault.output))
+            discard(location, fault.output, record_of(fault.output))
         run = read_run(root)
         restore_text_embeddings(run.config.model.with_weights(None), run.vocabulary, folder)
-        push_cache(place, folder)
+        push_cache(location, folder)
     return faults

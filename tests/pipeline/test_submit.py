@@ -213,7 +213,7 @@ def test_other_settings_are_refused_while_a_job_works(run: Path, server: FakeSer
 
 def test_another_stage_waits_for_the_job_that_works(run: Path, server: FakeServer) -> None:
     server.set_state("my_run-001-train-1", "running", facts(run, "train"))
-    with pytest.raises(JobEnded, match="train-1 still works"):
+    with pytest.raises(JobEnded, match="train-1 is still running"):
         submit_stage(run, "write", ROUND_1, server)
 
 
