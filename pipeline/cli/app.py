@@ -1,4 +1,6 @@
-"""The command line. Heavy imports happen inside commands, so that `--help` answers at once."""
+"""The command line: `round`, `stage`, `plan`, `status` and `init`, and the groups of the other files."""
+
+# Imports of our other packages happen inside commands: torch and Ray take seconds to load, and `--help` needs neither.
 
 from pathlib import Path
 from typing import Annotated, Any
@@ -84,12 +86,12 @@ def run_round(
     verify: VerifyOption = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Do rounds 1 to N: teacher, refine, write, train, evaluate, promote. What is done already is left as it is.
+    """Do rounds 1 to N: teacher, refine, write, train, evaluate, promote. Finished work is skipped.
 
     A student becomes the next teacher only if it is better than the best so far; one that is clearly worse ends the
     run with exit code 5, and the report says why.
 
-    A run folder that does not exist is made, with the embedded default. The same command resumes a run that was
+    A run folder that does not exist is created, with the embedded default. The same command resumes a run that was
     stopped, and says so when there is nothing to do.
 
     \b
@@ -135,15 +137,15 @@ def stage(
     submit: SubmitOption = None,
     on_interrupt: InterruptOption = InterruptName.ask,
     outcome: Annotated[
-        Path | None, typer.Option("--outcome", hidden=True, help="Where a job says how it ended.")
+        Path | None, typer.Option("--outcome", hidden=True, help="Where a job writes how it ended.")
     ] = None,
     together: Annotated[
-        bool, typer.Option("--together", hidden=True, help="Jobs beside this one do the chain's other stages.")
+        bool, typer.Option("--together", hidden=True, help="Concurrent jobs do the chain's other stages.")
     ] = False,
     verify: VerifyOption = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Do one stage of one round alone; refuses where what it reads is not done.
+    """Do a single stage of one round; refuse if its inputs are not done.
 
     \b
       stseg-pipeline stage refine --round 2 --run my-run
@@ -183,7 +185,7 @@ def plan(
     verify: VerifyOption = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Say what `round --n N` would do, and why; changes nothing.
+    """Show what `round --n N` would do, and why; nothing is changed.
 
     \b
       stseg-pipeline plan --n 3 --run my-run --set refine.gate.threshold=0.8
@@ -211,7 +213,7 @@ def plan(
 
 @app.command()
 def status(run: RunOption = DEFAULT_RUN, as_json: JsonOption = False) -> None:
-    """Say how far a run is, from its plain files; also while it runs.
+    """Show the progress of a run from its plain files, also while it runs.
 
     \b
       stseg-pipeline status --run my-run --json
@@ -248,16 +250,16 @@ def status(run: RunOption = DEFAULT_RUN, as_json: JsonOption = False) -> None:
         for one in found.quarantined:
             typer.echo(f"\nquarantined: {one.stage} {one.shard} of round {one.round}: {one.cause}")
         if found.retry:
-            typer.echo(f"try again, when the cause is mended: {found.retry}")
+            typer.echo(f"once the cause is fixed, try again: {found.retry}")
         if jobs:
             typer.echo("")
             print_table(["id", "state", "exit_code", "submitted", "address"], jobs)
         if found.holder:
             holder = found.holder
-            typer.echo(f"\nprocess {holder['pid']} on {holder['host']} holds it since {holder['started']}")
+            typer.echo(f"\nprocess {holder['pid']} on {holder['host']} has worked on it since {holder['started']}")
         for worker in found.stage_holders:
             where = f"{worker.stage} of round {worker.round}"
-            typer.echo(f"\nprocess {worker.pid} on {worker.host} works on {where} since {worker.started}")
+            typer.echo(f"\nprocess {worker.pid} on {worker.host} has worked on {where} since {worker.started}")
 
 
 @app.command()
@@ -267,20 +269,18 @@ def init(
     ],
     images: Annotated[Path, typer.Option("--images", metavar="FOLDER", help="Images, searched with sub-folders.")],
     classes: Annotated[
-        Path, typer.Option("--classes", metavar="FILE", help="Class names: .txt, one a line, or .json.")
+        Path, typer.Option("--classes", metavar="FILE", help="Class names: .txt, one per line, or .json.")
     ],
     labels: Annotated[
         Path | None,
-        typer.Option(
-            "--labels", metavar="FOLDER", help="Index PNGs of these images, to measure with; never trained on."
-        ),
+        typer.Option("--labels", metavar="FOLDER", help="Index PNGs of these images, for measuring; never trained on."),
     ] = None,
     preset: Annotated[str | None, typer.Option("--preset", help="tiny, base or large.")] = None,
     config: ConfigOption = None,
     sets: SetOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Make a run folder for images of your own.
+    """Create a run folder for your own images.
 
     \b
       stseg-pipeline init my-run --images photos --classes names.txt
@@ -308,6 +308,7 @@ def _job_server(address: str) -> Any:
 def _submitted_jobs(run: Path) -> list[dict[str, Any]]:
     from shards.formats.layout import RunLayout
 
+    # Most runs have no jobs: importing the job server's client, and Ray with it, would only make `status` slow.
     if not RunLayout(run).jobs.is_dir():
         return []
     from pipeline.run.jobs import job_rows

@@ -30,12 +30,12 @@ RunChoice = Annotated[
     ),
 ]
 ClassesOption = Annotated[
-    str | None, typer.Option("--classes", metavar="NAMES", help="Class names, separated by commas; or the run's.")
+    str | None, typer.Option("--classes", metavar="NAMES", help="Class names, separated by commas; default: the run's.")
 ]
 ClassesFileOption = Annotated[
     Path | None,
     typer.Option(
-        "--classes-file", metavar="FILE", help="Class names: .txt, one a line, synonyms after ', '; or .json."
+        "--classes-file", metavar="FILE", help="Class names: .txt, one per line, synonyms after ', '; or .json."
     ),
 ]
 WeightsOption = Annotated[
@@ -91,9 +91,9 @@ def pretrain(
     backend: BackendOption = BackendName.inline,
     as_json: JsonOption = False,
 ) -> None:
-    """Train stage 1 on labelled images (by default on the scenes' source split), resuming where it stopped.
+    """Train stage 1 on labelled images (default: the source split of the scenes), resuming where it stopped.
 
-    The preset tiny is trained as its shipped weights were, in 400 steps; base and large as the paper does, in 80000.
+    The preset tiny is trained like its shipped weights, in 400 steps; base and large like the paper, in 80000.
 
     \b
       stseg-pipeline pretrain --out stage1.safetensors
@@ -140,19 +140,19 @@ def predict(
     batch: Annotated[
         int | None,
         typer.Option(
-            "--batch", metavar="B", min=1, help="Views at a time, halved when memory is full; by the classes."
+            "--batch", metavar="B", min=1, help="Views per batch, halved on OOM; default: by the number of classes."
         ),
     ] = None,
     device: Annotated[str, typer.Option("--device", help="auto, cpu, cuda or mps.")] = "auto",
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Predict again what is there already.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Predict again where there are results.")] = False,
     config: ConfigOption = None,
     sets: SetOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Segment images by class names; without a run, with the weights that --set names, or the shipped ones.
 
-    Of each image: KEY.png (overlay and legend), KEY.label.png (class ids) and KEY.json. What is there from the same
-    model, classes and image is skipped. Unreadable images are named; exit code 4 only if not one could be read.
+    For each image: KEY.png (overlay and legend), KEY.label.png (class ids) and KEY.json. What exists for the same image,
+    model and classes is skipped. Unreadable images are named; exit code 4 only if none could be read.
 
     \b
       stseg-pipeline predict photo.jpg --classes "red ring, grass, water" --out seen
@@ -183,7 +183,7 @@ def predict(
         if as_json:
             print_json(result)
         else:
-            skipped = f", {result['skipped']} were there already" if result["skipped"] else ""
+            skipped = f", {result['skipped']} had results already" if result["skipped"] else ""
             unreadable = f", {len(result['unreadable'])} cannot be read" if result["unreadable"] else ""
             typer.echo(f"{result['predicted']} predicted{skipped}{unreadable}: {out}")
 
@@ -195,10 +195,10 @@ def refine(
     images: Annotated[Path, typer.Option("--images", metavar="DIR", help="Images, searched with sub-folders.")],
     out: Annotated[
         Path,
-        typer.Option("--out", metavar="DIR", parser=run_location, help="The run folder to make, or to go on with."),
+        typer.Option("--out", metavar="DIR", parser=run_location, help="The run folder to create or continue."),
     ],
     classes: Annotated[
-        Path | None, typer.Option("--classes", metavar="FILE", help="Class names in the order of the ids; or numbers.")
+        Path | None, typer.Option("--classes", metavar="FILE", help="Class names ordered by id; default: numbers.")
     ] = None,
     config: ConfigOption = None,
     sets: SetOption = None,
@@ -208,8 +208,8 @@ def refine(
 ) -> None:
     """Refine the masks of images with SAM; no teacher is needed. The same command resumes.
 
-    SAM's mask takes the place of a component only where SAM is surer than the mask can be: good masks stay. The result
-    is sharded: image, refined label, weight and provenance of each mask, as after a round.
+    SAM's mask replaces a component only if SAM is surer than the mask can be: good masks stay. The result is sharded as
+    after a round: image, refined label, weight and provenance of each mask.
 
     \b
       stseg-pipeline refine --masks masks/ --images photos/ --out refined --classes names.txt

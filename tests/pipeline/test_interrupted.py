@@ -101,7 +101,7 @@ def test_shard_that_always_fails_is_quarantined_and_named_and_the_rest_of_the_ch
     assert status["retry"] == command
     _, out, _ = invoke("status", "--run", str(run))
     assert "quarantined: teacher 000000 of round 1: RuntimeError: poison" in out
-    assert f"try again, when the cause is mended: {command}" in out
+    assert f"once the cause is fixed, try again: {command}" in out
 
     code, _, err = again(run)
     assert code == 0, err

@@ -216,7 +216,7 @@ def test_calibrate_writes_a_file_that_a_replay_takes(
     digest = sha256_file(out)
     code, text, _ = invoke("calibrate", "--run", str(run), "--round", "1", "--images", "2", "--out", str(out))
     assert (code, sha256_file(out)) == (0, digest)
-    assert "too few cells, left as they are:" in text
+    assert "too few cells, left uncalibrated:" in text
     monkeypatch.chdir(tmp_path)
     plain, calibrated = (
         preview(run, "gate.threshold=0.05"),

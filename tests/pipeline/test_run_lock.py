@@ -223,10 +223,10 @@ def test_status_names_who_works_on_the_run_and_on_its_stages(one_round: Path, tm
     run = Path(shutil.copytree(one_round, tmp_path / "run"))
     with holding(run):
         code, out, _ = invoke("status", "--run", str(run))
-        assert (code, f"process {os.getpid()} on {socket.gethostname()} holds it since 20" in out) == (0, True)
+        assert (code, f"process {os.getpid()} on {socket.gethostname()} has worked on it since 20" in out) == (0, True)
     with teacher(run), refine(run):
         code, out, _ = invoke("status", "--run", str(run))
-        assert f"process {os.getpid()} on {socket.gethostname()} works on refine of round 1 since 20" in out
+        assert f"process {os.getpid()} on {socket.gethostname()} has worked on refine of round 1 since 20" in out
         status = json.loads(invoke("status", "--run", str(run), "--json")[1])
     assert status["holder"] is None
     assert [(row["round"], row["stage"], row["pid"]) for row in status["stage_holders"]] == [

@@ -170,7 +170,7 @@ def test_repair_makes_a_truncated_object_again(one_round: Path, work_on: Callabl
     work_on("second")
     code, out, err = invoke("shards", "repair", "--run", url, "--backend", "inline")
     assert code == 0, err
-    assert "1 outputs were damaged, 0 are left so" in out
+    assert "1 outputs were damaged, 0 still are" in out
     assert results_of(objects_of(url)) == wanted
 
 
