@@ -151,8 +151,8 @@ def predict(
 ) -> None:
     """Segment images by class names; without a run, with the weights that --set names, or the shipped ones.
 
-    For each image: KEY.png (overlay and legend), KEY.label.png (class ids) and KEY.json. What exists for the same image,
-    model and classes is skipped. Unreadable images are named; exit code 4 only if none could be read.
+    For each image: KEY.png (overlay and legend), KEY.label.png (class ids) and KEY.json. What exists for the same
+    image, model and classes is skipped. Unreadable images are named; exit code 4 only if none could be read.
 
     \b
       stseg-pipeline predict photo.jpg --classes "red ring, grass, water" --out seen

@@ -96,7 +96,7 @@ InterruptOption = Annotated[
 
 
 def require_one_location(backend: BackendName, address: str | None, submit: str | None) -> None:
-    """See to it that only one column to run is named.
+    """Raise unless at most one place to run is named.
 
     Raises:
         ValueError: An option would have no effect next to another.

@@ -1,4 +1,7 @@
-"""Pseudo-labels of a round under other settings, from its stored scores and embeddings: no new teacher inference."""
+"""`replay`: pseudo-labels of a round with other settings, from stored scores and embeddings."""
+
+# The teacher's scores do not depend on the gate, and the teacher takes most of the time of teacher, refine and write (45
+# of 83 ms per image in `make round`, docs/cluster.md). So a threshold can be tried without it, or without SAM, too.
 
 import shlex
 from dataclasses import dataclass, replace
@@ -29,14 +32,14 @@ SHOWN = ("coverage", "coverage_before", "miou_before", "miou_after", "miou_after
 
 @dataclass(frozen=True)
 class ReplayRequest:
-    """What is asked for.
+    """A request to replay a round.
 
     Attributes:
         number: The round.
         sets: `key=value` texts within the run's `refine` section, such as "gate.threshold=0.8".
-        name: Name of the new generation; None: one out of the settings, so that the same ones find it again.
+        name: Name of the replay; None: derived from the settings, so that the same settings find it again.
         backend: "ray" or "inline".
-        address: A Ray that runs; None: a private one on this machine.
+        address: The address of a running Ray; None: a private one on this machine.
     """
 
     number: int
@@ -47,14 +50,14 @@ class ReplayRequest:
 
 
 def replay_round(root: Path, request: ReplayRequest, progress: RunProgress | None = None) -> dict[str, Any]:
-    """Make a generation of pseudo-labels beside the round's own, under `replays/NAME`; what is done stays.
+    """Make pseudo-labels next to the round's own, under `replays/NAME`; finished work is skipped.
 
     Returns:
         `round`, `name`, `folder`, `changed` settings, `samples` written, the scores `own` (None if the round is not
         refined) and `replay`, and `next`, the command that makes the round use these settings.
 
     Raises:
-        DataFault: The teacher's scores are not there.
+        DataFault: The teacher's scores are missing.
         SettingsConflict: A replay of that name was made with other settings.
         ValueError: A setting is wrong, or none differs from the run's own.
         LockHeld: Another command works on the run.
@@ -74,10 +77,10 @@ def replay_round(root: Path, request: ReplayRequest, progress: RunProgress | Non
 
 
 def preview_round(root: Path, number: int, sets: tuple[str, ...]) -> dict[str, Any]:
-    """Say what the gate would keep of a round under other settings; nothing is written.
+    """Return what the gate would keep of a round with other settings; nothing is written.
 
     Raises:
-        DataFault: There is no run, or the teacher's scores are not there.
+        DataFault: There is no run, or the teacher's scores are missing.
         ValueError: A setting is wrong.
     """
     run = _with_sets(read_run(root), sets)
@@ -94,9 +97,9 @@ def preview_gate(run: OpenRun, number: int) -> dict[str, Any]:
 
     Returns:
         `images`, `images_kept`; `classes`, `classes_kept`: pairs of an image and a class that the teacher sees there;
-        `pixels_kept` and `precision` (the share of right ones among the kept pixels whose truth is known) in per cent,
-        None where there is nothing to divide by; `labelled_images`; and `per_class`, the same numbers of each class
-        with its threshold. "Kept" is what passes the gate, before SAM.
+        `pixels_kept` and `precision` (the share of correct pixels among kept ones with known truth) in per cent, None
+        if there is nothing to divide by; `labelled_images`; and `per_class`, the same numbers for each class with its
+        threshold. "Kept" means passing the gate, before SAM.
     """
     gate = run.config.refine.gate
     labelled = has_target_labels(run)
@@ -119,7 +122,7 @@ def preview_gate(run: OpenRun, number: int) -> dict[str, Any]:
 
 
 def summary(pairs: GatePairs, kept: Kept) -> dict[str, Any]:
-    """Give the numbers of all classes together, shares in per cent."""
+    """Return the totals over all classes, shares in per cent."""
     return {
         "images": len(pairs.image_pixels),
         "images_kept": kept.any_kept,
@@ -132,12 +135,13 @@ def summary(pairs: GatePairs, kept: Kept) -> dict[str, Any]:
 
 
 def percent(part: float, whole: float) -> float | None:
-    """Give a share in per cent; None of nothing."""
+    """Return a share in per cent; None if the whole is zero."""
     return 100 * float(part) / float(whole) if whole else None
 
 
 def _checked_layout(root: Path) -> RunLayout:
-    """Give a run's layout; the lock must not make a folder where there is no run."""
+    """Return the layout of an existing run."""
+    # Opened before it is locked: taking the lock makes the folder, and a mistyped --run would leave an empty one.
     return read_run(root).layout
 
 
@@ -147,16 +151,18 @@ def _with_sets(run: OpenRun, sets: tuple[str, ...]) -> OpenRun:
 
 
 def _named(own: OpenRun, run: OpenRun, request: ReplayRequest) -> OpenRun:
-    """Give the run with the replay's folder in the place of the round's own, once it is sure that it may be made."""
+    """Return the run with the replay's folder instead of the round's own; refuse settings that change nothing."""
     wanted = _fingerprint(run, request.number)
     if wanted == _fingerprint(own, request.number):
-        given = f"{', '.join(request.sets)} changes nothing" if request.sets else "no setting is given"
+        given = f"{', '.join(request.sets)} changes nothing" if request.sets else "no setting was named"
         raise ValueError(
             f"{given}: the pseudo-labels would be those of round {request.number} itself; name another value, such as "
             "--set gate.threshold=0.8"
         )
     name = request.name or fingerprint_digest(wanted)[:10]
     run = replace(run, layout=replace(run.layout, replay=name))
+    # A replay's settings are kept only in its records. One shard with others is enough: a name must not mix two
+    # settings.
     for task in refine.tasks(run, request.number):
         try:
             made_with = read_record(task.record).fingerprint
@@ -175,7 +181,7 @@ def _fingerprint(run: OpenRun, number: int) -> dict[str, Json]:
 
 
 def refuse_without_scores(run: OpenRun, number: int) -> None:
-    """Refuse a round whose teacher is not done.
+    """Raise unless the teacher of a round is done.
 
     Raises:
         DataFault: Scores of a shard are missing; the message names the command that makes them.

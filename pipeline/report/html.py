@@ -15,7 +15,7 @@ from pipeline.report.round_report import RoundReport
 
 COLOURS: Final = {"miou": "#1d4ed8", "miou_seen": "#6b7280", "miou_unseen": "#b45309", "hiou": "#047857"}
 TITLES: Final = {"miou": "mIoU", "miou_seen": "seen", "miou_unseen": "unseen", "hiou": "harmonic mean"}
-_MAX_DROPS: Final = 200  # rows that a browser still scrolls with ease; report.json has all of them
+_MAX_DROPS: Final = 200  # rows; a source that went missing may drop thousands, and report.json has all of them
 _SCORES: Final = {
     "miou": "mIoU",
     "miou_seen": "seen",

@@ -1,4 +1,4 @@
-"""A run folder as a whole: made once, opened many times."""
+"""A run folder: made once, opened many times."""
 
 import logging
 from collections.abc import Sequence
@@ -30,19 +30,20 @@ from shards.storage.store import as_shown, location_of
 
 logger = logging.getLogger(__name__)
 
+# All that a killed `init` can leave before it writes config.yaml, which makes the folder a run.
 _OWN_BEFORE_CONFIG = {"vocabulary.json", "plan.json", "source_plan.json", "plan", "source_plan", "events.jsonl"}
 _OWN_BEFORE_CONFIG |= {"run.lock", "run.lock.guard", "locks"}
 
 
 @dataclass(frozen=True)
 class OpenRun(Run):
-    """A run whose settings are all that the command line knows, not only those that stages ask for."""
+    """A run with all settings that the command line knows, not only those that stages read."""
 
     config: RunConfig
 
 
 def open_or_make_run(root: Path, file: Path | None = None, sets: Sequence[str] = ()) -> OpenRun:
-    """Open the run in a folder, or make one there with the embedded default; call it under the run lock.
+    """Open the run in a folder, or make one with the embedded default; call it under the run lock.
 
     Args:
         root: The run folder.
@@ -59,8 +60,10 @@ def open_or_make_run(root: Path, file: Path | None = None, sets: Sequence[str] =
         saved = load_config(layout.config)
         config = requested_config(root, saved, file, sets)
         fault = settings_fault(layout.config)
+        # Editing config.yaml by hand is allowed here, and only here: `shards repair` cannot tell it from damage and
+        # stops.
         if fault is not None:
-            logger.warning("%s is taken as it is, though %s", layout.config, fault)
+            logger.warning("%s is used as it is, though %s", layout.config, fault)
         if config != saved or fault is not None:
             logger.info("settings changed: %s", "; ".join(changed_settings(saved, config)))
             save_config(layout.config, config)
@@ -70,7 +73,7 @@ def open_or_make_run(root: Path, file: Path | None = None, sets: Sequence[str] =
 
 
 def read_run(root: Path, file: Path | None = None, sets: Sequence[str] = ()) -> OpenRun:
-    """Open a run that exists, as it would be with other settings; nothing is written.
+    """Open an existing run, possibly with other settings; nothing is written.
 
     Raises:
         SettingsConflict: The run is for other data, classes, preset or seed.
@@ -86,7 +89,7 @@ def read_run(root: Path, file: Path | None = None, sets: Sequence[str] = ()) -> 
 
 
 def requested_config(root: Path, saved: RunConfig, file: Path | None, sets: Sequence[str]) -> RunConfig:
-    """Give a run's settings with the requested ones laid over.
+    """Return a run's settings with the requested ones laid over.
 
     Raises:
         SettingsConflict: They would make it another run.
@@ -102,11 +105,13 @@ def requested_config(root: Path, saved: RunConfig, file: Path | None, sets: Sequ
 
 
 def make_run(root: Path, config: RunConfig) -> OpenRun:
-    """Make a run folder: vocabulary and plans, and the settings last.
+    """Make a run folder.
 
     Raises:
-        ValueError: The folder holds other things, a source is not there, or holds no image.
+        ValueError: The folder holds other things, or a source is missing or holds no image.
     """
+    # Settings come last: config.yaml is what makes the folder a run, so that a killed `init` begins again, and whoever
+    # finds the file finds vocabulary and plans, too.
     foreign = sorted(path.name for path in root.iterdir() if not _is_own(path)) if root.is_dir() else []
     if foreign:
         raise ValueError(f"{as_shown(root)} holds {foreign[0]} and is no run; name a new folder with --run")
@@ -171,7 +176,7 @@ def make_own_run(
 
 
 def build_vocabulary(config: RunConfig) -> Vocabulary:
-    """Give the vocabulary that the settings describe, with the preset's prompt templates."""
+    """Return the vocabulary that the settings describe, with the preset's prompt templates."""
     from models.presets import load_preset
     from models.stseg.text import prompt_templates
 
@@ -196,15 +201,16 @@ def load_run(layout: RunLayout, config: RunConfig) -> OpenRun:
     try:
         run = jobs_run.load_run(layout, config)
     except (FileNotFoundError, ValueError) as error:
-        hint = f"stseg-pipeline shards repair --run {as_shown(layout.root)} makes it again where that can be done"
+        hint = f"stseg-pipeline shards repair --run {as_shown(layout.root)} makes it again if that is possible"
         raise DataFault(
-            f"{error}; the run folder is damaged: {hint}, else put the file back or start a new run"
+            f"{error}; the run folder is damaged: {hint}; otherwise restore the file or start a new run"
         ) from error
     return OpenRun(run.layout, config, run.vocabulary, run.plan, run.source_plan)
 
 
 def _is_own(path: Path) -> bool:
-    """Return whether a killed `init` left something there; what only has the name is the user's and would be lost."""
+    """Return whether a path is what a killed `init` may have left."""
+    # A name alone is not enough: a plan.json of another tool's would be overwritten. Its content has to be ours, too.
     if is_temporary(path.name):
         return True
     if path.is_symlink() or path.name not in _OWN_BEFORE_CONFIG:

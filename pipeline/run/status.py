@@ -1,4 +1,4 @@
-"""How far a run is, read from its plain files alone: no model, no Ray, also while it runs."""
+"""The progress of a run, read from its plain files alone: no model, no Ray, also while it runs."""
 
 import os
 import re
@@ -28,11 +28,11 @@ class StageStatus:
     Attributes:
         round: Number of the round; 0 for what all rounds share.
         stage: Its name.
-        done: Shards with a record; whether the record still fits the settings is `plan`'s business.
-        total: Shards there are to be.
-        samples: Samples in the done shards.
+        done: Shards with a record; `plan` judges whether it still fits the settings.
+        total: Planned shards.
+        samples: Samples in the finished shards.
         dropped: Samples, classes and masks left out in them, each with a reason in its record.
-        seconds: Working time of the done shards, summed.
+        seconds: Working time of the finished shards, summed.
     """
 
     round: int
@@ -52,7 +52,7 @@ class QuarantinedShard:
         round: Number of the round; 0 for what all rounds share.
         stage: Its stage.
         shard: Its name.
-        cause: What its last attempt failed of.
+        cause: The error of its last attempt.
     """
 
     round: int
@@ -86,12 +86,12 @@ class RunStatus:
 
     Attributes:
         stages: Every stage that was begun, in order.
-        rounds: What each finished round's report says, by number: miou, miou_seen, miou_unseen, hiou, and its
-            pseudo_labels, promotion, alarms and left_out.
+        rounds: Parts of each finished round's report, by number: miou, miou_seen, miou_unseen, hiou, pseudo_labels,
+            promotion, alarms and left_out.
         last_event: The last line of the run's log.
-        holder: Who works on the whole run now, as the run lock has it; None: nobody who lives.
+        holder: The living holder of the run lock, if any.
         quarantined: Shards that were given up.
-        retry: The command that tries them again; None where there are none.
+        retry: The command that tries them again; None if there are none.
         stage_holders: Who works on single stages now.
     """
 
@@ -105,7 +105,7 @@ class RunStatus:
 
 
 def run_status(root: Path) -> RunStatus:
-    """Read how far a run is.
+    """Return the progress of a run.
 
     Raises:
         DataFault: The folder holds no run.
@@ -145,13 +145,13 @@ def run_status(root: Path) -> RunStatus:
 
 
 def begun_rounds(layout: RunLayout) -> list[int]:
-    """Give the rounds that have a folder, in order."""
+    """Return the rounds that have a folder, in order."""
     folders = layout.round(0).parent.glob("[0-9]*")
     return sorted(int(folder.name) for folder in folders if _ROUND.fullmatch(folder.name) and folder.is_dir())
 
 
 def quarantined_shards(events: Iterable[Mapping[str, Any]]) -> tuple[QuarantinedShard, ...]:
-    """Give the shards that a run's log says were given up, and not done since, in the order of their failure."""
+    """Return the shards that a run's log says were given up and not done since, in the order of their failure."""
     found: dict[tuple[int, str, str], QuarantinedShard] = {}
     for event in events:
         if event.get("kind") not in ("shard_failed", "shard_done") or not _counts({"round": 0, **event}, "round"):
@@ -164,18 +164,20 @@ def quarantined_shards(events: Iterable[Mapping[str, Any]]) -> tuple[Quarantined
 
 
 def _counts(event: Mapping[str, Any], name: str) -> bool:
-    """Return whether a line of the log, which anybody may have edited, holds a number there."""
+    """Return whether a line of the log, which anybody may have edited, has a number under a name."""
     return re.fullmatch(r"[0-9]{1,9}", str(event.get(name))) is not None
 
 
 def retry_command(root: Path, rounds: int, backend: str = "ray") -> str:
-    """Give the command that does what is left of a run."""
+    """Return the command that does the rest of a run."""
     inline = " --backend inline" if backend == "inline" else ""
     return f"stseg-pipeline round --n {rounds} --run {as_shown(root)}{inline}"
 
 
 def _counted(number: int, tasks: Iterable[ShardTask]) -> Iterator[StageStatus]:
-    """Count the records that are there; folders are listed, so that a shard that is not done costs nothing."""
+    """Yield the counts of each stage from its records."""
+    # Folders are listed instead of trying to open every record: at ten thousand shards `status` takes 2.3 s
+    # (docs/cluster.md), and a shard that is not done costs nothing.
     for name, group in groupby(tasks, key=lambda task: task.stage):
         records = [task.record for task in group]
         listed = {folder: _listing(folder) for folder in {path.parent for path in records}}

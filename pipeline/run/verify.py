@@ -1,7 +1,7 @@
-"""Whether a run is what its records and settings say: every checksum compared, what is damaged or stale named.
+"""Compare a run with its records and settings: every checksum, and what is damaged or stale.
 
-What a round would do again is judged as `plan` and `round` judge it: by `task_states`, over all tasks of the run. What
-no task covers (checkpoints, text embeddings) is held against its record alone.
+What a round would do again is judged as in `plan` and `round`: by `task_states`, over all tasks of the run. Files that
+no task covers (checkpoints, text embeddings) are compared with their records alone.
 """
 
 import os
@@ -30,14 +30,14 @@ _KINDS = (".zarr", ".tar", ".safetensors")
 
 @dataclass(frozen=True)
 class CheckResult:
-    """What was found.
+    """The result of a check.
 
     Attributes:
-        checked: Outputs that were looked at.
-        undone: Outputs that are not done yet; nothing is wrong with these.
-        faults: What is damaged, lost or exchanged: what the run rests on first, then in the order of the paths.
-        stale: What is whole, but made from something else or with other settings than now: a round does it again.
-        unjudged: Why it cannot be said what a round would do again; None where it could be.
+        checked: The number of outputs checked.
+        undone: The number of outputs that are not done yet, which is no fault.
+        faults: Damaged, lost or exchanged outputs: the run's foundation first, then ordered by path.
+        stale: Whole outputs that were made from other inputs or with other settings: a round would make them again.
+        unjudged: Why it is unknown what a round would do again; None if it is known.
     """
 
     checked: int
@@ -48,11 +48,11 @@ class CheckResult:
 
 
 def verify_run(root: Path, number: int | None = None) -> CheckResult:
-    """Hash all of a run again: settings, vocabulary, plans, embeddings, all rounds with their replays, checkpoints.
+    """Hash everything in a run: settings, vocabulary, plans, embeddings, rounds with their replays, checkpoints.
 
     Args:
         root: The run folder.
-        number: Of the rounds only this one; None: all.
+        number: Check only this round; None: all rounds.
 
     Raises:
         DataFault: There is no run, or no such round.
@@ -88,7 +88,7 @@ def verify_run(root: Path, number: int | None = None) -> CheckResult:
 
 
 def last_finished(run: OpenRun) -> int | None:
-    """Return the last round that was done to its end; None if there is none."""
+    """Return the last finished round; None if there is none."""
     layout = run.layout
     if refines_given_masks(run):
         return 1 if record_path(layout.pseudo_index(1)).is_file() else None
@@ -97,7 +97,7 @@ def last_finished(run: OpenRun) -> int | None:
 
 
 def fault_of(output: Path) -> str | None:
-    """Return what is wrong with an output or its record; None if it is what its record says."""
+    """Return the fault of an output or its record; None if they agree."""
     if output.parent.name == "checkpoints":
         return checkpoint_fault(output)
     try:
@@ -118,7 +118,7 @@ def fault_of(output: Path) -> str | None:
 
 
 def run_layout(root: Path) -> RunLayout:
-    """Bring what is small of a run here, and return its layout.
+    """Fetch the small files of a run, and return its layout.
 
     Raises:
         DataFault: There is no run.
@@ -129,12 +129,10 @@ def run_layout(root: Path) -> RunLayout:
 
 
 def repair_shared(root: Path) -> list[Fault]:
-    """Make the vocabulary, the plans and the stored text embeddings of a run again where they are damaged.
-
-    Call it under the run lock. Text embeddings that nothing reads any more are removed instead.
+    """Make damaged files that no task covers again: vocabulary, plans, text embeddings; call it under the run lock.
 
     Returns:
-        What was damaged; it is whole again or gone.
+        What was damaged; it is whole again, or removed if nothing reads it any more.
 
     Raises:
         DataFault: There is no run, or something cannot be made again.
@@ -143,7 +141,7 @@ def repair_shared(root: Path) -> list[Fault]:
 
 
 def _tasks(root: Path, rounds: Sequence[int]) -> tuple[list[ShardTask], int, str | None]:
-    """Return the tasks of some rounds and what all share, the last finished round (-1: none), and what went wrong."""
+    """Return the tasks of some rounds and those shared by all, the last finished round (-1: none), and any error."""
     try:
         run = read_run(root)
         tasks = tasks_of_run(run, max(rounds, default=0))
@@ -156,10 +154,9 @@ def _tasks(root: Path, rounds: Sequence[int]) -> tuple[list[ShardTask], int, str
 
 
 def _judged(tasks: Sequence[ShardTask], finished: int) -> set[Path]:
-    """Return the outputs that were there once: of finished rounds, what a record says was read, or what nothing reads.
-
-    What is not among them is not lost but new, as another setting may ask for more than was ever made.
-    """
+    """Return the outputs of finished rounds that must have existed: a record read them, or nothing ever does."""
+    # A missing output is a loss only if it was there once: after a change of settings, tasks may appear that no command
+    # has done yet, and those are not faults.
     was_read, is_read = set(), set()
     for task in tasks:
         record = record_or_none(task.record)
@@ -170,7 +167,7 @@ def _judged(tasks: Sequence[ShardTask], finished: int) -> set[Path]:
 
 
 def _task_fault(state: TaskState) -> Fault | None:
-    """Return what is wrong with a task's output, apart from what a change of settings explains."""
+    """Return the fault of a task's output, apart from what a change of settings explains."""
     task = state.task
     if state.state == "done" and location_of(task.output).store is None:
         return None  # its bytes were compared
@@ -179,7 +176,8 @@ def _task_fault(state: TaskState) -> Fault | None:
 
 
 def outputs_below(folder: Path) -> Iterator[Path]:
-    """Yield what has a record, or stands where one belongs, in a folder and those in it."""
+    """Yield what has a record, or should have one, in a folder and those below it."""
+    # Outputs without a record and records without an output are both faults, so files and records are walked alike.
     for directory, folders, names in os.walk(folder):
         yield from (Path(directory) / name for name in folders if name.endswith(".zarr") and name[0] != ".")
         folders[:] = [name for name in folders if not name.endswith(".zarr")]
@@ -196,13 +194,14 @@ def outputs_below(folder: Path) -> Iterator[Path]:
 
 
 def _recorded_beside(path: Path) -> Iterator[str]:
-    """Give what a record names; it may be lost."""
+    """Yield the outputs that a record names, also lost ones."""
     record = record_or_none(path)
     yield from (name for name in (record.outputs if record else {}) if record_path(path.with_name(name)) == path)
 
 
 def _index_faults(index: Path, damaged: set[Path]) -> Iterator[str]:
-    """Compare a list of tars with their records: who has only the tars has only this list."""
+    """Yield where a list of tars disagrees with their records."""
+    # Whoever copies only the tars has no records: the list's checksums are then the only ones.
     try:
         listed = {shard.url: shard.sha256 for shard in read_pseudo_index(index.parent).shardlist}
     except ValueError as error:
