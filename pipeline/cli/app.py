@@ -3,7 +3,7 @@
 # Imports of our other packages happen inside commands: torch and Ray take seconds to load, and `--help` needs neither.
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -34,6 +34,9 @@ from pipeline.cli.options import (
     set_up_logging,
 )
 from pipeline.terminal import escape_unencodable_output
+
+if TYPE_CHECKING:
+    from pipeline.run.status import RunStatus
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -220,7 +223,6 @@ def status(run: RunOption = DEFAULT_RUN, as_json: JsonOption = False) -> None:
     """
     from dataclasses import asdict
 
-    from jobs.stages.evaluate import SCORES
     from pipeline.run.status import run_status
 
     with exit_codes():
@@ -229,37 +231,7 @@ def status(run: RunOption = DEFAULT_RUN, as_json: JsonOption = False) -> None:
         if as_json:
             print_json({**asdict(found), "jobs": jobs})
             return
-        names = ["round", "stage", "done", "total", "samples", "dropped", "seconds"]
-        print_table(names, [asdict(entry) for entry in found.stages])
-        if found.rounds:
-            typer.echo("")
-            rows: list[dict[str, Any]] = [
-                {
-                    "round": number,
-                    **{name: scores[name] for name in SCORES},
-                    "promotion": (scores["promotion"] or {}).get("outcome"),
-                    "alarms": None if scores["alarms"] is None else len(scores["alarms"]),
-                }
-                for number, scores in found.rounds.items()
-            ]
-            print_table(["round", *SCORES, "promotion", "alarms"], rows)
-        for number, scores in found.rounds.items():
-            for gone in scores["left_out"] or ():
-                of = f"{gone['images']} of {gone['total']} {gone['dataset']} images of {gone['folder']}"
-                typer.echo(f"\nleft out of round {number}: {of} ({gone['reasons']})")
-        for one in found.quarantined:
-            typer.echo(f"\nquarantined: {one.stage} {one.shard} of round {one.round}: {one.cause}")
-        if found.retry:
-            typer.echo(f"once the cause is fixed, try again: {found.retry}")
-        if jobs:
-            typer.echo("")
-            print_table(["id", "state", "exit_code", "submitted", "address"], jobs)
-        if found.holder:
-            holder = found.holder
-            typer.echo(f"\nprocess {holder['pid']} on {holder['host']} has worked on it since {holder['started']}")
-        for worker in found.stage_holders:
-            where = f"{worker.stage} of round {worker.round}"
-            typer.echo(f"\nprocess {worker.pid} on {worker.host} has worked on {where} since {worker.started}")
+        _print_status(found, jobs)
 
 
 @app.command()
@@ -286,10 +258,10 @@ def init(
       stseg-pipeline init my-run --images photos --classes names.txt
       stseg-pipeline round --n 3 --run my-run
     """
-    from pipeline.run.run import make_own_run
+    from pipeline.run.run import OwnImages, make_own_run
 
     with exit_codes():
-        made = make_own_run(folder, images, classes, labels, preset, config, sets or ())
+        made = make_own_run(folder, OwnImages(images, classes, labels, preset), config, sets or ())
         facts = {"run": str(folder), "images": made.plan.sample_count, "shards": len(made.plan.shards)}
         facts["classes"] = len(made.vocabulary)
         if as_json:
@@ -297,6 +269,44 @@ def init(
         else:
             typer.echo(f"{folder}: {facts['images']} images in {facts['shards']} shards, {facts['classes']} classes")
             typer.echo(f"next: stseg-pipeline round --n 3 --run {folder}")
+
+
+def _print_status(found: "RunStatus", jobs: list[dict[str, Any]]) -> None:
+    from dataclasses import asdict
+
+    from jobs.stages.evaluate import SCORES
+
+    names = ["round", "stage", "done", "total", "samples", "dropped", "seconds"]
+    print_table(names, [asdict(entry) for entry in found.stages])
+    if found.rounds:
+        typer.echo("")
+        rows: list[dict[str, Any]] = [
+            {
+                "round": number,
+                **{name: scores[name] for name in SCORES},
+                "promotion": (scores["promotion"] or {}).get("outcome"),
+                "alarms": None if scores["alarms"] is None else len(scores["alarms"]),
+            }
+            for number, scores in found.rounds.items()
+        ]
+        print_table(["round", *SCORES, "promotion", "alarms"], rows)
+    for number, scores in found.rounds.items():
+        for gone in scores["left_out"] or ():
+            of = f"{gone['images']} of {gone['total']} {gone['dataset']} images of {gone['folder']}"
+            typer.echo(f"\nleft out of round {number}: {of} ({gone['reasons']})")
+    for one in found.quarantined:
+        typer.echo(f"\nquarantined: {one.stage} {one.shard} of round {one.round}: {one.cause}")
+    if found.retry:
+        typer.echo(f"once the cause is fixed, try again: {found.retry}")
+    if jobs:
+        typer.echo("")
+        print_table(["id", "state", "exit_code", "submitted", "address"], jobs)
+    if found.holder:
+        holder = found.holder
+        typer.echo(f"\nprocess {holder['pid']} on {holder['host']} has worked on it since {holder['started']}")
+    for worker in found.stage_holders:
+        where = f"{worker.stage} of round {worker.round}"
+        typer.echo(f"\nprocess {worker.pid} on {worker.host} has worked on {where} since {worker.started}")
 
 
 def _job_server(address: str) -> Any:

@@ -3,7 +3,7 @@
 # A preempted machine has ten seconds. A long call into torch, or Ray's own shutdown, may take longer, and Python runs
 # no handler before such a call returns. Ending hard loses nothing: finished work has its record, half-done work is done
 # again, a dead process's lock is taken over, and a private Ray ends with the process that started it. A thread that
-# reads the wake-up descriptor is told of a signal by C code, so it needs the main thread for nothing.
+# reads the wake-up descriptor is fed by C code, so it does not need the main thread.
 
 import os
 import signal
@@ -44,7 +44,7 @@ def call_off() -> None:
 
 
 def _enqueue(what: bytes) -> None:
-    """Put a byte in line with the signals: only their order in the pipe tells which came first."""
+    """Put a byte in line with the signals: only their order in the pipe shows which came first."""
     for writer in _writers:
         os.write(writer, what)
 

@@ -17,8 +17,7 @@ from pipeline.commands.choose_model import ChosenModel
 from pipeline.errors import DataFault
 from shards.files.atomic import drop_temporary, rename, sha256_file, temporary_sibling, write_bytes_atomic
 
-# Exporters reorder sums, which costs some 1e-6 of a logit; a wrong operator costs whole logits. Between the two there
-# is room for another machine's rounding.
+# Exporters fuse and reorder sums, which rounds differently; a wrongly translated operator is off by far more than this.
 LARGEST_ERROR: Final = 1e-4
 
 
@@ -90,7 +89,7 @@ def card_of(out: Path) -> Path:
 
 def _trial_images(side: int) -> Sequence[NDArray[np.uint8]]:
     """Return noise, and a smooth picture with an edge."""
-    # Noise has no structure and no flat area, the other has both: an operator that errs on one kind alone is found, too.
+    # Noise has no structure and no flat area, the other has both: an operator that errs on one kind only is found.
     rng = np.random.default_rng(0)
     ramp = np.linspace(0, 255, side)
     smooth = np.stack([ramp[:, None] + 0 * ramp, ramp + 0 * ramp[:, None], 255.0 * (ramp[:, None] > ramp)], axis=2)

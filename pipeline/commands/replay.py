@@ -1,7 +1,7 @@
 """`replay`: pseudo-labels of a round with other settings, from stored scores and embeddings."""
 
-# The teacher's scores do not depend on the gate, and the teacher takes most of the time of teacher, refine and write (45
-# of 83 ms per image in `make round`, docs/cluster.md). So a threshold can be tried without it, or without SAM, too.
+# The teacher's scores do not depend on the gate, and the teacher takes most of the time of teacher, refine and write
+# (45 of 83 ms per image in `make round`, docs/cluster.md). So a threshold can be tried without it, or without SAM, too.
 
 import shlex
 from dataclasses import dataclass, replace

@@ -131,27 +131,30 @@ def make_run(root: Path, config: RunConfig) -> OpenRun:
     return OpenRun(layout, config, vocabulary, plan, source_plan)
 
 
-def make_own_run(
-    folder: Path,
-    images: Path,
-    classes: Path,
-    labels: Path | None,
-    preset: str | None,
-    config: Path | None,
-    sets: Sequence[str],
-) -> OpenRun:
-    """Make a run folder: settings, vocabulary and the plan of shards. No image is decoded yet.
+@dataclass(frozen=True)
+class OwnImages:
+    """Images of the user's own to make a run for.
 
-    The rounds train on pseudo-labels alone, unless `data.source` names labelled images of the user's. Labels given
-    here belong to the images themselves: they measure pseudo-labels and students, and never train.
+    Attributes:
+        images: Folder of images, searched with sub-folders.
+        classes: File of class names.
+        labels: Folder of index PNGs of the images, or None.
+        preset: The model's preset; None: that of the settings, or tiny.
+    """
+
+    images: Path
+    classes: Path
+    labels: Path | None
+    preset: str | None
+
+
+def make_own_run(folder: Path, own: OwnImages, file: Path | None, sets: Sequence[str]) -> OpenRun:
+    """Make a run folder for images of the user's own: settings, vocabulary and plan. No image is decoded yet.
 
     Args:
         folder: The run folder; must not hold a run yet.
-        images: The images, searched with sub-folders.
-        classes: The file of class names.
-        labels: Index PNGs of the images, or None.
-        preset: The model's preset; None: the settings' or tiny.
-        config: A YAML file of further settings.
+        own: The images.
+        file: A YAML file of further settings.
         sets: `key=value` texts, laid over all.
 
     Raises:
@@ -160,19 +163,21 @@ def make_own_run(
     """
     if RunLayout(folder).config.is_file():
         raise SettingsConflict(f"{folder} holds a run; go on with: stseg-pipeline round --run {folder}")
-    if labels is not None and not labels.is_dir():
-        raise ValueError(f"{labels} is not a folder; --labels names the folder of index PNGs")
-    target = {"kind": "folder", "images": str(images), "labels": None if labels is None else str(labels)}
-    own: dict[str, Any] = {
-        "data": {"target": target, "source": None, "test": None if labels is None else target, "validation": None},
-        "vocabulary": {"classes": str(classes.resolve()), "seen": []},
+    if own.labels is not None and not own.labels.is_dir():
+        raise ValueError(f"{own.labels} is not a folder; --labels names the folder of index PNGs")
+    target = {"kind": "folder", "images": str(own.images), "labels": None if own.labels is None else str(own.labels)}
+    # Labels given here belong to the images themselves: they measure pseudo-labels and students, and never train. The
+    # rounds train on pseudo-labels alone, unless `data.source` names other labelled images.
+    settings: dict[str, Any] = {
+        "data": {"target": target, "source": None, "test": None if own.labels is None else target, "validation": None},
+        "vocabulary": {"classes": str(own.classes.resolve()), "seen": []},
         "train": {"source_per_step": 0},
     }
-    if preset is not None:
-        own["model"] = {"preset": preset}
-    requested = laid_over(own, read_settings(config) if config is not None else {})
+    if own.preset is not None:
+        settings["model"] = {"preset": own.preset}
+    requested = laid_over(settings, read_settings(file) if file is not None else {})
     with holding(folder):
-        return make_run(folder, resolve_config(requested, sets, where=f"{config or 'the options'} and --set"))
+        return make_run(folder, resolve_config(requested, sets, where=f"{file or 'the options'} and --set"))
 
 
 def build_vocabulary(config: RunConfig) -> Vocabulary:

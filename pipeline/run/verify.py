@@ -190,10 +190,10 @@ def outputs_below(folder: Path) -> Iterator[Path]:
             elif path.suffix in _KINDS:
                 yield path
             elif path.suffix == ".json":
-                yield from (path.with_name(name) for name in _recorded_beside(path))
+                yield from (path.with_name(name) for name in _recorded_outputs(path))
 
 
-def _recorded_beside(path: Path) -> Iterator[str]:
+def _recorded_outputs(path: Path) -> Iterator[str]:
     """Yield the outputs that a record names, also lost ones."""
     record = record_or_none(path)
     yield from (name for name in (record.outputs if record else {}) if record_path(path.with_name(name)) == path)
