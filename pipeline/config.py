@@ -197,8 +197,9 @@ def _with_class_names(config: RunConfig) -> RunConfig:
 
 
 def _with_whole_paths(config: RunConfig) -> RunConfig:
-    """Make relative paths absolute, so that the run can be resumed from any folder."""
+    """Return settings with absolute paths."""
 
+    # A run is resumed from any folder, and its workers have working folders of their own.
     def whole(source: SourceConfig | None) -> SourceConfig | None:
         if not isinstance(source, FolderSourceConfig):
             return source

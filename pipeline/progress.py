@@ -105,6 +105,7 @@ class RunProgress:
                 self._rows[event.stage] = self._bars.add_task(name, total=event.total, rate="")
             self._bars.update(self._rows[event.stage], completed=event.done, rate=rate)
             return
+        # The last line of a stage comes with "finished", so that it is not shown twice.
         due = now - self._shown_at.get(name, -LINE_INTERVAL_S) >= LINE_INTERVAL_S
         if event.kind == "finished" or (event.kind == "shard_done" and due and event.done < event.total):
             self._shown_at[name] = now

@@ -3,7 +3,7 @@
 # Imports of our other packages happen inside commands: torch and Ray take seconds to load, and `--help` needs neither.
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, get_args
 
 import typer
 
@@ -194,16 +194,14 @@ def plan(
       stseg-pipeline plan --n 3 --run my-run --set refine.gate.threshold=0.8
     """
     from pipeline.rounds.rounds import plan_rounds
+    from pipeline.tasks.states import State
 
     with exit_codes():
         rows = [
             {
                 "round": summary.round,
                 "stage": summary.stage,
-                "done": summary.counts.get("done", 0),
-                "to do": summary.counts.get("to do", 0),
-                "stale": summary.counts.get("stale", 0),
-                "depends": summary.counts.get("depends", 0),
+                **{state: summary.counts.get(state, 0) for state in get_args(State)},
                 "because": "; ".join(summary.reasons),
             }
             for summary in plan_rounds(run, n, config, sets or (), verify=verify)
@@ -211,7 +209,7 @@ def plan(
         if as_json:
             print_json(rows)
         else:
-            print_table(["round", "stage", "done", "to do", "stale", "depends", "because"], rows)
+            print_table(["round", "stage", *get_args(State), "because"], rows)
 
 
 @app.command()

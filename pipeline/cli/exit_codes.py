@@ -7,7 +7,6 @@ import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from types import FrameType
 from typing import Final, NoReturn
 
 import typer
@@ -141,11 +140,7 @@ def _raise_on_sigterm() -> None:
     """Let SIGTERM end a command as Ctrl-C does."""
     # Schedulers preempt with SIGTERM. Python's default ends the process at once, without saving a training's state.
     if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, _interrupt)
-
-
-def _interrupt(number: int, frame: FrameType | None) -> None:
-    raise KeyboardInterrupt
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
 
 
 def _message(error: Exception) -> str:
@@ -168,6 +163,6 @@ def _message(error: Exception) -> str:
 
 
 def _end(message: str, code: int) -> NoReturn:
-    sys.stdout.flush()
+    sys.stdout.flush()  # results before the error, also where both streams go to one file
     typer.echo(f"stseg-pipeline: {printable(message)}", err=True)
     raise typer.Exit(code)

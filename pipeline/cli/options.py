@@ -64,7 +64,7 @@ SubmitOption = Annotated[
     ),
 ]
 
-DEFAULT_RUN = Path("runs/default")
+DEFAULT_RUN = Path("runs/default")  # so that the first command, `round --n 3`, needs no argument at all
 
 
 class BackendName(StrEnum):

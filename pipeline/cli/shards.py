@@ -59,7 +59,7 @@ def show(
     run: RunOption = DEFAULT_RUN,
     number: RoundOption = 1,
     out: Annotated[
-        Path | None, typer.Option("--out", metavar="FILE", parser=local_path, help="Where to put the PNG.")
+        Path | None, typer.Option("--out", metavar="FILE", parser=local_path, help="The PNG to write.")
     ] = None,
     as_json: JsonOption = False,
 ) -> None:

@@ -133,6 +133,7 @@ def choose_model(request: ModelRequest) -> ChosenModel:
     vocabulary = _vocabulary(run, settings.preset, request)
     text_cache = None if run is None else run.layout.text_embeddings
     if run is not None and request.weights is None:
+        # The best model up to the newest round, not the newest student: that one may have regressed.
         newest = _newest_round(run)
         logger.info("using the best model up to round %d", newest)
         return ChosenModel(model_of(run, best_weights(run, newest)), vocabulary, probabilities, text_cache)

@@ -51,7 +51,11 @@ def import_sed(checkpoint: Path, out: Path, preset: str | None, *, overwrite: bo
         "preset": parts.preset,
         "dea": False,
         "files": {
-            name: {"sha256": sha256_file(out / name), "tensors": len(state), "values": _values(state)}
+            name: {
+                "sha256": sha256_file(out / name),
+                "tensors": len(state),
+                "values": sum(int(value.numel()) for value in state.values()),
+            }
             for name, state in ((CLIP_FILE, parts.clip), (HEAD_FILE, parts.decoder))
         },
         "left_out": list(parts.unexpected),
@@ -73,7 +77,3 @@ def next_commands(out: Path, preset: str) -> list[str]:
         f"stseg-pipeline pretrain --init-from {head} --images photos/ --labels masks/ --classes names.txt "
         f"--out {trained} {model} --set model.sam_weights=SAM_FILE",
     ]
-
-
-def _values(state: dict[str, Any]) -> int:
-    return sum(int(value.numel()) for value in state.values())

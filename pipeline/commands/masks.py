@@ -126,6 +126,7 @@ def _numbered_classes(masks: Path) -> list[str]:
             ids = decode_label(data)
         except ValueError as error:
             raise ValueError(f"{path}: {error}") from error
+        # Which value is ignored depends on the PNG's bit depth, byte 24 of the file.
         known = ids[ids != (IGNORE_16_BIT if data[24] == 16 else IGNORE_8_BIT)]
         highest = max(highest, int(known.max(initial=-1)))
     if highest < 0:

@@ -5,6 +5,7 @@ import json
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any, Final
 
@@ -115,7 +116,7 @@ def predict_images(
         labeller = Labeller(
             segmenter, side, windows=request.windows, probabilities=chosen.probabilities, batch_size=batch
         )
-        for work, image, label in labeller.labels((work, work.image) for work in _with(first, todo)):
+        for work, image, label in labeller.labels((work, work.image) for work in chain([first], todo)):
             done(_write(work, image, label, chosen.vocabulary, request.out, made_by))
     return _result(results, inputs)
 
@@ -155,11 +156,6 @@ def _todo(
         yield _Work(entry, digest, image)
 
 
-def _with(first: _Work, others: Iterator[_Work]) -> Iterator[_Work]:
-    yield first
-    yield from others
-
-
 def _paths(out: Path, key: str) -> dict[str, str]:
     return {"overlay": str(out / f"{key}.png"), "label": str(out / f"{key}.label.png")}
 
@@ -180,6 +176,7 @@ def _write(
 ) -> Prediction:
     paths = _paths(out, work.input.key)
     sheet = panels([("image", image), ("prediction", overlay(image, label, vocabulary))], side=_SIDE)
+    # Pictures first, the JSON last: it is what a second command goes by.
     write_bytes_atomic(Path(paths["overlay"]), png_bytes(with_legend(sheet, vocabulary, [label])))
     write_bytes_atomic(Path(paths["label"]), encode_label(label, vocabulary))
     found = [vocabulary.names[index] for index in classes_by_size([label], vocabulary)]

@@ -148,7 +148,10 @@ def pretrain_config(request: PretrainRequest) -> PretrainConfig:
     if request.classes is not None:
         own["vocabulary"] = {"classes": load_class_names(request.classes), "seen": None}
     if request.init_from is not None:
-        own["model"] = {"stage1_weights": str(_init_from(request.init_from))}
+        # Checked here, before the images are hashed, and with a message that names the option.
+        if not request.init_from.expanduser().is_file():
+            raise ValueError(f"--init-from names {request.init_from}, which does not exist")
+        own["model"] = {"stage1_weights": str(request.init_from)}
     requested = laid_over(own, read_settings(request.file) if request.file is not None else {})
     base = PretrainConfig(train=TINY_STAGE1 if selects_tiny(requested, request.sets) else PAPER_STAGE1)
     where = "--set" if request.file is None else f"{request.file} or --set"
@@ -182,14 +185,10 @@ def _open(config: PretrainConfig, layout: RunLayout) -> OpenRun:
         quarantine=config.quarantine,
         resources=ResourceSettings(embed=config.embed, train=config.group),
     )
-    plan = make_plan((ref for ref in source.refs() if _has_label(ref.label_digest, config)), config.shard_size)
+    # A folder may hold images without a label; scenes all have one, which is drawn and has no digest.
+    drawn = isinstance(config.source, ScenesSourceConfig)
+    plan = make_plan((ref for ref in source.refs() if drawn or ref.label_digest is not None), config.shard_size)
     return OpenRun(layout, settings, vocabulary, Plan(config.shard_size, ()), plan)
-
-
-def _init_from(path: Path) -> Path:
-    if not path.expanduser().is_file():
-        raise ValueError(f"--init-from names {path}, which does not exist")
-    return path
 
 
 def _vocabulary(config: PretrainConfig) -> Vocabulary:
@@ -200,8 +199,3 @@ def _vocabulary(config: PretrainConfig) -> Vocabulary:
     lines = load_class_names(Path(names)) if isinstance(names, str) else list(names)
     templates = prompt_templates(load_preset(config.model.preset).templates)
     return Vocabulary.from_names(lines, seen=config.vocabulary.seen, templates=templates)
-
-
-def _has_label(label_digest: str | None, config: PretrainConfig) -> bool:
-    """Return whether an image has a label: in a folder some may have none, of the scenes all have one."""
-    return isinstance(config.source, ScenesSourceConfig) or label_digest is not None

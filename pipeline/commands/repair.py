@@ -62,6 +62,8 @@ def repair_run(root: Path, number: int | None, request: RoundRequest) -> Repair:
         for fault in found.faults:
             _take_out(run, fault.output)
     faults = (*mended, *found.faults)
+    # Stale outputs of finished rounds are made again, too: damage that leaves a file readable may show as another
+    # setting (runs of earlier versions have no checksums for it). Those of replays belong to their own command.
     stale = [one for one in found.stale if not _replays(layout, one.task.output)]
     if last is not None and (found.faults or any(one.task.round <= last for one in stale)):
         _do_again(run, replace(request, rounds=last))

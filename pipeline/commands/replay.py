@@ -63,7 +63,8 @@ def replay_round(root: Path, request: ReplayRequest, progress: RunProgress | Non
         LockHeld: Another command works on the run.
     """
     shown = RunProgress(RunLayout(root).events) if progress is None else progress
-    with holding(_checked_layout(root).root):
+    # Opened before it is locked: taking the lock makes the folder, and a mistyped --run would leave an empty one.
+    with holding(read_run(root).layout.root):
         own = read_run(root)
         run = _with_sets(own, request.sets)
         run = _named(own, run, request)
@@ -137,12 +138,6 @@ def summary(pairs: GatePairs, kept: Kept) -> dict[str, Any]:
 def percent(part: float, whole: float) -> float | None:
     """Return a share in per cent; None if the whole is zero."""
     return 100 * float(part) / float(whole) if whole else None
-
-
-def _checked_layout(root: Path) -> RunLayout:
-    """Return the layout of an existing run."""
-    # Opened before it is locked: taking the lock makes the folder, and a mistyped --run would leave an empty one.
-    return read_run(root).layout
 
 
 def _with_sets(run: OpenRun, sets: tuple[str, ...]) -> OpenRun:

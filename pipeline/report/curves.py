@@ -116,6 +116,7 @@ def _curve(curve: Curve, scale: _Scale) -> list[str]:
 
 def _end_labels(curves: Sequence[Curve], scale: _Scale) -> list[str]:
     """Label each curve at its end with name and last value, moved apart where labels would overlap."""
+    # From top to bottom, each at least one line below the last: curves often end within a point of each other.
     wanted = sorted((scale.y(curve.points[-1][1]), curve.name, curve) for curve in curves)
     parts, above = [], -math.inf
     for y, name, curve in wanted:

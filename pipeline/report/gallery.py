@@ -46,7 +46,7 @@ def choose_samples(run: Run, number: int) -> list[Shown]:
     """Choose the samples of a round to show: by gain if there are labels, else evenly spread."""
     if has_target_labels(run) and run.plan.sample_count <= MAX_RANKED:
         ranked = _ranked(run, number)
-        if ranked:
+        if ranked:  # empty where no label could be read, or its size is not that of the image
             return [shown for _, shown in _extremes(ranked)]
     count = run.plan.sample_count
     picked = run.plan.pick(int(index) for index in np.linspace(0, count - 1, min(PICTURES, count)))

@@ -118,6 +118,7 @@ def check_quarantine(found: LeftOut, budget: QuarantineSettings) -> None:
         DataFault: There are more; the message names reasons, some keys and the folder.
     """
     count, total = len(found.drops), found.total
+    # Never all: a run of five images would pass `min_samples` with nothing left to label.
     allowed = max(int(budget.max_share * total), budget.min_samples)
     if count <= allowed and (count < total or not count):
         return

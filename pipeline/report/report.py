@@ -131,7 +131,10 @@ def build_report(run: Run, number: int) -> RoundReport:
         **facts,
         classes=_classes(run, number, {"iou": evaluated, "iou_round_0": start, "iou_baseline": baseline or {}}, chain),
         timings=_timings(run, number, chain, embedded),
-        drops={stage: _reasons(records) for stage, records in {"embed": embedded, **chain}.items()},
+        drops={
+            stage: dict(Counter(drop.reason for record in records for drop in record.drops).most_common())
+            for stage, records in {"embed": embedded, **chain}.items()
+        },
         left_out=tuple(LeftOutFacts.model_validate(one, from_attributes=True) for one in lacking),
         quarantined=tuple(
             Quarantined(dataset=one.dataset, **drop.model_dump()) for one in lacking for drop in one.drops
@@ -296,10 +299,6 @@ def _timings(
     for task in [*evaluate.tasks(run, number), *target_check.tasks(run, number)]:
         seconds[task.stage] = read_record(task.record).seconds
     return {stage: round(value, 2) for stage, value in seconds.items()}
-
-
-def _reasons(records: Iterable[Record]) -> dict[str, int]:
-    return dict(Counter(drop.reason for record in records for drop in record.drops).most_common())
 
 
 def _sum(records: Iterable[Record], name: str) -> float:

@@ -69,7 +69,7 @@ class TrainingFacts(_Facts):
     """The training of the student."""
 
     loss: float
-    steps: float
+    steps: float  # counts, too, as statistics of records are floats
     workers: float
     learning_rate: float
     target_per_step: int

@@ -124,7 +124,11 @@ class Driver:
                 except StageFailed as failed:
                     undone = {(failure.stage, failure.shard) for failure in failed.failures} | {*failed.blocked}
                     gone |= {t.output for plan in left for t in plan.tasks if (t.stage, t.shard) in undone}
-                    lost = failed if lost is None else _joined(lost, failed)
+                    if lost is not None:
+                        failed = StageFailed(
+                            (*lost.failures, *failed.failures), (*lost.blocked, *failed.blocked), lost.hint
+                        )
+                    lost = failed
                     continue
                 done += [task for plan in left for task in plan.tasks]
                 self._check(number, left, done)
@@ -319,7 +323,3 @@ def _without(part: Sequence[StagePlan], gone: set[Path]) -> tuple[list[StagePlan
         if tasks:
             left.append(replace(plan, tasks=tasks))
     return left, blocked
-
-
-def _joined(lost: StageFailed, more: StageFailed) -> StageFailed:
-    return StageFailed((*lost.failures, *more.failures), (*lost.blocked, *more.blocked), lost.hint)

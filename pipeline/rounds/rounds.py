@@ -42,7 +42,9 @@ def run_rounds(root: Path, request: RoundRequest, progress: RunProgress | None =
         run = open_or_make_run(root, request.file, request.sets)
         states = task_states(all_tasks(run, request.rounds), verify=request.verify)
         tidy(states)
-        if all(state.state == "done" for state in states) and _pages_there(run, request.rounds):
+        # Pages have no record, so that a lost one makes nothing stale; it is only drawn again.
+        pages = (run.layout.report_html(number) for number in range(request.rounds + 1))
+        if all(state.state == "done" for state in states) and all(page.is_file() for page in pages):
             done = f"rounds 0 to {request.rounds} are done ({len(states)} outputs {_looked_at(request)})"
             shown.say(f"{as_shown(root)}: nothing to do, {done}")
             # A run that failed once must not succeed by being started again: with nothing to do, budget and guards are
@@ -209,10 +211,6 @@ def tidy(states: Sequence[TaskState]) -> None:
 
 def _looked_at(request: RoundRequest) -> str:
     return "verified" if request.verify else "by their records; --verify compares their bytes, too"
-
-
-def _pages_there(run: OpenRun, rounds: int) -> bool:
-    return all(run.layout.report_html(number).is_file() for number in range(rounds + 1))
 
 
 def result_lines(root: Path, reports: Sequence[RoundReport]) -> list[str]:

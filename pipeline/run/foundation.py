@@ -139,6 +139,7 @@ def _repair_plan(layout: RunLayout, path: Path, dataset: Dataset, source: Source
 
 def _recorded_shards(layout: RunLayout, dataset: Dataset) -> dict[str, str]:
     """Return the digests of the shards' samples from the records of their embeddings."""
+    # Embeddings have no rounds and depend on nothing but SAM and the samples: of all records, theirs change the least.
     first = layout.embedding(dataset, "000000")
     prefix = first.stem.removesuffix("000000")
     found = (record_or_none(path) for path in first.parent.glob(f"{prefix}[0-9]*.json"))

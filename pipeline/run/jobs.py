@@ -44,6 +44,7 @@ def outcome_written(path: Path | None) -> Iterator[None]:
     except typer.Exit as ended:
         _write(path, JobOutcome(ended.exit_code, str(ended.__context__ or "")))
         raise
+    # Also what is no error of ours: without an outcome, a fault of the program would look like a preempted job.
     except BaseException as error:
         _write(path, JobOutcome(1, f"{type(error).__name__}: {error}"))
         raise

@@ -92,6 +92,7 @@ def _holding(location: RunLocation, lock: Path, *, against: ListLocks) -> Iterat
             finally:
                 try:
                     put_files(location, [RunLayout(location.root).events])
+                # A log that cannot be published is no reason to fail: records are what counts, and they are there.
                 except (StoreUnavailable, StoreRefused, LockLost) as error:
                     logger.warning("the log could not be published: %s", error)
 

@@ -110,6 +110,8 @@ def run_status(root: Path) -> RunStatus:
     Raises:
         DataFault: The folder holds no run.
     """
+    # Only outputs are needed: the samples of labelled splits are in no plan, and would mean listing and hashing
+    # folders.
     run = replace(read_run(root), outputs_only=True)
     layout = run.layout
     stages: list[StageStatus] = []

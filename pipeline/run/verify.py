@@ -169,8 +169,9 @@ def _judged(tasks: Sequence[ShardTask], finished: int) -> set[Path]:
 def _task_fault(state: TaskState) -> Fault | None:
     """Return the fault of a task's output, apart from what a change of settings explains."""
     task = state.task
+    # In a store only listings were compared so far, so the bytes of a "done" output are still to be read.
     if state.state == "done" and location_of(task.output).store is None:
-        return None  # its bytes were compared
+        return None
     reason = why_foreign(task) or fault_of(task.output)
     return None if reason is None else Fault(task.output, reason)
 

@@ -141,6 +141,7 @@ class SubmittedRun:
         reasons = self._why_open(keys, verify=self._verify)
         wanted = [key for key in keys if key in known or key in reasons]
         others = [job.id for job in working if job.id not in known.values()]
+        # One command at a time: two jobs that are not of one chain would meet the run's lock, and one would fail there.
         if others and any(key not in known for key in wanted):
             raise JobEnded(f"{others[0]} is still running for this run; wait for it, or stop it", EXIT_RESUMABLE)
         ids = {}
@@ -218,6 +219,7 @@ class SubmittedRun:
         return max(used, default=0) + 1
 
     def _interrupted(self, job_ids: Sequence[str]) -> None:
+        # Without a terminal nobody can answer: the job is left running, as the usual reason is a lost connection.
         stop = self._on_interrupt == "stop"
         working = [job.id for job in self._jobs() if job.id in job_ids and not job.over]
         if not working:
