@@ -58,4 +58,4 @@ def _wait_for_sigterm(reader: int, code: int, within_s: float) -> None:
             time.sleep(within_s)
             if not _ended.is_set():
                 os.write(2, b"stseg-pipeline: stopped: resume with the same command\n")
-            os._exit(code)
+            os._exit(code)  # sys.exit would only end this thread

@@ -72,6 +72,7 @@ def _draw(run: OpenRun, images: int) -> dict[str, NDArray[np.int32]]:
             f"the images of {as_shown(run.layout.root)} have no labels to calibrate with; make the run with labels of "
             "some of them: stseg-pipeline init DIR --images … --classes … --labels FOLDER"
         )
+    # Drawn with the run's seed, so that the same command fits on the same images, whoever types it.
     source = open_source(run.config.data.target, run.vocabulary)
     refs = tuple(run.plan.samples)
     found: dict[str, NDArray[np.int32]] = {}

@@ -47,6 +47,8 @@ def export_model(chosen: ChosenModel, out: Path, kind: str) -> dict[str, Any]:
     model = load_stseg(chosen.model)
     text_KPD = embed_vocabulary(model, chosen.vocabulary)
     encoder = load_sam_encoder(chosen.model) if chosen.model.dea else None
+    # Compared is the file as it is read back, with another path than the segmenter's: exporters differ in what they
+    # keep.
     module = FixedVocabulary(without_text_tower(model), text_KPD.clone(), encoder, preset).eval()
     form = check_format(kind, module)
     out.parent.mkdir(parents=True, exist_ok=True)

@@ -24,7 +24,7 @@ COMMAND = [sys.executable, "-c", "from pipeline.cli.app import main; main()"]
 
 
 def artifacts(run: Path) -> dict[str, str]:
-    """Give the checksum of every stage's outputs of a run."""
+    """Return the checksum of every stage's outputs of a run."""
     found = [*run.glob("embeddings/*/*.zarr"), *run.glob("rounds/*/*/*.zarr")]
     found += [*run.glob("rounds/*/pseudo/*.tar"), *run.glob("rounds/*/student/*.safetensors")]
     return {str(path.relative_to(run)): sha256_path(path) for path in found}

@@ -47,7 +47,7 @@ def location(request: pytest.FixtureRequest, tmp_path: Path) -> str:
 
 @pytest.fixture
 def on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, location: str) -> Callable[[str], Path]:
-    """Give the run's folder as a machine has it; machines share nothing but the store, or the one folder."""
+    """Return the run's folder as a machine has it; machines share nothing but the store, or the one folder."""
 
     def there(machine: str) -> Path:
         monkeypatch.setenv(MIRROR_VARIABLE, str(tmp_path / machine))
@@ -69,7 +69,7 @@ def put_lock(run: Path, name: str, *, host: str) -> None:
 
 
 def names_left(run: Path) -> list[str]:
-    """Give what stands in a run, or in its store, and is no guard of a lock."""
+    """Return the contents of a run or its store, except for guards of locks."""
     store = location_of(run).store
     files = (path.relative_to(run).as_posix() for path in run.rglob("*") if path.is_file())
     return [name for name in (files if store is None else store.find()) if not name.endswith(".guard")]

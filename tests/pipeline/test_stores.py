@@ -33,7 +33,7 @@ def objects_of(url: str) -> dict[str, bytes]:
 
 
 def store_of(run: Path) -> str:
-    """Give the URL of a store in memory with a run's objects."""
+    """Return the URL of a store in memory with a run's objects."""
     url = f"memory://stores/run-{next(_numbers)}"
     fs, path = fsspec.url_to_fs(url)
     for name, data in files_of(run).items():

@@ -27,7 +27,7 @@ def cut(path: Path) -> None:
 
 
 def chunk(folder: Path) -> Path:
-    """Give the largest file of a zarr folder, which holds numbers."""
+    """Return the largest file of a zarr folder, which holds numbers."""
     return max((path for path in folder.rglob("*") if path.is_file()), key=lambda path: path.stat().st_size)
 
 
