@@ -12,7 +12,7 @@ from PIL import Image
 
 import pipeline.cli.app
 import pipeline.rounds.rounds
-import pipeline.run.own_images  # noqa: F401 - loaded before the copies are made, as those above
+import pipeline.run.run  # noqa: F401 - loaded before the copies are made, as those above
 from models.presets import load_preset
 from models.stseg.clip import DenseClip, build_clip
 from shards.formats.layout import RunLayout

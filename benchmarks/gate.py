@@ -14,7 +14,7 @@ import numpy as np
 
 from jobs.quality.gate_pairs import GatePairs, gather_pairs, keep
 from models.refinement.gate import GateConfig
-from pipeline.commands.gate_preview import percent, summary
+from pipeline.commands.replay import percent, summary
 from pipeline.run.run import OpenRun, read_run
 from shards.data.sources import open_source
 

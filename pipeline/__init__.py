@@ -1,1 +1,1 @@
-"""What the user sees: commands, settings, the plan, rounds, status and reports."""
+"""The user's side: commands, settings, the plan, rounds, status and reports."""

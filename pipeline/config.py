@@ -1,4 +1,4 @@
-"""The settings of a run: what they are, the embedded default, and where they are read and written."""
+"""The settings of a run: their schema, the embedded default, and how they are read and written."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -26,7 +26,8 @@ from shards.data.vocabulary import load_class_names
 from shards.files.atomic import write_bytes_atomic
 from shards.scenes.scenes import SCENE_CLASSES, SEEN
 
-# A run is made for these; the other settings may change, and then the stages that they concern are done again.
+# Plan and vocabulary follow from these, and everything in the folder from those two: another value is another run. All
+# other settings may change, and the stages whose fingerprints they enter are then done again.
 IDENTITY: Final = ("seed", "shard_size", "model.preset", "data.target", "data.source", "vocabulary")
 
 
@@ -34,8 +35,8 @@ class VocabularySettings(Section):
     """The classes.
 
     Attributes:
-        classes: A name a class, in the order of the ids, synonyms after ", "; or the path of a file of such names.
-        seen: The classes that stage 1 had labels of; null: all.
+        classes: One name per class, ordered by id, with synonyms after ", "; or the path of a file of such names.
+        seen: The classes that stage 1 had labels for; null: all.
     """
 
     classes: tuple[str, ...] | str = SCENE_CLASSES
@@ -47,20 +48,20 @@ class QuarantineSettings(Section):
 
     Attributes:
         max_share: Share of all images.
-        min_samples: So many are allowed in any case, as long as other images are left.
+        min_samples: This many are always allowed, as long as other images are left.
     """
 
+    # One bad PNG must not stop a run of a million images, but a wrong mount point must: hence a share. A share alone
+    # would stop a trial run of ten images at its second bad file: hence a minimum.
     max_share: float = Field(default=0.1, ge=0, le=1)
     min_samples: NonNegativeInt = 5
 
 
 class ResourceSettings(Section):
-    """What the workers of each stage need; none of it changes results.
+    """What the workers of each stage need; none of it changes results."""
 
-    The defaults suit two cores and the tiny preset, whose models take longer to load than a shard takes to do. Raise
-    `max_workers` where there is more.
-    """
-
+    # The defaults suit two cores and the tiny preset, whose models take longer to load than a shard takes to process: a
+    # second worker would only pay for its own start.
     embed: Resources = Resources()
     teacher: Resources = Resources(max_workers=1)
     refine: Resources = Resources(max_workers=1)
@@ -72,17 +73,17 @@ class ResourceSettings(Section):
 TINY_TRAINING: Final = TrainConfig(
     steps=200,
     learning_rate=2e-3,
-    target_per_step=3,  # few images a step show few classes, and a step costs images x classes
+    target_per_step=3,  # few images per step show few classes, and a step costs images x classes
     source_per_step=1,
     sampled_classes=12,
     dea_lr_scale=0.03,
-    clip_lr_scale=0.1,  # CLIP knows the words; what it has to learn is the target's camera
+    clip_lr_scale=0.1,  # CLIP knows the words already; what it has to learn is the look of the target's camera
     checkpoint_every=50,
 )
 
 
 class RunConfig(RunSettings):
-    """All settings of a run. Its defaults are the embedded default: preset `tiny` on the generated scenes."""
+    """All settings of a run; the defaults are preset `tiny` on the generated scenes."""
 
     model: ModelSettings = ModelSettings()
     data: DataSettings = DataSettings()
@@ -101,31 +102,33 @@ class RunConfig(RunSettings):
 
 
 def resolve_config(
-    asked: Mapping[str, Any], sets: Sequence[str], *, where: str, base: RunConfig | None = None
+    requested: Mapping[str, Any], sets: Sequence[str], *, where: str, base: RunConfig | None = None
 ) -> RunConfig:
-    """Give complete settings: a base, others laid over it, `--set key=value` over both.
+    """Return complete settings: a base, others laid over it, `--set key=value` over both.
 
     Args:
-        asked: Nested settings, as out of a YAML file.
-        sets: Texts `key=value`, in order.
-        where: What `asked` comes from, for messages.
-        base: Settings to start from; None: the embedded default, with the paper's training where another preset than
-            `tiny` is asked for.
+        requested: Nested settings, as read from a YAML file.
+        sets: `key=value` texts, in order.
+        where: The origin of `requested`, for messages.
+        base: Settings to start from; None: the embedded default, with the paper's training for presets other than
+            `tiny`.
 
     Raises:
         ValueError: An unknown name (with the nearest known one) or a value that does not fit.
     """
     if base is None:
-        base = RunConfig() if asks_for_tiny(asked, sets) else RunConfig(train=TrainConfig())
-    merged = with_sets(laid_over(base.model_dump(mode="json"), asked), sets)
+        base = RunConfig() if selects_tiny(requested, sets) else RunConfig(train=TrainConfig())
+    merged = with_sets(laid_over(base.model_dump(mode="json"), requested), sets)
     config = validated(RunConfig, merged, where=where)
     require_group_fits(config.train, config.resources.train)
     return _with_whole_paths(_with_class_names(config))
 
 
-def asks_for_tiny(asked: Mapping[str, Any], sets: Sequence[str]) -> bool:
-    """Tell whether settings leave the preset at `tiny`, whose training is its own; others get the paper's."""
-    preset: object = flat(with_sets(asked, sets)).get("model.preset", "tiny")
+def selects_tiny(requested: Mapping[str, Any], sets: Sequence[str]) -> bool:
+    """Return whether settings leave the preset at `tiny`."""
+    # Decided before anything is validated, as the preset chooses the defaults that the rest is laid over: `pretrain`
+    # once trained every preset by the short recipe of `tiny`, without any message.
+    preset: object = flat(with_sets(requested, sets)).get("model.preset", "tiny")
     return preset == "tiny"
 
 
@@ -133,21 +136,22 @@ def load_config(path: Path) -> RunConfig:
     """Read the settings of a run folder.
 
     Raises:
-        FileNotFoundError: They are not there.
-        ValueError: They are damaged, or from a version with other settings.
+        FileNotFoundError: There are none.
+        ValueError: They are damaged, or were written by a version with other settings.
     """
     return validated(RunConfig, read_settings(path), where=str(path))
 
 
 def save_config(path: Path, config: RunConfig) -> None:
-    """Write settings as YAML, whole or not at all; every setting stands in it, also those left at their default."""
+    """Write all settings as YAML, atomically."""
+    # Defaults are written out, too: a later version with other defaults must not change what an old run means.
     text = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True, width=120)
     write_bytes_atomic(path, sealed_settings("The settings of this run, all of them. Change them with --set.", text))
 
 
-def identity_changes(saved: RunConfig, asked: RunConfig) -> list[str]:
-    """Name what cannot change in a run that exists: "model.preset tiny -> base"; empty if nothing of it does."""
-    old, new = (flat(config.model_dump(mode="json")) for config in (saved, asked))
+def identity_changes(saved: RunConfig, requested: RunConfig) -> list[str]:
+    """Return the differences that an existing run cannot take: "model.preset tiny -> base"."""
+    old, new = (flat(config.model_dump(mode="json")) for config in (saved, requested))
     return [
         f"{name} {_shown(old.get(name))} -> {_shown(new.get(name))}"
         for name in dict.fromkeys([*old, *new])
@@ -155,9 +159,9 @@ def identity_changes(saved: RunConfig, asked: RunConfig) -> list[str]:
     ]
 
 
-def changed_settings(saved: RunConfig, asked: RunConfig) -> list[str]:
-    """Name every setting that differs: "refine.gate.threshold 0.9 -> 0.8"."""
-    old, new = (flat(config.model_dump(mode="json")) for config in (saved, asked))
+def changed_settings(saved: RunConfig, requested: RunConfig) -> list[str]:
+    """Return every setting that differs: "refine.gate.threshold 0.9 -> 0.8"."""
+    old, new = (flat(config.model_dump(mode="json")) for config in (saved, requested))
     return [
         f"{name} {_shown(old.get(name))} -> {_shown(new.get(name))}"
         for name in dict.fromkeys([*old, *new])
@@ -165,10 +169,11 @@ def changed_settings(saved: RunConfig, asked: RunConfig) -> list[str]:
     ]
 
 
-def laid_over(base: Mapping[str, Any], asked: Mapping[str, Any]) -> dict[str, Any]:
-    """Lay settings over others, section by section; a section of another `kind` replaces the old one whole."""
+def laid_over(base: Mapping[str, Any], requested: Mapping[str, Any]) -> dict[str, Any]:
+    """Lay settings over others, section by section."""
+    # A section of another `kind` replaces the old one whole: a folder's `images` means nothing to generated scenes.
     result = dict(base)
-    for name, value in asked.items():
+    for name, value in requested.items():
         old = result.get(name)
         if (
             isinstance(old, Mapping)
@@ -182,7 +187,8 @@ def laid_over(base: Mapping[str, Any], asked: Mapping[str, Any]) -> dict[str, An
 
 
 def _with_class_names(config: RunConfig) -> RunConfig:
-    """Read the class names where the settings name their file, so that the saved settings are complete."""
+    """Replace the name of a file of class names by its content."""
+    # A run is for its classes, not for a file: editing names.txt later must not relabel what was made.
     classes = config.vocabulary.classes
     if not isinstance(classes, str):
         return config
@@ -191,8 +197,9 @@ def _with_class_names(config: RunConfig) -> RunConfig:
 
 
 def _with_whole_paths(config: RunConfig) -> RunConfig:
-    """Make relative paths absolute, so that the run can be resumed from any folder."""
+    """Return settings with absolute paths."""
 
+    # A run is resumed from any folder, and its workers have working folders of their own.
     def whole(source: SourceConfig | None) -> SourceConfig | None:
         if not isinstance(source, FolderSourceConfig):
             return source

@@ -1,4 +1,4 @@
-"""What a person sees while a run works: bars on a terminal, a line per interval elsewhere; and the run's log."""
+"""Progress of a run: bars on a terminal, a line per interval elsewhere, and events in the run's log."""
 
 import logging
 import threading
@@ -22,16 +22,16 @@ from shards.formats.records import Json
 
 logger = logging.getLogger(__name__)
 
-LINE_INTERVAL_S: Final = 10.0
+LINE_INTERVAL_S: Final = 10.0  # without a terminal: a week's log of a cluster job stays readable
 
 
 class RunProgress:
-    """Shows what happens and writes it to `events.jsonl`.
+    """Shows events and appends them to `events.jsonl`.
 
     Args:
         events: The run's log.
-        console: Where to show it; standard error, so that `--json` has standard output for itself.
-        clock: Seconds that only grow; a test gives its own.
+        console: Where to show lines and bars; None: standard error, which leaves standard output to `--json`.
+        clock: A monotonic clock in seconds; tests pass their own.
     """
 
     def __init__(self, events: Path, console: Console | None = None, clock: Callable[[], float] = time.monotonic):
@@ -46,7 +46,7 @@ class RunProgress:
 
     def say(self, text: str) -> None:
         """Show a line."""
-        # As plain text: names of files and classes may hold what rich takes for markup.
+        # As plain text: rich would take brackets in names of files and classes for markup.
         (self._bars.console if self._bars else self._console).print(Text(printable(text)), soft_wrap=True)
 
     def note(self, kind: str, **facts: Json) -> None:
@@ -55,7 +55,8 @@ class RunProgress:
 
     @contextmanager
     def stages(self, number: int) -> Iterator[Callable[[StageEvent], None]]:
-        """Give what takes in the events of a chain of a round, and show bars for its length."""
+        """Yield a function that takes the events of a round's chain; show bars for the length of the block."""
+        # The clock starts anew with each chain: rates are of this command, not of what an earlier one did.
         self._rows.clear()
         self._began.clear()
         self._samples.clear()
@@ -88,6 +89,7 @@ class RunProgress:
             facts |= {"samples": event.record.count, "seconds": round(event.record.seconds, 2)}
             self._samples[event.stage] = self._samples.get(event.stage, 0) + event.record.count
         self.note(event.kind, **facts)
+        # At once and above the bars: who watches should see the first failure, not a summary after hours.
         if event.kind in ("shard_retry", "shard_failed"):
             word = "is tried again" if event.kind == "shard_retry" else "failed"
             self.say(f"{event.stage} {event.shard} {word}: {event.error}")
@@ -103,6 +105,7 @@ class RunProgress:
                 self._rows[event.stage] = self._bars.add_task(name, total=event.total, rate="")
             self._bars.update(self._rows[event.stage], completed=event.done, rate=rate)
             return
+        # The last line of a stage comes with "finished", so that it is not shown twice.
         due = now - self._shown_at.get(name, -LINE_INTERVAL_S) >= LINE_INTERVAL_S
         if event.kind == "finished" or (event.kind == "shard_done" and due and event.done < event.total):
             self._shown_at[name] = now
@@ -117,7 +120,7 @@ class RunProgress:
 
 
 class ImageProgress:
-    """Counts images on standard error, so that standard output is free for results."""
+    """Counts images on standard error; standard output is for results."""
 
     def __init__(self, console: Console | None = None, clock: Callable[[], float] = time.monotonic) -> None:
         self._console = Console(stderr=True, highlight=False) if console is None else console
@@ -129,7 +132,7 @@ class ImageProgress:
         self._row: TaskID | None = None
 
     def __enter__(self) -> Self:
-        """Show a bar, where there is a terminal."""
+        """Show a bar if there is a terminal."""
         if self._console.is_terminal:
             columns = (BarColumn(bar_width=30), MofNCompleteColumn(), TextColumn("{task.fields[rate]}"))
             self._bar = Progress(TextColumn("images"), *columns, TimeElapsedColumn(), console=self._console)
@@ -139,7 +142,7 @@ class ImageProgress:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Take the bar away."""
+        """Remove the bar."""
         if self._bar is not None:
             self._bar.stop()
             self._bar = None
@@ -149,7 +152,8 @@ class ImageProgress:
         (self._bar.console if self._bar else self._console).print(Text(printable(text)), soft_wrap=True)
 
     def count(self, total: int, *, worked: bool = True) -> None:
-        """Take in one image more of `total`; `worked`: it took the network, and counts for the rate."""
+        """Count one more image of `total`; only those that the network worked on count for the rate."""
+        # A skipped image costs next to nothing: counted in, a resumed command would promise to be done at once.
         self._done += 1
         self._worked += worked
         now = self._clock()
@@ -164,24 +168,26 @@ class ImageProgress:
 
 
 @contextmanager
-def followed(metrics: Path, tell: Callable[[int, float], None], interval_s: float = 10.0) -> Iterator[None]:
+def followed(metrics: Path, notify: Callable[[int, float], None], interval_s: float = 10.0) -> Iterator[None]:
     """Follow a training for the length of the block.
 
     Args:
-        metrics: Its `metrics.jsonl`; its last line from before is passed over, and it need not be there yet.
-        tell: Called with the newest step and its loss when there are new lines, from another thread.
-        interval_s: Seconds between looks.
+        metrics: Its `metrics.jsonl`; need not exist yet. A line that it ends with now is not reported.
+        notify: Called from another thread with the newest step and its loss when there are new lines.
+        interval_s: Seconds between reads of the file.
     """
-    before = newest_line(metrics)
+    # The file is the one channel that works for a process, an actor and a group on other machines alike, and it is
+    # written anyway.
+    last_before = newest_line(metrics)
     done = threading.Event()
 
     def look() -> None:
-        told = before
+        last = last_before
         while not done.wait(interval_s):
             newest = newest_line(metrics)
-            if newest is not None and newest != told:
-                told = newest
-                tell(*newest)
+            if newest is not None and newest != last:
+                last = newest
+                notify(*newest)
 
     thread = threading.Thread(target=look, name="training-progress", daemon=True)
     thread.start()
@@ -193,11 +199,12 @@ def followed(metrics: Path, tell: Callable[[int, float], None], interval_s: floa
 
 
 def newest_line(metrics: Path) -> tuple[int, float] | None:
-    """Give step and loss of the last line that can be read; None if there is none."""
+    """Return step and loss of the last readable line; None if there is none."""
     try:
         lines = read_regular(metrics).splitlines()
     except (FileNotFoundError, UnusableFile):
         return None
+    # The last line may be half-written, or by another version: the one before it is just as good to show.
     for line in reversed(lines):
         try:
             found = parse_json(line)

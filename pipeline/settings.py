@@ -1,4 +1,4 @@
-"""Settings out of a YAML file and `--set key=value`: names checked against a pydantic model, with the nearest one."""
+"""Settings from a YAML file and `--set key=value`, with names checked against a pydantic model."""
 
 import difflib
 import hashlib
@@ -15,6 +15,8 @@ from shards.files.untrusted import MAX_TEXT_BYTES, read_regular
 Settings = TypeVar("Settings", bound=BaseModel)
 
 _SEAL = re.compile(rb"# checksum: ([0-9a-f]{64})\n")
+# Settings files come from strangers, too (docs/security.md). The largest honest one is a class list of some thousand
+# names; nested aliases reach thousands of millions of values in ten lines.
 _MAX_VALUES: Final = 200_000
 _MAX_DEPTH: Final = 50
 
@@ -47,19 +49,21 @@ def load_yaml(text: str) -> Any:
     try:
         content = yaml.safe_load(text)
         _require_few_values(content, [_MAX_VALUES])
+    # PyYAML lets errors of its constructors through: the date 2001-99-99 is a plain ValueError.
     except (yaml.YAMLError, RecursionError, ValueError, OverflowError) as error:
         raise ValueError(" ".join(str(error).split())) from error
     return content
 
 
 def sealed_settings(comment: str, text: str) -> bytes:
-    """Return the file of settings: a line of comment, one with the checksum of the rest of the file, the YAML text."""
+    """Return a settings file: a comment line, a line with the checksum of the rest, the YAML text."""
+    # A comment keeps the file plain YAML for every other tool, and for versions that knew no checksum.
     checksum = hashlib.sha256(f"# {comment}\n{text}".encode()).hexdigest()
     return f"# {comment}\n# checksum: {checksum}\n{text}".encode()
 
 
 def settings_fault(path: Path) -> str | None:
-    """Return why a file of settings is not as it was written; None if it is, or is of a version without checksum.
+    """Return why a settings file is not as it was written; None if it is, or was written without a checksum.
 
     Raises:
         FileNotFoundError: There is no such file.
@@ -68,7 +72,7 @@ def settings_fault(path: Path) -> str | None:
     line, end, text = rest.partition(b"\n")
     seal = _SEAL.fullmatch(line + end)
     if seal is None:
-        # Files of earlier versions go straight on with a setting.
+        # Files of earlier versions continue with a setting; anything else here was a checksum line once.
         return "its checksum cannot be read" if b"checksum" in comment + line or line[:1] == b"#" else None
     if hashlib.sha256(comment + b"\n" + text).hexdigest().encode() != seal[1]:
         return "it does not match its checksum: it was edited by hand, or is damaged"
@@ -76,7 +80,7 @@ def settings_fault(path: Path) -> str | None:
 
 
 def parse_set(text: str) -> tuple[str, Any]:
-    """Split `key=value`; the value is read as YAML (`0.8`, `true`, `null`, `[1, 2]`, text).
+    """Split `key=value` and parse the value as YAML (`0.8`, `true`, `null`, `[1, 2]`, text).
 
     Raises:
         ValueError: There is no `=`, no name, or the value is not YAML.
@@ -92,7 +96,7 @@ def parse_set(text: str) -> tuple[str, Any]:
 
 
 def with_sets(settings: Mapping[str, Any], sets: Sequence[str]) -> dict[str, Any]:
-    """Give the settings with each `key=value` laid over them; dotted names reach into sections.
+    """Return the settings with each `key=value` laid over them; dotted names reach into sections.
 
     Raises:
         ValueError: A text is not a setting, or reaches into something that is not a section.
@@ -101,15 +105,15 @@ def with_sets(settings: Mapping[str, Any], sets: Sequence[str]) -> dict[str, Any
     for text in sets:
         name, value = parse_set(text)
         *sections, last = name.split(".")
-        place = result
+        target = result
         for depth, section in enumerate(sections):
-            inner = place.get(section)
+            inner = target.get(section)
             if inner is None:
-                inner = place[section] = {}
+                inner = target[section] = {}
             if not isinstance(inner, dict):
                 raise ValueError(f"--set {text!r}: {'.'.join(sections[: depth + 1])} is {inner!r}, not a section")
-            place = inner
-        place[last] = value
+            target = inner
+        target[last] = value
     return result
 
 
@@ -119,27 +123,30 @@ def validated(model: type[Settings], settings: Mapping[str, Any], *, where: str)
     Args:
         model: The pydantic model.
         settings: Nested names and values.
-        where: What the settings come from, for the message.
+        where: The origin of the settings, for the message.
 
     Raises:
         ValueError: An unknown name, with the nearest known one; or a value that does not fit, with its name.
     """
+    # Names are checked before pydantic sees them: its "extra fields not permitted" suggests no name, and an ignored
+    # typo in a setting costs its user a whole run.
     known = dotted_names(model)
     for name in flat(settings):
-        if name not in known and not _lies_in_open_field(name, known):
+        if name not in known and not _is_below_mapping(name, known):
             near = nearest(name, known)
             hint = f"; did you mean {near!r}?" if near else f"; the sections are {', '.join(model.model_fields)}"
             raise ValueError(f"{where}: unknown setting {name!r}{hint}")
     try:
         return model.model_validate(dict(settings))
     except ValidationError as error:
-        first = error.errors()[0]
+        first = error.errors()[0]  # one line per error: the others often follow from the first
         name = ".".join(str(part) for part in first["loc"]) or "settings"
         raise ValueError(f"{where}: {name}: {first['msg']}, got {first['input']!r:.80}") from error
 
 
 def nearest(name: str, known: Mapping[str, bool]) -> str | None:
-    """Give the known name that was probably meant, or None; a name at another depth is found by its end."""
+    """Return the known name that was probably meant, or None."""
+    # Most misses have the right name at the wrong depth (`threshold` for `refine.gate.threshold`), so ends come first.
     ends = sorted((other for other in known if other.endswith("." + name)), key=len)
     if ends:
         return ends[0]
@@ -154,12 +161,12 @@ def nearest(name: str, known: Mapping[str, bool]) -> str | None:
 
 
 def dotted_names(model: type[BaseModel]) -> dict[str, bool]:
-    """Give every setting's dotted name, sections too; True where any name may follow (a mapping)."""
+    """Return the dotted name of every setting and section; True where any name may follow (a mapping)."""
     return dict(_names_of(model, ""))
 
 
 def flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Give nested settings as dotted names and values; lists count as values."""
+    """Return nested settings as dotted names and values; lists count as values."""
     result: dict[str, Any] = {}
     for name, value in settings.items():
         if isinstance(value, Mapping) and value:
@@ -170,7 +177,9 @@ def flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def _require_few_values(content: Any, left: list[int], depth: int = 0) -> None:
-    """Count values as often as they are named: ten lines of aliases of aliases stand for thousands of millions."""
+    """Reject content with too many values, or nested too deeply."""
+    # PyYAML shares one object among all aliases, so memory stays small while every loop over it explodes: each value is
+    # counted as often as it is reached.
     left[0] -= 1
     if left[0] < 0 or depth > _MAX_DEPTH:
         raise ValueError(f"more than {_MAX_VALUES} values, or {_MAX_DEPTH} levels; are there aliases of aliases?")
@@ -203,7 +212,7 @@ def _is_mapping(annotation: Any) -> bool:
     return annotation is dict or getattr(annotation, "__origin__", None) in (dict, Mapping)
 
 
-def _lies_in_open_field(name: str, known: Mapping[str, bool]) -> bool:
+def _is_below_mapping(name: str, known: Mapping[str, bool]) -> bool:
     parts = name.split(".")
     return any(known.get(".".join(parts[:length]), False) for length in range(1, len(parts)))
 

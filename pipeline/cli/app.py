@@ -1,7 +1,9 @@
-"""The command line. Heavy imports happen inside commands, so that `--help` answers at once."""
+"""The command line: `round`, `stage`, `plan`, `status` and `init`, and the groups of the other files."""
+
+# Imports of our other packages happen inside commands: torch and Ray take seconds to load, and `--help` needs neither.
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, get_args
 
 import typer
 
@@ -27,11 +29,14 @@ from pipeline.cli.options import (
     VerifyOption,
     print_json,
     print_table,
-    refuse_two_places,
+    require_one_location,
     run_location,
     set_up_logging,
 )
-from pipeline.terminal import let_output_show_anything
+from pipeline.terminal import escape_unencodable_output
+
+if TYPE_CHECKING:
+    from pipeline.run.status import RunStatus
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -67,7 +72,7 @@ def _all(
     Exit codes: 0 done, 2 wrong usage or setting, 3 settings that contradict the run's, 4 data, 5 a round
     regressed or raised an alarm, 75 stopped: the same command resumes.
     """
-    let_output_show_anything()
+    escape_unencodable_output()
     set_up_logging(verbose=verbose, debug=debug)
 
 
@@ -84,12 +89,12 @@ def run_round(
     verify: VerifyOption = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Do rounds 1 to N: teacher, refine, write, train, evaluate, promote. What is done already is left as it is.
+    """Do rounds 1 to N: teacher, refine, write, train, evaluate, promote. Finished work is skipped.
 
     A student becomes the next teacher only if it is better than the best so far; one that is clearly worse ends the
     run with exit code 5, and the report says why.
 
-    A run folder that does not exist is made, with the embedded default. The same command resumes a run that was
+    A run folder that does not exist is created, with the embedded default. The same command resumes a run that was
     stopped, and says so when there is nothing to do.
 
     \b
@@ -108,7 +113,7 @@ def run_round(
         request = RoundRequest(
             rounds=n, file=config, sets=tuple(sets or ()), backend=backend.value, address=address, verify=verify
         )
-        refuse_two_places(backend, address, submit)
+        require_one_location(backend, address, submit)
         if submit is None:
             reports = run_rounds(run, request)
         else:
@@ -135,15 +140,15 @@ def stage(
     submit: SubmitOption = None,
     on_interrupt: InterruptOption = InterruptName.ask,
     outcome: Annotated[
-        Path | None, typer.Option("--outcome", hidden=True, help="Where a job says how it ended.")
+        Path | None, typer.Option("--outcome", hidden=True, help="Where a job writes how it ended.")
     ] = None,
     together: Annotated[
-        bool, typer.Option("--together", hidden=True, help="Jobs beside this one do the chain's other stages.")
+        bool, typer.Option("--together", hidden=True, help="Concurrent jobs do the chain's other stages.")
     ] = False,
     verify: VerifyOption = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Do one stage of one round alone; refuses where what it reads is not done.
+    """Do a single stage of one round; refuse if its inputs are not done.
 
     \b
       stseg-pipeline stage refine --round 2 --run my-run
@@ -161,9 +166,9 @@ def stage(
             backend=backend.value,
             address=address,
             verify=verify,
-            together=together,
+            concurrent=together,
         )
-        refuse_two_places(backend, address, submit)
+        require_one_location(backend, address, submit)
         if submit is None:
             summary = run_stage(run, name, request)
         else:
@@ -183,22 +188,20 @@ def plan(
     verify: VerifyOption = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Say what `round --n N` would do, and why; changes nothing.
+    """Show what `round --n N` would do, and why; nothing is changed.
 
     \b
       stseg-pipeline plan --n 3 --run my-run --set refine.gate.threshold=0.8
     """
     from pipeline.rounds.rounds import plan_rounds
+    from pipeline.tasks.states import State
 
     with exit_codes():
         rows = [
             {
                 "round": summary.round,
                 "stage": summary.stage,
-                "done": summary.counts.get("done", 0),
-                "to do": summary.counts.get("to do", 0),
-                "stale": summary.counts.get("stale", 0),
-                "depends": summary.counts.get("depends", 0),
+                **{state: summary.counts.get(state, 0) for state in get_args(State)},
                 "because": "; ".join(summary.reasons),
             }
             for summary in plan_rounds(run, n, config, sets or (), verify=verify)
@@ -206,19 +209,18 @@ def plan(
         if as_json:
             print_json(rows)
         else:
-            print_table(["round", "stage", "done", "to do", "stale", "depends", "because"], rows)
+            print_table(["round", "stage", *get_args(State), "because"], rows)
 
 
 @app.command()
 def status(run: RunOption = DEFAULT_RUN, as_json: JsonOption = False) -> None:
-    """Say how far a run is, from its plain files; also while it runs.
+    """Show the progress of a run from its plain files, also while it runs.
 
     \b
       stseg-pipeline status --run my-run --json
     """
     from dataclasses import asdict
 
-    from jobs.stages.evaluate import SCORES
     from pipeline.run.status import run_status
 
     with exit_codes():
@@ -227,37 +229,7 @@ def status(run: RunOption = DEFAULT_RUN, as_json: JsonOption = False) -> None:
         if as_json:
             print_json({**asdict(found), "jobs": jobs})
             return
-        names = ["round", "stage", "done", "total", "samples", "dropped", "seconds"]
-        print_table(names, [asdict(entry) for entry in found.stages])
-        if found.rounds:
-            typer.echo("")
-            rows: list[dict[str, Any]] = [
-                {
-                    "round": number,
-                    **{name: scores[name] for name in SCORES},
-                    "promotion": (scores["promotion"] or {}).get("outcome"),
-                    "alarms": None if scores["alarms"] is None else len(scores["alarms"]),
-                }
-                for number, scores in found.rounds.items()
-            ]
-            print_table(["round", *SCORES, "promotion", "alarms"], rows)
-        for number, scores in found.rounds.items():
-            for gone in scores["left_out"] or ():
-                of = f"{gone['images']} of {gone['total']} {gone['dataset']} images of {gone['folder']}"
-                typer.echo(f"\nleft out of round {number}: {of} ({gone['reasons']})")
-        for one in found.quarantined:
-            typer.echo(f"\nquarantined: {one.stage} {one.shard} of round {one.round}: {one.cause}")
-        if found.retry:
-            typer.echo(f"try again, when the cause is mended: {found.retry}")
-        if jobs:
-            typer.echo("")
-            print_table(["id", "state", "exit_code", "submitted", "address"], jobs)
-        if found.holder:
-            holder = found.holder
-            typer.echo(f"\nprocess {holder['pid']} on {holder['host']} holds it since {holder['started']}")
-        for worker in found.stage_holders:
-            where = f"{worker.stage} of round {worker.round}"
-            typer.echo(f"\nprocess {worker.pid} on {worker.host} works on {where} since {worker.started}")
+        _print_status(found, jobs)
 
 
 @app.command()
@@ -267,29 +239,27 @@ def init(
     ],
     images: Annotated[Path, typer.Option("--images", metavar="FOLDER", help="Images, searched with sub-folders.")],
     classes: Annotated[
-        Path, typer.Option("--classes", metavar="FILE", help="Class names: .txt, one a line, or .json.")
+        Path, typer.Option("--classes", metavar="FILE", help="Class names: .txt, one per line, or .json.")
     ],
     labels: Annotated[
         Path | None,
-        typer.Option(
-            "--labels", metavar="FOLDER", help="Index PNGs of these images, to measure with; never trained on."
-        ),
+        typer.Option("--labels", metavar="FOLDER", help="Index PNGs of these images, for measuring; never trained on."),
     ] = None,
     preset: Annotated[str | None, typer.Option("--preset", help="tiny, base or large.")] = None,
     config: ConfigOption = None,
     sets: SetOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Make a run folder for images of your own.
+    """Create a run folder for your own images.
 
     \b
       stseg-pipeline init my-run --images photos --classes names.txt
       stseg-pipeline round --n 3 --run my-run
     """
-    from pipeline.run.own_images import make_own_run
+    from pipeline.run.run import OwnImages, make_own_run
 
     with exit_codes():
-        made = make_own_run(folder, images, classes, labels, preset, config, sets or ())
+        made = make_own_run(folder, OwnImages(images, classes, labels, preset), config, sets or ())
         facts = {"run": str(folder), "images": made.plan.sample_count, "shards": len(made.plan.shards)}
         facts["classes"] = len(made.vocabulary)
         if as_json:
@@ -297,6 +267,44 @@ def init(
         else:
             typer.echo(f"{folder}: {facts['images']} images in {facts['shards']} shards, {facts['classes']} classes")
             typer.echo(f"next: stseg-pipeline round --n 3 --run {folder}")
+
+
+def _print_status(found: "RunStatus", jobs: list[dict[str, Any]]) -> None:
+    from dataclasses import asdict
+
+    from jobs.stages.evaluate import SCORES
+
+    names = ["round", "stage", "done", "total", "samples", "dropped", "seconds"]
+    print_table(names, [asdict(entry) for entry in found.stages])
+    if found.rounds:
+        typer.echo("")
+        rows: list[dict[str, Any]] = [
+            {
+                "round": number,
+                **{name: scores[name] for name in SCORES},
+                "promotion": (scores["promotion"] or {}).get("outcome"),
+                "alarms": None if scores["alarms"] is None else len(scores["alarms"]),
+            }
+            for number, scores in found.rounds.items()
+        ]
+        print_table(["round", *SCORES, "promotion", "alarms"], rows)
+    for number, scores in found.rounds.items():
+        for gone in scores["left_out"] or ():
+            of = f"{gone['images']} of {gone['total']} {gone['dataset']} images of {gone['folder']}"
+            typer.echo(f"\nleft out of round {number}: {of} ({gone['reasons']})")
+    for one in found.quarantined:
+        typer.echo(f"\nquarantined: {one.stage} {one.shard} of round {one.round}: {one.cause}")
+    if found.retry:
+        typer.echo(f"once the cause is fixed, try again: {found.retry}")
+    if jobs:
+        typer.echo("")
+        print_table(["id", "state", "exit_code", "submitted", "address"], jobs)
+    if found.holder:
+        holder = found.holder
+        typer.echo(f"\nprocess {holder['pid']} on {holder['host']} has worked on it since {holder['started']}")
+    for worker in found.stage_holders:
+        where = f"{worker.stage} of round {worker.round}"
+        typer.echo(f"\nprocess {worker.pid} on {worker.host} has worked on {where} since {worker.started}")
 
 
 def _job_server(address: str) -> Any:
@@ -308,6 +316,7 @@ def _job_server(address: str) -> Any:
 def _submitted_jobs(run: Path) -> list[dict[str, Any]]:
     from shards.formats.layout import RunLayout
 
+    # Most runs have no jobs: importing the job server's client, and Ray with it, would only make `status` slow.
     if not RunLayout(run).jobs.is_dir():
         return []
     from pipeline.run.jobs import job_rows

@@ -1,4 +1,4 @@
-"""What ends a command: its exit code, and one line on standard error."""
+"""The end of a command: its exit code, and one line on standard error."""
 
 import errno
 import logging
@@ -7,7 +7,6 @@ import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from types import FrameType
 from typing import Final, NoReturn
 
 import typer
@@ -27,11 +26,11 @@ from pipeline.errors import (
 )
 from pipeline.terminal import printable
 
-# Beside what `shards.files.errors` knows: read-only as a whole, gone, or a file too large for it. Once that is mended,
-# the same command goes on.
+# Next to what `shards.files.errors` knows: the file system is read-only or gone, or a file is too large for it. Once
+# that is fixed, the same command resumes.
 _STORE_ENDED: Final = frozenset({errno.EROFS, errno.ENODEV, errno.ENXIO, errno.EFBIG, errno.ENOMEM})
 
-# What loaders of libraries and threads say where no memory is left for them.
+# Messages of loaders of libraries and of threads without memory: under `ulimit -v` they raise no MemoryError.
 _SHORT_OF_MEMORY: Final = ("allocate memory", "failed to map segment", "can't start new thread")
 
 logger = logging.getLogger(__name__)
@@ -42,9 +41,9 @@ def exit_codes() -> Iterator[None]:
     """Turn the errors of a command into one line on standard error and an exit code.
 
     2: a wrong setting or argument; 3: settings that contradict the run's; 4: data, or no permission; 5: a round
-    regressed or raised an alarm, where that stops the run; 75: stopped, can be resumed: asked to, or the run is locked
-    or was taken over, its disk or store is full, read-only, gone or faulty, or Ray died. What is a fault of the program
-    itself passes through with its traceback; of all else there is one with `--debug` alone.
+    regressed or raised an alarm that stops the run; 75: resumable, stopped by a signal, or because the run is locked or
+    was taken over, its disk or store is full, read-only, gone or faulty, or Ray died. A fault of the program itself
+    passes through with its traceback; other tracebacks are only shown with `--debug`.
     """
     _raise_on_sigterm()
     hard_exit.watch(EXIT_RESUMABLE)
@@ -60,10 +59,8 @@ def exit_codes() -> Iterator[None]:
 
 @contextmanager
 def startup_errors() -> Iterator[None]:
-    """Do as `exit_codes` for what fails before a command has begun: its modules are loaded only then.
-
-    Only what the machine is short of is told in one line; what is wrong in the program keeps its traceback.
-    """
+    """Do the same as `exit_codes` for failures while the modules of a command are loaded."""
+    # Only a lack of resources becomes one line: a missing dependency or a bug keeps its traceback.
     try:
         yield
     except (OSError, MemoryError) as error:
@@ -84,7 +81,7 @@ def end_with(error: Exception) -> NoReturn:
     """End the command for an error: one line and its exit code.
 
     Raises:
-        Exception: The same error, where it is a fault of the program.
+        Exception: The same error, if it is a fault of the program.
     """
     code = exit_code_of(error)
     if code is None:
@@ -94,7 +91,9 @@ def end_with(error: Exception) -> NoReturn:
 
 
 def exit_code_of(error: Exception) -> int | None:
-    """Give the exit code for an error; None for a fault of the program."""
+    """Return the exit code for an error; None for a fault of the program."""
+    # The order matters. Many of our errors are ValueErrors, and what is left of those is a wrong setting;
+    # StoreUnavailable is a TimeoutError, and Ray has classes of its own for memory that ran out.
     from jobs.execution.faults import is_memory
     from jobs.execution.scheduler import StageFailed
     from jobs.stage import EmptyShard, EmptyStage, InputDamaged
@@ -105,7 +104,7 @@ def exit_code_of(error: Exception) -> int | None:
 
     if isinstance(error, JobEnded):
         return error.code
-    if type(error) is ConnectionError:  # no Ray answers; its kin, such as a broken pipe, are something else
+    if type(error) is ConnectionError:  # no Ray answers; subclasses such as BrokenPipeError mean something else
         return EXIT_RESUMABLE
     if isinstance(error, SettingsConflict):
         return EXIT_CONFLICT
@@ -132,18 +131,16 @@ def exit_code_of(error: Exception) -> int | None:
 
 
 def _is_rays(error: Exception) -> bool:
-    """Tell whether Ray gave up: its processes died, or a training did as often as it may."""
+    """Return whether Ray gave up: its processes died, or a training failed as often as it may."""
+    # By the name of the module: importing Ray here would load it for every error of every command.
     return type(error).__module__.partition(".")[0] == "ray"
 
 
 def _raise_on_sigterm() -> None:
     """Let SIGTERM end a command as Ctrl-C does."""
+    # Schedulers preempt with SIGTERM. Python's default ends the process at once, without saving a training's state.
     if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, _interrupt)
-
-
-def _interrupt(number: int, frame: FrameType | None) -> None:
-    raise KeyboardInterrupt
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
 
 
 def _message(error: Exception) -> str:
@@ -157,7 +154,7 @@ def _message(error: Exception) -> str:
         known = not hint or "the same command" in error.strerror
         return f"{where}{error.strerror}" + ("" if known else f"; {hint}, then resume with the same command")
     if isinstance(error, MemoryError) or is_memory(error):
-        text = (str(error).strip() or "no more can be had").splitlines()[0]
+        text = (str(error).strip() or "no more is available").splitlines()[0]
         return f"out of memory: {text}; {hint_of(errno.ENOMEM)}, then resume with the same command"
     if _is_rays(error):
         lines = [line.strip() for line in str(error).splitlines() if line.strip()] or ["(no message)"]
@@ -166,6 +163,6 @@ def _message(error: Exception) -> str:
 
 
 def _end(message: str, code: int) -> NoReturn:
-    sys.stdout.flush()
+    sys.stdout.flush()  # results before the error, also where both streams go to one file
     typer.echo(f"stseg-pipeline: {printable(message)}", err=True)
     raise typer.Exit(code)

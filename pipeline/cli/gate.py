@@ -43,7 +43,7 @@ def replay(
     number: FromRoundOption = 1,
     sets: RefineSetOption = None,
     name: Annotated[
-        str | None, typer.Option("--name", metavar="NAME", help="What to call it; else out of the settings.")
+        str | None, typer.Option("--name", metavar="NAME", help="Its name; by default derived from the settings.")
     ] = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Only count what the gate would keep; no SAM, nothing written.")
@@ -52,11 +52,11 @@ def replay(
     address: AddressOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Gate and refine a round's stored scores again, with other settings, into new pseudo-labels beside its own.
+    """Gate and refine a round's stored scores again with other settings, into pseudo-labels next to its own.
 
     They go to RUN/rounds/R/replays/NAME, as shards with records like the round's; the teacher does not run again. The
-    same command resumes. With --dry-run the gate alone is tried: pixels, classes and images that it keeps, and how many
-    of the pixels are right where the images have labels.
+    same command resumes. With --dry-run only the gate is tried: the pixels, classes and images that it keeps, and how
+    many of the pixels are right if the images have labels.
 
     \b
       stseg-pipeline replay --run my-run --round 1 --set gate.threshold=0.8 --dry-run
@@ -64,6 +64,7 @@ def replay(
     """
     with exit_codes():
         if dry_run:
+            # An option without effect is refused, not ignored: its user would take the result for something else.
             _refuse_without_effect(name, address)
             from pipeline.commands.replay import preview_round
 
@@ -114,7 +115,7 @@ def calibrate(
         )
         few = [f"{name} ({cells})" for name, cells in result["left"].items()]
         if few:
-            typer.echo(f"too few cells, left as they are: {', '.join(few)}")
+            typer.echo(f"too few cells, left uncalibrated: {', '.join(few)}")
         typer.echo(f"{out}: {result['fitted']} classes; use it: --set refine.gate.calibration={out}")
 
 
@@ -153,7 +154,7 @@ def _print_replay(result: Mapping[str, Any]) -> None:
     typer.echo(f"\nchanged: {'; '.join(result['changed'])}")
     typer.echo(f"{result['samples']} images in {result['folder']}")
     typer.echo(f"to train on these settings: {result['next']}")
-    typer.echo("(every round's refine is done again, and what follows it; the teacher of round 1 is not)")
+    typer.echo("(refine of every round is done again, and all stages after it; the teacher of round 1 is not)")
 
 
 def _with_two_digits(row: Mapping[str, Any]) -> dict[str, Any]:

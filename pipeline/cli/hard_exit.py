@@ -1,25 +1,25 @@
-"""Ends the process a few seconds after SIGTERM, whatever it does then: who preempts a machine does not wait for long.
+"""End the process a few seconds after SIGTERM, whatever it is doing."""
 
-Nothing is lost by it: what is done has its record, what is half done is done again, and a dead process's lock is taken
-over. A private Ray ends with the process that started it.
-"""
+# A preempted machine has ten seconds. A long call into torch, or Ray's own shutdown, may take longer, and Python runs
+# no handler before such a call returns. Ending hard loses nothing: finished work has its record, half-done work is done
+# again, a dead process's lock is taken over, and a private Ray ends with the process that started it. A thread that
+# reads the wake-up descriptor is fed by C code, so it does not need the main thread.
 
 import os
 import signal
 import threading
 import time
 
-_BEGUN, _ENDED = b"\xff", b"\0"  # beside the numbers of signals
+_BEGUN, _ENDED = b"\xff", b"\0"  # no numbers of signals
 
 _ended = threading.Event()
 _writers: list[int] = []
 
 
 def watch(code: int) -> None:
-    """See to it that SIGTERM ends this process with that exit code, at most `STOP_WITHIN_S` seconds after it came.
+    """End this process with an exit code at most `STOP_WITHIN_S` seconds after a SIGTERM.
 
-    Python's own handler has to wait until the main thread is out of a long computation; this does not. It needs a
-    Python handler of SIGTERM to be installed. Anywhere but in the main thread nothing happens.
+    A Python handler of SIGTERM must be installed. Outside the main thread this does nothing.
     """
     from jobs.execution.settings import STOP_WITHIN_S
 
@@ -31,20 +31,20 @@ def watch(code: int) -> None:
         facts = (reader, code, STOP_WITHIN_S)
         threading.Thread(target=_wait_for_sigterm, args=facts, name="hard-exit", daemon=True).start()
     _ended.clear()
-    _tell(_BEGUN)
+    _enqueue(_BEGUN)
 
 
 def call_off() -> None:
-    """Note that the command ends in an orderly way: a SIGTERM that comes from now on does not end the process.
+    """Note that the command ends in an orderly way: a later SIGTERM has no hard limit any more.
 
-    After one that came before it still ends in time, whatever Python does at its exit.
+    After an earlier SIGTERM the process still ends in time, whatever Python does at its exit.
     """
     _ended.set()
-    _tell(_ENDED)
+    _enqueue(_ENDED)
 
 
-def _tell(what: bytes) -> None:
-    """Put something in line with the signals: which of them came first is seen by nothing else."""
+def _enqueue(what: bytes) -> None:
+    """Put a byte in line with the signals: only their order in the pipe shows which came first."""
     for writer in _writers:
         os.write(writer, what)
 
@@ -58,4 +58,4 @@ def _wait_for_sigterm(reader: int, code: int, within_s: float) -> None:
             time.sleep(within_s)
             if not _ended.is_set():
                 os.write(2, b"stseg-pipeline: stopped: resume with the same command\n")
-            os._exit(code)
+            os._exit(code)  # sys.exit would only end this thread

@@ -1,4 +1,4 @@
-"""The options that several commands share, and how they print."""
+"""The options that several commands share, and their printing."""
 
 import json
 import logging
@@ -14,7 +14,7 @@ from pipeline.terminal import output_is_unicode, printable
 
 
 def run_location(text: str | Path) -> Path:
-    """Give the folder of a run that is named by a path or by the URL of an object store."""
+    """Return the folder of a run named by a path or by the URL of an object store."""
     from shards.storage.store import run_folder
 
     try:
@@ -24,13 +24,14 @@ def run_location(text: str | Path) -> Path:
 
 
 def local_path(text: str | Path) -> Path:
-    """Give the path of a file or folder of this machine; the URL of a store is refused, not taken for a strange name.
+    """Return the path of a file or folder on this machine.
 
     Raises:
         BadParameter: It is a URL.
     """
+    # Taken for a path, `s3://bucket/x` would make a folder named `s3:` here, and the user would search the bucket.
     if "://" in str(text):
-        raise typer.BadParameter(f"{text} is a URL; only runs lie in stores: name a path here, and copy it there")
+        raise typer.BadParameter(f"{text} is a URL; only runs can be in stores: name a local path, and copy it there")
     return Path(text)
 
 
@@ -47,11 +48,11 @@ SetOption = Annotated[
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON on standard output.")]
 AddressOption = Annotated[
-    str | None, typer.Option("--address", metavar="HOST:PORT", help="Join the Ray that runs there ('auto': find it).")
+    str | None, typer.Option("--address", metavar="HOST:PORT", help="Join the Ray that runs there ('auto': find one).")
 ]
 VerifyOption = Annotated[
     bool,
-    typer.Option("--verify", help="Read all outputs and compare their checksums; what is damaged is done again."),
+    typer.Option("--verify", help="Read all outputs and compare their checksums; do damaged ones again."),
 ]
 
 SubmitOption = Annotated[
@@ -59,27 +60,27 @@ SubmitOption = Annotated[
     typer.Option(
         "--submit",
         metavar="URL",
-        help="Do every stage as a Ray job of its own at a head's job server, http://head:8265.",
+        help="Run every stage as a separate Ray job at a head's job server, http://head:8265.",
     ),
 ]
 
-DEFAULT_RUN = Path("runs/default")
+DEFAULT_RUN = Path("runs/default")  # so that the first command, `round --n 3`, needs no argument at all
 
 
 class BackendName(StrEnum):
-    """Where the stages run."""
+    """The place where the stages run."""
 
     ray = "ray"
     inline = "inline"
 
 
 BackendOption = Annotated[
-    BackendName, typer.Option("--backend", help="ray: workers beside each other; inline: in this process.")
+    BackendName, typer.Option("--backend", help="ray: parallel workers; inline: in this process.")
 ]
 
 
 class InterruptName(StrEnum):
-    """What becomes of a submitted job when the command is stopped."""
+    """What to do with a submitted job when the command is stopped."""
 
     ask = "ask"
     leave = "leave"
@@ -94,33 +95,34 @@ InterruptOption = Annotated[
 ]
 
 
-def refuse_two_places(backend: BackendName, address: str | None, submit: str | None) -> None:
-    """See to it that only one place to run is named.
+def require_one_location(backend: BackendName, address: str | None, submit: str | None) -> None:
+    """Raise unless at most one place to run is named.
 
     Raises:
-        ValueError: An option would have no effect beside another.
+        ValueError: An option would have no effect next to another.
     """
     if submit is not None and address is not None:
         raise ValueError("--address joins a Ray from here, --submit sends jobs to it; give one of them")
     if backend == BackendName.inline and (address or submit):
-        raise ValueError("--backend inline works in this process; leave out --address and --submit, or the backend")
+        raise ValueError("--backend inline runs in this process; leave out --address and --submit, or the backend")
 
 
 def print_json(value: Any) -> None:
     """Print a JSON value on standard output."""
-    # Of a character that the output cannot show, only JSON's own escape is JSON again.
+    # Where the output cannot show a character, only JSON's own escape keeps the text JSON.
     typer.echo(json.dumps(value, ensure_ascii=not output_is_unicode(), indent=1))
 
 
 def print_table(head: Sequence[str], rows: Sequence[Mapping[str, object]]) -> None:
-    """Print rows as a plain table that also reads well in a log; numbers stand right, nothing is cut.
+    """Print rows as a plain table; numbers are aligned right, nothing is cut.
 
     Args:
-        head: The columns' names, which are also the rows' keys; a missing or None value is shown as "-".
+        head: The names of the columns, which are also the rows' keys; a missing or None value is shown as "-".
         rows: The rows.
     """
+    # Not rich's tables: they fit the terminal by cutting paths, and draw frames that are noise in a log.
     cells = [[_cell(row.get(name)) for name in head] for row in rows]
-    widths = [max([len(name), *(len(line[place]) for line in cells)]) for place, name in enumerate(head)]
+    widths = [max([len(name), *(len(line[column]) for line in cells)]) for column, name in enumerate(head)]
     numeric = [all(isinstance(row.get(name), int | float | None) for row in rows) for name in head]
     for line in [list(head), *cells]:
         padded = (
@@ -137,10 +139,12 @@ def _cell(value: object) -> str:
 
 
 class DebugGroup(TyperGroup):
-    """Takes `--debug` anywhere on the command line: it is added to a command that has just failed, at its end."""
+    """Accepts `--debug` anywhere on the command line."""
+
+    # Who needs it adds it at the end of the command that has just failed, where click takes it for the subcommand's.
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        """Move the option to where the program's own options stand."""
+        """Move `--debug` to the program's own options."""
         own = args[: args.index("--")] if "--" in args else args
         if "--debug" in own:
             args = ["--debug", *(word for word in own if word != "--debug"), *args[len(own) :]]
@@ -148,7 +152,8 @@ class DebugGroup(TyperGroup):
 
 
 def set_up_logging(*, verbose: bool, debug: bool) -> None:
-    """Log to standard error: warnings, with `verbose` more, with `debug` also tracebacks of what fails."""
+    """Log to standard error: warnings; with `verbose` more, with `debug` also tracebacks of failures."""
+    # Only our packages go to DEBUG: the root logger would bring along every line of the libraries.
     logging.basicConfig(
         level=logging.INFO if verbose or debug else logging.WARNING, format="%(levelname)s %(name)s: %(message)s"
     )

@@ -1,4 +1,4 @@
-"""`shards ls` and `show`: look into a round's pseudo-labels; `verify` and `repair`: the outputs of a whole run."""
+"""`shards ls`, `show`, `verify` and `repair`: inspect a round's pseudo-labels, check and repair a whole run."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -26,11 +26,11 @@ if TYPE_CHECKING:
     from pipeline.run.foundation import Fault
 
 OneRoundOption = Annotated[
-    int | None, typer.Option("--round", metavar="R", min=0, help="Only this round and the embeddings; none: all.")
+    int | None, typer.Option("--round", metavar="R", min=0, help="Only this round and the embeddings; default: all.")
 ]
 
 app = typer.Typer(
-    no_args_is_help=True, rich_markup_mode=None, help="Look into the shards of a run; verify and repair them."
+    no_args_is_help=True, rich_markup_mode=None, help="Inspect the shards of a run; verify and repair them."
 )
 
 
@@ -59,11 +59,11 @@ def show(
     run: RunOption = DEFAULT_RUN,
     number: RoundOption = 1,
     out: Annotated[
-        Path | None, typer.Option("--out", metavar="FILE", parser=local_path, help="Where to put the PNG.")
+        Path | None, typer.Option("--out", metavar="FILE", parser=local_path, help="The PNG to write.")
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Draw one sample: image, teacher's label, refined label, with a legend; prints the PNG's path.
+    """Draw one sample (image, teacher's label, refined label, legend) and print the path of the PNG.
 
     \b
       stseg-pipeline shards show target-000007 --run my-run --round 1
@@ -80,10 +80,10 @@ def show(
 
 @app.command()
 def verify(run: RunOption = DEFAULT_RUN, number: OneRoundOption = None, as_json: JsonOption = False) -> None:
-    """Hash all of a run again and name what is damaged, lost or exchanged (exit code 4), and what is stale.
+    """Hash everything in a run and name what is damaged, lost or exchanged (exit code 4), and what is stale.
 
-    That is settings, vocabulary, plans, embeddings, scores, label maps, tars, weights, reports and their records, those
-    of replays among them. Stale is what a round would do again though it is whole: a setting is another one by now.
+    This covers settings, vocabulary, plans, embeddings, scores, label maps, tars, weights, reports and their records,
+    also those of replays. Stale outputs are whole, but a round would make them again because a setting has changed.
 
     \b
       stseg-pipeline shards verify --run my-run
@@ -93,24 +93,25 @@ def verify(run: RunOption = DEFAULT_RUN, number: OneRoundOption = None, as_json:
     from pipeline.tasks.states import summarise
 
     with exit_codes():
-        verdict = verify_run(run, number)
+        result = verify_run(run, number)
         if as_json:
-            stale = [{"output": str(one.task.output), "reason": one.reason} for one in verdict.stale]
-            facts = {"checked": verdict.checked, "undone": verdict.undone, "faults": _faults(verdict.faults)}
-            print_json({**facts, "stale": stale, "unjudged": verdict.unjudged})
+            stale = [{"output": str(one.task.output), "reason": one.reason} for one in result.stale]
+            facts = {"checked": result.checked, "undone": result.undone, "faults": _faults(result.faults)}
+            print_json({**facts, "stale": stale, "unjudged": result.unjudged})
         else:
-            for fault in verdict.faults:
+            for fault in result.faults:
                 typer.echo(printable(f"{fault.output}: {fault.reason}"))
-            for stage in summarise(verdict.stale):
+            for stage in summarise(result.stale):
                 for reason, number_of in stage.reasons.items():
                     where = f"round {stage.round} {stage.stage}"
                     typer.echo(printable(f"stale, would be made again: {where}, {number_of} outputs: {reason}"))
-            if verdict.unjudged is not None:
-                typer.echo(printable(f"what a round would do again cannot be judged: {verdict.unjudged}"))
-            undone = f", {verdict.undone} not done yet" if verdict.undone else ""
-            again = f"; make them again: stseg-pipeline shards repair --run {run}" if verdict.faults else ""
-            typer.echo(f"{verdict.checked} outputs verified, {len(verdict.faults)} faults{undone}{again}")
-        if verdict.faults or verdict.unjudged is not None:
+            # Without the missing weights or labels no task can be judged; silence would read as "nothing stale".
+            if result.unjudged is not None:
+                typer.echo(printable(f"whether a round would do anything again is unknown: {result.unjudged}"))
+            undone = f", {result.undone} not done yet" if result.undone else ""
+            again = f"; make them again: stseg-pipeline shards repair --run {run}" if result.faults else ""
+            typer.echo(f"{result.checked} outputs verified, {len(result.faults)} faults{undone}{again}")
+        if result.faults or result.unjudged is not None:
             raise typer.Exit(EXIT_DATA)
 
 
@@ -122,9 +123,10 @@ def repair(
     address: AddressOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Remove what `shards verify` names and do it again, with what depends on it if its bytes come out otherwise.
+    """Remove what `shards verify` names and make it again, with what depends on it if its bytes come out different.
 
-    The run's settings stay as they are. Of a replay the damaged shards are removed; its own command makes them again.
+    The settings of the run stay as they are. Damaged shards of a replay are only removed; its own command makes them
+    again.
 
     \b
       stseg-pipeline shards repair --run my-run
@@ -141,10 +143,10 @@ def repair(
             for fault in done.faults:
                 typer.echo(printable(f"removed {fault.output}: {fault.reason}"))
             for folder in done.replays:
-                typer.echo(f"{folder} lacks shards: give the replay command again that made it")
+                typer.echo(f"{folder} lacks shards: run the replay command that made it again")
             if done.faults and done.rounds is None:
-                typer.echo(f"no round was finished: stseg-pipeline round --run {run} goes on with the run")
-            typer.echo(f"{len(done.faults)} outputs were damaged, {len(done.left)} are left so")
+                typer.echo(f"no round was finished: stseg-pipeline round --run {run} continues the run")
+            typer.echo(f"{len(done.faults)} outputs were damaged, {len(done.left)} still are")
         if done.left:
             raise typer.Exit(EXIT_DATA)
 

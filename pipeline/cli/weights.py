@@ -1,12 +1,12 @@
-"""`import sed`, `export model` and `doctor`: weights from elsewhere, models for elsewhere, and what is here."""
+"""`import sed`, `export model` and `doctor`: weights from and for other tools, and a check of this machine."""
 
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from pipeline.cli.cli_predict import ClassesFileOption, ClassesOption, RunChoice, WeightsOption
 from pipeline.cli.exit_codes import exit_codes
+from pipeline.cli.models import ClassesFileOption, ClassesOption, RunChoice, WeightsOption
 from pipeline.cli.options import ConfigOption, JsonOption, SetOption, local_path, print_json, print_table
 from pipeline.errors import EXIT_DATA
 
@@ -35,11 +35,11 @@ def _export() -> None:
 def import_sed(
     checkpoint: Annotated[Path, typer.Argument(metavar="CHECKPOINT", help="SED's .pth, as its authors publish it.")],
     out: Annotated[Path, typer.Option("--out", metavar="DIR", parser=local_path, help="Where CLIP, head and card go.")],
-    preset: Annotated[str | None, typer.Option("--preset", help="base or large; found by the shapes.")] = None,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace weights that are there.")] = False,
+    preset: Annotated[str | None, typer.Option("--preset", help="base or large; default: by the shapes.")] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace existing weights.")] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Convert a SED checkpoint, CLIP and decoder, and say what to type next.
+    """Convert a SED checkpoint, CLIP and decoder, and print the next commands.
 
     The result has no DEA (dea: false); `pretrain --init-from` adds it.
 
@@ -59,7 +59,7 @@ def import_sed(
         rows = [{"file": name, **facts} for name, facts in result["files"].items()]
         print_table(["file", "tensors", "values", "sha256"], rows)
         if result["left_out"]:
-            typer.echo(f"left out, for they have no place here: {', '.join(result['left_out'])}")
+            typer.echo(f"left out, as the network has no such tensors: {', '.join(result['left_out'])}")
         typer.echo("\nnext:")
         for command in result["next"]:
             typer.echo(f"  {command}")
@@ -75,15 +75,15 @@ def export_model(
     classes: ClassesOption = None,
     classes_file: ClassesFileOption = None,
     form: Annotated[
-        str | None, typer.Option("--format", help="pt2 (torch.export) or onnx; told by the file's ending.")
+        str | None, typer.Option("--format", help="pt2 (torch.export) or onnx; default: by the file's ending.")
     ] = None,
     config: ConfigOption = None,
     sets: SetOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Write a model for fixed class names as one file: image in, logits out, SAM's encoder inside where DEA is on.
+    """Write a model for fixed class names as one file: image in, logits out; with DEA, SAM's encoder is included.
 
-    The file is run and compared with the model; above an error of 1e-4 nothing is written (exit code 4).
+    The exported model is run and compared with the original; above an error of 1e-4 nothing is written (exit code 4).
 
     \b
       stseg-pipeline export model --run my-run --out student.pt2
@@ -116,9 +116,9 @@ def doctor(
     sets: SetOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Say which weights a preset finds here, what the machine offers, and what to type next; never goes online.
+    """Show which weights a preset finds here, what the machine offers, and what to run next; never goes online.
 
-    Exit code 0 when the weights that the preset needs are there, 4 if not.
+    Exit code 0 if the weights that the preset needs are there, 4 if not.
 
     \b
       stseg-pipeline doctor
@@ -140,10 +140,8 @@ def _print_findings(found: dict[str, Any]) -> None:
     print_table(["what", "state", "path"], found["weights"])
     for entry in found["weights"]:
         if entry["next"]:
-            typer.echo(
-                f"{entry['what']} was looked for in: {', '.join(entry['looked']) or 'nothing: none is published'}"
-            )
-    typer.echo("\n" + ", ".join(f"{name} {number or '(not there)'}" for name, number in found["versions"].items()))
+            typer.echo(f"{entry['what']}: searched {', '.join(entry['looked']) or 'nowhere, as none is published'}")
+    typer.echo("\n" + ", ".join(f"{name} {number or '(missing)'}" for name, number in found["versions"].items()))
     torch, ray = found["torch"], found["ray"]
     gpus = ", ".join(f"{gpu['name']} ({gpu['memory_gb']} GB)" for gpu in torch["gpus"]) or "no GPU"
     typer.echo(f"{torch['cores']} cores, {torch['threads']} threads, {gpus}{', MPS' if torch['mps'] else ''}")

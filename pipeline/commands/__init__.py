@@ -1,1 +1,1 @@
-"""What each command does, without the command line."""
+"""The commands without the command line, one file each."""

@@ -1,4 +1,4 @@
-"""Fits a calibration of a round's stored scores to a few labelled images of the run, and measures what it does."""
+"""Fit a calibration of a round's stored scores to a few labelled images of the run, and measure its effect."""
 
 from pathlib import Path
 from typing import Any, Final
@@ -21,7 +21,7 @@ from pipeline.run.run import OpenRun, read_run
 from shards.data.sources import open_source
 from shards.storage.store import as_shown
 
-MIN_CELLS: Final = 200  # fewer, often of one object, say too little of a class
+MIN_CELLS: Final = 200  # fewer cells, often those of a single object, say too little about a class
 
 
 def calibrate_round(root: Path, number: int, out: Path, images: int) -> dict[str, Any]:
@@ -31,13 +31,13 @@ def calibrate_round(root: Path, number: int, out: Path, images: int) -> dict[str
         root: The run folder.
         number: The round, whose teacher is done.
         out: The file to write.
-        images: How many labelled images to take, drawn with the run's seed; fewer if there are fewer.
+        images: The number of labelled images to use, drawn with the run's seed; fewer if there are fewer.
 
     Returns:
-        `images` and `cells` used; `fitted`, the number of classes; `left`, those with too few cells, which keep their
-        probabilities, with their cells; the expected calibration error in per cent, `before`, `after` (on the images of
-        the fit) and `held_out` (fitted on half of them and measured on the other half, both ways; None of one image);
-        and `per_class`.
+        `images` and `cells` used; `fitted`, the number of classes; `left`, the classes with too few cells, which keep
+        their probabilities, with their numbers of cells; the expected calibration error in per cent, `before`, `after`
+        (on the images of the fit) and `held_out` (fitted on half of them and measured on the other half, both ways;
+        None for one image); and `per_class`.
 
     Raises:
         DataFault: There is no run, or no scores.
@@ -66,19 +66,20 @@ def calibrate_round(root: Path, number: int, out: Path, images: int) -> dict[str
 
 
 def _draw(run: OpenRun, images: int) -> dict[str, NDArray[np.int32]]:
-    """Give the labels of some images, by key."""
+    """Return the labels of randomly drawn images, by key."""
     if not has_target_labels(run):
         raise ValueError(
             f"the images of {as_shown(run.layout.root)} have no labels to calibrate with; make the run with labels of "
             "some of them: stseg-pipeline init DIR --images … --classes … --labels FOLDER"
         )
+    # Drawn with the run's seed, so that the same command fits on the same images, whoever types it.
     source = open_source(run.config.data.target, run.vocabulary)
     refs = tuple(run.plan.samples)
     found: dict[str, NDArray[np.int32]] = {}
-    for place in np.random.default_rng(run.config.seed).permutation(len(refs)).tolist():
-        label = source.read_label(refs[place]) if len(found) < images else None
+    for index in np.random.default_rng(run.config.seed).permutation(len(refs)).tolist():
+        label = source.read_label(refs[index]) if len(found) < images else None
         if label is not None:
-            found[refs[place].key] = label
+            found[refs[index].key] = label
     return found
 
 
@@ -106,6 +107,8 @@ def _held_out(cells: LabelledCells, names: tuple[str, ...]) -> float | None:
     odd = cells.image % 2 == 1
     if odd.all() or not odd.any():
         return None
+    # The error after the fit is measured on the images of the fit, and flatters it with few images; this one does not.
+    # Halves of images, not of cells: neighbouring cells of one object are no independent test.
     halves = [(cells.where(odd), cells.where(~odd)), (cells.where(~odd), cells.where(odd))]
     fits = [(fit_calibration(own, names, min_cells=MIN_CELLS // 2), other) for own, other in halves]
     score = np.concatenate([_calibrated(other, calibration, names) for calibration, other in fits])

@@ -1,4 +1,4 @@
-"""Models outside the rounds: choose one with its classes, measure one on a labelled split."""
+"""Models outside the rounds: choose a model with its classes, measure one on a labelled split."""
 
 import logging
 from dataclasses import dataclass, replace
@@ -30,29 +30,28 @@ logger = logging.getLogger(__name__)
 
 
 def evaluate_round(root: Path, number: int, split: str) -> dict[str, Any]:
-    """Measure the model of a round on a labelled split; a result that stands is read, not made again.
-
-    What is measured is an output of the run, the very one that a round makes, so that it is made under the run's lock;
-    what stands is read beside whoever holds it.
+    """Measure the model of a round on a labelled split; a valid result is read, not made again.
 
     Returns:
         The scores in per cent, and split, images and seed.
 
     Raises:
         DataFault: There is no run, or the round has no model yet.
-        LockHeld: It is to be measured, and another command works on the run.
+        LockHeld: It has to be measured, and another command works on the run.
         ValueError: There is no such split, or it has no labels.
     """
+    # The result is the very output that a round makes, so it is made under the run's lock. Reading one needs no lock:
+    # who only wants to see a score must not wait for a training to end.
     if split not in get_args(Split):
         raise ValueError(f"--split is {split!r}; expected {' or '.join(get_args(Split))}")
-    result = _standing_result(_evaluation(read_run(root), number, split)[-1].tasks[0])
+    result = _current_result(_evaluation(read_run(root), number, split)[-1].tasks[0])
     if result is None:
         with holding(root):
-            plans = _evaluation(read_run(root), number, split)  # as it is by now
+            plans = _evaluation(read_run(root), number, split)  # once more: the run may have changed before the lock
             for plan in plans:
                 stale = [task for task in plan.tasks if why_stale(task) is not None]
-                told = partial(logger.debug, "%s")
-                run_chain([replace(plan, tasks=stale, after=None)], backend="inline", on_event=told)
+                log = partial(logger.debug, "%s")
+                run_chain([replace(plan, tasks=stale, after=None)], backend="inline", on_event=log)
             result = read_json(plans[-1].tasks[0].output)
     assert result is not None
     return {"round": number, **result}
@@ -71,8 +70,9 @@ def _evaluation(run: OpenRun, number: int, split: str) -> list[StagePlan]:
     return [*plans_of(evaluate.EMBED_STAGE, run, embedded), *plans_of(evaluate.STAGE, run, [task])]
 
 
-def _standing_result(task: ShardTask) -> dict[str, Any] | None:
-    """Read a result whose record holds; None where there is none, or a command beside this one is making it again."""
+def _current_result(task: ShardTask) -> dict[str, Any] | None:
+    """Read a result whose record is valid; return None if there is none, or it is being made again."""
+    # Checked before and after: a command that makes it again meanwhile removes the record first.
     if why_stale(task) is not None:
         return None
     result = read_json(task.output)
@@ -81,13 +81,13 @@ def _standing_result(task: ShardTask) -> dict[str, Any] | None:
 
 @dataclass(frozen=True)
 class ChosenModel:
-    """A model with the classes to look for.
+    """A model with the classes to find.
 
     Attributes:
         model: Its sizes and weights.
         vocabulary: The classes, with the preset's templates.
-        probabilities: What its logits are made into, by the loss of the settings (train.loss.kind).
-        text_cache: Folder where text embeddings are kept; None: nowhere.
+        probabilities: The function of its logits, which follows from the loss of the settings (train.loss.kind).
+        text_cache: Folder for text embeddings; None: they are not stored.
     """
 
     model: ModelConfig
@@ -98,13 +98,13 @@ class ChosenModel:
 
 @dataclass(frozen=True)
 class ModelRequest:
-    """Which model is asked for, and for which classes.
+    """The choice of a model and of its classes.
 
     Attributes:
-        run: A run, whose best model is used; None: the weights that the settings name, or the shipped ones.
+        run: Use the best model of this run; None: the weights that the settings name, or the shipped ones.
         weights: The head's weights, instead of the run's model or the settings' stage 1.
         classes: Names separated by commas.
-        classes_file: A file of names, which may then have synonyms; with neither, the run's classes.
+        classes_file: A file of names, which may have synonyms; without either, the run's classes are used.
         file: YAML file of settings.
         sets: `key=value` texts.
     """
@@ -118,7 +118,7 @@ class ModelRequest:
 
 
 def choose_model(request: ModelRequest) -> ChosenModel:
-    """Give the model and classes that are asked for.
+    """Return the model and classes of a request.
 
     Raises:
         DataFault: There is no such run, or it has no model.
@@ -127,12 +127,14 @@ def choose_model(request: ModelRequest) -> ChosenModel:
     run = None if request.run is None else read_run(request.run, request.file, request.sets)
     config = _config(request) if run is None else run.config
     settings = config.model
+    # Scores of windows are merged as probabilities, and a network trained with the sigmoid loss has no softmax.
     probabilities: Probabilities = "softmax" if config.train.loss.kind == "eq6" else "sigmoid"
     if request.weights is not None:
         settings = settings.model_copy(update={"stage1_weights": request.weights})
     vocabulary = _vocabulary(run, settings.preset, request)
     text_cache = None if run is None else run.layout.text_embeddings
     if run is not None and request.weights is None:
+        # The best model up to the newest round, not the newest student: that one may have regressed.
         newest = _newest_round(run)
         logger.info("using the best model up to round %d", newest)
         return ChosenModel(model_of(run, best_weights(run, newest)), vocabulary, probabilities, text_cache)
@@ -141,9 +143,9 @@ def choose_model(request: ModelRequest) -> ChosenModel:
 
 
 def _config(request: ModelRequest) -> RunConfig:
-    asked = {} if request.file is None else read_settings(request.file)
+    requested = {} if request.file is None else read_settings(request.file)
     where = "--set" if request.file is None else f"{request.file} or --set"
-    return resolve_config(asked, request.sets, where=where)
+    return resolve_config(requested, request.sets, where=where)
 
 
 def _vocabulary(run: OpenRun | None, preset: str, request: ModelRequest) -> Vocabulary:

@@ -1,4 +1,7 @@
-"""`doctor`: what this machine has for a preset, and the next command or place for what is missing. Never online."""
+"""`doctor`: what this machine has for a preset, and the next command for what is missing; never goes online."""
+
+# Machines of clusters often have no network, and weights have licences: fetching anything is left to the user, with the
+# exact command to type.
 
 import os
 import platform
@@ -19,24 +22,24 @@ from pipeline.config import resolve_config
 
 LIBRARIES: Final = ("torch", "open_clip_torch", "timm", "segment-anything", "ray", "zarr", "webdataset", "onnx")
 _SHARED_MEMORY: Final = Path("/dev/shm")  # where Ray puts its object store
-_STORE_BYTES: Final = 256 * 1024**2
+_STORE_BYTES: Final = 256 * 1024**2  # containers have 64 MiB there by default
 
 
 def examine(preset: str, sets: Sequence[str], folder: Path) -> dict[str, Any]:
-    """Look at this machine; nothing is loaded, started or fetched.
+    """Examine this machine; nothing is loaded, started or fetched.
 
     Args:
         preset: tiny, base or large.
         sets: `key=value` texts, such as model.clip_weights=FILE.
-        folder: Where runs are going to be; its free space is told.
+        folder: The folder for runs, whose free space is reported.
 
     Returns:
-        preset, dea, ready (all weights are there), weights, versions, torch, disk, ray, and next: what to type or do.
+        preset, dea, ready (all weights are there), weights, versions, torch, disk, ray, and next: the commands to run.
 
     Raises:
         ValueError: There is no such preset or setting.
     """
-    load_preset(preset)  # for its message, where there is none
+    load_preset(preset)  # raises its own message for an unknown preset
     settings = resolve_config({}, [f"model.preset={preset}", *sets], where="--set").model
     weights = _weights(settings, load_preset(settings.preset))
     ready = all(entry["state"] in ("set", "shipped", "cached") for entry in weights)
@@ -85,7 +88,7 @@ def _clip_hint(preset: Preset) -> str:
     name, tag = preset.clip.architecture, preset.clip.weights
     return (
         f"CLIP: where there is a network, run: python -c \"import open_clip; open_clip.create_model('{name}', "
-        f"pretrained='{tag}')\" (it fills the cache that is looked into), or name a copy: --set model.clip_weights=FILE"
+        f"pretrained='{tag}')\" (it fills the cache that is searched), or name a copy: --set model.clip_weights=FILE"
     )
 
 
@@ -147,7 +150,7 @@ def _disk(folder: Path) -> dict[str, Any]:
 
 
 def _ray() -> dict[str, Any]:
-    """Tell whether a private Ray could be started from here, without starting it."""
+    """Return whether a private Ray could be started from here, without starting it."""
     why = None
     if _version("ray") is None:
         why = "ray is not installed; use --backend inline"

@@ -1,4 +1,4 @@
-"""`export model`: the network with fixed classes as one file, compared with the running model before it stands."""
+"""`export model`: the network with fixed classes as one file, compared with the running model before it is kept."""
 
 import json
 from collections.abc import Sequence
@@ -17,18 +17,19 @@ from pipeline.commands.choose_model import ChosenModel
 from pipeline.errors import DataFault
 from shards.files.atomic import drop_temporary, rename, sha256_file, temporary_sibling, write_bytes_atomic
 
+# Exporters fuse and reorder sums, which rounds differently; a wrongly translated operator is off by far more than this.
 LARGEST_ERROR: Final = 1e-4
 
 
 def export_model(chosen: ChosenModel, out: Path, kind: str) -> dict[str, Any]:
-    """Write a network for a fixed vocabulary, if it says what the running model says.
+    """Write a network for a fixed vocabulary, if its logits agree with those of the running model.
 
-    The file takes one image, (1, 3, N, N) float32 RGB in [0, 1], resized to that square whatever its aspect, and gives
-    (1, K, h, w) logits. The running model lets SAM see images in their own aspect; on square ones both are the same.
+    The file takes one image, (1, 3, N, N) float32 RGB in [0, 1], resized to that square whatever its aspect, and
+    returns (1, K, h, w) logits. The running model shows SAM images in their own aspect; on square ones both agree.
 
     Args:
         chosen: Model and classes.
-        out: The file; a card, FILE.json, stands beside it, written last.
+        out: The file; a card, FILE.json, is written next to it, last.
         kind: "pt2" (torch.export) or "onnx".
 
     Returns:
@@ -46,6 +47,8 @@ def export_model(chosen: ChosenModel, out: Path, kind: str) -> dict[str, Any]:
     model = load_stseg(chosen.model)
     text_KPD = embed_vocabulary(model, chosen.vocabulary)
     encoder = load_sam_encoder(chosen.model) if chosen.model.dea else None
+    # Compared is the file as it is read back, with another path than the segmenter's: exporters differ in what they
+    # keep.
     module = FixedVocabulary(without_text_tower(model), text_KPD.clone(), encoder, preset).eval()
     form = check_format(kind, module)
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -53,15 +56,16 @@ def export_model(chosen: ChosenModel, out: Path, kind: str) -> dict[str, Any]:
     try:
         write_exported(module, torch.zeros(1, 3, module.side, module.side), temporary, form)
         exported = read_exported(temporary, form)
-        error = 0.0
-        for image in _trial_images(module.side):
-            expected = running.logits([image], None)
-            found = exported(torch.from_numpy(image).permute(2, 0, 1)[None].float() / 255)
-            error = max(error, _difference(found, expected))
+        images = _trial_images(module.side)
+        expected = [running.logits([image], None) for image in images]
+        found = [exported(torch.from_numpy(image).permute(2, 0, 1)[None].float() / 255) for image in images]
+        error = float(
+            np.max([_difference(*pair) for pair in zip(found, expected, strict=True)])
+        )  # max() may lose a nan
         if not error <= LARGEST_ERROR:
             raise DataFault(
                 f"the exported model differs from the running one by {error:.2e} (at most {LARGEST_ERROR:.0e} is "
-                f"taken); {out} is not written"
+                f"accepted); {out} is not written"
             )
         rename(temporary, out)
     finally:
@@ -70,7 +74,7 @@ def export_model(chosen: ChosenModel, out: Path, kind: str) -> dict[str, Any]:
         "format": kind,
         "sha256": sha256_file(out),
         "input": {"name": "image", "shape": [1, 3, module.side, module.side], "values": "RGB in [0, 1], float32"},
-        "output": {"name": "logits", "shape": list(expected.shape)},
+        "output": {"name": "logits", "shape": list(expected[-1].shape)},
         "classes": list(chosen.vocabulary.names),
         "model": stseg_fingerprint(chosen.model),
         "weights": weights_checksum(chosen.model.weights),
@@ -82,12 +86,13 @@ def export_model(chosen: ChosenModel, out: Path, kind: str) -> dict[str, Any]:
 
 
 def card_of(out: Path) -> Path:
-    """Give the path of an exported file's card."""
+    """Return the path of an exported file's card."""
     return out.with_name(f"{out.name}.json")
 
 
 def _trial_images(side: int) -> Sequence[NDArray[np.uint8]]:
-    """Give noise, and a smooth picture with an edge."""
+    """Return noise, and a smooth picture with an edge."""
+    # Noise has no structure and no flat area, the other has both: an operator that errs on one kind only is found.
     rng = np.random.default_rng(0)
     ramp = np.linspace(0, 255, side)
     smooth = np.stack([ramp[:, None] + 0 * ramp, ramp + 0 * ramp[:, None], 255.0 * (ramp[:, None] > ramp)], axis=2)

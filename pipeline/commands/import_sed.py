@@ -1,4 +1,4 @@
-"""`import sed`: a published SED checkpoint becomes weights of ours, with a card of what was done."""
+"""`import sed`: convert a published SED checkpoint to our weights, with a card of what was done."""
 
 import json
 import logging
@@ -22,8 +22,8 @@ def import_sed(checkpoint: Path, out: Path, preset: str | None, *, overwrite: bo
     Args:
         checkpoint: The `.pth` that SED's authors publish; never unpickled beyond plain tensors.
         out: Folder for CLIP's weights, the head's and the card.
-        preset: Which preset it has to fit; None: found by its shapes.
-        overwrite: Replace what is there.
+        preset: The preset that it has to fit; None: found by its shapes.
+        overwrite: Replace existing weights.
 
     Returns:
         The card, and `next`: the commands that use the weights.
@@ -35,13 +35,14 @@ def import_sed(checkpoint: Path, out: Path, preset: str | None, *, overwrite: bo
     from models.interop.sed import named, sort_sed
     from models.weights.files import read_weights, write_weights
 
-    standing = [out / name for name in (CLIP_FILE, HEAD_FILE) if (out / name).exists()]
-    if standing and not overwrite:
-        raise SettingsConflict(f"{standing[0]} is there already; name another folder with --out, or add --overwrite")
+    existing = [out / name for name in (CLIP_FILE, HEAD_FILE) if (out / name).exists()]
+    if existing and not overwrite:
+        raise SettingsConflict(f"{existing[0]} exists already; name another folder with --out, or add --overwrite")
     parts = sort_sed(read_weights(checkpoint), preset)
     if parts.unexpected:
         count, names = len(parts.unexpected), named(parts.unexpected)
         logger.warning("%s: %d tensors have no place in the network and are left out: %s", checkpoint, count, names)
+    # The card goes first and comes back last: a killed import leaves weights without a card, never with a wrong one.
     (out / CARD_FILE).unlink(missing_ok=True)
     write_weights(parts.clip, out / CLIP_FILE)
     write_weights({f"decoder.{name}": value for name, value in parts.decoder.items()}, out / HEAD_FILE)
@@ -50,7 +51,11 @@ def import_sed(checkpoint: Path, out: Path, preset: str | None, *, overwrite: bo
         "preset": parts.preset,
         "dea": False,
         "files": {
-            name: {"sha256": sha256_file(out / name), "tensors": len(state), "values": _values(state)}
+            name: {
+                "sha256": sha256_file(out / name),
+                "tensors": len(state),
+                "values": sum(int(value.numel()) for value in state.values()),
+            }
             for name, state in ((CLIP_FILE, parts.clip), (HEAD_FILE, parts.decoder))
         },
         "left_out": list(parts.unexpected),
@@ -60,10 +65,10 @@ def import_sed(checkpoint: Path, out: Path, preset: str | None, *, overwrite: bo
 
 
 def next_commands(out: Path, preset: str) -> list[str]:
-    """Give the commands that use imported weights: predict, a run of rounds, and stage 1 with DEA added."""
+    """Return the commands that use imported weights: predict, a run of rounds, and stage 1 with DEA added."""
     clip, head, trained = (shlex.quote(str(out / n)) for n in (CLIP_FILE, HEAD_FILE, "stage1_dea.safetensors"))
     model = f"--set model.preset={preset} --set model.clip_weights={clip}"
-    sigmoid = "--set train.loss.kind=bce"  # what SED was trained with; windows are merged by it
+    sigmoid = "--set train.loss.kind=bce"  # SED was trained with it, and it decides how windows are merged
     return [
         f'stseg-pipeline predict photos/ --classes "cat, grass" {model} --set model.dea=false {sigmoid} '
         f"--weights {head}",
@@ -72,7 +77,3 @@ def next_commands(out: Path, preset: str) -> list[str]:
         f"stseg-pipeline pretrain --init-from {head} --images photos/ --labels masks/ --classes names.txt "
         f"--out {trained} {model} --set model.sam_weights=SAM_FILE",
     ]
-
-
-def _values(state: dict[str, Any]) -> int:
-    return sum(int(value.numel()) for value in state.values())

@@ -1,4 +1,4 @@
-"""A look into the shards of a round: what they hold, one sample drawn."""
+"""`shards ls` and `show`: list the pseudo-label shards of a round, draw one sample."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,10 +27,10 @@ class ShardRow:
         state: "done", "missing" or "damaged" (its record cannot be read).
         samples: Samples in the tar.
         coverage: Labelled share of their pixels, per cent.
-        accepted: Masks of SAM's that were taken.
+        accepted: Masks of SAM that were taken.
         rejected: Masks that were not.
         bytes: Size of the tar.
-        path: Where the tar lies.
+        path: Path of the tar.
     """
 
     shard: str
@@ -44,7 +44,7 @@ class ShardRow:
 
 
 def list_shards(root: Path, number: int) -> list[ShardRow]:
-    """Give the pseudo-label shards of a round, in order, also those that are still missing.
+    """Return the pseudo-label shards of a round, in order, including missing ones.
 
     Raises:
         DataFault: There is no run, or no such round.
@@ -54,13 +54,13 @@ def list_shards(root: Path, number: int) -> list[ShardRow]:
 
 
 def show_sample(root: Path, number: int, key: str, out: Path | None = None) -> Path:
-    """Draw a sample (image, teacher's label, refined label) and give the picture's path.
+    """Draw a sample (image, teacher's label, refined label) and return the path of the picture.
 
     Args:
         root: The run folder.
         number: The round.
         key: The sample's key.
-        out: Where to put the PNG; None: in the round's folder, under `shown/`.
+        out: The PNG to write; None: in the round's folder, under `shown/`.
 
     Raises:
         DataFault: The sample is not in the run, was quarantined, or its shard is not refined.
@@ -76,6 +76,7 @@ def show_sample(root: Path, number: int, key: str, out: Path | None = None) -> P
     except KeyError as error:
         raise DataFault(f"{key} is not in shard {shard} of round {number}: it was left out as unreadable") from error
     image = sample_image(run, number, shard, ref)
+    # No truth here, in contrast to the report's pictures: `show` has to work without the source's labels.
     sheet = panels(
         [
             ("image", image),
@@ -86,7 +87,7 @@ def show_sample(root: Path, number: int, key: str, out: Path | None = None) -> P
     )
     picture = with_legend(sheet, run.vocabulary, labels.values())
     target = run.layout.round(number) / "shown" / f"{key}.png" if out is None else out
-    if out is None:
+    if out is None:  # a run folder from elsewhere must not make this write through a link of its own
         refuse_links_out(run.layout.root, OWN_NAMES)
     write_bytes_atomic(target, png_bytes(picture))
     return target

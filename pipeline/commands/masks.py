@@ -1,4 +1,6 @@
-"""Masks from elsewhere, refined by SAM: a run folder without a teacher, whose first round holds the result."""
+"""`refine`: given masks, refined by SAM in a run folder without a teacher, whose first round holds the result."""
+
+# The masks enter as the target's labels, so that plan, embeddings, records and resuming are those of any run.
 
 from collections import Counter
 from collections.abc import Iterable
@@ -29,13 +31,13 @@ from shards.storage.store import as_shown
 
 @dataclass(frozen=True)
 class MasksRequest:
-    """What is asked for.
+    """A request to refine masks.
 
     Attributes:
         images: Folder of images, searched with sub-folders.
         masks: Folder of index PNGs of the same names.
-        classes: File of class names; None: classes are called by their ids.
-        run: How: settings, backend, address; its number of rounds is not used.
+        classes: File of class names; None: classes are named after their ids.
+        run: Settings, backend and address; its number of rounds is not used.
     """
 
     images: Path
@@ -45,17 +47,16 @@ class MasksRequest:
 
 
 def refine_masks(root: Path, request: MasksRequest, progress: RunProgress | None = None) -> dict[str, Any]:
-    """Refine the masks of images and write pseudo-label tars; what is done already stays as it is.
+    """Refine the masks of images and write pseudo-label tars; finished work is skipped.
 
     Args:
-        root: The run folder to make, or one that this made.
-        request: What is asked for.
-        progress: Where to show it.
+        root: The run folder to make, or one that this command made.
+        request: The masks, and how to refine them.
+        progress: Where to show progress; None: on standard error.
 
     Returns:
-        `run`, `images`, `refined`, `shards`, `coverage` in per cent, `masks` by what became of them, `without_mask` and
-        `quarantined` (each a key, with a reason for the latter), `left_out` (lines about unreadable images), and
-        `index`, the list of tars.
+        `run`, `images`, `refined`, `shards`, `coverage` in per cent, `masks` by outcome, `without_mask` (keys) and
+        `quarantined` (keys with reasons), `left_out` (lines about unreadable images), and `index`, the list of tars.
 
     Raises:
         SettingsConflict: The folder holds a run for other images, masks or classes.
@@ -82,15 +83,17 @@ def _open_or_make(root: Path, request: MasksRequest) -> OpenRun:
             raise ValueError(f"{folder} is not a folder; {option} names a folder that exists")
     layout = RunLayout(root.absolute())  # workers have working folders of their own
     saved = load_config(layout.config) if layout.config.is_file() else None
-    asked = _settings(request, saved)
-    asked = laid_over(asked, read_settings(request.run.file) if request.run.file is not None else {})
-    config = resolve_config(asked, request.run.sets, where=f"{request.run.file or 'the options'} and --set", base=saved)
+    requested = _settings(request, saved)
+    requested = laid_over(requested, read_settings(request.run.file) if request.run.file is not None else {})
+    config = resolve_config(
+        requested, request.run.sets, where=f"{request.run.file or 'the options'} and --set", base=saved
+    )
     if saved is None:
         return make_run(root, config)
     changes = identity_changes(saved, config)
     if changes:
         raise SettingsConflict(
-            f"{as_shown(root)} was made for other things: {'; '.join(changes)}. Name another folder with --out"
+            f"{as_shown(root)} was made with other settings: {'; '.join(changes)}. Name another folder with --out"
         )
     if config != saved:
         save_config(layout.config, config)
@@ -100,21 +103,22 @@ def _open_or_make(root: Path, request: MasksRequest) -> OpenRun:
 
 
 def _settings(request: MasksRequest, saved: RunConfig | None) -> dict[str, Any]:
-    """Give the settings that the options stand for; those of refinement only for a new run."""
+    """Return the settings that follow from the options."""
+    # Those of refinement only for a new run: an existing one keeps what `--set` chose when it was made.
     target = {"kind": "folder", "images": str(request.images), "labels": str(request.masks)}
-    asked: dict[str, Any] = {"data": {"target": target}}
+    requested: dict[str, Any] = {"data": {"target": target}}
     if request.classes is not None:
-        asked["vocabulary"] = {"classes": str(request.classes.resolve()), "seen": None}
+        requested["vocabulary"] = {"classes": str(request.classes.resolve()), "seen": None}
     if saved is None:
-        asked["data"] |= {"source": None, "test": None, "validation": None}
-        asked["train"] = {"source_per_step": 0}
-        asked["refine"] = {"refinement": FOR_MASKS.model_dump(mode="json")}
-        asked.setdefault("vocabulary", {"classes": _numbered_classes(request.masks), "seen": None})
-    return asked
+        requested["data"] |= {"source": None, "test": None, "validation": None}
+        requested["train"] = {"source_per_step": 0}
+        requested["refine"] = {"refinement": FOR_MASKS.model_dump(mode="json")}
+        requested.setdefault("vocabulary", {"classes": _numbered_classes(request.masks), "seen": None})
+    return requested
 
 
 def _numbered_classes(masks: Path) -> list[str]:
-    """Call the classes "class 0" and so on, up to the highest id in any mask."""
+    """Name the classes "class 0" and so on, up to the highest id in any mask."""
     highest = -1
     for path in sorted(masks.rglob("*.png")):
         data = read_regular(path)
@@ -122,6 +126,7 @@ def _numbered_classes(masks: Path) -> list[str]:
             ids = decode_label(data)
         except ValueError as error:
             raise ValueError(f"{path}: {error}") from error
+        # Which value is ignored depends on the PNG's bit depth, byte 24 of the file.
         known = ids[ids != (IGNORE_16_BIT if data[24] == 16 else IGNORE_8_BIT)]
         highest = max(highest, int(known.max(initial=-1)))
     if highest < 0:

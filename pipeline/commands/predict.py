@@ -1,10 +1,11 @@
-"""`predict`: segment images by class names, batch by batch; what is done already is left as it is."""
+"""`predict`: segment images by class names in batches; finished images are skipped."""
 
 import hashlib
 import json
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any, Final
 
@@ -30,19 +31,21 @@ logger = logging.getLogger(__name__)
 
 _SIDE: Final = 512
 _MOST_VIEWS: Final = 8
-_CLASS_PIXELS: Final = 256 * 96**2  # of a batch; about 200 MB for each feature map of the decoder's finest level
+# Classes x pixels of a batch: about 200 MB for each feature map of the decoder's finest level. A bound is needed
+# because a machine without a GPU raises no error on which the batch could be halved: the system kills the process.
+_CLASS_PIXELS: Final = 256 * 96**2
 
 
 @dataclass(frozen=True)
 class PredictRequest:
-    """How to predict.
+    """The settings of a prediction.
 
     Attributes:
         out: Folder for the pictures, label maps and results.
-        windows: Windows a side; 1: the whole image at once.
-        batch_size: Views of images at a time; None: 8, fewer with many classes or a large preset.
+        windows: Windows per side; 1: the whole image at once.
+        batch_size: Views of images per batch; None: 8, fewer with many classes or a large preset.
         device: auto, cpu, cuda or mps.
-        overwrite: Predict again what is there.
+        overwrite: Predict images again that have results.
     """
 
     out: Path
@@ -53,13 +56,13 @@ class PredictRequest:
 
 
 @dataclass(frozen=True)
-class Seen:
-    """What has been done about one image.
+class Prediction:
+    """The outcome for one image.
 
     Attributes:
-        image: What it is called.
-        state: "predicted", "skipped" (was there already) or "unreadable".
-        facts: Of a readable one overlay, label and classes; otherwise reason and detail.
+        image: Its name, as shown to the user.
+        state: "predicted", "skipped" (it had results already) or "unreadable".
+        facts: overlay, label and classes of a readable image; reason and detail of an unreadable one.
     """
 
     image: str
@@ -68,37 +71,37 @@ class Seen:
 
 
 def predict_images(
-    paths: Sequence[Path], chosen: ChosenModel, request: PredictRequest, tell: Callable[[Seen, int], None]
+    paths: Sequence[Path], chosen: ChosenModel, request: PredictRequest, notify: Callable[[Prediction, int], None]
 ) -> dict[str, Any]:
-    """Segment images by class names: of each an overlay with a legend, an index PNG, and a JSON written last.
+    """Segment images by class names; write for each an overlay with a legend, an index PNG, and a JSON, last.
 
-    An image is skipped where its JSON tells of the same bytes, model, classes and windows.
+    An image is skipped if its JSON names the same bytes, model, classes and windows.
 
     Args:
         paths: Image files, folders, tars.
         chosen: The model and its classes.
-        request: How.
-        tell: Is told of each image as it is done, and how many there are in all.
+        request: The settings.
+        notify: Called with each outcome and the total number of images.
 
     Returns:
         images: a result for each readable image; predicted, skipped: their numbers; unreadable: name, reason, detail.
 
     Raises:
-        DataFault: Not one image could be read.
-        FileNotFoundError: A path is not there.
+        DataFault: None of the images could be read.
+        FileNotFoundError: A path does not exist.
         ValueError: A setting is wrong, or not even one image fits into memory.
     """
     inputs = find_images(paths)
     made_by = _fingerprint(chosen, request)
     device = chosen_device(request.device)
-    seen: list[Seen] = []
+    results: list[Prediction] = []
 
-    def done(entry: Seen) -> None:
-        seen.append(entry)
-        tell(entry, len(inputs))
+    def done(entry: Prediction) -> None:
+        results.append(entry)
+        notify(entry, len(inputs))
 
     todo = _todo(inputs, request, made_by, done)
-    first = next(todo, None)  # the model is loaded only where there is something to do
+    first = next(todo, None)  # the model is loaded only if there is something to do
     if first is not None:
         segmenter = StsegSegmenter(
             chosen.model,
@@ -113,16 +116,13 @@ def predict_images(
         labeller = Labeller(
             segmenter, side, windows=request.windows, probabilities=chosen.probabilities, batch_size=batch
         )
-        for work, image, label in labeller.labels((work, work.image) for work in _with(first, todo)):
+        for work, image, label in labeller.labels((work, work.image) for work in chain([first], todo)):
             done(_write(work, image, label, chosen.vocabulary, request.out, made_by))
-    return _result(seen, inputs)
+    return _result(results, inputs)
 
 
 def usual_batch(side: int, classes: int) -> int:
-    """Give how many views are looked at together: 8, as far as classes times pixels stay within bounds.
-
-    A machine without a GPU has no error to halve the batch on: the system ends the process.
-    """
+    """Return the number of views per batch: 8, or fewer to keep classes times pixels within bounds."""
     return max(1, min(_MOST_VIEWS, _CLASS_PIXELS // (classes * side**2)))
 
 
@@ -139,34 +139,29 @@ class _Work:
 
 
 def _todo(
-    inputs: Sequence[ImageInput], request: PredictRequest, made_by: str, done: Callable[[Seen], None]
+    inputs: Sequence[ImageInput], request: PredictRequest, made_by: str, done: Callable[[Prediction], None]
 ) -> Iterator[_Work]:
     for entry in inputs:
         try:
             data = entry.read()
             digest = hashlib.sha256(data).hexdigest()
-            old = None if request.overwrite else _standing(request.out, entry.key, digest, made_by)
+            old = None if request.overwrite else _existing_result(request.out, entry.key, digest, made_by)
             if old is not None:
-                done(Seen(entry.shown, "skipped", old))
+                done(Prediction(entry.shown, "skipped", old))
                 continue
             image = decode_image(data).image
         except UnreadableImage as error:
-            done(Seen(entry.shown, "unreadable", {"reason": error.reason, "detail": error.detail}))
+            done(Prediction(entry.shown, "unreadable", {"reason": error.reason, "detail": error.detail}))
             continue
         yield _Work(entry, digest, image)
-
-
-def _with(first: _Work, others: Iterator[_Work]) -> Iterator[_Work]:
-    yield first
-    yield from others
 
 
 def _paths(out: Path, key: str) -> dict[str, str]:
     return {"overlay": str(out / f"{key}.png"), "label": str(out / f"{key}.label.png")}
 
 
-def _standing(out: Path, key: str, digest: str, made_by: str) -> dict[str, Any] | None:
-    """Give what was said of the same image by the same model, if it still stands whole."""
+def _existing_result(out: Path, key: str, digest: str, made_by: str) -> dict[str, Any] | None:
+    """Return the earlier result for the same image and model, if all of its files exist."""
     old = read_json(out / f"{key}.json")
     paths = _paths(out, key)
     if not old or (old.get("sha256"), old.get("made_by")) != (digest, made_by):
@@ -178,17 +173,18 @@ def _standing(out: Path, key: str, digest: str, made_by: str) -> dict[str, Any] 
 
 def _write(
     work: _Work, image: NDArray[np.uint8], label: NDArray[np.int32], vocabulary: Vocabulary, out: Path, made_by: str
-) -> Seen:
+) -> Prediction:
     paths = _paths(out, work.input.key)
     sheet = panels([("image", image), ("prediction", overlay(image, label, vocabulary))], side=_SIDE)
+    # Pictures first, the JSON last: it is what a second command goes by.
     write_bytes_atomic(Path(paths["overlay"]), png_bytes(with_legend(sheet, vocabulary, [label])))
     write_bytes_atomic(Path(paths["label"]), encode_label(label, vocabulary))
     found = [vocabulary.names[index] for index in classes_by_size([label], vocabulary)]
     facts = {"image": work.input.shown, "sha256": work.digest, "classes": found, "made_by": made_by}
-    # A file name that is not UTF-8 stands in it as JSON's own escape.
+    # A file name that is not UTF-8 becomes JSON's own escape.
     content = (json.dumps(facts, ensure_ascii=False, indent=1) + "\n").encode(errors="backslashreplace")
     write_bytes_atomic(out / f"{work.input.key}.json", content)
-    return Seen(work.input.shown, "predicted", {**paths, "classes": found})
+    return Prediction(work.input.shown, "predicted", {**paths, "classes": found})
 
 
 def _fingerprint(chosen: ChosenModel, request: PredictRequest) -> str:
@@ -203,16 +199,16 @@ def _fingerprint(chosen: ChosenModel, request: PredictRequest) -> str:
     )
 
 
-def _result(seen: Sequence[Seen], inputs: Sequence[ImageInput]) -> dict[str, Any]:
-    unreadable = [{"image": entry.image, **entry.facts} for entry in seen if entry.state == "unreadable"]
+def _result(results: Sequence[Prediction], inputs: Sequence[ImageInput]) -> dict[str, Any]:
+    unreadable = [{"image": entry.image, **entry.facts} for entry in results if entry.state == "unreadable"]
     if len(unreadable) == len(inputs):
         first = unreadable[0]
         raise DataFault(
-            f"not one of {len(inputs)} images can be read; the first: {first['image']}: {first['reason']} "
+            f"none of {len(inputs)} images can be read; the first: {first['image']}: {first['reason']} "
             f"({first['detail']})"
         )
-    order = {entry.shown: place for place, entry in enumerate(inputs)}
-    readable = sorted((e for e in seen if e.state != "unreadable"), key=lambda e: order[e.image])
+    order = {entry.shown: index for index, entry in enumerate(inputs)}
+    readable = sorted((e for e in results if e.state != "unreadable"), key=lambda e: order[e.image])
     return {
         "images": [{"image": e.image, "state": e.state, **e.facts} for e in readable],
         "predicted": sum(e.state == "predicted" for e in readable),

@@ -1,4 +1,4 @@
-"""Stage 1: train DEA and decoder on labelled images, for the shipped weights as for a user's own."""
+"""`pretrain`: train DEA and decoder on labelled images (stage 1), for the shipped weights as for a user's own."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,8 +17,8 @@ from pipeline.config import (
     ResourceSettings,
     RunConfig,
     VocabularySettings,
-    asks_for_tiny,
     laid_over,
+    selects_tiny,
 )
 from pipeline.progress import RunProgress
 from pipeline.report.left_out import left_out, lines_of
@@ -53,14 +53,14 @@ class PretrainConfig(Section):
     """The settings of stage 1; the defaults make the shipped weights, of preset `tiny`.
 
     Attributes:
-        model: Preset and DEA; `stage1_weights` is where to start from instead of anew.
+        model: Preset and DEA; `stage1_weights`: the weights to start from.
         source: Labelled images.
-        vocabulary: The classes; only the seen ones are trained on.
-        shard_size: Images a shard of embeddings.
+        vocabulary: The classes; only seen ones are trained on.
+        shard_size: Images per shard of embeddings.
         train: The training.
-        embed: What an embedding worker needs.
+        embed: The resources of an embedding worker.
         group: The training group.
-        quarantine: How many images may be unreadable.
+        quarantine: The budget for unreadable images.
     """
 
     model: ModelSettings = ModelSettings()
@@ -76,17 +76,17 @@ class PretrainConfig(Section):
 
 @dataclass(frozen=True)
 class PretrainRequest:
-    """What is asked for.
+    """A request to train stage 1.
 
     Attributes:
         out: The weights to write.
-        images: Labelled images; None: what the settings name, by default the scenes.
+        images: Labelled images; None: those of the settings, by default the scenes.
         labels: Their index PNGs.
         classes: Their class names, by id.
         init_from: A head to start from (stage 1, a student, SED's); one without DEA starts DEA at its identity.
         file: YAML file of settings.
         sets: `key=value` texts.
-        work: Folder for embeddings and checkpoints, which a stopped training resumes from; None: beside `out`.
+        work: Folder for embeddings and checkpoints, which a stopped training resumes from; None: next to `out`.
         backend: "ray" or "inline".
     """
 
@@ -122,7 +122,7 @@ def run_pretrain(request: PretrainRequest, progress: RunProgress | None = None) 
         states = task_states(all_tasks(run, 0, STAGE1))
         tidy(states)
         if all(state.state == "done" for state in states):
-            shown.say("stage 1: nothing to do, its weights are there")
+            shown.say("stage 1: nothing to do, its weights are done")
         else:
             shown.say(f"stage 1: {config.train.steps} steps on {images} images …")
             with Driver(run, RoundRequest(rounds=0, backend=request.backend), shown).connected() as driver:
@@ -135,7 +135,7 @@ def run_pretrain(request: PretrainRequest, progress: RunProgress | None = None) 
 
 
 def pretrain_config(request: PretrainRequest) -> PretrainConfig:
-    """Give the complete settings of a request; presets other than `tiny` get the paper's training.
+    """Return the complete settings of a request; presets other than `tiny` get the paper's training.
 
     Raises:
         ValueError: An unknown name, a value that does not fit, or images without labels or classes.
@@ -143,17 +143,20 @@ def pretrain_config(request: PretrainRequest) -> PretrainConfig:
     own: dict[str, Any] = {}
     if request.images is not None:
         if request.labels is None or request.classes is None:
-            raise ValueError("--images needs --labels (index PNGs) and --classes (names by id) beside it")
+            raise ValueError("--images also needs --labels (index PNGs) and --classes (names by id)")
         own["source"] = {"kind": "folder", "images": str(request.images), "labels": str(request.labels)}
     if request.classes is not None:
         own["vocabulary"] = {"classes": load_class_names(request.classes), "seen": None}
     if request.init_from is not None:
-        own["model"] = {"stage1_weights": str(_init_from(request.init_from))}
-    asked = laid_over(own, read_settings(request.file) if request.file is not None else {})
-    base = PretrainConfig(train=TINY_STAGE1 if asks_for_tiny(asked, request.sets) else PAPER_STAGE1)
+        # Checked here, before the images are hashed, and with a message that names the option.
+        if not request.init_from.expanduser().is_file():
+            raise ValueError(f"--init-from names {request.init_from}, which does not exist")
+        own["model"] = {"stage1_weights": str(request.init_from)}
+    requested = laid_over(own, read_settings(request.file) if request.file is not None else {})
+    base = PretrainConfig(train=TINY_STAGE1 if selects_tiny(requested, request.sets) else PAPER_STAGE1)
     where = "--set" if request.file is None else f"{request.file} or --set"
     config = validated(
-        PretrainConfig, with_sets(laid_over(base.model_dump(mode="json"), asked), request.sets), where=where
+        PretrainConfig, with_sets(laid_over(base.model_dump(mode="json"), requested), request.sets), where=where
     )
     if config.train.start != "teacher":
         raise ValueError(
@@ -165,7 +168,9 @@ def pretrain_config(request: PretrainRequest) -> PretrainConfig:
 
 
 def _open(config: PretrainConfig, layout: RunLayout) -> OpenRun:
-    """Return stage 1 as a run with a labelled source and nothing to label."""
+    """Return stage 1 as a run with a labelled source and an empty target."""
+    # As a run, stage 1 is a recipe of two stages for the same driver: it resumes, quarantines and uses Ray as rounds
+    # do.
     vocabulary = _vocabulary(config)
     vocabulary.save(layout.vocabulary)
     source = open_source(config.source, vocabulary)
@@ -180,14 +185,10 @@ def _open(config: PretrainConfig, layout: RunLayout) -> OpenRun:
         quarantine=config.quarantine,
         resources=ResourceSettings(embed=config.embed, train=config.group),
     )
-    plan = make_plan((ref for ref in source.refs() if _has_label(ref.label_digest, config)), config.shard_size)
+    # A folder may hold images without a label; scenes all have one, which is drawn and has no digest.
+    drawn = isinstance(config.source, ScenesSourceConfig)
+    plan = make_plan((ref for ref in source.refs() if drawn or ref.label_digest is not None), config.shard_size)
     return OpenRun(layout, settings, vocabulary, Plan(config.shard_size, ()), plan)
-
-
-def _init_from(path: Path) -> Path:
-    if not path.expanduser().is_file():
-        raise ValueError(f"--init-from names {path}, which is not there")
-    return path
 
 
 def _vocabulary(config: PretrainConfig) -> Vocabulary:
@@ -198,8 +199,3 @@ def _vocabulary(config: PretrainConfig) -> Vocabulary:
     lines = load_class_names(Path(names)) if isinstance(names, str) else list(names)
     templates = prompt_templates(load_preset(config.model.preset).templates)
     return Vocabulary.from_names(lines, seen=config.vocabulary.seen, templates=templates)
-
-
-def _has_label(label_digest: str | None, config: PretrainConfig) -> bool:
-    """A folder may hold images without a label; scenes all have one."""
-    return isinstance(config.source, ScenesSourceConfig) or label_digest is not None

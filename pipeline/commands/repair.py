@@ -1,4 +1,4 @@
-"""Takes what is damaged out of a run and has it done again."""
+"""`shards repair`: remove damaged outputs from a run and make them again."""
 
 import logging
 from dataclasses import dataclass, replace
@@ -10,9 +10,8 @@ from pipeline.rounds.driver import Driver, RoundRequest
 from pipeline.rounds.rounds import run_rounds
 from pipeline.run.foundation import Fault
 from pipeline.run.lock import holding
-from pipeline.run.mending import mend_shared
 from pipeline.run.run import OpenRun, read_run
-from pipeline.run.verify import last_finished, run_layout, verify_run
+from pipeline.run.verify import last_finished, repair_shared, run_layout, verify_run
 from pipeline.tasks.recipe import MASKS, refines_given_masks
 from shards.files.atomic import remove_path
 from shards.formats.layout import RunLayout
@@ -22,13 +21,13 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Repair:
-    """What was done.
+    """The result of a repair.
 
     Attributes:
-        faults: What was damaged, and was taken out.
+        faults: The faults found, whose outputs were removed.
         rounds: The last round that was finished before and is so again; None: there was none, or nothing was damaged.
-        replays: Folders of replays that lost something; the `replay` command which made one makes it whole.
-        left: What is still damaged or lost; these replays' outputs are not meant.
+        replays: Folders of replays that lost outputs; the `replay` command that made one makes it whole.
+        left: Outputs that are still damaged or lost, apart from those of these replays.
     """
 
     faults: tuple[Fault, ...]
@@ -38,14 +37,14 @@ class Repair:
 
 
 def repair_run(root: Path, number: int | None, request: RoundRequest) -> Repair:
-    """Remove every damaged output with its record, then do the rounds again that were finished.
+    """Remove every damaged output with its record, then do the finished rounds again.
 
-    What is whole stays as it is, also what was made from a damaged output if that comes out with the same bytes.
+    Whole outputs stay as they are, also those made from a damaged one that comes out with the same bytes.
 
     Args:
         root: The run folder.
-        number: Only what all rounds share and this round; None: everything.
-        request: Where the work is done; its number of rounds does not count.
+        number: Only this round and the outputs that all rounds share; None: everything.
+        request: Backend and address; its number of rounds is not used.
 
     Raises:
         DataFault: There is no run or no such round, or something is damaged that cannot be made again.
@@ -53,14 +52,18 @@ def repair_run(root: Path, number: int | None, request: RoundRequest) -> Repair:
     """
     layout = run_layout(root)
     with holding(root):
-        mended = mend_shared(root)
+        mended = repair_shared(root)
         run, found = read_run(root), verify_run(root, number)
+        # Checked before anything is removed: without weights or labels that the settings name, nothing could be made
+        # again.
         if found.unjudged is not None:
             raise DataFault(f"nothing was removed, as it could not be made again: {found.unjudged}")
         last = last_finished(run)
         for fault in found.faults:
             _take_out(run, fault.output)
     faults = (*mended, *found.faults)
+    # Stale outputs of finished rounds are made again, too: damage that leaves a file readable may show as another
+    # setting (runs of earlier versions have no checksums for it). Those of replays belong to their own command.
     stale = [one for one in found.stale if not _replays(layout, one.task.output)]
     if last is not None and (found.faults or any(one.task.round <= last for one in stale)):
         _do_again(run, replace(request, rounds=last))
@@ -78,12 +81,13 @@ def _do_again(run: OpenRun, request: RoundRequest) -> None:
         return
     try:
         run_rounds(root, request)
-    except GateFailed as failed:  # the run ended so before; the report of its last round is there
+    except GateFailed as failed:  # the run had ended this way before; the report of its last round is written
         logger.warning("%s", failed)
 
 
 def _take_out(run: OpenRun, output: Path) -> None:
-    """Remove the record first: nothing without one is ever taken for done."""
+    """Remove an output and its record."""
+    # The record first: killed in between, this leaves an output without a record, which is never taken for done.
     if output.parent.name == "checkpoints":
         remove_path(output.with_suffix(".safetensors"))
         remove_path(output)

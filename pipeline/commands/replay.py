@@ -1,20 +1,28 @@
-"""Pseudo-labels of a round under other settings, from its stored scores and embeddings: no new teacher inference."""
+"""`replay`: pseudo-labels of a round with other settings, from stored scores and embeddings."""
+
+# The teacher's scores do not depend on the gate, and the teacher takes most of the time of teacher, refine and write
+# (45 of 83 ms per image in `make round`, docs/cluster.md). So a threshold can be tried without it, or without SAM, too.
 
 import shlex
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from jobs.commit import stage_records
 from jobs.executor import Backend
+from jobs.quality.gate_pairs import GatePairs, Kept, confidences_by_class, gather_pairs, keep
+from jobs.run import has_target_labels
 from jobs.stages import refine, teacher, write
-from pipeline.commands.gate_preview import preview_gate
+from models.refinement.gate import adaptive_thresholds
 from pipeline.config import changed_settings, resolve_config
 from pipeline.errors import DataFault, SettingsConflict
 from pipeline.progress import RunProgress
 from pipeline.rounds.driver import Driver, RoundRequest
 from pipeline.run.lock import holding
 from pipeline.run.run import OpenRun, read_run
+from shards.data.sources import open_source
 from shards.formats.layout import RunLayout, record_path
 from shards.formats.records import Json, fingerprint_digest, read_json, read_record
 from shards.storage.store import as_shown
@@ -24,14 +32,14 @@ SHOWN = ("coverage", "coverage_before", "miou_before", "miou_after", "miou_after
 
 @dataclass(frozen=True)
 class ReplayRequest:
-    """What is asked for.
+    """A request to replay a round.
 
     Attributes:
         number: The round.
         sets: `key=value` texts within the run's `refine` section, such as "gate.threshold=0.8".
-        name: Name of the new generation; None: one out of the settings, so that the same ones find it again.
+        name: Name of the replay; None: derived from the settings, so that the same settings find it again.
         backend: "ray" or "inline".
-        address: A Ray that runs; None: a private one on this machine.
+        address: The address of a running Ray; None: a private one on this machine.
     """
 
     number: int
@@ -42,20 +50,21 @@ class ReplayRequest:
 
 
 def replay_round(root: Path, request: ReplayRequest, progress: RunProgress | None = None) -> dict[str, Any]:
-    """Make a generation of pseudo-labels beside the round's own, under `replays/NAME`; what is done stays.
+    """Make pseudo-labels next to the round's own, under `replays/NAME`; finished work is skipped.
 
     Returns:
         `round`, `name`, `folder`, `changed` settings, `samples` written, the scores `own` (None if the round is not
         refined) and `replay`, and `next`, the command that makes the round use these settings.
 
     Raises:
-        DataFault: The teacher's scores are not there.
+        DataFault: The teacher's scores are missing.
         SettingsConflict: A replay of that name was made with other settings.
         ValueError: A setting is wrong, or none differs from the run's own.
         LockHeld: Another command works on the run.
     """
     shown = RunProgress(RunLayout(root).events) if progress is None else progress
-    with holding(_checked_layout(root).root):
+    # Opened before it is locked: taking the lock makes the folder, and a mistyped --run would leave an empty one.
+    with holding(read_run(root).layout.root):
         own = read_run(root)
         run = _with_sets(own, request.sets)
         run = _named(own, run, request)
@@ -69,10 +78,10 @@ def replay_round(root: Path, request: ReplayRequest, progress: RunProgress | Non
 
 
 def preview_round(root: Path, number: int, sets: tuple[str, ...]) -> dict[str, Any]:
-    """Say what the gate would keep of a round under other settings; nothing is written.
+    """Return what the gate would keep of a round with other settings; nothing is written.
 
     Raises:
-        DataFault: There is no run, or the teacher's scores are not there.
+        DataFault: There is no run, or the teacher's scores are missing.
         ValueError: A setting is wrong.
     """
     run = _with_sets(read_run(root), sets)
@@ -80,9 +89,55 @@ def preview_round(root: Path, number: int, sets: tuple[str, ...]) -> dict[str, A
     return {"round": number, "gate": run.config.refine.gate.model_dump(mode="json"), **preview_gate(run, number)}
 
 
-def _checked_layout(root: Path) -> RunLayout:
-    """Give a run's layout; the lock must not make a folder where there is no run."""
-    return read_run(root).layout
+def preview_gate(run: OpenRun, number: int) -> dict[str, Any]:
+    """Gate the stored scores of a round with the run's settings; nothing is written and no network loaded.
+
+    Args:
+        run: The run, with the settings to try.
+        number: The round, whose teacher is done.
+
+    Returns:
+        `images`, `images_kept`; `classes`, `classes_kept`: pairs of an image and a class that the teacher sees there;
+        `pixels_kept` and `precision` (the share of correct pixels among kept ones with known truth) in per cent, None
+        if there is nothing to divide by; `labelled_images`; and `per_class`, the same numbers for each class with its
+        threshold. "Kept" means passing the gate, before SAM.
+    """
+    gate = run.config.refine.gate
+    labelled = has_target_labels(run)
+    layout, names = run.layout, [shard.name for shard in run.plan.shards]
+    stores = [(layout.teacher(number, name), layout.embedding("target", name)) for name in names]
+    with run.here(*(path for pair in stores for path in pair)):
+        pairs = gather_pairs(
+            stores,
+            run.plan.samples,
+            open_source(run.config.data.target, run.vocabulary) if labelled else None,
+            run.vocabulary,
+            [gate],
+        )
+    threshold_K = np.full(len(run.vocabulary), gate.threshold)
+    if gate.adaptive is not None:
+        threshold_K = adaptive_thresholds(confidences_by_class(pairs, 0, len(run.vocabulary)), gate.adaptive)
+    kept = keep(pairs, 0, threshold_K)
+    rows = [_class_row(run, kept, index, float(tau)) for index, tau in enumerate(threshold_K)]
+    return {**summary(pairs, kept), "per_class": [row for row in rows if row["images"]]}
+
+
+def summary(pairs: GatePairs, kept: Kept) -> dict[str, Any]:
+    """Return the totals over all classes, shares in per cent."""
+    return {
+        "images": len(pairs.image_pixels),
+        "images_kept": kept.any_kept,
+        "labelled_images": pairs.labelled_images,
+        "classes": int(kept.images.sum()),
+        "classes_kept": int(kept.images_kept.sum()),
+        "pixels_kept": percent(kept.pixels_kept.sum(), pairs.image_pixels.sum()),
+        "precision": percent(kept.right_kept.sum(), kept.labelled_kept.sum()),
+    }
+
+
+def percent(part: float, whole: float) -> float | None:
+    """Return a share in per cent; None if the whole is zero."""
+    return 100 * float(part) / float(whole) if whole else None
 
 
 def _with_sets(run: OpenRun, sets: tuple[str, ...]) -> OpenRun:
@@ -91,16 +146,18 @@ def _with_sets(run: OpenRun, sets: tuple[str, ...]) -> OpenRun:
 
 
 def _named(own: OpenRun, run: OpenRun, request: ReplayRequest) -> OpenRun:
-    """Give the run with the replay's folder in the place of the round's own, once it is sure that it may be made."""
+    """Return the run with the replay's folder instead of the round's own; refuse settings that change nothing."""
     wanted = _fingerprint(run, request.number)
     if wanted == _fingerprint(own, request.number):
-        given = f"{', '.join(request.sets)} changes nothing" if request.sets else "no setting is given"
+        given = f"{', '.join(request.sets)} changes nothing" if request.sets else "no setting was named"
         raise ValueError(
             f"{given}: the pseudo-labels would be those of round {request.number} itself; name another value, such as "
             "--set gate.threshold=0.8"
         )
     name = request.name or fingerprint_digest(wanted)[:10]
     run = replace(run, layout=replace(run.layout, replay=name))
+    # A replay's settings are kept only in its records. One shard with others is enough: a name must not mix two
+    # settings.
     for task in refine.tasks(run, request.number):
         try:
             made_with = read_record(task.record).fingerprint
@@ -119,7 +176,7 @@ def _fingerprint(run: OpenRun, number: int) -> dict[str, Json]:
 
 
 def refuse_without_scores(run: OpenRun, number: int) -> None:
-    """Refuse a round whose teacher is not done.
+    """Raise unless the teacher of a round is done.
 
     Raises:
         DataFault: Scores of a shard are missing; the message names the command that makes them.
@@ -149,4 +206,17 @@ def _result(own: OpenRun, run: OpenRun, request: ReplayRequest) -> dict[str, Any
         "samples": sum(record.count for record in stage_records(write.tasks(run, number))),
         **{name: None if found is None else {key: found.get(key) for key in SHOWN} for name, found in scores.items()},
         "next": f"stseg-pipeline round --n {number} --run {shlex.quote(str(root))} {sets}",
+    }
+
+
+def _class_row(run: OpenRun, kept: Kept, index: int, threshold: float) -> dict[str, Any]:
+    entry = run.vocabulary.classes[index]
+    return {
+        "class": entry.name,
+        "seen": entry.seen,
+        "threshold": round(threshold, 4),
+        "images": int(kept.images[index]),
+        "images_kept": int(kept.images_kept[index]),
+        "pixels_kept": percent(kept.pixels_kept[index], kept.pixels[index]),
+        "precision": percent(kept.right_kept[index], kept.labelled_kept[index]),
     }

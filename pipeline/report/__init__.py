@@ -1,1 +1,1 @@
-"""The report of a round."""
+"""The report of a round: its numbers, alarms, pictures and page."""

@@ -1,4 +1,4 @@
-"""The alarms of a round: its pseudo-labels and its student, against the round before and against its teacher."""
+"""The alarms of a round: pseudo-labels and student compared with the round before and with the teacher."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -14,13 +14,13 @@ from shards.formats.records import Record
 
 @dataclass(frozen=True)
 class RoundFacts:
-    """What the alarms of a round are made from.
+    """The inputs of the alarms of a round.
 
     Attributes:
         number: The round.
         refined: The records of its refine stage: histogram and coverage of all images.
         before: Those of the round before; none for round 1.
-        check: What `jobs.stages.target_check` found on its sample.
+        check: The result of `jobs.stages.target_check` on its sample.
     """
 
     number: int
@@ -30,13 +30,16 @@ class RoundFacts:
 
 
 def round_alarms(facts: RoundFacts, names: Sequence[str], config: AlarmConfig) -> list[Alarm]:
-    """Judge a round by what its stages wrote; no label is needed.
+    """Return the alarms of a round; no label is needed.
 
     Args:
-        facts: What they wrote.
+        facts: What the round's stages wrote.
         names: The class names.
         config: Thresholds.
     """
+    # Each comparison catches a fault that the others miss. Histograms see one class taking over, but not two classes
+    # that swap: their shares stay. Churn sees the swap. The comparison with the round before misses what drifts slowly
+    # from the start, the one with the teacher's labels misses a teacher that is wrong itself.
     number, before = facts.number, facts.before
     changes = {name: counted_changes(triples or (), len(names)) for name, triples in facts.check["changes"].items()}
     labels, coverage = _histogram(facts.refined, len(names)), _coverage(facts.refined)

@@ -1,5 +1,7 @@
 """The curves of the report: scores over rounds as one inline SVG."""
 
+# Written by hand, as the page has to open anywhere and for years: no plotting library, no script, no font to load.
+
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -20,7 +22,7 @@ class Curve:
     """One score over the rounds.
 
     Attributes:
-        name: What stands beside its end.
+        name: The label at its end.
         colour: A CSS colour.
         values: Per cent by round; None where it was not measured.
         baseline: The plain baseline's value, drawn as a dashed line; None: none.
@@ -38,7 +40,7 @@ class Curve:
 
 
 def curves_svg(curves: Sequence[Curve]) -> str:
-    """Draw curves with a common scale; empty text if none of them has a value."""
+    """Return curves on a common scale as SVG; empty text if none of them has a value."""
     drawn = [curve for curve in curves if curve.points]
     if not drawn:
         return ""
@@ -73,6 +75,7 @@ class _Scale:
 
 
 def _limits(levels: Sequence[float]) -> tuple[float, float]:
+    # At least ten points high: on a tighter scale a difference within the noise of a seed looks like progress.
     low, high = 5 * math.floor((min(levels) - 1) / 5), 5 * math.ceil((max(levels) + 1) / 5)
     return max(0.0, float(low)), min(100.0, float(max(high, low + 10)))
 
@@ -93,13 +96,13 @@ def _axes(scale: _Scale, rounds: Sequence[int]) -> list[str]:
 
 
 def _curve(curve: Curve, scale: _Scale) -> list[str]:
-    places = [(scale.x(number), scale.y(value), value) for number, value in curve.points]
-    line = " ".join(f"{x:.1f},{y:.1f}" for x, y, _ in places)
+    points = [(scale.x(number), scale.y(value), value) for number, value in curve.points]
+    line = " ".join(f"{x:.1f},{y:.1f}" for x, y, _ in points)
     parts = [f'<polyline points="{line}" fill="none" stroke="{curve.colour}" stroke-width="2.5"/>']
     parts += [
         f'<circle cx="{x:.1f}" cy="{y:.1f}" r="4" fill="{curve.colour}">'
         f"<title>{escape(curve.name)} {value:.1f}</title></circle>"
-        for x, y, value in places
+        for x, y, value in points
     ]
     if curve.baseline is not None:
         y = scale.y(curve.baseline)
@@ -112,7 +115,8 @@ def _curve(curve: Curve, scale: _Scale) -> list[str]:
 
 
 def _end_labels(curves: Sequence[Curve], scale: _Scale) -> list[str]:
-    """Write each curve's name and last value right of the plot, moved apart where they would overlap."""
+    """Label each curve at its end with name and last value, moved apart where labels would overlap."""
+    # From top to bottom, each at least one line below the last: curves often end within a point of each other.
     wanted = sorted((scale.y(curve.points[-1][1]), curve.name, curve) for curve in curves)
     parts, above = [], -math.inf
     for y, name, curve in wanted:

@@ -15,14 +15,14 @@ from shards.data.vocabulary import Vocabulary
 
 Pixels = NDArray[np.uint8]
 
-_STRENGTH: Final = 0.62  # of a class's colour over the image
+_STRENGTH: Final = 0.62  # of a class's colour over the image: the outlines beneath have to stay visible
 _TITLE_HEIGHT: Final = 20
 _GAP: Final = 6
 _FONT_SIZE: Final = 12
 _PAPER: Final = (255, 255, 255)
 _INK: Final = (25, 25, 25)
 _MAX_UPSCALE: Final = 8
-MAX_NAMED: Final = 24  # classes in a legend
+MAX_NAMED: Final = 24  # classes in a legend: with more, it is larger than the picture
 
 
 def overlay(image: Pixels, label: NDArray[np.integer], vocabulary: Vocabulary) -> Pixels:
@@ -31,13 +31,13 @@ def overlay(image: Pixels, label: NDArray[np.integer], vocabulary: Vocabulary) -
     Args:
         image: (H, W, 3) uint8.
         label: (H, W) class ids; ignored pixels show the image, grey and dark.
-        vocabulary: Gives the colours and the ignore index.
+        vocabulary: The source of the colours and the ignore index.
 
     Returns:
         (H, W, 3) uint8.
 
     Raises:
-        ValueError: The label has another size, or holds an id that the vocabulary does not have.
+        ValueError: The label has another size, or holds an id outside the vocabulary.
     """
     if image.shape[:2] != label.shape:
         raise ValueError(f"the label is {label.shape}, the image {image.shape[:2]}; expected the same size")
@@ -55,7 +55,8 @@ def overlay(image: Pixels, label: NDArray[np.integer], vocabulary: Vocabulary) -
 
 
 def scaled(pixels: Pixels, side: int) -> Pixels:
-    """Resize so that the longest side has `side` pixels; small pictures grow in whole steps, with sharp pixels."""
+    """Resize so that the longest side has at most `side` pixels; small pictures grow by a whole factor."""
+    # Whole factors keep pixels sharp: interpolated, a label's edge of one pixel could not be judged.
     height, width = pixels.shape[:2]
     longest = max(height, width)
     if longest <= side:
@@ -66,7 +67,7 @@ def scaled(pixels: Pixels, side: int) -> Pixels:
 
 
 def panels(columns: Sequence[tuple[str, Pixels]], *, side: int = 240) -> Image.Image:
-    """Put pictures side by side, each under its title.
+    """Return pictures side by side, each under its title.
 
     Args:
         columns: (title, (H, W, 3) uint8) from left to right, at least one.
@@ -87,10 +88,7 @@ def panels(columns: Sequence[tuple[str, Pixels]], *, side: int = 240) -> Image.I
 
 
 def with_legend(sheet: Image.Image, vocabulary: Vocabulary, labels: Iterable[NDArray[np.integer]]) -> Image.Image:
-    """Add a legend below: a swatch and a name for each class of the label maps, and one for ignored pixels.
-
-    Of very many classes, those with the most pixels are named, and the others counted.
-    """
+    """Return a sheet with a legend below it: the largest classes of the label maps, and ignored pixels."""
     ids = classes_by_size(labels, vocabulary)
     named = sorted(ids[:MAX_NAMED])
     font = _font()
@@ -98,17 +96,17 @@ def with_legend(sheet: Image.Image, vocabulary: Vocabulary, labels: Iterable[NDA
     entries.append(((60, 60, 60), "ignored"))
     if len(ids) > len(named):
         entries.append((_PAPER, f"and {len(ids) - len(named)} more"))
-    places, rows, left = [], 0, 4
+    positions, rows, left = [], 0, 4
     for colour, name in entries:
         width = 16 + int(font.getlength(name)) + 14
         if left > 4 and left + width > max(sheet.width, 320):
             rows, left = rows + 1, 4
-        places.append((left, rows, colour, name))
+        positions.append((left, rows, colour, name))
         left += width
     canvas = Image.new("RGB", (max(sheet.width, 320), sheet.height + 8 + 18 * (rows + 1)), _PAPER)
     canvas.paste(sheet, (0, 0))
     pen = ImageDraw.Draw(canvas)
-    for x, row, colour, name in places:
+    for x, row, colour, name in positions:
         top = sheet.height + 6 + 18 * row
         pen.rectangle((x, top + 1, x + 11, top + 12), fill=colour, outline=_INK)
         pen.text((x + 16, top - 1), name, fill=_INK, font=font)
@@ -116,7 +114,7 @@ def with_legend(sheet: Image.Image, vocabulary: Vocabulary, labels: Iterable[NDA
 
 
 def classes_by_size(labels: Iterable[NDArray[np.integer]], vocabulary: Vocabulary) -> list[int]:
-    """Give the ids of the classes that occur in any of the label maps, the one with the most pixels first."""
+    """Return the ids of the classes in any of the label maps, the one with the most pixels first."""
     pixels: Counter[int] = Counter()
     for label in labels:
         ids, counts = np.unique(label, return_counts=True)

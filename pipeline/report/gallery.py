@@ -17,7 +17,7 @@ from shards.data.sources import SampleRef, Source, open_source
 from shards.formats.tar import index_tar, read_member
 
 PICTURES: Final = 12
-MAX_RANKED: Final = 2000  # of more images, evenly spread ones are shown, as ranking reads every label
+MAX_RANKED: Final = 2000  # ranking reads every label: with more images than this, evenly spread ones are shown
 PICTURES_NOTE: Final = (
     "Image, teacher's label, refined label, and the truth where it is known. Where it is, the four images that "
     "refinement helped most, the four that it hurt most, and four in between, by the share of right pixels among "
@@ -34,7 +34,7 @@ class Shown:
     Attributes:
         shard: Its shard.
         key: Its key.
-        caption: What stands below it.
+        caption: The text below it.
     """
 
     shard: str
@@ -43,18 +43,18 @@ class Shown:
 
 
 def choose_samples(run: Run, number: int) -> list[Shown]:
-    """Choose the samples of a round to show: by gain where there are labels, else evenly."""
+    """Choose the samples of a round to show: by gain if there are labels, else evenly spread."""
     if has_target_labels(run) and run.plan.sample_count <= MAX_RANKED:
         ranked = _ranked(run, number)
-        if ranked:
+        if ranked:  # empty where no label could be read, or its size is not that of the image
             return [shown for _, shown in _extremes(ranked)]
     count = run.plan.sample_count
-    picked = run.plan.pick(int(place) for place in np.linspace(0, count - 1, min(PICTURES, count)))
+    picked = run.plan.pick(int(index) for index in np.linspace(0, count - 1, min(PICTURES, count)))
     return [Shown(shard, ref.key, ref.key) for shard, samples in picked.items() for ref in samples]
 
 
 def draw_samples(run: Run, number: int, samples: Sequence[Shown]) -> list[Picture]:
-    """Draw samples as panels with a legend; those that were left out as unreadable are passed over."""
+    """Draw samples as panels; those that were left out as unreadable are skipped."""
     source = open_source(run.data.target, run.vocabulary)
     pictures = []
     for shard in dict.fromkeys(shown.shard for shown in samples):
@@ -70,13 +70,14 @@ def draw_samples(run: Run, number: int, samples: Sequence[Shown]) -> list[Pictur
 
 
 def sample_image(run: Run, number: int, shard: str, ref: SampleRef) -> NDArray[np.uint8]:
-    """Read a sample's image, upright: out of the round's tar, or out of the source if it is not in there."""
+    """Return a sample's image, upright: from the round's tar, or from the source if it is not in there."""
+    # The tar first: the source may be a mount that is gone by now, or may have changed since.
     tar = run.layout.pseudo(number, shard)
     with run.here(tar):
-        places = index_tar(tar).places.get(ref.key, {}) if tar.is_file() else {}
-        for extension, place in places.items():
+        members = index_tar(tar).places.get(ref.key, {}) if tar.is_file() else {}
+        for extension, member in members.items():
             if extension not in _LABEL_EXTENSIONS:
-                return decode_image(read_member(tar, *place)).image
+                return decode_image(read_member(tar, *member)).image
     return decode_image(open_source(run.data.target, run.vocabulary).read_image(ref)[0]).image
 
 
@@ -95,7 +96,7 @@ def _picture(
 
 
 def _ranked(run: Run, number: int) -> list[tuple[float, Shown]]:
-    """Give every labelled sample with what refinement gained in it, in per cent points, greatest gain first."""
+    """Return every labelled sample with the percentage points that refinement gained in it, greatest first."""
     source = open_source(run.data.target, run.vocabulary)
     ranked = []
     for shard in run.plan.shards:
@@ -107,6 +108,8 @@ def _ranked(run: Run, number: int) -> list[tuple[float, Shown]]:
             label = store.maps["label"][row]
             if truth is None or truth.shape != label.shape:
                 continue
+            # Only pixels with a refined label count: what refinement ignores is shown by the caption's coverage, and
+            # would otherwise rank images by how much the gate kept.
             counted = (truth != run.vocabulary.ignore_index) & (label != run.vocabulary.ignore_index)
             if counted.any():
                 before = 100 * float((store.maps["teacher"][row] == truth)[counted].mean())
@@ -117,10 +120,11 @@ def _ranked(run: Run, number: int) -> list[tuple[float, Shown]]:
 
 
 def _extremes(ranked: Sequence[tuple[float, Shown]]) -> list[tuple[float, Shown]]:
+    # The best and the worst alone would make refinement look more extreme than it is, hence four from the middle.
     third = PICTURES // 3
     if len(ranked) <= PICTURES:
         return list(ranked)
-    middle = [ranked[int(place)] for place in np.linspace(third, len(ranked) - third - 1, third + 2)[1:-1]]
+    middle = [ranked[int(index)] for index in np.linspace(third, len(ranked) - third - 1, third + 2)[1:-1]]
     return [*ranked[:third], *middle, *ranked[-third:]]
 
 

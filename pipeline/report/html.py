@@ -1,4 +1,7 @@
-"""The page of a round: one file without anything loaded from elsewhere. Every name out of a file is escaped."""
+"""The page of a round as one self-contained HTML file."""
+
+# Names of classes, images and folders come from files of others: every text is escaped where it becomes HTML, in `row`,
+# `table` and `escape`, so that a report can be opened in a browser without trusting its data.
 
 import base64
 from collections.abc import Mapping, Sequence
@@ -8,12 +11,25 @@ from typing import Final
 
 from models.refinement.acceptance import ACCEPTED
 from pipeline.report.curves import Curve, curves_svg
-from pipeline.report.report_table import number, row, swatch, table
 from pipeline.report.round_report import RoundReport
 
 COLOURS: Final = {"miou": "#1d4ed8", "miou_seen": "#6b7280", "miou_unseen": "#b45309", "hiou": "#047857"}
 TITLES: Final = {"miou": "mIoU", "miou_seen": "seen", "miou_unseen": "unseen", "hiou": "harmonic mean"}
-_MAX_DROPS: Final = 200
+_MAX_DROPS: Final = 200  # rows; a source that went missing may drop thousands, and report.json has all of them
+_SCORES: Final = {
+    "miou": "mIoU",
+    "miou_seen": "seen",
+    "miou_unseen": "unseen",
+    "hiou": "harmonic mean",
+    "boundary_iou": "boundary IoU",
+    "coverage": "coverage",
+    "miou_covered": "mIoU, covered pixels",
+}
+_OUTCOMES: Final = {
+    "promoted": "promoted: it is the next teacher",
+    "kept": "not promoted",
+    "regressed": "regressed, not promoted",
+}
 
 _STYLE: Final = """
 body { font: 15px/1.5 system-ui, sans-serif; color: #1f2937; max-width: 1080px; margin: 2em auto; padding: 0 1em; }
@@ -36,9 +52,9 @@ class Picture:
     """One picture of the page.
 
     Attributes:
-        caption: Text below it, not yet escaped.
+        caption: Text below it, not escaped.
         png: The file's bytes.
-        legend: Names, not yet escaped, and (r, g, b) colours of the classes in it.
+        legend: Names, not escaped, and (r, g, b) colours of the classes in it.
     """
 
     caption: str
@@ -53,9 +69,9 @@ def render_page(
 
     Args:
         report: The round's report.json.
-        history: The reports of rounds 0 to this one, in order; this one is the last.
-        pictures: Before and after.
-        pictures_note: What the pictures show and how they were chosen.
+        history: The reports of rounds 0 to this one, in order.
+        pictures: Samples before and after refinement.
+        pictures_note: What they show and how they were chosen.
     """
     title = f"{report.run}: " + ("the start" if report.round == 0 else f"round {report.round}")
     parts = [f"<h1>{escape(title)}</h1>", f'<p class="note">{escape(_where_measured(report))}</p>']
@@ -74,6 +90,32 @@ def render_page(
         f'<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n<title>{escape(title)}</title>\n'
         f"<style>{_STYLE}</style>\n</head>\n<body>\n{body}\n</body>\n</html>\n"
     )
+
+
+def number(value: object, digits: int = 1) -> str:
+    """Return a number as text; a dash for None."""
+    return f"{value:.{digits}f}" if isinstance(value, int | float) else "-"
+
+
+def swatch(colour: Sequence[int]) -> str:
+    """Return a small square of a colour as HTML."""
+    return f'<i class="swatch" style="background: rgb({",".join(str(int(c)) for c in colour)})"></i>'
+
+
+def table(head: Sequence[str], rows: Sequence[str], caption: str, *, text: bool = False) -> str:
+    """Return a table of rows made by `row`, with a caption above it; `text` aligns the heads to the left."""
+    kind = ' class="text"' if text else ""
+    cells = "".join(f"<th{kind}>{escape(name)}</th>" for name in head)
+    note = f'<p class="note">{escape(caption)}</p>' if caption else ""
+    return f"{note}<table><thead><tr>{cells}</tr></thead><tbody>{''.join(rows)}</tbody></table>"
+
+
+def row(name: str, cells: Sequence[object], kind: str = "", *, escaped: bool = False, text: bool = False) -> str:
+    """Return a table row; `escaped`: `name` is HTML already; `text` aligns the cells to the left."""
+    first = name if escaped else escape(name)
+    opening = '<td class="text">' if text else "<td>"
+    rest = "".join(f"{opening}{escape(str(cell))}</td>" for cell in cells)
+    return f'<tr class="{kind}"><td>{first}</td>{rest}</tr>'
 
 
 def _where_measured(report: RoundReport) -> str:
@@ -153,7 +195,7 @@ def _classes(report: RoundReport) -> list[str]:
 
 
 def _outcomes(masks: Mapping[str, int]) -> list[str]:
-    """Return how many of a class's masks were taken, and the most frequent reason of the others with its number."""
+    """Return how many of a class's masks were taken, and the most frequent reason why others were not."""
     if not masks:
         return ["-", "-"]
     others = {reason: count for reason, count in masks.items() if reason != ACCEPTED}
@@ -181,7 +223,7 @@ def _quarantined(report: RoundReport) -> list[str]:
         return []
     rows = [row(drop.key, [drop.reason, drop.detail], text=True) for drop in drops[:_MAX_DROPS]]
     where = [f"{one.total} {one.dataset} images in {one.folder}" for one in report.left_out]
-    more = f" {len(drops) - _MAX_DROPS} more stand in report.json." if len(drops) > _MAX_DROPS else ""
+    more = f" {len(drops) - _MAX_DROPS} more are in report.json." if len(drops) > _MAX_DROPS else ""
     of = f" of {', '.join(where)}" if where else ""
     note = f"{len(drops)} images could not be read and were left out{of}.{more}"
     return ["<h2>Quarantined images</h2>", table(["key", "reason", "detail"], rows, note, text=True)]
@@ -197,24 +239,8 @@ def _figure(picture: Picture) -> str:
     )
 
 
-_SCORES: Final = {
-    "miou": "mIoU",
-    "miou_seen": "seen",
-    "miou_unseen": "unseen",
-    "hiou": "harmonic mean",
-    "boundary_iou": "boundary IoU",
-    "coverage": "coverage",
-    "miou_covered": "mIoU, covered pixels",
-}
-_OUTCOMES: Final = {
-    "promoted": "promoted: it is the next teacher",
-    "kept": "not promoted",
-    "regressed": "regressed, not promoted",
-}
-
-
 def promotion_part(report: RoundReport) -> list[str]:
-    """Return the decision on the round's student and what it was made by."""
+    """Return the decision on the round's student and the measures behind it."""
     decision = report.promotion
     if decision is None or decision.outcome not in _OUTCOMES:
         return []
@@ -231,7 +257,8 @@ def promotion_part(report: RoundReport) -> list[str]:
 
 
 def alarms_part(report: RoundReport) -> list[str]:
-    """Return the round's alarms, or that there was none."""
+    """Return the round's alarms."""
+    # "None" is written out: a missing heading would not tell a quiet round from one that was never checked.
     alarms = report.alarms
     if alarms is None:
         return []
@@ -242,7 +269,7 @@ def alarms_part(report: RoundReport) -> list[str]:
 
 
 def waterfall_part(report: RoundReport) -> list[str]:
-    """Return the scores of teacher, gated, refined and student's labels, as a whole and class by class."""
+    """Return the scores of the teacher's, gated, refined and student's labels, overall and per class."""
     waterfall = report.waterfall
     if waterfall is None:
         return []

@@ -1,4 +1,4 @@
-"""The images that stages could not read and went on without, by data set: out of records, and out of reports."""
+"""The images that stages could not read and went on without, per data set, and the budget for them."""
 
 from collections import Counter
 from collections.abc import Iterable, Iterator
@@ -10,25 +10,28 @@ from jobs.stage import ShardTask
 from jobs.stages.evaluate import NO_LABEL, OTHER_SIZE
 from jobs.stages.refine import NO_MASK
 from jobs.stages.write import ALL_IGNORED
+from pipeline.config import QuarantineSettings
+from pipeline.errors import DataFault
 from pipeline.report.round_report import LeftOutFacts, RoundReport
 from shards.data.images import PASSING_REASONS
 from shards.data.sources import FolderSourceConfig
 from shards.formats.records import Drop, read_drops
 
-NAMED: Final = 5
-_READABLE: Final = frozenset({ALL_IGNORED, NO_MASK, NO_LABEL, OTHER_SIZE})  # left out for another reason
+NAMED: Final = 5  # keys in a message; the report has all of them
+# Drops that say nothing against the image: the gate kept nothing of it, or there is no mask or label to go with it.
+_READABLE: Final = frozenset({ALL_IGNORED, NO_MASK, NO_LABEL, OTHER_SIZE})
 _EVALUATED: Final = {"evaluate": "test", "evaluate-baseline": "test", "evaluate-holdout": "validation"}
 
 
 @dataclass(frozen=True)
 class LeftOut:
-    """What is left out of a data set.
+    """The images left out of a data set.
 
     Attributes:
         dataset: Its name: target, source, test or validation.
-        folder: Where its images are.
+        folder: The folder of its images.
         total: Planned images.
-        drops: Those that some stage could not read, each once.
+        drops: Images that some stage could not read, each once.
     """
 
     dataset: str
@@ -38,23 +41,25 @@ class LeftOut:
 
     @property
     def images(self) -> int:
-        """How many are left out."""
+        """The number of images left out."""
         return len(self.drops)
 
     @property
     def may_return(self) -> bool:
-        """Whether some of them are only not there, or not as they were planned."""
+        """Whether some of them are missing or changed rather than unreadable."""
         return any(drop.reason in PASSING_REASONS for drop in self.drops)
 
     @property
     def reasons(self) -> str:
-        """The reasons, each with its number, the most frequent first."""
+        """The reasons with their counts, the most frequent first."""
         counts = Counter(drop.reason for drop in self.drops)
         return ", ".join(f"{reason} {count}" for reason, count in counts.most_common())
 
 
 def left_out(tasks: Iterable[ShardTask]) -> list[LeftOut]:
-    """Return what tasks that are done left out, an entry per data set; nothing for one that is whole."""
+    """Return the images that finished tasks left out, one entry per data set that is not whole."""
+    # An image that vanishes between two stages is dropped by the later one only, and one that is gone is dropped by
+    # each: all stages of a data set are taken together, and a key counts once.
     drops: dict[str, dict[str, Drop]] = {}
     folders: dict[str, str] = {}
     totals: Counter[str] = Counter()
@@ -72,7 +77,7 @@ def left_out(tasks: Iterable[ShardTask]) -> list[LeftOut]:
 
 
 def of_reports(reports: Iterable[RoundReport]) -> list[LeftOut]:
-    """Return what reports say of it, all rounds taken together."""
+    """Return the images left out according to reports, over all rounds."""
     datasets: dict[str, LeftOutFacts] = {}
     drops: dict[str, dict[str, Drop]] = {}
     for report in reports:
@@ -85,7 +90,7 @@ def of_reports(reports: Iterable[RoundReport]) -> list[LeftOut]:
 
 
 def lines_of(found: Iterable[LeftOut]) -> Iterator[str]:
-    """Yield what a person is told of it at the end of a run; nothing where nothing is left out."""
+    """Yield the lines about left out images that end a command."""
     for one in found:
         keys = ", ".join(drop.key for drop in one.drops[:NAMED])
         more = ", …" if len(one.drops) > NAMED else ""
@@ -94,9 +99,34 @@ def lines_of(found: Iterable[LeftOut]) -> Iterator[str]:
         for drop in one.drops[:NAMED]:
             yield f"quarantined: {drop.key}: {drop.reason} ({drop.detail})"
         if one.may_return:
-            yield "what was missing or changed is taken up by the same command once it is there again as planned"
+            yield "images that were missing or changed: the same command includes them once they are back as planned"
 
 
 def _dataset(stage: str) -> str:
     kind, _, rest = stage.partition("-")
     return (rest or "target") if kind == "embed" else _EVALUATED.get(stage, "target")
+
+
+def check_quarantine(found: LeftOut, budget: QuarantineSettings) -> None:
+    """Check the images left out of a data set against the budget.
+
+    Args:
+        found: The images left out.
+        budget: The number that may be unreadable: `max_share` of them, or `min_samples` if that is more; never all.
+
+    Raises:
+        DataFault: There are more; the message names reasons, some keys and the folder.
+    """
+    count, total = len(found.drops), found.total
+    # Never all: a run of five images would pass `min_samples` with nothing left to label.
+    allowed = max(int(budget.max_share * total), budget.min_samples)
+    if count <= allowed and (count < total or not count):
+        return
+    named = ", ".join(f"{drop.key} ({drop.reason})" for drop in found.drops[:NAMED])
+    back = "put back what is missing or changed and run the same command"
+    hint = back if found.may_return else "repair or remove them and start a new run"
+    images = f"{count} of {total} {found.dataset} images are unreadable, {min(allowed, total)} are allowed"
+    raise DataFault(
+        f"{images} ({found.reasons}): {named}{', …' if count > NAMED else ''}. They are in {found.folder}: {hint}, or "
+        "allow more with --set quarantine.max_share=SHARE"
+    )

@@ -1,4 +1,4 @@
-"""The report of a round: numbers out of the run's files, as JSON, and a page to look at."""
+"""The report of a round: the numbers in the run's files, as JSON and as a page."""
 
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
@@ -17,9 +17,9 @@ from models.evaluation.alarms import AlarmConfig
 from models.refinement.gate import GateConfig
 from pipeline.report.alarms import RoundFacts, round_alarms
 from pipeline.report.gallery import PICTURES_NOTE, choose_samples, draw_samples
+from pipeline.report.html import number as shown
 from pipeline.report.html import render_page
 from pipeline.report.left_out import left_out
-from pipeline.report.report_table import number as shown
 from pipeline.report.round_report import (
     ClassFacts,
     Gain,
@@ -37,7 +37,7 @@ from shards.files.atomic import write_bytes_atomic
 from shards.formats.layout import record_path
 from shards.formats.records import Json, Record, fingerprint_digest, read_json, read_record
 
-VERSION: Final = 5  # goes up when the report of the same results reads otherwise
+VERSION: Final = 5  # raised when the same results would give another report
 
 _GATE_STATISTICS: Final = {
     "max": "the highest",
@@ -47,7 +47,8 @@ _GATE_STATISTICS: Final = {
 
 
 def tasks(run: Run, round: int) -> list[ShardTask]:
-    """Plan the report of a round; it shows the rounds before it, too."""
+    """Plan the report of a round."""
+    # It shows the curve over all rounds so far, so a change in an earlier round makes it stale.
     inputs: dict[str, Path] = {}
     for earlier in range(round + 1):
         scored = [*evaluate.tasks(run, earlier), *target_check.tasks(run, earlier)]
@@ -65,20 +66,21 @@ def tasks(run: Run, round: int) -> list[ShardTask]:
 
 
 def fingerprint(run: RunRef) -> dict[str, Json]:
-    """Return what changes the report besides what it shows: the gate, which it explains, and the alarms' thresholds."""
+    """Return what changes the report besides its inputs: the gate, which it explains, and the alarms' thresholds."""
+    # `alarms.stop` is left out: it decides whether the run goes on, not what the report says.
     found: dict[str, Json] = {
         "report": VERSION,
         "gate": refine.gate_fingerprint(run.section(refine.Settings).gate),
         "alarms": run.section(AlarmConfig).model_dump(mode="json", exclude={"stop"}),
     }
-    if run.round == 0:  # of a later round, what is left out changes the inputs, too
+    if run.round == 0:  # in later rounds, images that are left out change the inputs anyway
         keys: list[Json] = [drop.key for one in left_out(embed.tasks(run.reopened(), 0)) for drop in one.drops]
         found["left_out"] = fingerprint_digest({"keys": keys}) if keys else None
     return found
 
 
 def _image_tasks(run: Run, number: int) -> list[ShardTask]:
-    """Return the tasks behind a round's numbers that read images, those that are done once for all rounds first."""
+    """Return the tasks behind a round's numbers that read images, those done once for all rounds first."""
     once = [*embed.tasks(run, 0), *evaluate.embed_tasks(run, 0)]
     chain = [*teacher.tasks(run, number), *write.tasks(run, number)]
     return [*once, *chain, *evaluate.tasks(run, number), *target_check.tasks(run, number)]
@@ -86,6 +88,7 @@ def _image_tasks(run: Run, number: int) -> list[ShardTask]:
 
 def work(run: Run, task: ShardTask) -> Done:
     """Write the report of a round whose other stages are done, as page and JSON."""
+    # The page before the JSON: the record that makes the task done is about the JSON, and must not precede the page.
     number = task.round
     report = build_report(run, number)
     history = [past for n in range(number) if (past := read_report(run.layout.report_json(n))) is not None]
@@ -98,14 +101,14 @@ def work(run: Run, task: ShardTask) -> Done:
 
 
 def build_report(run: Run, number: int) -> RoundReport:
-    """Gather the numbers of a round out of the run's files."""
+    """Gather the numbers of a round from the run's files."""
     evaluated = _evaluation(run, number)
     start = evaluated if number == 0 else _evaluation(run, 0)
     baseline = read_json(baseline_weights(run).with_name("evaluate.json")) if run.data.test is not None else None
     settings = run.section(ModelSettings)
     embedded = stage_records(embed.tasks(run, 0))
     chain: dict[str, list[Record]] = {}
-    facts: dict[str, Any] = {}  # what round 0 does not have is left unset
+    facts: dict[str, Any] = {}  # left unset, and so absent from the JSON, what round 0 does not have
     if number > 0:
         planned = (stage.tasks(run, number) for stage in (teacher, thresholds, refine, write))
         chain = {tasks[0].stage: stage_records(tasks) for tasks in planned if tasks}
@@ -129,7 +132,10 @@ def build_report(run: Run, number: int) -> RoundReport:
         **facts,
         classes=_classes(run, number, {"iou": evaluated, "iou_round_0": start, "iou_baseline": baseline or {}}, chain),
         timings=_timings(run, number, chain, embedded),
-        drops={stage: _reasons(records) for stage, records in {"embed": embedded, **chain}.items()},
+        drops={
+            stage: dict(Counter(drop.reason for record in records for drop in record.drops).most_common())
+            for stage, records in {"embed": embedded, **chain}.items()
+        },
         left_out=tuple(LeftOutFacts.model_validate(one, from_attributes=True) for one in lacking),
         quarantined=tuple(
             Quarantined(dataset=one.dataset, **drop.model_dump()) for one in lacking for drop in one.drops
@@ -138,7 +144,9 @@ def build_report(run: Run, number: int) -> RoundReport:
 
 
 def gate_facts(config: GateConfig, *, sigmoid: bool) -> GateFacts:
-    """Return the gate's settings, and what they mean in a sentence."""
+    """Return the gate's settings, and their meaning in a sentence."""
+    # In words, in every report: "0.9" means nothing without the statistic, the region and the kind of probability that
+    # it is applied to.
     statistic = _GATE_STATISTICS.get(config.statistic) or f"the {config.statistic.partition(':')[2]}-quantile"
     threshold, region = f"{config.threshold:g}", "the grid cells of the image where it is the teacher's first choice"
     if config.adaptive is not None:
@@ -181,7 +189,7 @@ def score_line(report: RoundReport) -> str:
 
 
 def alarm_lines(report: RoundReport) -> list[str]:
-    """Return a line for each alarm of a round; none for no alarm."""
+    """Return one line per alarm of a round."""
     return [f"alarm: {alarm.message}" for alarm in report.alarms or ()]
 
 
@@ -292,10 +300,6 @@ def _timings(
     for task in [*evaluate.tasks(run, number), *target_check.tasks(run, number)]:
         seconds[task.stage] = read_record(task.record).seconds
     return {stage: round(value, 2) for stage, value in seconds.items()}
-
-
-def _reasons(records: Iterable[Record]) -> dict[str, int]:
-    return dict(Counter(drop.reason for record in records for drop in record.drops).most_common())
 
 
 def _sum(records: Iterable[Record], name: str) -> float:

@@ -1,4 +1,4 @@
-"""The report of a round as typed values: what `report.json` holds."""
+"""The report of a round as typed values: the content of `report.json`."""
 
 import json
 from pathlib import Path
@@ -12,7 +12,8 @@ from models.refinement.gate import GateConfig
 
 
 class _Facts(BaseModel):
-    # A report of an earlier version may say more than this one reads.
+    # Reports of other versions may hold fields that this one does not know: history must stay readable after an
+    # upgrade.
     model_config = ConfigDict(frozen=True, extra="ignore")
 
 
@@ -33,20 +34,20 @@ class Gain(_Facts):
 
 
 class ModelFacts(_Facts):
-    """Which model was trained."""
+    """The model that was trained."""
 
     preset: str
     dea: bool
 
 
 class GateFacts(GateConfig):
-    """The gate's settings, and what they mean in a sentence."""
+    """The gate's settings, and their meaning in a sentence."""
 
     definition: str = ""
 
 
 class PseudoLabelFacts(_Facts):
-    """How good a round's pseudo-labels are, in per cent, and what became of masks and classes, as counts."""
+    """The quality of a round's pseudo-labels in per cent, and the outcomes of masks and classes as counts."""
 
     miou_before: float | None = None
     miou_after: float | None = None
@@ -65,10 +66,10 @@ class PseudoLabelFacts(_Facts):
 
 
 class TrainingFacts(_Facts):
-    """How the student was trained."""
+    """The training of the student."""
 
     loss: float
-    steps: float
+    steps: float  # counts, too, as statistics of records are floats
     workers: float
     learning_rate: float
     target_per_step: int
@@ -80,7 +81,7 @@ class TrainingFacts(_Facts):
 
 
 class StepScores(Scores):
-    """Scores of the labels after one step of the waterfall; an ignored pixel counts as wrong, but in `miou_covered`."""
+    """Scores of the labels after one step; ignored pixels count as wrong, except in `miou_covered`."""
 
     boundary_iou: float | None = None
     coverage: float | None = None
@@ -96,14 +97,14 @@ class Waterfall(_Facts):
 
 
 class Proxy(_Facts):
-    """A measure of a model that needs no label, in per cent, of the student and of its teacher."""
+    """A measure that needs no label, in per cent, for the student and for its teacher."""
 
     student: float | None = None
     teacher: float | None = None
 
 
 class ClassFacts(_Facts):
-    """One class: its IoU now, at the start and of the baseline, and its share of the pseudo-labels."""
+    """One class: its IoU now, at the start and for the baseline, and its share of the pseudo-labels."""
 
     id: int = 0
     name: str
@@ -118,7 +119,7 @@ class ClassFacts(_Facts):
 
 
 class LeftOutFacts(_Facts):
-    """How many images of a data set are left out, and why."""
+    """The number of images left out of a data set, and the reasons."""
 
     dataset: str
     folder: str
@@ -128,19 +129,19 @@ class LeftOutFacts(_Facts):
 
 
 class Quarantined(_Facts):
-    """An image that some stage could not read. Reports of earlier versions name no data set."""
+    """An image that some stage could not read."""
 
-    dataset: str = ""
+    dataset: str = ""  # earlier versions named none
     key: str
     reason: str
     detail: str = ""
 
 
 class RoundReport(_Facts):
-    """The numbers of a round: everything in per cent, None where there is nothing to measure with.
+    """The numbers of a round, scores in per cent; None where there is nothing to measure with."""
 
-    What a round does not have (a start has no pseudo-labels) is None here and absent in the file.
-    """
+    # What a round does not have (the start has no pseudo-labels) is unset: None here and absent from the file, so that
+    # null there always means "could not be measured".
 
     round: int
     run: str
@@ -176,7 +177,7 @@ class RoundReport(_Facts):
 
 
 def read_report(path: Path) -> RoundReport | None:
-    """Read a `report.json`; None if there is none or it is damaged."""
+    """Read a `report.json`; return None if there is none or it is damaged."""
     try:
         return RoundReport.model_validate_json(path.read_bytes())
     except (OSError, ValidationError):

@@ -1,1 +1,1 @@
-"""Running the rounds of a run."""
+"""The rounds of a run, and the driver that does their stages."""

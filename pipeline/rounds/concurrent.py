@@ -1,4 +1,7 @@
-"""Teacher, refine and write of a round as jobs beside each other: what one of them knows of the others."""
+"""Teacher, refine and write of a round as concurrent jobs: what one of them knows of the others."""
+
+# The jobs share nothing but the run folder: locks say who works, records say which shards are done, outcomes say who
+# has ended. They may be on machines that cannot reach each other, and each may be killed and started again alone.
 
 import time
 from collections.abc import Sequence
@@ -12,12 +15,13 @@ from pipeline.run.run import OpenRun
 from pipeline.tasks.recipe import shards_chain, stage_of
 
 
-def beside_others(run: OpenRun, number: int, name: str, plans: Sequence[StagePlan]) -> list[StagePlan]:
-    """Return a round's chain as the job sees it that does one stage.
+def with_other_jobs(run: OpenRun, number: int, name: str, plans: Sequence[StagePlan]) -> list[StagePlan]:
+    """Return a round's chain as seen by the job that does one of its stages.
 
-    The stages before it are waited for, shard by shard. Of those after it nothing is to do here; they are there because
-    capacity is left for their workers.
+    The stages before it are waited for, shard by shard; those after it have nothing to do here.
     """
+    # Stages after this one stay in the chain although they have no tasks here: the pool leaves capacity for one worker
+    # of each, as this job's workers could otherwise take the cluster that the others need to go on.
     chain = shards_chain(name)
     seen = []
     for plan in plans:
@@ -32,11 +36,7 @@ def beside_others(run: OpenRun, number: int, name: str, plans: Sequence[StagePla
 
 
 class StageJob:
-    """The job that does another stage of a round.
-
-    It is over when the newest attempt has said how it ended, when it let go of the stage, and when nobody has taken the
-    stage for `execution.start_timeout_s` seconds.
-    """
+    """The job that does another stage of a round."""
 
     def __init__(self, run: OpenRun, number: int, stage: str) -> None:
         self._run = run
@@ -47,7 +47,9 @@ class StageJob:
         self._seen = False
 
     def over(self) -> bool:
-        """Tell whether nothing more comes from it."""
+        """Return whether nothing more comes from it."""
+        # A killed job leaves no outcome, so a lock that was seen and is gone counts, too. A job that waits in Ray's
+        # queue has no lock yet, and counts as over only after `execution.start_timeout_s` seconds.
         layout = self._run.layout
         if stage_holder(layout.root, self._number, self._stage) is not None:
             self._seen = True
@@ -57,5 +59,5 @@ class StageJob:
         return ended or self._seen or time.monotonic() - self._began > self._patience_s
 
     def bring(self, folder: Path) -> None:
-        """Bring what it has recorded in a folder of the run."""
+        """Fetch the records that it has written to a folder of the run."""
         self._run.refresh(folder)

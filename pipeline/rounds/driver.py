@@ -1,4 +1,4 @@
-"""Has the stages of a run done: works out what is to do, starts Ray when it is needed, tells of it."""
+"""Runs the stages of a run: finds what is to do, starts Ray when it is needed, reports progress."""
 
 import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -17,11 +17,10 @@ from jobs.training.group import run_training
 from pipeline.errors import EXIT_RESUMABLE, JobEnded, RunGone
 from pipeline.progress import RunProgress, followed
 from pipeline.report import report
-from pipeline.report.left_out import left_out
+from pipeline.report.left_out import check_quarantine, left_out
 from pipeline.report.report import alarm_lines, score_line
 from pipeline.report.round_report import read_report
-from pipeline.rounds.concurrent import beside_others
-from pipeline.rounds.quarantine import check_quarantine
+from pipeline.rounds.concurrent import with_other_jobs
 from pipeline.run.run import OpenRun
 from pipeline.run.status import retry_command
 from pipeline.tasks.recipe import ROUND, Recipe, parts_of, round_of, shards_chain, stage_plans
@@ -35,16 +34,16 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class RoundRequest:
-    """What is asked for.
+    """A request to do rounds, or a single stage.
 
     Attributes:
-        rounds: How many rounds in all; for a single stage, the number of its round.
+        rounds: The total number of rounds; for a single stage, the number of its round.
         file: YAML file of settings, or None.
         sets: `key=value` texts.
         backend: "ray" or "inline".
-        address: A Ray that runs; None: a private one on this machine.
-        verify: Compare the checksums of all outputs first, and do what is damaged again.
-        together: For a single stage of a round's chain: the others are done by jobs beside this one.
+        address: The address of a running Ray; None: a private one on this machine.
+        verify: Compare the checksums of all outputs first, and do damaged ones again.
+        concurrent: For a single stage of a round's chain: concurrent jobs do the others.
     """
 
     rounds: int
@@ -53,11 +52,11 @@ class RoundRequest:
     backend: Backend = "ray"
     address: str | None = None
     verify: bool = False
-    together: bool = False
+    concurrent: bool = False
 
 
 class Driver:
-    """Does stages of a run, one after the other; a chain's shard by shard. What is done already stays as it is."""
+    """Does the stages of a run in order, those of a chain shard by shard; finished work is skipped."""
 
     def __init__(self, run: OpenRun, request: RoundRequest, progress: RunProgress) -> None:
         self._run = run
@@ -69,10 +68,9 @@ class Driver:
 
     @contextmanager
     def connected(self) -> Iterator["Driver"]:
-        """Hold the connection to Ray, once there is one, for the length of the block.
-
-        What a killed command left half-written goes, before and once more after: a worker of it may have lived on.
-        """
+        """Hold the connection to Ray, once there is one, for the length of the block."""
+        # Half-written files of killed commands are removed before, and once more after: an orphaned worker was seen to
+        # go on writing for 12 s after its machine was lost.
         remove_stale_temporaries_below(self._run.layout.root)
         with self._stack:
             try:
@@ -86,7 +84,7 @@ class Driver:
         remove_stale_temporaries_below(self._run.layout.root)
 
     def note_start(self, states: Sequence[TaskState]) -> None:
-        """Say what there is to do again, and why."""
+        """Report what has to be done again, and why."""
         open_stages = [summary for summary in summarise(states) if not summary.complete]
         stale = [f"round {s.round} {s.stage}: {reason}" for s in open_stages for reason in s.reasons]
         self._progress.note("run_started", rounds=self._request.rounds, open=len(open_stages), stale=list(stale))
@@ -96,27 +94,27 @@ class Driver:
     def rounds(self, recipe: Recipe, numbers: Iterable[int], after_each: Callable[[int], None] | None = None) -> None:
         """Do rounds from the first stage to the last.
 
-        Where shards are given up, what reads nothing of them is still done, as far as there is such work: a poisoned
-        shard of the embedding costs its own labels, not those of its neighbours. A report is of a whole run, and waits.
-
         Args:
             recipe: The stages.
             numbers: The rounds.
             after_each: Called when a round is done.
 
         Raises:
-            StageFailed: Shards were given up.
+            StageFailed: Shards were given up; everything that does not read them is done.
             DataFault: More images than allowed cannot be read.
         """
+        # After a failure, whatever reads no lost output is still done: a poisoned shard of `embed` costs its own
+        # labels, not those of its neighbours, and a night's work is not lost to one image. Training needs all shards,
+        # and so it ends there.
         lost: StageFailed | None = None
         gone: set[Path] = set()
-        done: list[ShardTask] = []  # of what is left out, each stage's own share counts
+        done: list[ShardTask] = []  # finished tasks, whose unreadable images count against the budget
         for number in numbers:
             done = [task for task in done if task.round == 0]
-            # Planned when it is its turn: what a round starts from is made by the one before.
+            # Planned only now: the model that a round starts from is chosen at the end of the round before.
             for part in parts_of(stage_plans(recipe, self._run, number)):
                 if lost is not None and part[0].name == report.STAGE.name:
-                    continue  # it counts what all shards dropped, which no input of its says
+                    continue  # it counts the drops of all shards, so its inputs alone do not say that it has to wait
                 left, blocked = _without(part, gone)
                 if lost is not None:
                     lost = StageFailed(lost.failures, (*lost.blocked, *blocked), lost.hint)
@@ -127,7 +125,11 @@ class Driver:
                 except StageFailed as failed:
                     undone = {(failure.stage, failure.shard) for failure in failed.failures} | {*failed.blocked}
                     gone |= {t.output for plan in left for t in plan.tasks if (t.stage, t.shard) in undone}
-                    lost = failed if lost is None else _joined(lost, failed)
+                    if lost is not None:
+                        failed = StageFailed(
+                            (*lost.failures, *failed.failures), (*lost.blocked, *failed.blocked), lost.hint
+                        )
+                    lost = failed
                     continue
                 done += [task for plan in left for task in plan.tasks]
                 self._check(number, left, done)
@@ -137,12 +139,12 @@ class Driver:
             raise lost
 
     def stage(self, name: str, number: int) -> None:
-        """Do one stage of a round; with `together`, beside the jobs that do the others of its chain."""
+        """Do one stage of a round, possibly concurrently with jobs that do the others of its chain."""
         chain, number = shards_chain(name), round_of(name, number)
-        names = chain if self._request.together else (name,)
+        names = chain if self._request.concurrent else (name,)
         plans = list(stage_plans(ROUND, self._run, number, names))
-        if self._request.together:
-            plans = beside_others(self._run, number, name, plans)
+        if self._request.concurrent:
+            plans = with_other_jobs(self._run, number, name, plans)
         done = embed.tasks(self._run, 0)
         for part in parts_of(plans):
             self._part(number, part)
@@ -150,13 +152,13 @@ class Driver:
             self._check(number, part, done)
 
     def label(self, number: int) -> None:
-        """Make pseudo-labels from the teacher's scores that are stored: refine, write, list and measure them."""
+        """Make pseudo-labels from the stored scores of the teacher: refine, write, list and measure them."""
         for part in parts_of(stage_plans(ROUND, self._run, number, ("refine", "write"))):
             self._part(number, part)
             self._check(number, part, ())
 
     def _part(self, number: int, part: Sequence[StagePlan]) -> None:
-        """Do plans of which none waits for all of another, and judge what came of them."""
+        """Do plans none of which waits for all shards of another."""
         if part[0].where == "workers":
             self._do(number, part)
         for plan in part:
@@ -166,12 +168,14 @@ class Driver:
                 self._do_here(number, plan)
 
     def _check(self, number: int, part: Sequence[StagePlan], done: Iterable[ShardTask]) -> None:
-        """Hold what is left out by now against the budget, and refuse to go on from nothing.
+        """Check left out images against the budget, and refuse to continue from nothing.
 
         Raises:
             DataFault: More images than allowed cannot be read.
             EmptyStage: A stage has no sample.
         """
+        # After each part, not at the end: a folder that was unmounted during `embed` would otherwise cost a whole round
+        # on what is left.
         for found in left_out(done):
             check_quarantine(found, self._run.config.quarantine)
         for plan in part:
@@ -180,7 +184,7 @@ class Driver:
                 require_samples(name, stage_records(plan.tasks))
 
     def _do_here(self, number: int, plan: StagePlan) -> None:
-        """Do what takes a moment in this process."""
+        """Do tasks that take a moment, in this process."""
         worker = None
         for task in plan.tasks:
             if self._why_stale(task) is None:
@@ -189,7 +193,7 @@ class Driver:
                 continue
             worker = plan.worker() if worker is None else worker
             record = worker.run(task)
-            self._tell(number, task, record)
+            self._announce(number, task, record)
 
     def _train(self, number: int, plan: StagePlan) -> None:
         (task,) = plan.tasks
@@ -203,19 +207,20 @@ class Driver:
         group = self._run.config.resources.train
         self._idle_workers.make_room(group.amounts, group.workers)
 
-        def tell(step: int, loss: float) -> None:
+        # `run_training` blocks to the end, so progress is read from the metrics file that the first worker writes.
+        def show(step: int, loss: float) -> None:
             self._progress.say(f"round {number} {plan.name}: step {step}/{steps}, loss {loss:.3f}")
 
         assert plan.load is not None
-        with followed(task.output.parent / "metrics.jsonl", tell):
+        with followed(task.output.parent / "metrics.jsonl", show):
             record = run_training(task, plan.load(), group, backend=self._request.backend, run=self._run.name)
         self._run.refresh()
         self._progress.note("finished", round=number, stage=plan.name, seconds=round(record.seconds, 2))
         done = f"done in {record.seconds:.0f} s, loss {record.stats['loss']:.3f}"
         self._progress.say(f"round {number} {plan.name}: {done}")
 
-    def _tell(self, number: int, task: ShardTask, record: Record) -> None:
-        """Report what a decision or a report says."""
+    def _announce(self, number: int, task: ShardTask, record: Record) -> None:
+        """Show the content of a decision or of a report, and note it in the log."""
         if task.stage == "promote" and number > 0:
             decision = read_decision(task.output)
             facts = {"outcome": decision.outcome, "best_round": decision.best_round, "reason": decision.reason}
@@ -231,7 +236,7 @@ class Driver:
                 self._progress.say(line)
 
     def _do(self, number: int, stages: Sequence[StagePlan]) -> None:
-        """Do what is to do of stages that follow each other."""
+        """Do what is open of stages that follow each other shard by shard."""
         states = task_states((task for stage in stages for task in stage.tasks), verify=self._request.verify)
         to_do = {(s.task.stage, s.task.shard): s.state for s in states if s.state != "done"}
         if not to_do:
@@ -239,13 +244,14 @@ class Driver:
         wanted = []
         for stage in stages:
             tasks = [task for task in stage.tasks if (task.stage, task.shard) in to_do]
-            # Whether such a shard follows is known when its inputs are there: perhaps no model is needed at all.
+            # Whether such a shard is stale is known when its inputs are redone. If their bytes come out the same, no
+            # model is needed at all, so the worker loads it only for the first stale one.
             depends = any(to_do[(task.stage, task.shard)] == "depends" for task in tasks)
             wanted.append(replace(stage, tasks=tasks, worker=lazily(stage.worker) if depends else stage.worker))
         self._connect()
         with self._progress.stages(number) as on_event:
 
-            def told(event: StageEvent) -> None:
+            def forward(event: StageEvent) -> None:
                 self._refuse_when_gone()
                 on_event(event)
 
@@ -253,43 +259,45 @@ class Driver:
                 run_chain(
                     wanted,
                     backend=self._request.backend,
-                    on_event=told,
+                    on_event=forward,
                     execution=self._run.config.execution,
                     idle_workers=self._idle_workers,
                 )
             except StageFailed as failed:
                 self._refuse_unfinished(number, stages, failed)
                 command = retry_command(self._run.layout.root, self._request.rounds, self._request.backend)
-                hint = f"all other shards were tried; when the cause is mended, this does only these: {command}"
+                hint = f"all other shards were tried; once the cause is fixed, this does only these: {command}"
                 if any(failure.kind == "damaged" for failure in failed.failures):
                     hint = (
-                        f"all other shards were tried; this mends what is damaged, and does these: {command} --verify"
+                        f"all other shards were tried; this repairs what is damaged, and does these: {command} --verify"
                     )
                 raise StageFailed(failed.failures, failed.blocked, hint) from None
-        self._run.refresh()  # what workers on other machines recorded
+        self._run.refresh()  # records that workers on other machines wrote to the store
 
     def _refuse_unfinished(self, number: int, stages: Sequence[StagePlan], failed: StageFailed) -> None:
-        """End resumably where all that failed here is what the job of a stage before has left undone.
+        """Raise a resumable error if all failures are shards that the job of an earlier stage left undone.
 
         Raises:
-            JobEnded: So it is.
+            JobEnded: All failures are of that kind.
         """
+        # The fault is in the other job's log, and has its own exit code: 4 here would name the wrong place.
         others = {stage.name for stage in stages if stage.elsewhere is not None}
         if others.issuperset(failure.stage for failure in failed.failures):
             shards = sorted({failure.shard for failure in failed.failures})
             stage = failed.failures[0].stage
-            text = f"the job that did {stage} of round {number} is over, {len(shards)} shards are not done"
+            text = f"the job for {stage} of round {number} has ended, and {len(shards)} shards are not done"
             raise JobEnded(f"{text} ({', '.join(shards[:5])}); its own log says why", EXIT_RESUMABLE) from None
 
     def _why_stale(self, task: ShardTask) -> str | None:
         return why_stale(task, verify=self._request.verify)
 
     def _refuse_when_gone(self) -> None:
-        """Stop where the folder vanished: writers make missing folders, and would go on in the mount point.
+        """Raise if the run folder vanished.
 
         Raises:
             RunGone: It did.
         """
+        # Writers make missing folders, so after an unmount they would fill the disk below the empty mount point.
         if not self._run.layout.vocabulary.is_file():
             root = as_shown(self._run.layout.root)
             raise RunGone(f"{root} is gone: it was moved or unmounted. Put it back and resume with the same command")
@@ -297,6 +305,7 @@ class Driver:
     def _connect(self) -> None:
         if self._connected or self._request.backend == "inline":
             return
+        # Only when there is work: Ray takes seconds to start, and a command with nothing to do ends at once.
         from jobs.cluster.connection import connection
 
         self._stack.enter_context(connection(self._request.address))
@@ -305,7 +314,7 @@ class Driver:
 
 
 def _without(part: Sequence[StagePlan], gone: set[Path]) -> tuple[list[StagePlan], list[tuple[str, str]]]:
-    """Return what reads none of these outputs, and which shards do; add the outputs that then cannot be made either."""
+    """Return the plans without tasks that read lost outputs, and the shards of those; add their outputs to the lost."""
     left, blocked = [], []
     for plan in part:
         tasks = [task for task in plan.tasks if gone.isdisjoint(task.inputs.values())]
@@ -315,7 +324,3 @@ def _without(part: Sequence[StagePlan], gone: set[Path]) -> tuple[list[StagePlan
         if tasks:
             left.append(replace(plan, tasks=tasks))
     return left, blocked
-
-
-def _joined(lost: StageFailed, more: StageFailed) -> StageFailed:
-    return StageFailed((*lost.failures, *more.failures), (*lost.blocked, *more.blocked), lost.hint)

@@ -1,4 +1,4 @@
-"""The rounds of a run: all of them, one stage of one, or only what they would be."""
+"""The rounds of a run: do all of them, do one stage of one, or only plan them."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,14 +11,13 @@ from jobs.stages.promote import read_decision
 from jobs.training.loop import remove_left_checkpoints
 from pipeline.errors import DataFault, GateFailed
 from pipeline.progress import RunProgress
-from pipeline.report.left_out import left_out, lines_of, of_reports
+from pipeline.report.left_out import check_quarantine, left_out, lines_of, of_reports
 from pipeline.report.report import alarm_lines, score_line
 from pipeline.report.round_report import RoundReport, read_report
 from pipeline.rounds.driver import Driver, RoundRequest
-from pipeline.rounds.quarantine import check_quarantine
 from pipeline.run.lock import holding, holding_stage
-from pipeline.run.mending import mend_shared
 from pipeline.run.run import OpenRun, open_or_make_run, read_run
+from pipeline.run.verify import repair_shared
 from pipeline.tasks.recipe import ROUND, all_tasks, round_of, shards_chain, stage_names, stage_of, stage_plans
 from pipeline.tasks.states import StageSummary, TaskState, summarise, task_states
 from shards.formats.layout import RunLayout
@@ -28,24 +27,28 @@ _NAMED: Final = 3  # alarms in a message; all of them are in the report
 
 
 def run_rounds(root: Path, request: RoundRequest, progress: RunProgress | None = None) -> list[RoundReport]:
-    """Do rounds up to `request.rounds` and give their reports, round 0 first. What is done stays as it is.
+    """Do rounds up to `request.rounds` and return their reports, round 0 first; finished work is skipped.
 
     Raises:
         SettingsConflict: The run is for other data, classes, preset or seed.
         DataFault: Too many images are unreadable, or the run folder is damaged.
         StageFailed: Shards failed; all others are done.
         LockHeld: Another command works on the run.
-        GateFailed: A round regressed or raised an alarm, and the settings say that the run stops then.
+        GateFailed: A round regressed or raised an alarm, and the settings stop the run in that case.
     """
     shown = RunProgress(RunLayout(root).events) if progress is None else progress
     with holding(root):
-        _mend_shared(root, request, shown)
+        _repair_shared(root, request, shown)
         run = open_or_make_run(root, request.file, request.sets)
         states = task_states(all_tasks(run, request.rounds), verify=request.verify)
         tidy(states)
-        if all(state.state == "done" for state in states) and _pages_there(run, request.rounds):
+        # Pages have no record, so that a lost one makes nothing stale; it is only drawn again.
+        pages = (run.layout.report_html(number) for number in range(request.rounds + 1))
+        if all(state.state == "done" for state in states) and all(page.is_file() for page in pages):
             done = f"rounds 0 to {request.rounds} are done ({len(states)} outputs {_looked_at(request)})"
             shown.say(f"{as_shown(root)}: nothing to do, {done}")
+            # A run that failed once must not succeed by being started again: with nothing to do, budget and guards are
+            # still checked, from the reports.
             for found in of_reports(reports_of(run, request.rounds)):
                 check_quarantine(found, run.config.quarantine)
             for number in range(request.rounds + 1):
@@ -62,7 +65,7 @@ def run_rounds(root: Path, request: RoundRequest, progress: RunProgress | None =
 
 
 def reports_of(run: OpenRun, rounds: int) -> list[RoundReport]:
-    """Return the reports of rounds that are done, round 0 first.
+    """Return the reports of finished rounds, round 0 first.
 
     Raises:
         DataFault: One is missing or damaged.
@@ -80,23 +83,25 @@ def reports_of(run: OpenRun, rounds: int) -> list[RoundReport]:
 def run_stage(root: Path, name: str, request: RoundRequest, progress: RunProgress | None = None) -> dict[str, Any]:
     """Do one stage of one round.
 
-    With `request.together` it may work beside the jobs of the other stages of its round's chain, and what those have
-    still to do is waited for.
+    With `request.concurrent`, jobs for the other stages of its chain may run at the same time; shards that the stages
+    before still have to do are waited for.
 
     Raises:
-        DataFault: What it reads is not done; the message names the command that does it.
-        ValueError: There is no such stage in that round, or it has no others beside it.
+        DataFault: Its inputs are not done; the message names the command that does them.
+        ValueError: There is no such stage in that round, or it cannot run concurrently with others.
     """
     shown = RunProgress(RunLayout(root).events) if progress is None else progress
     number = request.rounds
-    if request.together and len(shards_chain(name)) == 1:
-        raise ValueError(f"{name} works alone: no stage follows it shard by shard")
-    with holding_stage(root, number, name) if request.together else holding(root):
-        if not request.together:
-            _mend_shared(root, request, shown)
-        run = read_run(root) if request.together else open_or_make_run(root, request.file, request.sets)
+    if request.concurrent and len(shards_chain(name)) == 1:
+        raise ValueError(f"{name} runs alone: no stage follows it shard by shard")
+    # The lock of the stage alone lets the chain's other jobs in; settings are then only read, as several could write
+    # them.
+    with holding_stage(root, number, name) if request.concurrent else holding(root):
+        if not request.concurrent:
+            _repair_shared(root, request, shown)
+        run = read_run(root) if request.concurrent else open_or_make_run(root, request.file, request.sets)
         tasks = stage_tasks(run, name, number)
-        before = chain_before(run, name, number) if request.together else []
+        before = chain_before(run, name, number) if request.concurrent else []
         _refuse_incomplete(run, [*before, *tasks], number)
         states = task_states([*before, *tasks], verify=request.verify)[len(before) :]
         tidy(states)
@@ -112,7 +117,7 @@ def run_stage(root: Path, name: str, request: RoundRequest, progress: RunProgres
 
 
 def plan_rounds(root: Path, rounds: int, file: Path | None, sets: Sequence[str], *, verify: bool) -> list[StageSummary]:
-    """Say what `run_rounds` would do with these settings; nothing is written.
+    """Return what `run_rounds` would do with these settings; nothing is written.
 
     Raises:
         SettingsConflict: They would make it another run.
@@ -137,29 +142,31 @@ def stage_tasks(run: OpenRun, name: str, number: int, *, required: bool = True) 
 
 
 def chain_before(run: OpenRun, name: str, number: int) -> list[ShardTask]:
-    """Return the tasks of the stages of a round's chain that come before one of them, in their order."""
+    """Return the tasks of the stages before one in its round's chain, in order."""
     chain = shards_chain(name)
     return [task for stage in chain[: chain.index(name)] for task in stage_tasks(run, stage, number)]
 
 
 def require_no_regression(run: OpenRun, number: int, rounds: int) -> None:
-    """Stop where the settings say so: after a regression, or an alarm. The round's report is there by then.
+    """Raise after a regression or an alarm if the settings stop the run in that case.
 
     Args:
         run: The run.
-        number: The round, done to its report.
-        rounds: How many rounds are asked for; the message's command names them.
+        number: The round, whose report is written.
+        rounds: The total number of rounds, for the command in the message.
 
     Raises:
-        GateFailed: What happened, by how much, and how to go on.
+        GateFailed: What happened, by how much, and how to continue.
     """
+    # Stopping is the default after a regression: the next round would start from the same teacher and the same labels,
+    # and only repeat the lesson (docs/guards.md).
     decision = read_decision(run.layout.promotion(number))
     again = f"stseg-pipeline round --n {rounds} --run {as_shown(run.layout.root)} --set"
     page = as_shown(run.layout.report_html(number))
     if decision.outcome == "regressed" and run.config.promotion.on_regression == "stop":
         raise GateFailed(
             f"{decision.reason}. See {page}; the best model is {as_shown(best_weights(run, number))}. "
-            f"To go on with it: {again} promotion.on_regression=keep"
+            f"To continue with it: {again} promotion.on_regression=keep"
         )
     report = read_report(run.layout.report_json(number))
     alarms = (report.alarms if report is not None else None) or ()
@@ -168,7 +175,7 @@ def require_no_regression(run: OpenRun, number: int, rounds: int) -> None:
         more = f"; and {len(alarms) - _NAMED} more" if len(alarms) > _NAMED else ""
         raise GateFailed(
             f"round {number} raised {len(alarms)} alarm{'s' if len(alarms) > 1 else ''}: {shown}{more}. See {page}. "
-            f"To go on all the same: {again} alarms.stop=false"
+            f"To continue all the same: {again} alarms.stop=false"
         )
 
 
@@ -187,15 +194,16 @@ def _refuse_incomplete(run: OpenRun, tasks: Sequence[ShardTask], number: int) ->
         )
 
 
-def _mend_shared(root: Path, request: RoundRequest, shown: RunProgress) -> None:
-    """Make again, where everything is to be verified, what is damaged and no task of a round is there for."""
+def _repair_shared(root: Path, request: RoundRequest, shown: RunProgress) -> None:
+    """With `--verify`, repair damaged files that no task of a round makes."""
+    # Before the run is opened: with a damaged plan or vocabulary it could not be.
     if request.verify and RunLayout(root).config.is_file():
-        for fault in mend_shared(root):
-            shown.say(f"damaged, was made again: {as_shown(fault.output)}: {fault.reason}")
+        for fault in repair_shared(root):
+            shown.say(f"damaged, has been made again: {as_shown(fault.output)}: {fault.reason}")
 
 
 def tidy(states: Sequence[TaskState]) -> None:
-    """Remove what commands that were killed, or paused and taken over, left of trainings that are done."""
+    """Remove checkpoints of finished trainings that killed or taken over commands left behind."""
     for state in states:
         if state.task.stage in ("train", "pretrain") and state.state == "done":
             remove_left_checkpoints(state.task)
@@ -205,12 +213,8 @@ def _looked_at(request: RoundRequest) -> str:
     return "verified" if request.verify else "by their records; --verify compares their bytes, too"
 
 
-def _pages_there(run: OpenRun, rounds: int) -> bool:
-    return all(run.layout.report_html(number).is_file() for number in range(rounds + 1))
-
-
 def result_lines(root: Path, reports: Sequence[RoundReport]) -> list[str]:
-    """Give what a person wants to know at the end: the numbers, what was left out, and where everything lies."""
+    """Return the lines that end `round`: scores, alarms, left out images, and the paths of the results."""
     layout = RunLayout(root)
     last = len(reports) - 1
     lines = [line for report in reports for line in (score_line(report), *alarm_lines(report))]

@@ -1,4 +1,7 @@
-"""What a run rests on: settings, vocabulary and plans. Whether they are as they were written; how they are mended."""
+"""The foundation of a run (settings, vocabulary, plans): its faults, and their repair."""
+
+# No task makes these files, so neither `round` nor `plan` would notice damage that leaves them readable: each begins
+# with a checksum of its own.
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -24,7 +27,7 @@ class Fault:
 
     Attributes:
         output: The file or folder; of a checkpoint, its JSON file.
-        reason: What is wrong with it or with its record.
+        reason: The fault of it or of its record.
     """
 
     output: Path
@@ -32,7 +35,7 @@ class Fault:
 
 
 def foundation_faults(layout: RunLayout) -> list[Fault]:
-    """Return what is wrong with the settings, the vocabulary, the plans and their lists of samples."""
+    """Return the faults of the settings, the vocabulary, the plans and their lists of samples."""
     faults = []
     try:
         reason = settings_fault(layout.config)
@@ -40,7 +43,7 @@ def foundation_faults(layout: RunLayout) -> list[Fault]:
             faults.append(Fault(layout.config, reason))
         config = load_config(layout.config)
     except (OSError, ValueError) as error:
-        return faults or [Fault(layout.config, str(error))]
+        return faults or [Fault(layout.config, str(error))]  # without settings nothing else can be judged
     try:
         Vocabulary.load(layout.vocabulary)
     except (OSError, ValueError) as error:
@@ -50,40 +53,40 @@ def foundation_faults(layout: RunLayout) -> list[Fault]:
     return faults
 
 
-def mend_foundation(root: Path) -> list[Fault]:
-    """Make what is damaged of vocabulary and plans again; call it under the run lock.
-
-    The vocabulary follows from the settings, a plan from its lists, a list from the images. Nothing is written that
-    the records of the run contradict.
+def repair_foundation(root: Path) -> list[Fault]:
+    """Make damaged vocabulary and plans again; call it under the run lock.
 
     Returns:
         What was damaged and is whole again.
 
     Raises:
-        DataFault: Something cannot be made again: the settings, or what images or records no longer agree with.
+        DataFault: Something cannot be made again: the settings, or files that images or records no longer agree with.
     """
+    # The vocabulary follows from the settings, a plan from its lists, a list from the images. All three may have
+    # changed since, so whatever the digests in the run's records contradict is not written: a wrong vocabulary under
+    # the old name would relabel every shard without a word.
     layout = RunLayout(root.absolute())
     faults = foundation_faults(layout)
     if not faults:
         return []
     if faults[0].output == layout.config:
         raise DataFault(
-            f"{as_shown(layout.config)}: {faults[0].reason}. Put it right or back; if its settings are the wanted "
-            f"ones, stseg-pipeline round --run {as_shown(root)} takes them as they are"
+            f"{as_shown(layout.config)}: {faults[0].reason}. Correct or restore it; if its settings are the intended "
+            f"ones, stseg-pipeline round --run {as_shown(root)} accepts them as they are"
         )
     config = load_config(layout.config)
-    _mend_vocabulary(layout, config)
+    _repair_vocabulary(layout, config)
     for path, dataset, source in _plans(layout, config):
-        _mend_plan(layout, path, dataset, source)
+        _repair_plan(layout, path, dataset, source)
     left = foundation_faults(layout)
     if left:
         raise DataFault(
             f"{as_shown(left[0].output)}: {left[0].reason}; it cannot be made again, as the images or records are not "
-            "those that it was made for: put the file back from a copy, or start a new run"
+            "those that it was made for: restore the file from a copy, or start a new run"
         )
-    place = location_of(root)
-    upload(place, [fault.output for fault in faults])
-    put_files(place, [layout.vocabulary, layout.plan, layout.source_plan])
+    location = location_of(root)
+    upload(location, [fault.output for fault in faults])
+    put_files(location, [layout.vocabulary, layout.plan, layout.source_plan])
     return faults
 
 
@@ -99,10 +102,10 @@ def _plan_faults(path: Path) -> list[Fault]:
         bring_files(location_of(path), plan.samples.paths)
     except (OSError, ValueError) as error:
         return [Fault(path, _text(error))]
-    return [Fault(place, reason) for place, reason in damaged_lists(plan)]
+    return [Fault(location, reason) for location, reason in damaged_lists(plan)]
 
 
-def _mend_vocabulary(layout: RunLayout, config: RunConfig) -> None:
+def _repair_vocabulary(layout: RunLayout, config: RunConfig) -> None:
     try:
         Vocabulary.load(layout.vocabulary)
     except (OSError, ValueError):
@@ -112,13 +115,13 @@ def _mend_vocabulary(layout: RunLayout, config: RunConfig) -> None:
 
 
 def _recorded_vocabularies(layout: RunLayout) -> set[object]:
-    """Return the digests of the vocabularies that records were made with."""
+    """Return the digests of the vocabularies in the run's records."""
     found = (record_or_none(path) for path in layout.round(0).parent.rglob("*.json"))
     return {record.fingerprint["vocabulary"] for record in found if record and "vocabulary" in record.fingerprint}
 
 
-def _mend_plan(layout: RunLayout, path: Path, dataset: Dataset, source: SourceConfig) -> None:
-    """Make a plan or its lists again where that can be done; what cannot stays as it is."""
+def _repair_plan(layout: RunLayout, path: Path, dataset: Dataset, source: SourceConfig) -> None:
+    """Make a plan or its lists again if possible; otherwise leave them as they are."""
     config = load_config(layout.config)
     try:
         Plan.load(path)
@@ -135,7 +138,8 @@ def _mend_plan(layout: RunLayout, path: Path, dataset: Dataset, source: SourceCo
 
 
 def _recorded_shards(layout: RunLayout, dataset: Dataset) -> dict[str, str]:
-    """Return the digests of the shards' samples as the records of their embeddings have them."""
+    """Return the digests of the shards' samples from the records of their embeddings."""
+    # Embeddings have no rounds and depend on nothing but SAM and the samples: of all records, theirs change the least.
     first = layout.embedding(dataset, "000000")
     prefix = first.stem.removesuffix("000000")
     found = (record_or_none(path) for path in first.parent.glob(f"{prefix}[0-9]*.json"))

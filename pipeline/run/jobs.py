@@ -1,4 +1,7 @@
-"""The jobs that were submitted for a run, as its folder lists them."""
+"""The jobs submitted for a run, as listed in its folder, and their outcomes."""
+
+# Outcomes are files because a job server forgets its jobs when the head restarts, and knows nothing of our messages: a
+# file in the run folder is there for the next command, on whatever machine.
 
 import json
 import re
@@ -24,8 +27,8 @@ class JobOutcome:
     """How a command ended.
 
     Attributes:
-        exit_code: As the command line has them: 0 done, 75 stopped, …
-        message: What went wrong; empty when nothing did.
+        exit_code: An exit code of the command line: 0 done, 75 stopped, …
+        message: What went wrong; empty if nothing did.
     """
 
     exit_code: int
@@ -34,15 +37,14 @@ class JobOutcome:
 
 @contextmanager
 def outcome_written(path: Path | None) -> Iterator[None]:
-    """Write how a command ends, around `exit_codes`; without a path nothing is written.
-
-    A job that is killed writes nothing: no outcome means that it was cut short.
-    """
+    """Write how a command ends; use it around `exit_codes`. Without a path nothing is written."""
+    # A killed job writes nothing, and that is its message: no outcome means cut short. So the file is written last.
     try:
         yield
     except typer.Exit as ended:
         _write(path, JobOutcome(ended.exit_code, str(ended.__context__ or "")))
         raise
+    # Also what is no error of ours: without an outcome, a fault of the program would look like a preempted job.
     except BaseException as error:
         _write(path, JobOutcome(1, f"{type(error).__name__}: {error}"))
         raise
@@ -50,7 +52,7 @@ def outcome_written(path: Path | None) -> Iterator[None]:
 
 
 def read_outcome(path: Path) -> JobOutcome | None:
-    """Read how a job ended; None: it was cut short, or it still works."""
+    """Read how a job ended; return None if it was cut short or is still running."""
     try:
         content = read_json_file(path)
         return JobOutcome(int(content["exit_code"]), str(content["message"]))
@@ -70,12 +72,13 @@ def _write(path: Path | None, outcome: JobOutcome) -> None:
 
 
 def job_rows(root: Path, connect: Callable[[str], JobServer] = RayJobServer) -> list[dict[str, Any]]:
-    """List the jobs that were submitted for a run, oldest first: from its folder, and those without an outcome from the
-    server that they were sent to.
+    """List the jobs submitted for a run, oldest first.
 
     Returns:
-        id, round, stage, attempt, address, submitted, state ("unknown" where no server tells) and exit_code.
+        id, round, stage, attempt, address, submitted, state ("unknown" if no server answers) and exit_code.
     """
+    # Servers are queried only for jobs without an outcome, and each server once: an old one may be long gone, and every
+    # attempt to reach it costs a time-out.
     folder = RunLayout(root).jobs
     names = ("id", "round", "stage", "attempt", "address", "submitted")
     rows = [
@@ -83,16 +86,16 @@ def job_rows(root: Path, connect: Callable[[str], JobServer] = RayJobServer) -> 
         for path, content in _submitted(folder).items()
     ]
     rows.sort(key=lambda row: (str(row["submitted"]), str(row["id"])))
-    told: dict[str, dict[str, Job] | None] = {}
+    servers: dict[str, dict[str, Job] | None] = {}
     for row in rows:
         outcome = row.pop("outcome")
         row["exit_code"] = None if outcome is None else outcome.exit_code
-        row["state"] = "ended" if outcome is not None else _state(str(row["id"]), str(row["address"]), told, connect)
+        row["state"] = "ended" if outcome is not None else _state(str(row["id"]), str(row["address"]), servers, connect)
     return rows
 
 
 def newest_outcome(folder: Path, number: int, stage: str) -> JobOutcome | None:
-    """Read how the newest job that was submitted for a stage ended; None: it still works, was cut short, or is none.
+    """Read how the newest job of a stage ended; return None if it runs, was cut short, or there is none.
 
     Args:
         folder: The run's folder of jobs.
@@ -105,21 +108,21 @@ def newest_outcome(folder: Path, number: int, stage: str) -> JobOutcome | None:
 
 
 def _submitted(folder: Path) -> dict[Path, dict[str, Any]]:
-    """Read what was noted of each job when it was submitted, by its file; what is no such note is left out."""
+    """Read the note of each submitted job, by its file; other files are left out."""
     paths = [path for path in sorted(folder.glob("*.json")) if not path.name.endswith(_OUTCOME)]
     found = {path: content for path in paths if (content := read_json(path)) is not None}
     return {path: job for path, job in found.items() if _ATTEMPT.fullmatch(str(job.get("attempt")))}
 
 
 def _state(
-    job_id: str, address: str, told: dict[str, dict[str, Job] | None], connect: Callable[[str], JobServer]
+    job_id: str, address: str, servers: dict[str, dict[str, Job] | None], connect: Callable[[str], JobServer]
 ) -> str:
-    if address not in told:
+    if address not in servers:
         try:
-            told[address] = {job.id: job for job in connect(address).jobs()}
+            servers[address] = {job.id: job for job in connect(address).jobs()}
         except (ConnectionError, ValueError):
-            told[address] = None
-    jobs = told[address]
+            servers[address] = None
+    jobs = servers[address]
     if jobs is None:
         return "unknown"
     return jobs[job_id].state if job_id in jobs else "vanished"

@@ -1,14 +1,24 @@
-"""A run folder as a whole: made once, opened many times."""
+"""A run folder: made once, opened many times."""
 
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from jobs import run as jobs_run
 from jobs.run import Run
-from pipeline.config import RunConfig, changed_settings, identity_changes, load_config, resolve_config, save_config
+from pipeline.config import (
+    RunConfig,
+    changed_settings,
+    identity_changes,
+    laid_over,
+    load_config,
+    resolve_config,
+    save_config,
+)
 from pipeline.errors import DataFault, SettingsConflict
+from pipeline.run.lock import holding
 from pipeline.settings import read_settings, settings_fault
 from shards.data.plan import Plan, is_list_name, write_plan
 from shards.data.sources import open_source
@@ -20,19 +30,20 @@ from shards.storage.store import as_shown, location_of
 
 logger = logging.getLogger(__name__)
 
+# All that a killed `init` can leave before it writes config.yaml, which makes the folder a run.
 _OWN_BEFORE_CONFIG = {"vocabulary.json", "plan.json", "source_plan.json", "plan", "source_plan", "events.jsonl"}
 _OWN_BEFORE_CONFIG |= {"run.lock", "run.lock.guard", "locks"}
 
 
 @dataclass(frozen=True)
 class OpenRun(Run):
-    """A run whose settings are all that the command line knows, not only those that stages ask for."""
+    """A run with all settings that the command line knows, not only those that stages read."""
 
     config: RunConfig
 
 
 def open_or_make_run(root: Path, file: Path | None = None, sets: Sequence[str] = ()) -> OpenRun:
-    """Open the run in a folder, or make one there with the embedded default; call it under the run lock.
+    """Open the run in a folder, or make one with the embedded default; call it under the run lock.
 
     Args:
         root: The run folder.
@@ -47,10 +58,12 @@ def open_or_make_run(root: Path, file: Path | None = None, sets: Sequence[str] =
     layout = RunLayout(root.absolute())  # workers have working folders of their own
     if layout.config.is_file():
         saved = load_config(layout.config)
-        config = asked_config(root, saved, file, sets)
+        config = requested_config(root, saved, file, sets)
         fault = settings_fault(layout.config)
+        # Editing config.yaml by hand is allowed here, and only here: `shards repair` cannot tell it from damage and
+        # stops.
         if fault is not None:
-            logger.warning("%s is taken as it is, though %s", layout.config, fault)
+            logger.warning("%s is used as it is, though %s", layout.config, fault)
         if config != saved or fault is not None:
             logger.info("settings changed: %s", "; ".join(changed_settings(saved, config)))
             save_config(layout.config, config)
@@ -60,7 +73,7 @@ def open_or_make_run(root: Path, file: Path | None = None, sets: Sequence[str] =
 
 
 def read_run(root: Path, file: Path | None = None, sets: Sequence[str] = ()) -> OpenRun:
-    """Open a run that exists, as it would be with other settings; nothing is written.
+    """Open an existing run, possibly with other settings; nothing is written.
 
     Raises:
         SettingsConflict: The run is for other data, classes, preset or seed.
@@ -72,11 +85,11 @@ def read_run(root: Path, file: Path | None = None, sets: Sequence[str] = ()) -> 
     if not layout.config.is_file():
         where = as_shown(root)
         raise DataFault(f"{where} holds no run (no config.yaml); make one: stseg-pipeline round --run {where}")
-    return load_run(layout, asked_config(root, load_config(layout.config), file, sets))
+    return load_run(layout, requested_config(root, load_config(layout.config), file, sets))
 
 
-def asked_config(root: Path, saved: RunConfig, file: Path | None, sets: Sequence[str]) -> RunConfig:
-    """Give a run's settings with the asked ones laid over.
+def requested_config(root: Path, saved: RunConfig, file: Path | None, sets: Sequence[str]) -> RunConfig:
+    """Return a run's settings with the requested ones laid over.
 
     Raises:
         SettingsConflict: They would make it another run.
@@ -92,11 +105,13 @@ def asked_config(root: Path, saved: RunConfig, file: Path | None, sets: Sequence
 
 
 def make_run(root: Path, config: RunConfig) -> OpenRun:
-    """Make a run folder: vocabulary and plans, and the settings last.
+    """Make a run folder.
 
     Raises:
-        ValueError: The folder holds other things, a source is not there, or holds no image.
+        ValueError: The folder holds other things, or a source is missing or holds no image.
     """
+    # Settings come last: config.yaml is what makes the folder a run, so that a killed `init` begins again, and whoever
+    # finds the file finds vocabulary and plans, too.
     foreign = sorted(path.name for path in root.iterdir() if not _is_own(path)) if root.is_dir() else []
     if foreign:
         raise ValueError(f"{as_shown(root)} holds {foreign[0]} and is no run; name a new folder with --run")
@@ -116,8 +131,57 @@ def make_run(root: Path, config: RunConfig) -> OpenRun:
     return OpenRun(layout, config, vocabulary, plan, source_plan)
 
 
+@dataclass(frozen=True)
+class OwnImages:
+    """Images of the user's own to make a run for.
+
+    Attributes:
+        images: Folder of images, searched with sub-folders.
+        classes: File of class names.
+        labels: Folder of index PNGs of the images, or None.
+        preset: The model's preset; None: that of the settings, or tiny.
+    """
+
+    images: Path
+    classes: Path
+    labels: Path | None
+    preset: str | None
+
+
+def make_own_run(folder: Path, own: OwnImages, file: Path | None, sets: Sequence[str]) -> OpenRun:
+    """Make a run folder for images of the user's own: settings, vocabulary and plan. No image is decoded yet.
+
+    Args:
+        folder: The run folder; must not hold a run yet.
+        own: The images.
+        file: A YAML file of further settings.
+        sets: `key=value` texts, laid over all.
+
+    Raises:
+        SettingsConflict: The folder holds a run.
+        ValueError: A folder or file is missing or empty, or a setting is wrong.
+    """
+    if RunLayout(folder).config.is_file():
+        raise SettingsConflict(f"{folder} holds a run; go on with: stseg-pipeline round --run {folder}")
+    if own.labels is not None and not own.labels.is_dir():
+        raise ValueError(f"{own.labels} is not a folder; --labels names the folder of index PNGs")
+    target = {"kind": "folder", "images": str(own.images), "labels": None if own.labels is None else str(own.labels)}
+    # Labels given here belong to the images themselves: they measure pseudo-labels and students, and never train. The
+    # rounds train on pseudo-labels alone, unless `data.source` names other labelled images.
+    settings: dict[str, Any] = {
+        "data": {"target": target, "source": None, "test": None if own.labels is None else target, "validation": None},
+        "vocabulary": {"classes": str(own.classes.resolve()), "seen": []},
+        "train": {"source_per_step": 0},
+    }
+    if own.preset is not None:
+        settings["model"] = {"preset": own.preset}
+    requested = laid_over(settings, read_settings(file) if file is not None else {})
+    with holding(folder):
+        return make_run(folder, resolve_config(requested, sets, where=f"{file or 'the options'} and --set"))
+
+
 def build_vocabulary(config: RunConfig) -> Vocabulary:
-    """Give the vocabulary that the settings describe, with the preset's prompt templates."""
+    """Return the vocabulary that the settings describe, with the preset's prompt templates."""
     from models.presets import load_preset
     from models.stseg.text import prompt_templates
 
@@ -129,8 +193,8 @@ def build_vocabulary(config: RunConfig) -> Vocabulary:
 
 
 def _resolved(file: Path | None, sets: Sequence[str], base: RunConfig | None) -> RunConfig:
-    asked = {} if file is None else read_settings(file)
-    return resolve_config(asked, sets, where="--set" if file is None else f"{file} or --set", base=base)
+    requested = {} if file is None else read_settings(file)
+    return resolve_config(requested, sets, where="--set" if file is None else f"{file} or --set", base=base)
 
 
 def load_run(layout: RunLayout, config: RunConfig) -> OpenRun:
@@ -142,15 +206,16 @@ def load_run(layout: RunLayout, config: RunConfig) -> OpenRun:
     try:
         run = jobs_run.load_run(layout, config)
     except (FileNotFoundError, ValueError) as error:
-        hint = f"stseg-pipeline shards repair --run {as_shown(layout.root)} makes it again where that can be done"
+        hint = f"stseg-pipeline shards repair --run {as_shown(layout.root)} makes it again if that is possible"
         raise DataFault(
-            f"{error}; the run folder is damaged: {hint}, else put the file back or start a new run"
+            f"{error}; the run folder is damaged: {hint}; otherwise restore the file or start a new run"
         ) from error
     return OpenRun(run.layout, config, run.vocabulary, run.plan, run.source_plan)
 
 
 def _is_own(path: Path) -> bool:
-    """Return whether a killed `init` left something there; what only has the name is the user's and would be lost."""
+    """Return whether a path is what a killed `init` may have left."""
+    # A name alone is not enough: a plan.json of another tool's would be overwritten. Its content has to be ours, too.
     if is_temporary(path.name):
         return True
     if path.is_symlink() or path.name not in _OWN_BEFORE_CONFIG:

@@ -1,4 +1,4 @@
-"""How far a run is, read from its plain files alone: no model, no Ray, also while it runs."""
+"""The progress of a run, read from its plain files alone: no model, no Ray, also while it runs."""
 
 import os
 import re
@@ -28,11 +28,11 @@ class StageStatus:
     Attributes:
         round: Number of the round; 0 for what all rounds share.
         stage: Its name.
-        done: Shards with a record; whether the record still fits the settings is `plan`'s business.
-        total: Shards there are to be.
-        samples: Samples in the done shards.
+        done: Shards with a record; `plan` judges whether it still fits the settings.
+        total: Planned shards.
+        samples: Samples in the finished shards.
         dropped: Samples, classes and masks left out in them, each with a reason in its record.
-        seconds: Working time of the done shards, summed.
+        seconds: Working time of the finished shards, summed.
     """
 
     round: int
@@ -52,7 +52,7 @@ class QuarantinedShard:
         round: Number of the round; 0 for what all rounds share.
         stage: Its stage.
         shard: Its name.
-        cause: What its last attempt failed of.
+        cause: The error of its last attempt.
     """
 
     round: int
@@ -86,12 +86,12 @@ class RunStatus:
 
     Attributes:
         stages: Every stage that was begun, in order.
-        rounds: What each finished round's report says, by number: miou, miou_seen, miou_unseen, hiou, and its
-            pseudo_labels, promotion, alarms and left_out.
+        rounds: Parts of each finished round's report, by number: miou, miou_seen, miou_unseen, hiou, pseudo_labels,
+            promotion, alarms and left_out.
         last_event: The last line of the run's log.
-        holder: Who works on the whole run now, as the run lock has it; None: nobody who lives.
+        holder: The living holder of the run lock, if any.
         quarantined: Shards that were given up.
-        retry: The command that tries them again; None where there are none.
+        retry: The command that tries them again; None if there are none.
         stage_holders: Who works on single stages now.
     """
 
@@ -105,11 +105,13 @@ class RunStatus:
 
 
 def run_status(root: Path) -> RunStatus:
-    """Read how far a run is.
+    """Return the progress of a run.
 
     Raises:
         DataFault: The folder holds no run.
     """
+    # Only outputs are needed: the samples of labelled splits are in no plan, and would mean listing and hashing
+    # folders.
     run = replace(read_run(root), outputs_only=True)
     layout = run.layout
     stages: list[StageStatus] = []
@@ -124,8 +126,12 @@ def run_status(root: Path) -> RunStatus:
     events = read_events(layout.events)
     quarantined = quarantined_shards(events)
     started = [event for event in events if event.get("kind") == "run_started" and _counts(event, "rounds")]
-    asked = [int(str(event["rounds"])) for event in started]
-    retry = retry_command(root, asked[-1] if asked else max(one.round for one in quarantined)) if quarantined else None
+    requested = [int(str(event["rounds"])) for event in started]
+    retry = (
+        retry_command(root, requested[-1] if requested else max(one.round for one in quarantined))
+        if quarantined
+        else None
+    )
     return RunStatus(
         stages=tuple(stages),
         rounds=rounds,
@@ -141,37 +147,39 @@ def run_status(root: Path) -> RunStatus:
 
 
 def begun_rounds(layout: RunLayout) -> list[int]:
-    """Give the rounds that have a folder, in order."""
+    """Return the rounds that have a folder, in order."""
     folders = layout.round(0).parent.glob("[0-9]*")
     return sorted(int(folder.name) for folder in folders if _ROUND.fullmatch(folder.name) and folder.is_dir())
 
 
 def quarantined_shards(events: Iterable[Mapping[str, Any]]) -> tuple[QuarantinedShard, ...]:
-    """Give the shards that a run's log says were given up, and not done since, in the order of their failure."""
+    """Return the shards that a run's log says were given up and not done since, in the order of their failure."""
     found: dict[tuple[int, str, str], QuarantinedShard] = {}
     for event in events:
         if event.get("kind") not in ("shard_failed", "shard_done") or not _counts({"round": 0, **event}, "round"):
             continue
-        place = (int(str(event.get("round", 0))), str(event.get("stage", "")), str(event.get("shard", "")))
-        found.pop(place, None)
+        key = (int(str(event.get("round", 0))), str(event.get("stage", "")), str(event.get("shard", "")))
+        found.pop(key, None)
         if event["kind"] == "shard_failed":
-            found[place] = QuarantinedShard(*place, cause=str(event.get("error", "unknown")))
+            found[key] = QuarantinedShard(*key, cause=str(event.get("error", "unknown")))
     return tuple(found.values())
 
 
 def _counts(event: Mapping[str, Any], name: str) -> bool:
-    """Return whether a line of the log, which anybody may have edited, holds a number there."""
+    """Return whether a line of the log, which anybody may have edited, has a number under a name."""
     return re.fullmatch(r"[0-9]{1,9}", str(event.get(name))) is not None
 
 
 def retry_command(root: Path, rounds: int, backend: str = "ray") -> str:
-    """Give the command that does what is left of a run."""
+    """Return the command that does the rest of a run."""
     inline = " --backend inline" if backend == "inline" else ""
     return f"stseg-pipeline round --n {rounds} --run {as_shown(root)}{inline}"
 
 
 def _counted(number: int, tasks: Iterable[ShardTask]) -> Iterator[StageStatus]:
-    """Count the records that are there; folders are listed, so that a shard that is not done costs nothing."""
+    """Yield the counts of each stage from its records."""
+    # Folders are listed instead of trying to open every record: at ten thousand shards `status` takes 2.3 s
+    # (docs/cluster.md), and a shard that is not done costs nothing.
     for name, group in groupby(tasks, key=lambda task: task.stage):
         records = [task.record for task in group]
         listed = {folder: _listing(folder) for folder in {path.parent for path in records}}

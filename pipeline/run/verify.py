@@ -1,7 +1,7 @@
-"""Whether a run is what its records and settings say: every checksum compared, what is damaged or stale named.
+"""Compare a run with its records and settings: every checksum, and what is damaged or stale.
 
-What a round would do again is judged as `plan` and `round` judge it: by `task_states`, over all tasks of the run. What
-no task covers (checkpoints, text embeddings) is held against its record alone.
+What a round would do again is judged as in `plan` and `round`: by `task_states`, over all tasks of the run. Files that
+no task covers (checkpoints, text embeddings) are compared with their records alone.
 """
 
 import os
@@ -13,17 +13,17 @@ from jobs.commit import why_foreign
 from jobs.stage import ShardTask
 from jobs.training.checkpoints import checkpoint_fault
 from pipeline.errors import DataFault
-from pipeline.run.foundation import Fault, foundation_faults
+from pipeline.run.foundation import Fault, foundation_faults, repair_foundation
 from pipeline.run.run import OpenRun, read_run
 from pipeline.run.status import begun_rounds
 from pipeline.tasks.recipe import refines_given_masks, tasks_of_run
 from pipeline.tasks.states import TaskState, task_states
 from shards.files.errors import NotInStore, StoreRefused
 from shards.formats import records
-from shards.formats.layout import RunLayout, is_output_name, record_path
+from shards.formats.layout import RunLayout, is_output_name, record_of, record_path
 from shards.formats.records import read_record, record_or_none
 from shards.formats.tar import read_pseudo_index
-from shards.storage.mirror import bring, check
+from shards.storage.mirror import bring, check, discard, push_cache
 from shards.storage.store import as_shown, is_in_store, location_of
 
 _KINDS = (".zarr", ".tar", ".safetensors")
@@ -31,14 +31,14 @@ _KINDS = (".zarr", ".tar", ".safetensors")
 
 @dataclass(frozen=True)
 class CheckResult:
-    """What was found.
+    """The result of a check.
 
     Attributes:
-        checked: Outputs that were looked at.
-        undone: Outputs that are not done yet; nothing is wrong with these.
-        faults: What is damaged, lost or exchanged: what the run rests on first, then in the order of the paths.
-        stale: What is whole, but made from something else or with other settings than now: a round does it again.
-        unjudged: Why it cannot be said what a round would do again; None where it could be.
+        checked: The number of outputs checked.
+        undone: The number of outputs that are not done yet, which is no fault.
+        faults: Damaged, lost or exchanged outputs: the run's foundation first, then ordered by path.
+        stale: Whole outputs that were made from other inputs or with other settings: a round would make them again.
+        unjudged: Why it is unknown what a round would do again; None if it is known.
     """
 
     checked: int
@@ -49,11 +49,11 @@ class CheckResult:
 
 
 def verify_run(root: Path, number: int | None = None) -> CheckResult:
-    """Hash all of a run again: settings, vocabulary, plans, embeddings, all rounds with their replays, checkpoints.
+    """Hash everything in a run: settings, vocabulary, plans, embeddings, rounds with their replays, checkpoints.
 
     Args:
         root: The run folder.
-        number: Of the rounds only this one; None: all.
+        number: Check only this round; None: all rounds.
 
     Raises:
         DataFault: There is no run, or no such round.
@@ -89,7 +89,7 @@ def verify_run(root: Path, number: int | None = None) -> CheckResult:
 
 
 def last_finished(run: OpenRun) -> int | None:
-    """Return the last round that was done to its end; None if there is none."""
+    """Return the last finished round; None if there is none."""
     layout = run.layout
     if refines_given_masks(run):
         return 1 if record_path(layout.pseudo_index(1)).is_file() else None
@@ -98,7 +98,7 @@ def last_finished(run: OpenRun) -> int | None:
 
 
 def fault_of(output: Path) -> str | None:
-    """Return what is wrong with an output or its record; None if it is what its record says."""
+    """Return the fault of an output or its record; None if they agree."""
     if output.parent.name == "checkpoints":
         return checkpoint_fault(output)
     try:
@@ -119,7 +119,7 @@ def fault_of(output: Path) -> str | None:
 
 
 def run_layout(root: Path) -> RunLayout:
-    """Bring what is small of a run here, and return its layout.
+    """Fetch the small files of a run, and return its layout.
 
     Raises:
         DataFault: There is no run.
@@ -129,8 +129,20 @@ def run_layout(root: Path) -> RunLayout:
     return layout if layout.config.is_file() else read_run(root).layout  # which says what is missing
 
 
+def repair_shared(root: Path) -> list[Fault]:
+    """Make damaged files that no task covers again: vocabulary, plans, text embeddings; call it under the run lock.
+
+    Returns:
+        What was damaged; it is whole again, or removed if nothing reads it any more.
+
+    Raises:
+        DataFault: There is no run, or something cannot be made again.
+    """
+    return [*repair_foundation(root), *_repair_text_embeddings(root)]
+
+
 def _tasks(root: Path, rounds: Sequence[int]) -> tuple[list[ShardTask], int, str | None]:
-    """Return the tasks of some rounds and what all share, the last finished round (-1: none), and what went wrong."""
+    """Return the tasks of some rounds and those shared by all, the last finished round (-1: none), and any error."""
     try:
         run = read_run(root)
         tasks = tasks_of_run(run, max(rounds, default=0))
@@ -143,10 +155,9 @@ def _tasks(root: Path, rounds: Sequence[int]) -> tuple[list[ShardTask], int, str
 
 
 def _judged(tasks: Sequence[ShardTask], finished: int) -> set[Path]:
-    """Return the outputs that were there once: of finished rounds, what a record says was read, or what nothing reads.
-
-    What is not among them is not lost but new, as another setting may ask for more than was ever made.
-    """
+    """Return the outputs of finished rounds that must have existed: a record read them, or nothing ever does."""
+    # A missing output is a loss only if it was there once: after a change of settings, tasks may appear that no command
+    # has done yet, and those are not faults.
     was_read, is_read = set(), set()
     for task in tasks:
         record = record_or_none(task.record)
@@ -157,16 +168,18 @@ def _judged(tasks: Sequence[ShardTask], finished: int) -> set[Path]:
 
 
 def _task_fault(state: TaskState) -> Fault | None:
-    """Return what is wrong with a task's output, apart from what a change of settings explains."""
+    """Return the fault of a task's output, apart from what a change of settings explains."""
     task = state.task
+    # In a store only listings were compared so far, so the bytes of a "done" output are still to be read.
     if state.state == "done" and location_of(task.output).store is None:
-        return None  # its bytes were compared
+        return None
     reason = why_foreign(task) or fault_of(task.output)
     return None if reason is None else Fault(task.output, reason)
 
 
 def outputs_below(folder: Path) -> Iterator[Path]:
-    """Yield what has a record, or stands where one belongs, in a folder and those in it."""
+    """Yield what has a record, or should have one, in a folder and those below it."""
+    # Outputs without a record and records without an output are both faults, so files and records are walked alike.
     for directory, folders, names in os.walk(folder):
         yield from (Path(directory) / name for name in folders if name.endswith(".zarr") and name[0] != ".")
         folders[:] = [name for name in folders if not name.endswith(".zarr")]
@@ -179,17 +192,18 @@ def outputs_below(folder: Path) -> Iterator[Path]:
             elif path.suffix in _KINDS:
                 yield path
             elif path.suffix == ".json":
-                yield from (path.with_name(name) for name in _recorded_beside(path))
+                yield from (path.with_name(name) for name in _recorded_outputs(path))
 
 
-def _recorded_beside(path: Path) -> Iterator[str]:
-    """Give what a record names; it may be lost."""
+def _recorded_outputs(path: Path) -> Iterator[str]:
+    """Yield the outputs that a record names, also lost ones."""
     record = record_or_none(path)
     yield from (name for name in (record.outputs if record else {}) if record_path(path.with_name(name)) == path)
 
 
 def _index_faults(index: Path, damaged: set[Path]) -> Iterator[str]:
-    """Compare a list of tars with their records: who has only the tars has only this list."""
+    """Yield where a list of tars disagrees with their records."""
+    # Whoever copies only the tars has no records: the list's checksums are then the only ones.
     try:
         listed = {shard.url: shard.sha256 for shard in read_pseudo_index(index.parent).shardlist}
     except ValueError as error:
@@ -199,3 +213,19 @@ def _index_faults(index: Path, damaged: set[Path]) -> Iterator[str]:
         record = record_or_none(record_path(tar))
         if tar not in damaged and record is not None and listed[tar.name] != record.outputs.get(tar.name):
             yield f"lists another checksum for {tar.name}"
+
+
+def _repair_text_embeddings(root: Path) -> list[Fault]:
+    layout, location = RunLayout(root.absolute()), location_of(root)
+    folder = layout.text_embeddings
+    found = ((output, fault_of(output)) for output in sorted(set(outputs_below(folder))))
+    faults = [Fault(output, reason) for output, reason in found if reason is not None]
+    if faults:
+        from jobs.inference.text_cache import restore_text_embeddings
+
+        for fault in faults:
+            discard(location, fault.output, record_of(fault.output))
+        run = read_run(root)
+        restore_text_embeddings(run.config.model.with_weights(None), run.vocabulary, folder)
+        push_cache(location, folder)
+    return faults

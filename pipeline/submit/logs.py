@@ -1,4 +1,4 @@
-"""Shows the logs of submitted jobs, each to its end, also over a connection that breaks at times."""
+"""Follow the logs of submitted jobs, each to its end, over a connection that may break."""
 
 import time
 from collections import deque
@@ -8,37 +8,37 @@ from typing import Final
 from jobs.cluster.job_server import Job, JobServer
 from pipeline.progress import RunProgress
 
-LOOK_AGAIN_S: Final = 5.0
+POLL_INTERVAL_S: Final = 5.0
 _SHOWN_LINES: Final = 10
-_LOST_AFTER: Final = 12  # looks in a row without an answer
+_LOST_AFTER: Final = 12  # polls in a row without an answer: a minute, in which a head that restarts is back
 
 
 class JobLogs:
-    """The logs of jobs that work beside each other: shown one after the other, so that lines do not mix.
+    """The logs of concurrent jobs, shown one after the other so that lines do not mix.
 
     Args:
-        server: Where the jobs are.
+        server: The server of the jobs.
         progress: Shows lines.
-        jobs: Their ids, and what each of them does. One that fails while another log is shown is told of at once.
+        jobs: Their ids, and what each of them does.
     """
 
     def __init__(self, server: JobServer, progress: RunProgress, jobs: Mapping[str, object]) -> None:
         self._server = server
         self._progress = progress
         self._jobs = dict(jobs)
-        self._told: set[str] = set()
-        self._looked_at = time.monotonic()
+        self._announced: set[str] = set()
+        self._checked_at = time.monotonic()
 
     def follow(self, job_id: str) -> tuple[Job | None, Sequence[str]]:
         """Show a job's log until it has ended.
 
         Returns:
-            What became of it (None: the server forgot the job) and the last lines of the log.
+            The job at its end (None: the server does not know it any more) and the last lines of its log.
 
         Raises:
-            ConnectionError: The server has not answered for long.
+            ConnectionError: The server has not answered for a minute.
         """
-        self._told.add(job_id)
+        self._announced.add(job_id)
         lines: deque[str] = deque(maxlen=_SHOWN_LINES)
         shown, silent = 0, 0
         while True:
@@ -50,15 +50,16 @@ class JobLogs:
                 silent += 1
                 if silent >= _LOST_AFTER:
                     raise ConnectionError(
-                        f"{error}; {job_id} may still work. Where it does, the same command goes on with it"
+                        f"{error}; {job_id} may still be running. If it is, the same command continues with it"
                     ) from error
             else:
                 if job is None or job.over:
                     return job, lines
-            time.sleep(LOOK_AGAIN_S)
+            time.sleep(POLL_INTERVAL_S)
 
     def _show(self, job_id: str, shown: int, lines: deque[str]) -> int:
-        """Show a log from a character on, and give where it is now."""
+        """Show a log from a character on, and return the position reached."""
+        # After a break the server streams the log from its beginning, so what was shown is skipped by position.
         at, rest = 0, ""
         for piece in self._server.follow(job_id):
             new = piece[max(0, shown - at) :]
@@ -67,17 +68,18 @@ class JobLogs:
             for line in whole:
                 lines.append(line)
                 self._progress.say(f"  {line}")
-            self._tell_of_others()
+            self._announce_failures()
         if rest:
             lines.append(rest)
             self._progress.say(f"  {rest}")
         return max(at, shown)
 
-    def _tell_of_others(self) -> None:
-        if len(self._jobs) < 2 or time.monotonic() - self._looked_at < LOOK_AGAIN_S:
+    def _announce_failures(self) -> None:
+        # The log of a job that failed may come up for display only hours later, when the one shown now has ended.
+        if len(self._jobs) < 2 or time.monotonic() - self._checked_at < POLL_INTERVAL_S:
             return
         for job in self._server.jobs():
-            if job.id in self._jobs and job.id not in self._told and job.state in ("failed", "stopped"):
+            if job.id in self._jobs and job.id not in self._announced and job.state in ("failed", "stopped"):
                 self._progress.say(f"{self._jobs[job.id]}: {job.id} {job.state}; its log follows later")
-                self._told.add(job.id)
-        self._looked_at = time.monotonic()
+                self._announced.add(job.id)
+        self._checked_at = time.monotonic()

@@ -1,4 +1,4 @@
-"""The list of stages. Driver, plan, status, verify, repair, submit and report go through it; there is no other."""
+"""The one list of stages, which driver, plan, status, verify, repair, submit and report iterate."""
 
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import replace
@@ -46,27 +46,27 @@ ROUND: Final[Recipe] = (
     promote.STAGE,
     report.STAGE,
 )
-"""What a round is made of. A stage whose tasks are of round 0 alone is done once, for all rounds."""
+"""The stages of a round. A stage whose tasks are of round 0 alone is done once, for all rounds."""
 
 MASKS: Final[Recipe] = (embed.STAGE, refine.MASKS_STAGE, write.STAGE, write.INDEX_STAGE)
-"""Given masks, refined in the place of round 1."""
+"""Given masks, refined as if they were round 1."""
 
 STAGE1: Final[Recipe] = (embed.SOURCE_STAGE, train.STAGE1)
 """The training of the first teacher."""
 
 
 def stage_of(name: str) -> str:
-    """Return the stage that a part of one belongs to, as users name it: refine for refine-thresholds."""
+    """Return the stage that a part belongs to, by the name that users know: refine for refine-thresholds."""
     return name.partition("-")[0]
 
 
 def round_of(name: str, number: int) -> int:
-    """Return the round in which a stage is done that is asked for in another: embed is done once, for all rounds."""
+    """Return the round in which a requested stage is done: embed is done once, for all rounds."""
     return 0 if name == "embed" else number
 
 
 def shards_chain(name: str) -> tuple[str, ...]:
-    """Return the stages that follow each other shard by shard with a stage, in order; the stage alone if none does."""
+    """Return the chain of stages, in order, that a stage's shards pass through without waiting for each other."""
     chain = [name]
     after = {stage.name: stage.after for stage in ROUND if stage.after is not None}
     while (before := after.get(chain[0])) is not None:
@@ -77,24 +77,24 @@ def shards_chain(name: str) -> tuple[str, ...]:
 
 
 def stage_plans(recipe: Recipe, run: Run, round: int, names: Collection[str] | None = None) -> Iterator[StagePlan]:
-    """Yield what a round is to do, in order: a plan for each part of each stage that the run has in that round.
-
-    A stage is planned when its plan is taken: some fingerprints follow from what earlier stages recorded.
+    """Yield a plan for each part of each stage that a run has in a round, in order.
 
     Args:
         recipe: The stages.
         run: The run.
         round: The round.
-        names: Only these stages, as users name them; None: all.
+        names: Only these stages, by the names that users know; None: all.
 
     Raises:
         ValueError: Weights, labels or files that the settings name are missing.
     """
+    # A generator, so that a stage is planned only when its turn comes: some fingerprints follow from what earlier
+    # stages recorded.
     before = ""
     for stage in recipe:
         if names is not None and stage_of(stage.name) not in names:
             continue
-        # Something between a stage and the one that it follows, such as thresholds, waits for all shards.
+        # With something between a stage and the one that it follows, such as thresholds, all shards are waited for.
         follows = before == stage.after
         for plan in plans_of(stage, run, stage.tasks(run, round)):
             before = plan.name
@@ -102,7 +102,8 @@ def stage_plans(recipe: Recipe, run: Run, round: int, names: Collection[str] | N
 
 
 def plans_of(stage: Stage[Any], run: Run, tasks: Iterable[ShardTask]) -> list[StagePlan]:
-    """Return the plans of a stage's tasks, one for each part, whose tasks share their fingerprint."""
+    """Return one plan for each part of a stage."""
+    # The tasks of a part share one fingerprint, computed once: a run may have ten thousand shards per stage.
     plans = []
     for part, group in groupby(tasks, key=lambda task: task.stage):
         members = list(group)
@@ -122,9 +123,16 @@ def plans_of(stage: Stage[Any], run: Run, tasks: Iterable[ShardTask]) -> list[St
     return plans
 
 
+# The collector walks all live objects each time it runs, and finds nothing here: tasks hold no cycles, and there may be
+# hundreds of thousands.
 @gc_disabled()
 def all_tasks(run: Run, rounds: int, recipe: Recipe | None = None) -> list[ShardTask]:
-    """Return every task of a run up to a round, each after those that it reads from; None: of `ROUND`.
+    """Return every task of a run up to a round, each after those that it reads from.
+
+    Args:
+        run: The run.
+        rounds: The last round.
+        recipe: The stages; None: `ROUND`.
 
     Raises:
         ValueError: Weights or labels that the settings name are missing.
@@ -134,13 +142,13 @@ def all_tasks(run: Run, rounds: int, recipe: Recipe | None = None) -> list[Shard
 
 
 def refines_given_masks(run: Run) -> bool:
-    """Return whether a run folder is for masks from elsewhere: it has no start, and the target has labels."""
+    """Return whether a run folder was made for given masks: it has no round 0, and the target has labels."""
     layout = run.layout
     return has_target_labels(run) and layout.round(1).is_dir() and not layout.round(0).is_dir()
 
 
 def tasks_of_run(run: Run, rounds: int) -> list[ShardTask]:
-    """Return every task of a run up to a round, of whichever kind the run is, and of its replays.
+    """Return every task of a run of either kind up to a round, and of its replays.
 
     Raises:
         ValueError: Weights or labels that the settings name are missing.
@@ -152,10 +160,9 @@ def tasks_of_run(run: Run, rounds: int) -> list[ShardTask]:
 
 
 def replay_tasks(run: Run, number: int) -> list[ShardTask]:
-    """Return the tasks of a round's replays as far as they are done.
-
-    The settings of a replay are kept nowhere but in its records: a stage counts as made with those of its first shard.
-    """
+    """Return those tasks of a round's replays that are done."""
+    # The settings of a replay are kept nowhere but in its records, so a stage is judged by those of its first shard: a
+    # shard exchanged with the round's own is then noticed, a replay with other settings than the run's is not stale.
     tasks = []
     for folder in sorted((run.layout.round(number) / "replays").glob("*/")):
         replay = replace(run, layout=replace(run.layout, replay=folder.name))
@@ -174,12 +181,13 @@ def replay_tasks(run: Run, number: int) -> list[ShardTask]:
 
 
 def stage_names(run: Run, round: int) -> list[str]:
-    """Return the stages of a round as users name them, in order."""
+    """Return the stages of a round in order, by the names that users know."""
     return list(dict.fromkeys(stage_of(stage.name) for stage in ROUND if stage.tasks(run, round)))
 
 
 def job_groups(run: Run, round: int) -> list[tuple[str, ...]]:
-    """Return the stages of a round in groups: those of a group work at the same time, shard by shard."""
+    """Return the stages of a round in groups; those of a group run at the same time, shard by shard."""
+    # A dict, as an ordered set: the stages of a chain all name the same group.
     groups: dict[tuple[str, ...], None] = {}
     for name in stage_names(run, round):
         groups[shards_chain(name)] = None
@@ -187,9 +195,9 @@ def job_groups(run: Run, round: int) -> list[tuple[str, ...]]:
 
 
 def parts_of(plans: Iterable[StagePlan]) -> Iterator[list[StagePlan]]:
-    """Split plans where one has to wait for all shards of those before it: where it reads what they make.
+    """Split plans where one has to wait for all shards of those before it, because it reads their outputs.
 
-    A part is yielded as soon as the plan behind it is known, so that later stages are planned when it is done.
+    A part is yielded as soon as the plan after it is known, so that later stages are planned when the part is done.
     """
     part: list[StagePlan] = []
     made: set[Path] = set()
@@ -206,6 +214,6 @@ def parts_of(plans: Iterable[StagePlan]) -> Iterator[list[StagePlan]]:
 
 
 def _resources(run: Run, name: str) -> Resources:
-    """Return what a worker of a stage needs, by the settings; the defaults of a stage that they do not name."""
+    """Return the settings' resources of a stage; the defaults if they do not name it."""
     found = getattr(getattr(run.config, "resources", None), name, None)
     return found if isinstance(found, Resources) else Resources()

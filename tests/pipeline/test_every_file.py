@@ -173,5 +173,5 @@ def test_lost_images_leave_a_damaged_list_of_samples_named_and_in_place(run: Pat
     path.write_text(path.read_text().replace("target-000002", "target-000003"))
     (run / "plan.json").unlink()
     code, _, err = invoke("shards", "repair", "--run", str(run), "--backend", "inline")
-    assert (code, "put the file back from a copy" in err) == (4, True)
+    assert (code, "restore the file from a copy" in err) == (4, True)
     assert not (run / "plan.json").exists()

@@ -16,7 +16,7 @@ _numbers = itertools.count()
 
 @pytest.fixture
 def url(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
-    """Give the URL of such a store, with short pauses between attempts."""
+    """Return the URL of such a store, with short pauses between attempts."""
     monkeypatch.setattr(store_calls, "FIRST_PAUSE_S", 0.001)
     monkeypatch.setattr(store_calls, "LONGEST_PAUSE_S", 0.01)
     monkeypatch.setattr(ExecutionConfig, "delay_s", lambda self, failed: 0.01)

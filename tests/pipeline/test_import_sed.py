@@ -196,4 +196,4 @@ def test_pretrain_starts_from_a_head_without_dea(tmp_path: Path) -> None:
         rtol=1e-3,
     )
     code, _, err = invoke("pretrain", "--init-from", str(tmp_path / "none.safetensors"), "--out", str(out))
-    assert (code, "which is not there" in err) == (2, True)
+    assert (code, "which does not exist" in err) == (2, True)

@@ -24,7 +24,7 @@ COMMAND = [sys.executable, "-c", "from pipeline.cli.app import main; main()"]
 
 
 def artifacts(run: Path) -> dict[str, str]:
-    """Give the checksum of every stage's outputs of a run."""
+    """Return the checksum of every stage's outputs of a run."""
     found = [*run.glob("embeddings/*/*.zarr"), *run.glob("rounds/*/*/*.zarr")]
     found += [*run.glob("rounds/*/pseudo/*.tar"), *run.glob("rounds/*/student/*.safetensors")]
     return {str(path.relative_to(run)): sha256_path(path) for path in found}
@@ -101,7 +101,7 @@ def test_shard_that_always_fails_is_quarantined_and_named_and_the_rest_of_the_ch
     assert status["retry"] == command
     _, out, _ = invoke("status", "--run", str(run))
     assert "quarantined: teacher 000000 of round 1: RuntimeError: poison" in out
-    assert f"try again, when the cause is mended: {command}" in out
+    assert f"once the cause is fixed, try again: {command}" in out
 
     code, _, err = again(run)
     assert code == 0, err

@@ -169,7 +169,7 @@ def test_no_sam_decoder_is_in_memory_while_it_predicts(
 def test_nothing_readable_is_exit_4_and_wrong_paths_or_devices_exit_2(photos: Path, tmp_path: Path) -> None:
     classes = ["--classes", "grass", "--out", str(tmp_path / "out")]
     code, _, err = invoke("predict", str(photos / "photos" / "cut.png"), *classes)
-    assert (code, "not one of 1 images can be read" in err) == (4, True)
+    assert (code, "none of 1 images can be read" in err) == (4, True)
     code, _, err = invoke("predict", str(tmp_path / "none.png"), *classes)
     assert (code, "none.png: no such file" in err) == (2, True)
     code, _, err = invoke("predict", str(photos / "photos"), *classes, "--device", "abacus")

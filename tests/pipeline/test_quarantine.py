@@ -2,9 +2,8 @@ import pytest
 
 from pipeline.config import QuarantineSettings
 from pipeline.errors import DataFault
-from pipeline.report.left_out import LeftOut, lines_of, of_reports
+from pipeline.report.left_out import LeftOut, check_quarantine, lines_of, of_reports
 from pipeline.report.round_report import LeftOutFacts, Quarantined, RoundReport
-from pipeline.rounds.quarantine import check_quarantine
 from shards.formats.records import Drop
 
 

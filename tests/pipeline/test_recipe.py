@@ -21,7 +21,7 @@ def nobody() -> Worker:
 
 
 def plan(name: str, *reads: str, after: str | None = None, where: str = "workers", shards: int = 2) -> StagePlan:
-    """Give a plan whose shards read those of others."""
+    """Return a plan whose shards read those of others."""
     tasks = [
         ShardTask(
             stage=name,
@@ -101,7 +101,7 @@ class Texts:
     poisoned: frozenset[str] = frozenset()
 
     def stage(self, name: str, *reads: str, whole: bool = False, after: str | None = None) -> Stage[None]:
-        """Give a stage that reads others' shards of its own name; with `whole`, all of them."""
+        """Return a stage that reads others' shards of its own name; with `whole`, all of them."""
 
         def tasks(run: Run, round: int) -> list[ShardTask]:
             shards = ["000000", "000001", "000002"]

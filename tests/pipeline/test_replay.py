@@ -34,7 +34,7 @@ def replay(run: Path, *settings: str, more: tuple[str, ...] = ()) -> tuple[int, 
 
 
 def snapshot(run: Path) -> dict[str, int]:
-    """Give when each file of the run, but for its log and its replays, was last written."""
+    """Return when each file of the run, but for its log and its replays, was last written."""
     skipped = ("run.lock", "/locks/", "events.jsonl", "replays")
     return {
         str(path): path.stat().st_mtime_ns
@@ -186,7 +186,7 @@ def refine_plan(run: OpenRun) -> StagePlan:
 
 
 def chain_parts(run: OpenRun) -> list[list[str]]:
-    """Give the names of round 1's parts up to the tars."""
+    """Return the names of round 1's parts up to the tars."""
     parts = [[plan.name for plan in part] for part in parts_of(stage_plans(ROUND, run, 1))]
     return parts[: next(number for number, part in enumerate(parts, 1) if "write" in part)]
 
@@ -216,7 +216,7 @@ def test_calibrate_writes_a_file_that_a_replay_takes(
     digest = sha256_file(out)
     code, text, _ = invoke("calibrate", "--run", str(run), "--round", "1", "--images", "2", "--out", str(out))
     assert (code, sha256_file(out)) == (0, digest)
-    assert "too few cells, left as they are:" in text
+    assert "too few cells, left uncalibrated:" in text
     monkeypatch.chdir(tmp_path)
     plain, calibrated = (
         preview(run, "gate.threshold=0.05"),

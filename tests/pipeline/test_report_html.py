@@ -2,8 +2,7 @@ import re
 from html.parser import HTMLParser
 from typing import Any
 
-from pipeline.report.html import Picture, render_page
-from pipeline.report.report_table import number
+from pipeline.report.html import Picture, number, render_page
 from pipeline.report.round_report import RoundReport, TrainingFacts
 
 NASTY = '<script>alert("x")</script>'

@@ -46,7 +46,7 @@ def location(request: pytest.FixtureRequest, tmp_path: Path) -> str:
 
 @pytest.fixture
 def on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, location: str) -> Callable[[str], Path]:
-    """Give the run's folder as a machine has it; machines share nothing but the store, or the one folder."""
+    """Return the run's folder as a machine has it; machines share nothing but the store, or the one folder."""
 
     def there(machine: str) -> Path:
         monkeypatch.setenv(MIRROR_VARIABLE, str(tmp_path / machine))
@@ -68,7 +68,7 @@ def put_lock(run: Path, name: str, *, host: str) -> None:
 
 
 def names_left(run: Path) -> list[str]:
-    """Give what stands in a run, or in its store, and is no guard of a lock."""
+    """Return the contents of a run or its store, except for guards of locks."""
     store = location_of(run).store
     files = (path.relative_to(run).as_posix() for path in run.rglob("*") if path.is_file())
     return [name for name in (files if store is None else store.find()) if not name.endswith(".guard")]
@@ -222,10 +222,10 @@ def test_status_names_who_works_on_the_run_and_on_its_stages(one_round: Path, tm
     run = Path(shutil.copytree(one_round, tmp_path / "run"))
     with holding(run):
         code, out, _ = invoke("status", "--run", str(run))
-        assert (code, f"process {os.getpid()} on {socket.gethostname()} holds it since 20" in out) == (0, True)
+        assert (code, f"process {os.getpid()} on {socket.gethostname()} has worked on it since 20" in out) == (0, True)
     with teacher(run), refine(run):
         code, out, _ = invoke("status", "--run", str(run))
-        assert f"process {os.getpid()} on {socket.gethostname()} works on refine of round 1 since 20" in out
+        assert f"process {os.getpid()} on {socket.gethostname()} has worked on refine of round 1 since 20" in out
         status = json.loads(invoke("status", "--run", str(run), "--json")[1])
     assert status["holder"] is None
     assert [(row["round"], row["stage"], row["pid"]) for row in status["stage_holders"]] == [

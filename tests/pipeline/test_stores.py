@@ -33,7 +33,7 @@ def objects_of(url: str) -> dict[str, bytes]:
 
 
 def store_of(run: Path) -> str:
-    """Give the URL of a store in memory with a run's objects."""
+    """Return the URL of a store in memory with a run's objects."""
     url = f"memory://stores/run-{next(_numbers)}"
     fs, path = fsspec.url_to_fs(url)
     for name, data in files_of(run).items():
@@ -170,7 +170,7 @@ def test_repair_makes_a_truncated_object_again(one_round: Path, work_on: Callabl
     work_on("second")
     code, out, err = invoke("shards", "repair", "--run", url, "--backend", "inline")
     assert code == 0, err
-    assert "1 outputs were damaged, 0 are left so" in out
+    assert "1 outputs were damaged, 0 still are" in out
     assert results_of(objects_of(url)) == wanted
 
 

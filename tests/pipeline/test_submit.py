@@ -98,7 +98,7 @@ def test_jobs_beside_one_that_was_cut_short_end_resumably(open_chain: Path, serv
     ]
     assert [outcome and outcome.exit_code for outcome in outcomes] == [EXIT_RESUMABLE, EXIT_RESUMABLE]
     assert outcomes[0] is not None
-    assert "teacher of round 1 is over, 1 shards are not done (000001)" in outcomes[0].message
+    assert "teacher of round 1 has ended, and 1 shards are not done (000001)" in outcomes[0].message
     submit_rounds(open_chain, ROUND_1, server)
     assert "my_run-001-refine-2" in server.entries
 
@@ -213,7 +213,7 @@ def test_other_settings_are_refused_while_a_job_works(run: Path, server: FakeSer
 
 def test_another_stage_waits_for_the_job_that_works(run: Path, server: FakeServer) -> None:
     server.set_state("my_run-001-train-1", "running", facts(run, "train"))
-    with pytest.raises(JobEnded, match="train-1 still works"):
+    with pytest.raises(JobEnded, match="train-1 is still running"):
         submit_stage(run, "write", ROUND_1, server)
 
 

@@ -115,7 +115,7 @@ def run(one_round: Path, tmp_path: Path) -> Path:
 
 
 def rows(command: str, run: Path, *more: str) -> dict[tuple[int, str], dict[str, object]]:
-    """Give the rows of `plan` or `status`."""
+    """Return the rows of `plan` or `status`."""
     code, out, err = invoke(command, "--run", str(run), "--json", *more)
     assert code == 0, err
     found = json.loads(out)

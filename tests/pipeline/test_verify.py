@@ -27,7 +27,7 @@ def cut(path: Path) -> None:
 
 
 def chunk(folder: Path) -> Path:
-    """Give the largest file of a zarr folder, which holds numbers."""
+    """Return the largest file of a zarr folder, which holds numbers."""
     return max((path for path in folder.rglob("*") if path.is_file()), key=lambda path: path.stat().st_size)
 
 
@@ -105,7 +105,7 @@ def test_repair_does_again_what_verify_names(run: Path) -> None:
     assert (code, {fault["output"] for fault in json.loads(out)["faults"]}) == (4, {str(path) for path in damaged})
     code, out, err = invoke("shards", "repair", "--run", str(run), "--backend", "inline")
     assert code == 0, err
-    assert "4 outputs were damaged, 0 are left so" in out
+    assert "4 outputs were damaged, 0 still are" in out
     assert differences(wanted, contents(run)) == []
     assert report(run, 1)["miou"] == score
     code, out, _ = invoke("shards", "repair", "--run", str(run), "--backend", "inline")

@@ -18,7 +18,7 @@ def run(one_round: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def planned(run: Path) -> dict[tuple[int, str], dict[str, object]]:
-    """Give the rows of `plan`, in their order."""
+    """Return the rows of `plan`, in their order."""
     code, out, err = invoke("plan", "--n", "1", "--run", str(run), "--json")
     assert code == 0, err
     return {(row["round"], row["stage"]): row for row in json.loads(out)}
