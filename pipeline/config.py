@@ -56,6 +56,10 @@ class QuarantineSettings(Section):
     max_share: float = Field(default=0.1, ge=0, le=1)
     min_samples: NonNegativeInt = 5
 
+    def allowed(self, total: int) -> int:
+        """Return how many of a data set's images may be unreadable."""
+        return max(int(self.max_share * total), self.min_samples)
+
 
 class ResourceSettings(Section):
     """What the workers of each stage need; none of it changes results."""

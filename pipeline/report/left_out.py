@@ -10,7 +10,6 @@ from jobs.stage import ShardTask
 from jobs.stages.evaluate import NO_LABEL, OTHER_SIZE
 from jobs.stages.refine import NO_MASK
 from jobs.stages.write import ALL_IGNORED
-from pipeline.config import QuarantineSettings
 from pipeline.errors import DataFault
 from pipeline.report.round_report import LeftOutFacts, RoundReport
 from shards.data.images import PASSING_REASONS
@@ -107,19 +106,18 @@ def _dataset(stage: str) -> str:
     return (rest or "target") if kind == "embed" else _EVALUATED.get(stage, "target")
 
 
-def check_quarantine(found: LeftOut, budget: QuarantineSettings) -> None:
+def check_quarantine(found: LeftOut, allowed: int) -> None:
     """Check the images left out of a data set against the budget.
 
     Args:
         found: The images left out.
-        budget: The number that may be unreadable: `max_share` of them, or `min_samples` if that is more; never all.
+        allowed: The number that may be unreadable; never all.
 
     Raises:
         DataFault: There are more; the message names reasons, some keys and the folder.
     """
     count, total = len(found.drops), found.total
-    # Never all: a run of five images would pass `min_samples` with nothing left to label.
-    allowed = max(int(budget.max_share * total), budget.min_samples)
+    # Never all: a run of five images would pass `quarantine.min_samples` with nothing left to label.
     if count <= allowed and (count < total or not count):
         return
     named = ", ".join(f"{drop.key} ({drop.reason})" for drop in found.drops[:NAMED])

@@ -177,7 +177,7 @@ class Driver:
         # After each part, not at the end: a folder that was unmounted during `embed` would otherwise cost a whole round
         # on what is left.
         for found in left_out(done):
-            check_quarantine(found, self._run.config.quarantine)
+            check_quarantine(found, self._run.config.quarantine.allowed(found.total))
         for plan in part:
             if plan.elsewhere is None and plan.where == "workers":
                 name = plan.name if plan.name.startswith("embed") else f"{plan.name} of round {number}"

@@ -50,7 +50,7 @@ def run_rounds(root: Path, request: RoundRequest, progress: RunProgress | None =
             # A run that failed once must not succeed by being started again: with nothing to do, budget and guards are
             # still checked, from the reports.
             for found in of_reports(reports_of(run, request.rounds)):
-                check_quarantine(found, run.config.quarantine)
+                check_quarantine(found, run.config.quarantine.allowed(found.total))
             for number in range(request.rounds + 1):
                 require_no_regression(run, number, request.rounds)
         else:

@@ -131,7 +131,7 @@ class SubmittedRun:
             )
         tasks = [task for key in keys for task in stage_tasks(self.run, key.stage, key.round, required=False)]
         for found in left_out([*embed.tasks(self.run, 0), *tasks]):
-            check_quarantine(found, self.run.config.quarantine)
+            check_quarantine(found, self.run.config.quarantine.allowed(found.total))
         return ids
 
     def _submitted(self, keys: Sequence[StageKey]) -> dict[StageKey, str]:

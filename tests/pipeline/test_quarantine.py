@@ -19,7 +19,7 @@ def report(number: int, found: LeftOut) -> RoundReport:
 
 
 def test_within_the_budget_nothing_is_raised() -> None:
-    check_quarantine(left_out(5, 100), QuarantineSettings())
+    check_quarantine(left_out(5, 100), QuarantineSettings().allowed(100))
 
 
 @pytest.mark.parametrize(
@@ -34,19 +34,21 @@ def test_within_the_budget_nothing_is_raised() -> None:
 def test_more_than_the_budget_or_all_of_them_is_a_fault_that_names_reasons_and_keys(
     bad: int, total: int, settings: QuarantineSettings
 ) -> None:
-    with pytest.raises(DataFault, match=rf"{bad} of {total} target images .*truncated {bad}.*000000-0.*/photos: mend"):
-        check_quarantine(left_out(bad, total), settings)
+    with pytest.raises(
+        DataFault, match=rf"{bad} of {total} target images .*truncated {bad}.*000000-0.*/photos: repair"
+    ):
+        check_quarantine(left_out(bad, total), settings.allowed(total))
 
 
 def test_the_way_out_for_missing_images_is_to_put_them_back_and_not_a_new_run() -> None:
     with pytest.raises(DataFault, match="put back what is missing") as caught:
-        check_quarantine(left_out(6, 12, "missing"), QuarantineSettings())
+        check_quarantine(left_out(6, 12, "missing"), QuarantineSettings().allowed(12))
     assert "new run" not in str(caught.value)
 
 
 def test_few_of_a_small_set_pass_though_their_share_is_high() -> None:
-    check_quarantine(left_out(3, 4), QuarantineSettings())
-    check_quarantine(left_out(0, 0), QuarantineSettings())
+    check_quarantine(left_out(3, 4), QuarantineSettings().allowed(4))
+    check_quarantine(left_out(0, 0), QuarantineSettings().allowed(0))
 
 
 def test_an_image_that_several_rounds_left_out_is_named_once_at_the_end() -> None:
