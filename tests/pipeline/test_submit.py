@@ -183,7 +183,7 @@ def test_a_broken_connection_goes_on_where_it_was(
     submit_stage(run, "write", ROUND_1, server)
     assert capfd.readouterr().err.count("no newline at the end") == 1
     server.drops = 1000
-    with pytest.raises(ConnectionError, match="same command goes on") as caught:
+    with pytest.raises(ConnectionError, match="same command continues") as caught:
         submit_stage(run, "report", ROUND_1, server)
     assert exit_code_of(caught.value) == EXIT_RESUMABLE
 
