@@ -14,6 +14,8 @@ from benchmarks.chaos_points import Step
 from benchmarks.faults_calls import ERRORS, KINDS, SHORT, Calls, Fault, Kind
 from jobs.cluster.connection import ROOT
 
+pytestmark = pytest.mark.slow
+
 STEP = Step(1, "teacher", ())
 
 

@@ -10,6 +10,8 @@ import pytest
 from benchmarks import fuzz
 from benchmarks.fuzz_cases import KINDS
 
+pytestmark = pytest.mark.slow
+
 
 def test_hundreds_of_hostile_files_are_read_or_refused_and_nothing_else(tmp_path: Path) -> None:
     result = fuzz.fuzz(range(330), seed=1, kinds=(), keep=tmp_path)

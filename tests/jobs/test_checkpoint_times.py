@@ -14,6 +14,8 @@ from jobs.training.loop import CheckpointTimes
 from jobs.training.samples import TrainingSample
 from jobs.training.step import TrainingStep
 
+pytestmark = pytest.mark.slow
+
 RARE = QUICK.model_copy(update={"checkpoint_every": 1000})
 
 

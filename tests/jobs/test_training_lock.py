@@ -22,6 +22,8 @@ from shards.files.fence import LockLost
 from shards.files.locks import RunLock
 from shards.storage.store import MIRROR_VARIABLE, Store, run_folder
 
+pytestmark = pytest.mark.slow
+
 OFTEN = QUICK.model_copy(update={"checkpoint_every": 1})
 
 

@@ -14,6 +14,8 @@ from jobs.execution import worker
 from jobs.stage import ShardTask
 from shards.files.atomic import remove_path
 
+pytestmark = pytest.mark.slow
+
 # Where the one is interrupted by all of the other: a stage, what its worker calls, and whether after the call.
 Point = tuple[str, str, bool]
 POINTS: dict[str, Point] = {

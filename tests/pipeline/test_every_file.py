@@ -12,6 +12,8 @@ from benchmarks.chaos_compare import contents, differences
 from pipeline.run.verify import CheckResult, verify_run
 from shards.formats.layout import record_path
 
+pytestmark = pytest.mark.slow
+
 SEED = 12
 SAMPLED = 30  # of the files below embeddings and rounds; what the run rests on is always tried
 LOGS = {"events.jsonl", "metrics.jsonl", "report.html", "run.lock", "run.lock.guard"}

@@ -14,6 +14,8 @@ from jobs.cluster.connection import ROOT
 from shards.files.atomic import remove_path
 from shards.formats.events import read_events
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def damaged(one_round: Path, tmp_path: Path) -> Path:

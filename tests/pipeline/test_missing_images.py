@@ -17,6 +17,8 @@ from store_setup import files_of, results_of
 from shards.files import retry
 from shards.formats.tar import index_tar
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def made(weights: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Path:

@@ -16,6 +16,8 @@ from benchmarks.chaos_compare import contents, differences
 from shards.files.atomic import remove_path
 from shards.files.locks import STALE_S
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).resolve().parents[2]
 ELSEWHERE = "import socket; socket.gethostname = lambda: 'elsewhere'\nfrom pipeline.cli.app import main; main()"
 SETTINGS = ("--set", "train.steps=30", "--set", "train.checkpoint_every=1")

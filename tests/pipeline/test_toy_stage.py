@@ -21,6 +21,8 @@ from pipeline.submit.submit import submit_rounds
 from pipeline.tasks import recipe
 from shards.files.atomic import sha256_file
 
+pytestmark = pytest.mark.slow
+
 MODULE = '''
 """Toy: counts the samples of each tar and greets them."""
 

@@ -10,6 +10,8 @@ from run_setup import again, invoke
 
 from jobs.stages import embed, evaluate, promote, pseudo_scores, refine, start, teacher, train, write
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def run(one_round: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:

@@ -19,6 +19,8 @@ from shards.files.atomic import remove_stale_temporaries, temporary_sibling
 from shards.files.locks import STALE_S, LockHeld, LockHolder, RunLock, clear_stale, is_stale, live_holder, parse_holder
 from shards.files.processes import process_space, process_start_ticks
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).resolve().parents[2]
 HOLD = """
 import pathlib, sys, time
