@@ -21,6 +21,8 @@ from models.weights.files import read_weights
 from shards.files.atomic import sha256_file
 from shards.formats.records import read_record
 
+pytestmark = pytest.mark.slow
+
 ALONE = GroupResources(threads=1)
 
 

@@ -22,6 +22,8 @@ from pipeline.terminal import printable
 from shards.formats.layout import RunLayout
 from shards.scenes.scenes import render_scene
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).resolve().parents[2]
 
 

@@ -18,6 +18,8 @@ from shards.files import atomic as files
 from shards.files import retry
 from shards.files.atomic import remove_path
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def to_do(one_round: Path, tmp_path: Path) -> Path:
