@@ -215,7 +215,7 @@ def kind_of(resources: Resources) -> Kind:
 
 # Why workers are passed on at all: a process with its libraries takes seconds to start, and a round asks for fourteen.
 # `round --n 1` on the embedded data and two idle cores took 98 s with, and 136 s without them (one run each), as eleven
-# of the fourteen were up already.
+# of the fourteen were up already; three chains of three stages of eight shards of 0.2 s took 13 s instead of 23 s.
 class IdleWorkers:
     """Free actors by kind, kept from one stage, and from one chain, to the next. They keep their resources."""
 
