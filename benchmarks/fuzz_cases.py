@@ -30,7 +30,7 @@ from pipeline.config import RunConfig, load_config, resolve_config
 from pipeline.run.jobs import job_rows, newest_outcome, read_outcome
 from pipeline.run.status import run_status
 from pipeline.settings import read_settings
-from shards.data.images import UnreadableImage, decode_image
+from shards.data.images import ImageFrame, UnreadableImage, decode_image
 from shards.data.inputs import find_images
 from shards.data.labels import decode_label, decode_weight, encode_label, encode_weight
 from shards.data.plan import Plan, write_plan
@@ -186,7 +186,7 @@ def _make_plan(folder: Path, rng: random.Random) -> None:
 def _read_plan(folder: Path) -> None:
     source = open_source(FolderSourceConfig(images=str(folder / "images"), labels=str(folder)), _VOCABULARY)
     for ref in Plan.load(folder / "plan.json").samples:
-        source.read_label(ref)
+        source.read_label(ref, ImageFrame((2, 3)))
         source.read_image(ref)
 
 

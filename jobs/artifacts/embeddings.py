@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from shards.data.images import ImageFrame
 from shards.formats.arrays import read_arrays, read_rows
 
 if TYPE_CHECKING:
@@ -50,6 +51,15 @@ class EmbeddingStore:
             return cls(path, rows, sizes, [int(value) for value in read["exif"]], arrays["valid"])
         except (KeyError, TypeError) as error:
             raise ValueError(f"{path} is not a store of embeddings: {error!r}; delete its record to redo it") from error
+
+    def frame(self, key: str) -> ImageFrame:
+        """Return an image's size and orientation.
+
+        Raises:
+            KeyError: The image is not in the store.
+        """
+        row = self.rows[key]
+        return ImageFrame(self.sizes_hw[row], self.exif[row])
 
     def embedding(self, row: int) -> NDArray[np.float16]:
         """Read one image's (C, g, g) float16 embedding."""

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from models.refinement.gate import ABSENT, GateResult
 from models.refinement.types import RefinedLabel
+from shards.data.images import ImageFrame
 from shards.data.vocabulary import IGNORE_8_BIT
 from shards.formats.arrays import pack_ragged, read_arrays, read_ragged_row, unpack_ragged, write_arrays
 from shards.formats.records import Json
@@ -41,6 +42,11 @@ class RefinedStore:
     gate: tuple[list[dict[str, Any]], ...]
     teacher_weights: str
     fingerprint: dict[str, Any]
+
+    def frame(self, row: int) -> ImageFrame:
+        """Return the size and orientation of an image; at least one map has to be read."""
+        height, width = next(iter(self.maps.values()))[row].shape
+        return ImageFrame((height, width), self.exif[row])
 
 
 def write_refined(

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from jobs.stage import OutOfMemory
-from shards.data.images import UnreadableImage, decode_image
+from shards.data.images import ImageFrame, UnreadableImage, decode_image
 from shards.data.sources import SampleRef, Source
 from shards.formats.records import Drop
 
@@ -38,6 +38,11 @@ class LoadedImage:
     def size_hw(self) -> tuple[int, int]:
         """The upright image's size in pixels."""
         return self.image.shape[0], self.image.shape[1]
+
+    @property
+    def frame(self) -> ImageFrame:
+        """Its size and orientation."""
+        return ImageFrame(self.size_hw, self.exif_orientation)
 
 
 def load_images(refs: Iterable[SampleRef], source: Source, drops: list[Drop]) -> Iterator[LoadedImage]:

@@ -104,7 +104,8 @@ def gather_pairs(
             original_hw = store.sizes_hw[store.rows[image.key]]
             ids, scores = (torch.from_numpy(values) for values in (image.ids.astype(np.int64), image.scores))
             label_HW = teacher_label(ids, scores.float(), original_hw).numpy()
-            truth_HW = None if source is None else source.read_label(refs[image.key])
+            truth = None if source is None else source.read_label(refs[image.key], store.frame(image.key))
+            truth_HW = None if truth is None else truth.ids
             seen = np.unique(image.ids[0][image.scores[0] > 0]).astype(np.int64)
             counts = _counts(label_HW, truth_HW, image.key, vocabulary)
             columns.append(np.stack([np.full(len(seen), len(sizes)), seen, *(count[seen] for count in counts)]))

@@ -28,6 +28,7 @@ from jobs.stages.teacher import probabilities_of
 from models.evaluation.metrics import confusion, scores
 from models.presets import load_preset
 from models.stseg.sliding import Probabilities
+from shards.data.labels import UnusableLabel
 from shards.data.plan import make_plan
 from shards.data.samples import Samples
 from shards.data.sources import SampleRef, ScenesSourceConfig, Source, SourceConfig, open_source
@@ -38,7 +39,6 @@ from shards.formats.records import Drop, Json
 VERSION: Final = 3  # goes up when the same model and images give other scores
 NO_LABEL: Final = "no_label"
 SCORES: Final = ("miou", "miou_seen", "miou_unseen", "hiou")  # what reports compare
-OTHER_SIZE: Final = "label_of_other_size"
 
 Split = Literal["test", "validation"]
 
@@ -249,15 +249,15 @@ class _Labelled:
 
     def __iter__(self) -> Iterator[tuple[str, NDArray[np.uint8]]]:
         for loaded in load_images(self._samples, self._source, self._drops):
-            label = self._source.read_label(loaded.ref)
+            try:
+                label = self._source.read_label(loaded.ref, loaded.frame)
+            except UnusableLabel as error:
+                self._drops.append(Drop(key=loaded.ref.key, reason=error.reason, detail=error.detail))
+                continue
             if label is None:
                 self._drops.append(Drop(key=loaded.ref.key, reason=NO_LABEL, detail=loaded.ref.uri))
                 continue
-            if label.shape != loaded.size_hw:
-                sizes = f"{loaded.ref.uri} is {loaded.size_hw} pixels, its label {label.shape}"
-                self._drops.append(Drop(key=loaded.ref.key, reason=OTHER_SIZE, detail=sizes))
-                continue
-            self.labels[loaded.ref.key] = label
+            self.labels[loaded.ref.key] = label.ids
             yield loaded.ref.key, loaded.image
 
 

@@ -120,10 +120,10 @@ def pseudo_label_scores(
             pixels["all"] += maps["label"].size
             for name in ("label", "gated"):
                 pixels[name] += int((maps[name] != classes).sum())
-            truth = source.read_label(refs[key])
+            truth = source.read_label(refs[key], store.frame(row))
             if truth is not None:
                 labelled_images += 1
-                _add(totals, truth, maps, vocabulary)
+                _add(totals, truth.ids, maps, vocabulary)
     found = {name: _miou(matrix) for name, matrix in totals.items()}
     shares = {"coverage": _percent(pixels["label"], pixels["all"])}
     shares["coverage_before"] = _percent(pixels["gated"], pixels["all"])

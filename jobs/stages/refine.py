@@ -229,19 +229,13 @@ def _masked_images(
     for ref in task.samples:
         if ref.key not in store.rows:  # embed dropped it, and its record says why
             continue
-        label = refiner.masks.read_label(ref)
+        label = refiner.masks.read_label(ref, store.frame(ref.key))
         if label is None:
             drops.append(Drop(key=ref.key, reason=NO_MASK, detail=f"{ref.uri} has no index PNG of its name"))
             continue
         row = store.rows[ref.key]
-        height, width = store.sizes_hw[row]
-        if label.shape != (height, width):
-            raise ValueError(
-                f"the mask of {ref.uri} has {label.shape[1]} x {label.shape[0]} pixels, the image {width} x {height}; "
-                "a mask needs the size of its image"
-            )
         ignore = refiner.vocabulary.ignore_index
-        yield ref.key, label_as_input(label, store.embedding(row), store.valid_hw(row), ignore_index=ignore)
+        yield ref.key, label_as_input(label.ids, store.embedding(row), store.valid_hw(row), ignore_index=ignore)
 
 
 def refine_stats(refined: Sequence[RefinedLabel], vocabulary: Vocabulary) -> dict[str, float]:

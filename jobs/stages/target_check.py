@@ -168,7 +168,8 @@ def work(check: TargetCheck, task: ShardTask) -> Done:
         images = load_images([refs[key] for key in store.keys], check.source, drops)
         for batch in in_batches(images, check.batch_size):
             for loaded, views in zip(batch, _views(batch, check, embeddings, gate), strict=True):
-                found.add(loaded.ref.key, views, store, earlier, check.source.read_label(loaded.ref))
+                truth = check.source.read_label(loaded.ref, loaded.frame)
+                found.add(loaded.ref.key, views, store, earlier, None if truth is None else truth.ids)
     if not found.images:
         raise EmptyShard(f"none of the {len(refs)} sampled target images can be read; raise evaluate.target_images")
     text = json.dumps(found.result(), indent=1, ensure_ascii=False) + "\n"

@@ -96,12 +96,12 @@ class LabelledDataset:
             ValueError: The source has no label for it.
         """
         ref = self._refs[index]
-        label = self._source.read_label(ref)
+        decoded = decode_image(self._source.read_image(ref)[0])
+        label = self._source.read_label(ref, decoded.frame)
         if label is None:
             raise ValueError(f"no label for {ref.key} ({ref.uri}); training needs one for every labelled image")
-        image = decode_image(self._source.read_image(ref)[0]).image
         sam = None if self._embeddings is None else self._embeddings[ref.key]
-        return _sample(image, label, np.ones(label.shape, np.float32), sam, self._size)
+        return _sample(decoded.image, label.ids, np.ones(label.ids.shape, np.float32), sam, self._size)
 
 
 class CachedDataset:

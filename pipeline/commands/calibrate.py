@@ -1,11 +1,13 @@
 """Fit a calibration of a round's stored scores to a few labelled images of the run, and measure its effect."""
 
+from itertools import islice
 from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
 
+from jobs.artifacts.embeddings import EmbeddingStore
 from jobs.artifacts.scores import stored_scores
 from jobs.run import has_target_labels
 from models.refinement.calibration import (
@@ -18,7 +20,7 @@ from models.refinement.calibration import (
 )
 from pipeline.commands.replay import refuse_without_scores
 from pipeline.run.run import OpenRun, read_run
-from shards.data.sources import open_source
+from shards.data.sources import SampleRef, ScenesSourceConfig, open_source
 from shards.storage.store import as_shown
 
 MIN_CELLS: Final = 200  # fewer cells, often those of a single object, say too little about a class
@@ -65,34 +67,35 @@ def calibrate_round(root: Path, number: int, out: Path, images: int) -> dict[str
     }
 
 
-def _draw(run: OpenRun, images: int) -> dict[str, NDArray[np.int32]]:
-    """Return the labels of randomly drawn images, by key."""
+def _draw(run: OpenRun, images: int) -> dict[str, SampleRef]:
+    """Return randomly drawn images that have a label, by key."""
     if not has_target_labels(run):
         raise ValueError(
             f"the images of {as_shown(run.layout.root)} have no labels to calibrate with; make the run with labels of "
             "some of them: stseg-pipeline init DIR --images … --classes … --labels FOLDER"
         )
     # Drawn with the run's seed, so that the same command fits on the same images, whoever types it.
-    source = open_source(run.config.data.target, run.vocabulary)
     refs = tuple(run.plan.samples)
-    found: dict[str, NDArray[np.int32]] = {}
-    for index in np.random.default_rng(run.config.seed).permutation(len(refs)).tolist():
-        label = source.read_label(refs[index]) if len(found) < images else None
-        if label is not None:
-            found[refs[index].key] = label
-    return found
+    drawn = isinstance(run.config.data.target, ScenesSourceConfig)  # scenes all have a label, and no file of it
+    order = (refs[index] for index in np.random.default_rng(run.config.seed).permutation(len(refs)).tolist())
+    labelled = (ref for ref in order if drawn or ref.label_digest is not None)
+    return {ref.key: ref for ref in islice(labelled, images)}
 
 
-def _cells(run: OpenRun, number: int, labels: dict[str, NDArray[np.int32]]) -> LabelledCells:
+def _cells(run: OpenRun, number: int, drawn: dict[str, SampleRef]) -> LabelledCells:
+    source, ignored = open_source(run.config.data.target, run.vocabulary), run.vocabulary.ignore_index
     parts: list[LabelledCells] = []
     for shard in run.plan.shards:
-        if labels.keys().isdisjoint(ref.key for ref in shard.samples):
+        if drawn.keys().isdisjoint(ref.key for ref in shard.samples):
             continue
-        with run.here(run.layout.teacher(number, shard.name)):
-            for image in stored_scores(run.layout.teacher(number, shard.name)):
-                if image.key in labels:
-                    truth, ignored = labels[image.key], run.vocabulary.ignore_index
-                    parts.append(labelled_cells(image.ids, image.scores, truth, ignored, len(parts)))
+        embedding, teacher = run.layout.embedding("target", shard.name), run.layout.teacher(number, shard.name)
+        with run.here(embedding, teacher):
+            store = EmbeddingStore.open(embedding)
+            for image in stored_scores(teacher):
+                if image.key in drawn:
+                    label = source.read_label(drawn[image.key], store.frame(image.key))
+                    if label is not None:
+                        parts.append(labelled_cells(image.ids, image.scores, label.ids, ignored, len(parts)))
     cells = joined(parts)
     if not len(cells.score):
         raise ValueError("no image with scores has a labelled pixel; are the labels those of these images?")

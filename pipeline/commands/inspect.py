@@ -75,7 +75,7 @@ def show_sample(root: Path, number: int, key: str, out: Path | None = None) -> P
         raise DataFault(f"shard {shard} of round {number} is not refined; {_how(run, number)}") from error
     except KeyError as error:
         raise DataFault(f"{key} is not in shard {shard} of round {number}: it was left out as unreadable") from error
-    image = sample_image(run, number, shard, ref)
+    image = sample_image(run, number, shard, ref).image
     # No truth here, in contrast to the report's pictures: `show` has to work without the source's labels.
     sheet = panels(
         [

@@ -12,7 +12,7 @@ from jobs.artifacts.labels import read_refined
 from jobs.run import Run, has_target_labels
 from pipeline.report.drawing import MAX_NAMED, classes_by_size, overlay, panels, png_bytes
 from pipeline.report.html import Picture
-from shards.data.images import UnreadableImage, decode_image
+from shards.data.images import DecodedImage, ImageFrame, UnreadableImage, decode_image
 from shards.data.sources import SampleRef, Source, open_source
 from shards.formats.tar import index_tar, read_member
 
@@ -69,7 +69,7 @@ def draw_samples(run: Run, number: int, samples: Sequence[Shown]) -> list[Pictur
     return [picture for _, picture in sorted(pictures, key=lambda pair: pair[0])]
 
 
-def sample_image(run: Run, number: int, shard: str, ref: SampleRef) -> NDArray[np.uint8]:
+def sample_image(run: Run, number: int, shard: str, ref: SampleRef) -> DecodedImage:
     """Return a sample's image, upright: from the round's tar, or from the source if it is not in there."""
     # The tar first: the source may be a mount that is gone by now, or may have changed since.
     tar = run.layout.pseudo(number, shard)
@@ -77,17 +77,18 @@ def sample_image(run: Run, number: int, shard: str, ref: SampleRef) -> NDArray[n
         members = index_tar(tar).places.get(ref.key, {}) if tar.is_file() else {}
         for extension, member in members.items():
             if extension not in _LABEL_EXTENSIONS:
-                return decode_image(read_member(tar, *member)).image
-    return decode_image(open_source(run.data.target, run.vocabulary).read_image(ref)[0]).image
+                return decode_image(read_member(tar, *member))
+    return decode_image(open_source(run.data.target, run.vocabulary).read_image(ref)[0])
 
 
 def _picture(
     run: Run, number: int, shown: Shown, ref: SampleRef, labels: list[NDArray[np.int32]], source: Source
 ) -> Picture:
-    image = sample_image(run, number, shown.shard, ref)
-    truth = _truth(run, source, ref)
+    decoded = sample_image(run, number, shown.shard, ref)
+    image = decoded.image
+    truth = _truth(run, source, ref, decoded.frame)
     maps = dict(zip(("teacher", "refined"), labels, strict=True))
-    if truth is not None and truth.shape == image.shape[:2]:
+    if truth is not None:
         maps["truth"] = truth
     columns = [("image", image)] + [(title, overlay(image, label, run.vocabulary)) for title, label in maps.items()]
     entries = [run.vocabulary.classes[index] for index in classes_by_size(maps.values(), run.vocabulary)[:MAX_NAMED]]
@@ -104,7 +105,7 @@ def _ranked(run: Run, number: int) -> list[tuple[float, Shown]]:
         with run.here(run.layout.refine(number, shard.name)):
             store = read_refined(run.layout.refine(number, shard.name), names=("label", "teacher"))
         for row, key in enumerate(store.keys):
-            truth = _truth(run, source, refs[key])
+            truth = _truth(run, source, refs[key], store.frame(row))
             label = store.maps["label"][row]
             if truth is None or truth.shape != label.shape:
                 continue
@@ -128,10 +129,11 @@ def _extremes(ranked: Sequence[tuple[float, Shown]]) -> list[tuple[float, Shown]
     return [*ranked[:third], *middle, *ranked[-third:]]
 
 
-def _truth(run: Run, source: Source, ref: SampleRef) -> NDArray[np.int32] | None:
+def _truth(run: Run, source: Source, ref: SampleRef, frame: ImageFrame) -> NDArray[np.int32] | None:
     if not has_target_labels(run):
         return None
     try:
-        return source.read_label(ref)
-    except (UnreadableImage, ValueError):
+        label = source.read_label(ref, frame)
+    except ValueError:
         return None
+    return None if label is None else label.ids

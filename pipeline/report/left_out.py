@@ -7,18 +7,19 @@ from itertools import groupby
 from typing import Final
 
 from jobs.stage import ShardTask
-from jobs.stages.evaluate import NO_LABEL, OTHER_SIZE
+from jobs.stages.evaluate import NO_LABEL
 from jobs.stages.refine import NO_MASK
 from jobs.stages.write import ALL_IGNORED
 from pipeline.errors import DataFault
 from pipeline.report.round_report import LeftOutFacts, RoundReport
 from shards.data.images import PASSING_REASONS
+from shards.data.labels import LABEL_REASONS
 from shards.data.sources import FolderSourceConfig
 from shards.formats.records import Drop, read_drops
 
 NAMED: Final = 5  # keys in a message; the report has all of them
 # Drops that say nothing against the image: the gate kept nothing of it, or there is no mask or label to go with it.
-_READABLE: Final = frozenset({ALL_IGNORED, NO_MASK, NO_LABEL, OTHER_SIZE})
+_READABLE: Final = frozenset({ALL_IGNORED, NO_MASK, NO_LABEL, *LABEL_REASONS})
 _EVALUATED: Final = {"evaluate": "test", "evaluate-baseline": "test", "evaluate-holdout": "validation"}
 
 

@@ -2,7 +2,7 @@
 
 import io
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -52,6 +52,23 @@ class UnreadableImage(ValueError):  # noqa: N818 - the reason code is what calle
         return UnreadableImage, (self.reason, self.detail)
 
 
+class ImageFrame(NamedTuple):
+    """How an image's file stores its pixels: what decides how a label map lies on it.
+
+    Attributes:
+        size_hw: The upright image's size in pixels.
+        exif_orientation: 1..8, how the stored pixels are turned upright (`to_upright`); 1: as they are.
+    """
+
+    size_hw: tuple[int, int]
+    exif_orientation: int = 1
+
+    @property
+    def stored_hw(self) -> tuple[int, int]:
+        """The size of the pixels as stored."""
+        return self.size_hw[::-1] if self.exif_orientation >= 5 else self.size_hw
+
+
 @dataclass(frozen=True)
 class DecodedImage:
     """A decoded image.
@@ -63,6 +80,11 @@ class DecodedImage:
 
     image: NDArray[np.uint8]
     exif_orientation: int
+
+    @property
+    def frame(self) -> ImageFrame:
+        """Its size and orientation."""
+        return ImageFrame((self.image.shape[0], self.image.shape[1]), self.exif_orientation)
 
 
 def decode_image(data: bytes) -> DecodedImage:

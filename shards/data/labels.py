@@ -1,16 +1,52 @@
 """Label maps and confidence maps as PNG files that align with the stored image."""
 
 import io
+from typing import Final, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from shards.data.images import MAX_PIXELS, ORIENTATION_TAG, Pixel, to_stored, to_upright
+from shards.data.images import MAX_PIXELS, ORIENTATION_TAG, ImageFrame, Pixel, to_stored, to_upright
 from shards.data.vocabulary import IGNORE_8_BIT, Vocabulary
+
+LabelFrame = Literal["auto", "upright", "stored"]
+LABEL_REASONS: Final = frozenset(
+    {"label_missing", "label_changed", "label_damaged", "label_of_other_size", "label_ids"}
+)
 
 _BIT_DEPTH_BYTE = 24  # in a PNG's first chunk
 _RUN_LENGTH = 3  # zlib's Z_RLE: on label maps nearly as small as the default and 2.7 times as fast
+
+
+class UnusableLabel(ValueError):  # noqa: N818 - the reason code is what callers look at
+    """A label map that cannot be used with its image. It costs its own sample, and no other.
+
+    Attributes:
+        reason: A code for statistics: label_missing, label_changed, label_damaged, label_of_other_size, label_ids.
+        detail: What was found, for people: the file, what was expected, the hint.
+    """
+
+    def __init__(self, reason: str, detail: str) -> None:
+        super().__init__(detail)
+        self.reason = reason
+        self.detail = detail
+
+    def __reduce__(self) -> tuple[type["UnusableLabel"], tuple[str, str]]:
+        """Pickle by the arguments, so that it survives the way from a worker process."""
+        return UnusableLabel, (self.reason, self.detail)
+
+
+class SourceLabel(NamedTuple):
+    """A label map that fits its image.
+
+    Attributes:
+        ids: (H, W) int32, upright, of the image's size; class ids and the vocabulary's ignore index.
+        turned: Whether the file was in the stored frame of a turned photograph and was turned with it.
+    """
+
+    ids: NDArray[np.int32]
+    turned: bool = False
 
 
 def encode_label(label: NDArray[np.integer], vocabulary: Vocabulary, exif_orientation: int = 1) -> bytes:
@@ -65,6 +101,36 @@ def decode_label(data: bytes) -> NDArray[np.int32]:
     if image.mode == "L" and data[_BIT_DEPTH_BYTE] < 8:
         ids //= 255 // (2 ** data[_BIT_DEPTH_BYTE] - 1)  # Pillow spreads 2- and 4-bit grey over 0..255
     return to_upright(ids, orientation if 1 <= orientation <= 8 else 1)
+
+
+def fit_label(label: NDArray[np.int32], frame: ImageFrame, mode: LabelFrame = "auto") -> SourceLabel:
+    """Return a label map in the frame of its upright image.
+
+    Photographs are turned by their EXIF orientation. Most tools draw masks on the upright picture, some on the pixels
+    as stored: where the two sizes differ, the mask's own size says which. A turn by 180 degrees, a mirrored picture or
+    a square one have the same size in both: `auto` takes the mask as upright, `stored` turns it.
+
+    Args:
+        label: (H, W), as `decode_label` returns it.
+        frame: The image's.
+        mode: `auto`: by size. `upright`, `stored`: the frame of all masks, whatever their size.
+
+    Raises:
+        UnusableLabel: Its size is not that of the image in the frame.
+    """
+    upright, stored = frame.size_hw, frame.stored_hw
+    if mode != "stored" and label.shape == upright:
+        return SourceLabel(label)
+    if mode != "upright" and frame.exif_orientation != 1 and label.shape == stored:
+        return SourceLabel(to_upright(label, frame.exif_orientation), turned=True)
+    if frame.exif_orientation == 1 and label.shape == upright:
+        return SourceLabel(label)
+    expected = stored if mode == "stored" else upright
+    raise UnusableLabel(
+        "label_of_other_size",
+        f"has {label.shape[1]} x {label.shape[0]} pixels, its image {expected[1]} x {expected[0]}; a label needs the "
+        "size of its image",
+    )
 
 
 def encode_weight(weight: NDArray[np.uint8], exif_orientation: int = 1) -> bytes:

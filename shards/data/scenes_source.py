@@ -8,9 +8,10 @@ from collections.abc import Iterator
 from typing import get_args
 
 import numpy as np
-from numpy.typing import NDArray
 from PIL import Image
 
+from shards.data.images import ImageFrame
+from shards.data.labels import SourceLabel
 from shards.data.sources import SampleRef, ScenesSourceConfig, Split
 from shards.data.vocabulary import Vocabulary
 from shards.scenes.scenes import SCENE_CLASSES, SCENES_VERSION, render_scene
@@ -42,9 +43,9 @@ class ScenesSource:
         Image.fromarray(render_scene(*_scene_of(ref)).image).save(buffer, format="PNG", compress_level=1)
         return buffer.getvalue(), "png"
 
-    def read_label(self, ref: SampleRef) -> NDArray[np.int32] | None:
+    def read_label(self, ref: SampleRef, frame: ImageFrame) -> SourceLabel | None:
         """The scene's label; classes that the vocabulary does not name are ignored."""
-        return self._id_of_class[render_scene(*_scene_of(ref)).label]
+        return SourceLabel(self._id_of_class[render_scene(*_scene_of(ref)).label])
 
 
 def _scene_indices(count: int) -> Iterator[int]:

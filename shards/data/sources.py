@@ -13,8 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt
 
-from shards.data.images import IMAGE_SUFFIXES, PASSING_REASONS, UnreadableImage
-from shards.data.labels import decode_label
+from shards.data.images import IMAGE_SUFFIXES, PASSING_REASONS, ImageFrame, UnreadableImage
+from shards.data.labels import SourceLabel, UnusableLabel, decode_label, fit_label
 from shards.data.sample_keys import image_names, keyed
 from shards.data.vocabulary import IGNORE_8_BIT, IGNORE_16_BIT, Vocabulary
 from shards.files.atomic import sha256_file
@@ -88,11 +88,12 @@ class Source(Protocol):
         """
         ...
 
-    def read_label(self, ref: SampleRef) -> NDArray[np.int32] | None:
-        """The (H, W) int32 label map, upright, in the vocabulary's ids; None if there is none.
+    def read_label(self, ref: SampleRef, frame: ImageFrame) -> SourceLabel | None:
+        """The label map of an image with that frame, in the vocabulary's ids; None if there is none.
 
         Raises:
-            ValueError: It is damaged, or holds an id that the vocabulary does not have.
+            UnusableLabel: It is gone, changed or damaged, has another size than its image, or holds an id that the
+                vocabulary does not have.
         """
         ...
 
@@ -160,12 +161,8 @@ class FolderSource:
             raise UnreadableImage("changed", f"{path} is not the file that was planned; start a new run for new images")
         return data, path.suffix[1:].lower()
 
-    def read_label(self, ref: SampleRef) -> NDArray[np.int32] | None:
-        """The index PNG of the same name; 255 in 8-bit and 65535 in 16-bit files mean ignore.
-
-        Raises:
-            UnreadableImage: A planned label is gone or has changed.
-        """
+    def read_label(self, ref: SampleRef, frame: ImageFrame) -> SourceLabel | None:
+        """The index PNG of the same name; 255 in 8-bit and 65535 in 16-bit files mean ignore."""
         path = self._label_path(_from_uri(ref.uri))
         if self._labels is None or path is None:
             return None
@@ -174,16 +171,19 @@ class FolderSource:
                 return None
             _refuse_vanished(self._labels, "labels")
             text = f"{path} is not there, though it was planned; put it back, then resume with the same command"
-            raise UnreadableImage("missing", text)
+            raise UnusableLabel("label_missing", text)
         data = read_regular(path)
         if ref.label_digest is not None and hashlib.sha256(data).hexdigest() != ref.label_digest:
             text = f"{path} is not the file that was planned; put it back, or start a new run for new labels"
-            raise UnreadableImage("changed", text)
+            raise UnusableLabel("label_changed", text)
         try:
-            label = decode_label(data)
-            return _to_vocabulary(label, IGNORE_16_BIT if data[24] == 16 else IGNORE_8_BIT, self._vocabulary)
+            label, turned = fit_label(decode_label(data), frame)
+            ignore = IGNORE_16_BIT if data[24] == 16 else IGNORE_8_BIT
+            return SourceLabel(_to_vocabulary(label, ignore, self._vocabulary), turned)
+        except UnusableLabel as error:
+            raise UnusableLabel(error.reason, f"{path} {error.detail}") from error
         except ValueError as error:
-            raise ValueError(f"{path}: {error}") from error
+            raise UnusableLabel("label_damaged", f"{path}: {error}") from error
 
     def _label_digest(self, name: str) -> str | None:
         """Return the SHA-256 of an image's label; None if it has none."""
@@ -246,9 +246,10 @@ def _to_vocabulary(label: NDArray[np.int32], ignore: int, vocabulary: Vocabulary
     label = np.where(label == ignore, vocabulary.ignore_index, label).astype(np.int32)
     wrong = (label != vocabulary.ignore_index) & ((label < 0) | (label >= len(vocabulary)))
     if wrong.any():
-        raise ValueError(
-            f"id {int(label[wrong][0])} in {int(wrong.sum())} pixels is not in the vocabulary (0 to "
-            f"{len(vocabulary) - 1}, {ignore} for ignore); is this the labels' own list of classes?"
+        raise UnusableLabel(
+            "label_ids",
+            f"holds id {int(label[wrong][0])} in {int(wrong.sum())} pixels, which is not in the vocabulary (0 to "
+            f"{len(vocabulary) - 1}, {ignore} for ignore); is this the labels' own list of classes?",
         )
     return label
 

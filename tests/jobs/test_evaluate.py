@@ -19,7 +19,8 @@ from jobs.stages.evaluate import evaluation_samples
 from jobs.stages.pseudo_scores import pseudo_label_scores
 from models.evaluation.metrics import confusion, scores
 from models.sam.sam import SamEmbedding
-from shards.data.images import decode_image
+from shards.data.images import ImageFrame, decode_image
+from shards.data.labels import SourceLabel
 from shards.data.samples import Samples
 from shards.data.sources import FolderSourceConfig, SampleRef, ScenesSourceConfig, Source, open_source
 from shards.data.vocabulary import Vocabulary
@@ -27,6 +28,7 @@ from shards.scenes.scenes import SCENE_CLASSES
 
 SCENES = Vocabulary.from_names(SCENE_CLASSES)
 TEST_SPLIT = ScenesSourceConfig(split="test", seed=3, count=5)
+SCENE_FRAME = ImageFrame((96, 96))
 
 
 class Constant:
@@ -56,8 +58,8 @@ def evaluated(folder: Path, class_id: int = 0, batch_size: int = 2) -> dict[str,
 
 def test_scores_follow_the_labels(tmp_path: Path) -> None:
     source = open_source(TEST_SPLIT, SCENES)
-    labels = [source.read_label(ref) for ref in evaluation_samples(TEST_SPLIT, 0, 4, SCENES)]
-    everything = np.concatenate([label.ravel() for label in labels if label is not None])
+    labels = [source.read_label(ref, SCENE_FRAME) for ref in evaluation_samples(TEST_SPLIT, 0, 4, SCENES)]
+    everything = np.concatenate([label.ids.ravel() for label in labels if label is not None])
     common = int(np.bincount(everything).argmax())
     result = evaluated(tmp_path, common)
     assert result["pixel_accuracy"] == pytest.approx(100 * (everything == common).mean())
@@ -103,8 +105,9 @@ class Labels:
     def read_image(self, ref: SampleRef) -> tuple[bytes, str]:
         raise AssertionError(ref)
 
-    def read_label(self, ref: SampleRef) -> NDArray[np.int32] | None:
-        return self._label.get(ref.key)
+    def read_label(self, ref: SampleRef, frame: ImageFrame) -> SourceLabel | None:
+        label = self._label.get(ref.key)
+        return None if label is None else SourceLabel(label)
 
 
 def test_pseudo_labels_equal_to_the_truth_score_100_on_covered_pixels(tmp_path: Path) -> None:

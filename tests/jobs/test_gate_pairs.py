@@ -4,13 +4,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from numpy.typing import NDArray
 from shard_setup import SIZES_HW, VOCABULARY, refined_shard
 
 from jobs.artifacts.labels import read_refined
 from jobs.quality.gate_pairs import GatePairs, confidences_by_class, gather_pairs, keep
 from jobs.stage import ShardTask
 from models.refinement.gate import GateConfig
+from shards.data.images import ImageFrame
+from shards.data.labels import SourceLabel
 from shards.data.sources import FolderSource, SampleRef
 from shards.formats.records import read_record
 
@@ -25,12 +26,12 @@ class Labelled:
     def __init__(self, source: FolderSource) -> None:
         self.refs, self.read_image = source.refs, source.read_image
 
-    def read_label(self, ref: SampleRef) -> NDArray[np.int32] | None:
+    def read_label(self, ref: SampleRef, frame: ImageFrame) -> SourceLabel | None:
         if ref.key not in ("a", "b"):
             return None
         label = np.zeros(SIZES_HW[ref.key], np.int32)
         label[0] = VOCABULARY.ignore_index
-        return label
+        return SourceLabel(label)
 
 
 def pairs(task: ShardTask, source: FolderSource | Labelled | None) -> GatePairs:
@@ -81,6 +82,6 @@ def test_no_image_is_nothing_kept() -> None:
 def test_a_label_of_another_size_is_refused_with_its_image(tmp_path: Path) -> None:
     task, source = refined_shard(tmp_path)
     labelled = Labelled(source)
-    labelled.read_label = lambda ref: np.zeros((2, 2), np.int32)  # type: ignore[method-assign]
+    labelled.read_label = lambda ref, frame: SourceLabel(np.zeros((2, 2), np.int32))  # type: ignore[method-assign]
     with pytest.raises(ValueError, match=r"label of a is \(2, 2\)"):
         pairs(task, labelled)

@@ -25,6 +25,7 @@ from models.sam.sam import SamEmbedding
 from models.stseg.text import prompt_templates
 from models.training.losses import LossConfig, class_weights, segmentation_loss
 from pipeline.report.drawing import classes_by_size, overlay
+from shards.data.images import ImageFrame
 from shards.data.labels import decode_label, encode_label
 from shards.data.samples import Samples
 from shards.data.sources import FolderSource, FolderSourceConfig
@@ -123,8 +124,9 @@ def test_pseudo_labels_are_scored_with_class_255(tmp_path: Path, count: int) -> 
     without = striped([0, IGNORED, 256, count - 1, UNSURE])
     (tmp_path / "labels" / "a.png").write_bytes(encode_label(without, vocabulary_of(count)))
     label = read_refined(refine.output).maps["label"][0]
-    truth = source.read_label(next(iter(source.refs())))
-    assert truth is not None
+    found_label = source.read_label(next(iter(source.refs())), ImageFrame((without.shape[0], without.shape[1])))
+    assert found_label is not None
+    truth = found_label.ids
     assert np.array_equal(truth, without)
     matrix = confusion(truth, label.astype(np.int32), count, IGNORED)
     assert matrix[255].sum() == 0

@@ -30,6 +30,8 @@ from models.refinement.gate import GateConfig
 from models.refinement.refine import RefinementConfig
 from models.sam.sam import SamEmbedding
 from pipeline.report.alarms import RoundFacts, round_alarms
+from shards.data.images import ImageFrame
+from shards.data.labels import SourceLabel
 from shards.data.samples import Samples
 from shards.data.sources import FolderSource, SampleRef, Source
 from shards.formats.records import read_record
@@ -71,8 +73,9 @@ class WithLabels:
     def read_image(self, ref: SampleRef) -> tuple[bytes, str]:
         return self._source.read_image(ref)
 
-    def read_label(self, ref: SampleRef) -> NDArray[np.int32] | None:
-        return self._label.get(ref.key)
+    def read_label(self, ref: SampleRef, frame: ImageFrame) -> SourceLabel | None:
+        label = self._label.get(ref.key)
+        return None if label is None else SourceLabel(label)
 
 
 def check_of(student: FakeSegmenter, source: Source) -> target_check.TargetCheck:

@@ -12,8 +12,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from shards.data.images import UnreadableImage
+from shards.data.images import ImageFrame
 from shards.data.inputs import find_images
+from shards.data.labels import UnusableLabel
 from shards.data.sources import FolderSourceConfig, SampleRef, Source, open_source
 from shards.data.vocabulary import Vocabulary, load_class_names
 from shards.files import retry
@@ -28,6 +29,9 @@ CALLS: Calls = {
     "open": (os, "open"),
     "hash": (hashlib, "file_digest"),
 }
+
+
+FRAME = ImageFrame((1, 1))
 
 
 @pytest.fixture
@@ -153,7 +157,7 @@ def test_reading_waits_out_what_passes_and_leaves_the_rest_to_the_executor(
     with monkeypatch.context() as patch:
         assert fail(patch, call, errno.EIO, lambda count: count == 1) == []
         assert source.read_image(ref) == whole
-    for read in (source.read_image, source.read_label):
+    for read in (source.read_image, lambda one: source.read_label(one, FRAME)):
         with monkeypatch.context() as patch:
             fail(patch, call, errno.EIO, lambda count: True)
             with pytest.raises(OSError, match="EIO"):
@@ -164,12 +168,12 @@ def test_a_planned_label_that_is_gone_or_another_one_is_no_image_without_a_label
     source, ref = first_ref(folders)
     label = folders / "labels" / "a.png"
     label.write_bytes(b"other")
-    with pytest.raises(UnreadableImage, match="not the file that was planned"):
-        source.read_label(ref)
+    with pytest.raises(UnusableLabel, match="not the file that was planned"):
+        source.read_label(ref, FRAME)
     label.unlink()
-    with pytest.raises(UnreadableImage, match=r"a\.png is not there, though it was planned"):
-        source.read_label(ref)
-    assert source.read_label(ref._replace(label_digest=None)) is None
+    with pytest.raises(UnusableLabel, match=r"a\.png is not there, though it was planned"):
+        source.read_label(ref, FRAME)
+    assert source.read_label(ref._replace(label_digest=None), FRAME) is None
 
 
 def test_class_lists_records_and_images_to_predict_are_read_again(

@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 from pydantic import TypeAdapter, ValidationError
 
-from shards.data.images import UnreadableImage, decode_image
+from shards.data.images import ImageFrame, UnreadableImage, decode_image
 from shards.data.plan import Plan, make_plan, write_plan
 from shards.data.sample_keys import sample_keys
 from shards.data.sources import (
@@ -67,7 +67,7 @@ def test_folder_is_searched_with_sub_folders_in_a_fixed_order(tmp_path: Path) ->
     assert [ref.digest for ref in refs] == [hashlib.sha256(ref.uri.encode()).hexdigest() for ref in refs]
     assert source.read_image(refs[0]) == (b"a/x.PNG", "png")
     assert not source.labelled
-    assert source.read_label(refs[0]) is None
+    assert source.read_label(refs[0], ImageFrame((1, 1))) is None
 
 
 def test_odd_names_become_unique_keys(tmp_path: Path) -> None:
@@ -161,19 +161,19 @@ def test_labels_are_read_from_the_same_path_and_ignore_is_mapped(tmp_path: Path)
     )
     source = source_of(images, labels)
     refs = {ref.uri: ref for ref in source.refs()}
-    first = source.read_label(refs["a/x.jpg"])
+    first = source.read_label(refs["a/x.jpg"], ImageFrame((1, 3)))
     assert first is not None
-    assert first.dtype == np.int32
-    assert first.tolist() == [[0, 2, 255]]
-    second = source.read_label(refs["y.jpg"])
+    assert first.ids.dtype == np.int32
+    assert first.ids.tolist() == [[0, 2, 255]]
+    second = source.read_label(refs["y.jpg"], ImageFrame((1, 2)))
     assert second is not None
-    assert second.tolist() == [[1, 255]]
-    assert source.read_label(refs["none.jpg"]) is None
-    with pytest.raises(ValueError, match=r"z\.png: id 9 in 1 pixels"):
-        source.read_label(refs["z.jpg"])
+    assert second.ids.tolist() == [[1, 255]]
+    assert source.read_label(refs["none.jpg"], ImageFrame((1, 1))) is None
+    with pytest.raises(ValueError, match=r"z\.png holds id 9 in 1 pixels"):
+        source.read_label(refs["z.jpg"], ImageFrame((1, 1)))
     (labels / "y.png").write_bytes(b"broken")
     with pytest.raises(ValueError, match=r"y\.png"):
-        source.read_label(refs["y.jpg"])
+        source.read_label(refs["y.jpg"], ImageFrame((1, 2)))
     assert source.labelled
 
 
@@ -183,8 +183,8 @@ def test_8_bit_ignore_and_high_ids_above_255_classes(tmp_path: Path) -> None:
     wide = np.array([[255, 299, 65535]], np.uint16)
     labels = folder_of(tmp_path / "labels", {"a.png": png(np.array([[0, 255]], np.uint8)), "b.png": png(wide)})
     source = source_of(images, labels, many)
-    found = [source.read_label(ref) for ref in source.refs()]
-    assert [label.tolist() for label in found if label is not None] == [[[0, 65535]], [[255, 299, 65535]]]
+    found = [source.read_label(ref, ImageFrame((1, n))) for n, ref in zip((2, 3), source.refs(), strict=True)]
+    assert [label.ids.tolist() for label in found if label is not None] == [[[0, 65535]], [[255, 299, 65535]]]
 
 
 def test_changed_label_changes_the_plan(tmp_path: Path) -> None:
@@ -207,10 +207,10 @@ def test_scenes_are_the_same_in_every_process(split: Split) -> None:
     assert (data, extension) == open_source(config, vocabulary).read_image(refs[2])
     scene = render_scene(split, 3, 2)
     np.testing.assert_array_equal(decode_image(data).image, scene.image)
-    label = source.read_label(refs[2])
+    label = source.read_label(refs[2], ImageFrame((96, 96)))
     assert label is not None
-    assert label.dtype == np.int32
-    np.testing.assert_array_equal(label, scene.label)
+    assert label.ids.dtype == np.int32
+    np.testing.assert_array_equal(label.ids, scene.label)
     assert source.labelled is (split != "target")
 
 
@@ -229,12 +229,12 @@ def test_scene_labels_follow_the_vocabulary_by_name() -> None:
     turned = Vocabulary.from_names([*reversed(SCENE_CLASSES[1:]), "something else"])
     source = open_source(ScenesSourceConfig(split="test", count=6), turned)
     for ref in source.refs():
-        label = source.read_label(ref)
+        label = source.read_label(ref, ImageFrame((96, 96)))
         scene = render_scene("test", 0, int(ref.uri.rsplit("/", 1)[1])).label
         assert label is not None
         for index in np.unique(scene):
             expected = turned.ignore_index if index == 0 else turned.names.index(SCENE_CLASSES[index])
-            assert set(label[scene == index].tolist()) == {expected}
+            assert set(label.ids[scene == index].tolist()) == {expected}
     with pytest.raises(ValueError, match="none of the scenes' classes"):
         open_source(ScenesSourceConfig(split="test", count=1), SMALL)
 

@@ -15,6 +15,7 @@ from models.stseg.clip import build_clip
 from models.stseg.text import prompt_templates
 from models.training.augmentation import AugmentConfig
 from models.weights.files import write_weights
+from shards.data.images import ImageFrame
 from shards.data.labels import encode_label, encode_weight
 from shards.data.samples import Samples
 from shards.data.sources import SampleRef, ScenesSourceConfig, open_source
@@ -87,9 +88,9 @@ def _write_pseudo(path: Path, refs: tuple[SampleRef, ...], vocabulary: Vocabular
     source = open_source(SOURCE, vocabulary)
     samples = []
     for ref in refs:
-        label = source.read_label(ref)
-        assert label is not None
-        label = np.where(np.arange(96)[:, None] < 20, vocabulary.ignore_index, label)
+        true = source.read_label(ref, ImageFrame((96, 96)))
+        assert true is not None
+        label = np.where(np.arange(96)[:, None] < 20, vocabulary.ignore_index, true.ids)
         weight = np.where(np.arange(96) < 48, *trust)
         members = {
             "png": source.read_image(ref)[0],
