@@ -10,8 +10,9 @@ from torch import Tensor
 from benchmarks.cases import Case, Pair, count_flops
 from benchmarks.sed_operations import sed_fast_logits, sed_first_gate, sed_logits
 from models.stseg.cost_volume import unit_pixels
-from models.stseg.decoder import CostAwareDecoder, DecoderConfig
+from models.stseg.decoder import CostAwareDecoder
 from models.stseg.early_rejection import best_of_pixels, filled, first_gate, kept_logits
+from models.stseg.settings import DecoderConfig
 from models.training.losses import weighted_bce
 
 _TOP_K: Final = 8

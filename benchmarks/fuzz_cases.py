@@ -17,14 +17,8 @@ from PIL import Image
 from benchmarks.fuzz_mutations import hostile_tar, hostile_value, hostile_yaml, mutated, mutated_json
 from jobs.stages.promote import Settings as PromotionSettings
 from jobs.stages.promote import read_decision, start_decision
-from jobs.training.checkpoints import (
-    TrainingProgress,
-    TrainingState,
-    WeightAverage,
-    checkpoint_fault,
-    load_checkpoint,
-    save_checkpoint,
-)
+from jobs.training.checkpoint_files import TrainingProgress, checkpoint_fault
+from jobs.training.checkpoints import TrainingState, WeightAverage, load_checkpoint, save_checkpoint
 from models.weights.files import read_weights, write_weights
 from pipeline.config import RunConfig, load_config, resolve_config
 from pipeline.run.jobs import job_rows, newest_outcome, read_outcome

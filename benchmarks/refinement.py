@@ -20,11 +20,10 @@ from scipy import ndimage
 
 from benchmarks.coarse_masks import CORRUPTIONS, spoil_label
 from jobs.inference.model import ModelConfig, load_sam_decoder, load_sam_encoder
-from models.refinement.acceptance import AcceptConfig
 from models.refinement.gate import ClassGate, GateConfig
 from models.refinement.predict import PromptDecoder
-from models.refinement.prompts import PromptConfig
-from models.refinement.refine import FOR_MASKS, RefinementConfig, refine_batch
+from models.refinement.refine import refine_batch
+from models.refinement.settings import FOR_MASKS, AcceptConfig, PromptConfig, RefinementConfig
 from models.refinement.types import RefinedLabel, label_as_input
 from shards.data.images import decode_image
 from shards.data.labels import decode_label

@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from benchmarks.cases import Case, Pair
 from models.stseg.clip import DenseClip
 from models.stseg.label_map import label_at_size
-from models.stseg.text import prompt_templates, text_embeddings
+from models.stseg.templates import prompt_templates
+from models.stseg.text import text_embeddings
 from shards.data.vocabulary import Vocabulary
 
 ARCHITECTURE: Final = "convnext_base_w_320"

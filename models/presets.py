@@ -4,16 +4,17 @@
 All three are built by the same code from open_clip's, timm's and segment_anything's own classes.
 """
 
-from typing import Final, Literal
+from typing import TYPE_CHECKING, Final, Literal
 
 from pydantic import BaseModel, ConfigDict
 
-from models.sam.sam import SamConfig
-from models.stseg.clip import ClipConfig, DenseClip
-from models.stseg.dea import DeaConfig, DualEmbeddingAggregation
-from models.stseg.decoder import CostAwareDecoder, DecoderConfig
-from models.stseg.stseg import STSeg
-from models.stseg.text import prompt_templates
+from models.sam.settings import SamConfig
+from models.stseg.settings import ClipConfig, DeaConfig, DecoderConfig
+from models.stseg.templates import prompt_templates
+
+if TYPE_CHECKING:
+    from models.stseg.clip import DenseClip
+    from models.stseg.stseg import STSeg
 
 
 class Preset(BaseModel):
@@ -105,8 +106,13 @@ def load_preset(name: str) -> Preset:
     return PRESETS[name]
 
 
-def build_stseg(preset: Preset, clip: DenseClip, *, dea: bool) -> STSeg:
+def build_stseg(preset: Preset, clip: "DenseClip", *, dea: bool) -> "STSeg":
     """Build the network around a CLIP, with random DEA (at its identity start) and decoder."""
+    # Imported here, since they load torch: fingerprints and `init` need only the sizes above.
+    from models.stseg.dea import DualEmbeddingAggregation
+    from models.stseg.decoder import CostAwareDecoder
+    from models.stseg.stseg import STSeg
+
     aggregation = None
     if dea:
         aggregation = DualEmbeddingAggregation(preset.dea, clip.embedding_dim, preset.sam.embedding_dim)

@@ -17,8 +17,7 @@ from jobs.stages.evaluate import Settings as EvaluateSettings
 from jobs.stages.promote import Settings as PromotionSettings
 from jobs.stages.refine import Settings as RefineSettings
 from jobs.stages.teacher import Settings as TeacherSettings
-from jobs.training.config import TrainConfig
-from jobs.training.group import GroupResources, require_group_fits
+from jobs.training.config import GroupResources, TrainConfig, require_group_fits
 from models.evaluation.alarms import AlarmConfig
 from pipeline.settings import flat, read_settings, sealed_settings, validated, with_sets
 from shards.data.sources import FolderSourceConfig, SourceConfig

@@ -7,13 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from jobs.artifacts.embeddings import EmbeddingStore
 from jobs.artifacts.scores import stored_scores
 from models.refinement.calibration import calibration_table
-from models.refinement.fallback import teacher_label
 from models.refinement.gate import GateConfig, gate_confidence
 from shards.data.sources import SampleRef, Source
 from shards.data.vocabulary import Vocabulary
@@ -86,6 +84,10 @@ def gather_pairs(
     Raises:
         ValueError: Scores cannot be right, or a label and its image differ in size.
     """
+    import torch
+
+    from models.refinement.fallback import teacher_label
+
     # Per pair and not per cell: what a gate decides fits into memory for any number of images, and thresholds can then
     # be compared without reading the scores again.
     refs = {ref.key: ref for ref in samples}

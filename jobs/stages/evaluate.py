@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import TYPE_CHECKING, Any, Final, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,18 +16,15 @@ from pydantic import PositiveInt
 
 from jobs.artifacts.embeddings import StoredEmbeddings
 from jobs.inference.batching import load_images
-from jobs.inference.labeller import Labeller
 from jobs.inference.model import ModelConfig, model_of, stseg_fingerprint, weights_checksum
-from jobs.inference.segmenter import Segmenter, StsegSegmenter
 from jobs.run import WHOLE_ROUND, Run, RunRef, Section, baseline_weights, student_weights
 from jobs.stage import Done, ShardTask, Stage
 from jobs.stages import embed
 from jobs.stages.promote import promotion_measure
 from jobs.stages.start import has_baseline
-from jobs.stages.teacher import probabilities_of
+from jobs.stages.teacher import Probabilities, probabilities_of
 from models.evaluation.metrics import confusion, scores
 from models.presets import load_preset
-from models.stseg.sliding import Probabilities
 from shards.data.labels import UnusableLabel
 from shards.data.plan import make_plan
 from shards.data.samples import Samples
@@ -35,6 +32,9 @@ from shards.data.sources import SampleRef, ScenesSourceConfig, Source, SourceCon
 from shards.data.vocabulary import Vocabulary
 from shards.files.atomic import write_bytes_atomic
 from shards.formats.records import Drop, Json
+
+if TYPE_CHECKING:
+    from jobs.inference.segmenter import Segmenter
 
 VERSION: Final = 3  # goes up when the same model and images give other scores
 NO_LABEL: Final = "no_label"
@@ -73,7 +73,7 @@ class Evaluation:
         batch_size: Views per batch; halved on OOM.
     """
 
-    model: Segmenter
+    model: "Segmenter"
     source: Source
     vocabulary: Vocabulary
     windows: int
@@ -170,6 +170,8 @@ def fingerprint(run: RunRef) -> dict[str, Json]:
 
 def load(run: RunRef) -> Evaluation:
     """Load the model of the part and open its images."""
+    from jobs.inference.segmenter import StsegSegmenter
+
     weights = baseline_weights(run) if run.part == "evaluate-baseline" else student_weights(run, run.round)
     config, source = _model(run, weights), run.data.of(_split(run))
     windows = run.section(Settings).windows
@@ -211,6 +213,8 @@ def work(evaluation: Evaluation, task: ShardTask) -> Done:
     Raises:
         OutOfMemory: Not even a single view fits.
     """
+    from jobs.inference.labeller import Labeller
+
     vocabulary = evaluation.vocabulary
     drops: list[Drop] = []
     labelled = _Labelled(task.samples, evaluation.source, drops)

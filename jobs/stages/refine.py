@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,14 +20,16 @@ from jobs.run import Run, RunRef, Section
 from jobs.stage import Done, ShardTask, Stage, memory_hint
 from models.refinement.calibration import Calibration, calibration_table
 from models.refinement.gate import ABSENT, ClassGate, GateConfig
-from models.refinement.predict import PromptDecoder
-from models.refinement.refine import RefinementConfig, refine_batch
+from models.refinement.settings import RefinementConfig
 from models.refinement.types import RefinedLabel, RefineInput, label_as_input
 from shards.data.sources import Source
 from shards.data.vocabulary import Vocabulary
 from shards.files.untrusted import read_json_file
 from shards.formats.arrays import read_arrays
 from shards.formats.records import Drop, Json
+
+if TYPE_CHECKING:
+    from models.refinement.predict import PromptDecoder
 
 VERSION: Final = 3  # goes up when the same scores, embeddings and settings give other labels
 NO_TEACHER: Final = "masks"  # instead of the teacher's checksum, where masks were given
@@ -60,7 +62,7 @@ class Refiner:
         masks: The source whose labels are the masks to refine; None to refine the teacher's scores.
     """
 
-    decoder: PromptDecoder
+    decoder: "PromptDecoder"
     vocabulary: Vocabulary
     settings: Settings
     limit: BatchLimit
@@ -180,6 +182,8 @@ def _refine(
     store: EmbeddingStore,
     teacher_weights: str,
 ) -> Done:
+    from models.refinement.refine import refine_batch
+
     keys: list[str] = []
     refined: list[RefinedLabel] = []
 

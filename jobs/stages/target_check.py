@@ -22,10 +22,8 @@ from jobs.stages import evaluate, refine, teacher
 from jobs.stages.promote import promotion_measure
 from jobs.stages.teacher import Probabilities, top_scores
 from models.refinement.gate import ClassGate, GateConfig
-from models.refinement.predict import PromptDecoder
-from models.refinement.refine import RefinementConfig, refine_batch
+from models.refinement.settings import RefinementConfig
 from models.refinement.types import RefineInput
-from models.stseg.label_map import label_at_size
 from shards.data.samples import Samples
 from shards.data.sources import Source
 from shards.data.vocabulary import IGNORE_16_BIT, Vocabulary
@@ -34,6 +32,7 @@ from shards.formats.records import Drop, Json
 
 if TYPE_CHECKING:
     from jobs.inference.segmenter import Segmenter
+    from models.refinement.predict import PromptDecoder
     from models.sam.sam import SamEmbedding
 
 
@@ -57,7 +56,7 @@ class TargetCheck:
 
     student: "Segmenter"
     teacher: "Segmenter | None"
-    decoder: PromptDecoder
+    decoder: "PromptDecoder"
     encoder: ImageEncoder | None
     source: Source
     vocabulary: Vocabulary
@@ -180,6 +179,8 @@ def work(check: TargetCheck, task: ShardTask) -> Done:
 def _views(
     batch: Sequence[LoadedImage], check: TargetCheck, embeddings: EmbeddingStore, gate: ClassGate
 ) -> Iterator[Views]:
+    from models.refinement.refine import refine_batch
+
     images = [loaded.image for loaded in batch]
     keys = [loaded.ref.key for loaded in batch]
     sam = embeddings.batch(keys) if check.student.needs_embedding else None
@@ -218,6 +219,8 @@ def _mirrored_labels(
     model: "Segmenter", flipped: Sequence[NDArray[np.uint8]], sam: "SamEmbedding | None", kind: Probabilities
 ) -> list[NDArray[np.int32]]:
     """Return the labels of mirrored images, mirrored back; made as the refined labels' `teacher` maps are."""
+    from models.stseg.label_map import label_at_size
+
     logits = model.logits(flipped, sam if model.needs_embedding else None)
     scores = logits.softmax(dim=1) if kind == "softmax" else logits.sigmoid()
     sizes = [(image.shape[0], image.shape[1]) for image in flipped]

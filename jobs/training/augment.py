@@ -12,7 +12,6 @@ from jobs.training.samples import TrainingSample
 from models.sam.sam import SamEmbedding
 from models.stseg.sliding import from_network_input
 from models.training.augmentation import (
-    AugmentConfig,
     Colour,
     Window,
     draw_augmentation,
@@ -21,6 +20,7 @@ from models.training.augmentation import (
     shown_image,
     shown_map,
 )
+from models.training.settings import AugmentConfig
 
 
 class FrameEncoder(ImageEncoder, Protocol):

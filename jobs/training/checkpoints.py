@@ -4,23 +4,22 @@ import json
 import logging
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from types import UnionType
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from jobs.training.checkpoint_files import NAME, TrainingProgress, checkpoint_fault, read_facts
 from models.weights.files import read_weights, write_weights
 from shards.files.atomic import remove_path, remove_stale_temporaries, sha256_file, write_bytes_atomic
 from shards.files.untrusted import parse_json, read_regular
-from shards.formats.records import sealed, unsealed
+from shards.formats.records import sealed
 
 log = logging.getLogger(__name__)
 
-_NAME = "step-{:08d}"
 _FILE = re.compile(r"step-[0-9]{8,}\.(json|safetensors)")
 _KEPT = 2  # a damaged newest one then costs an interval and not the training
 
@@ -75,28 +74,6 @@ class TrainingState:
     average: WeightAverage
 
 
-@dataclass(frozen=True)
-class TrainingProgress:
-    """The progress of a training.
-
-    Attributes:
-        step: Steps done.
-        losses: The losses of the last steps.
-        group_sizes: The numbers of workers so far, one entry per change.
-    """
-
-    step: int = 0
-    losses: tuple[float, ...] = ()
-    group_sizes: tuple[int, ...] = ()
-
-    def continued_by(self, size: int) -> tuple[int, ...]:
-        """Return the group sizes once a group of `size` continues."""
-        return self.group_sizes if self.group_sizes[-1:] == (size,) else (*self.group_sizes, size)
-
-
-_FIELDS = {field.name for field in fields(TrainingProgress)} | {"digest", "sha256"}
-
-
 def save_checkpoint(folder: Path, progress: TrainingProgress, state: TrainingState, digest: str) -> None:
     """Write a checkpoint, then remove all but the newest two of this training.
 
@@ -114,7 +91,7 @@ def save_checkpoint(folder: Path, progress: TrainingProgress, state: TrainingSta
     for name, parameter in state.parameters.items():
         for field, value in state.optimizer.state[parameter].items():
             tensors[f"optimizer/{field}/{name}"] = torch.as_tensor(value)
-    path = folder / f"{_NAME.format(progress.step)}.safetensors"
+    path = folder / f"{NAME.format(progress.step)}.safetensors"
     write_weights(tensors, path)
     facts = {**asdict(progress), "digest": digest, "sha256": sha256_file(path)}
     write_bytes_atomic(path.with_suffix(".json"), sealed(json.dumps(facts, indent=1).encode()))
@@ -135,7 +112,7 @@ def load_checkpoint(folder: Path, state: TrainingState, digest: str) -> Training
     # controller had not registered yet.
     for facts_path in sorted(folder.glob("step-*.json"), reverse=True):
         path = facts_path.with_suffix(".safetensors")
-        facts = _read_facts(facts_path)
+        facts = read_facts(facts_path)
         if facts.get("digest") != digest:
             continue
         fault = checkpoint_fault(facts_path)
@@ -160,33 +137,7 @@ def load_checkpoint(folder: Path, state: TrainingState, digest: str) -> Training
 def _digest_of(path: Path) -> object:
     """Return the digest of a checkpoint; None where it was never finished."""
     facts = path.with_suffix(".json")
-    return _read_facts(facts).get("digest") if facts.is_file() else None
-
-
-def checkpoint_fault(facts_path: Path) -> str | None:
-    """Return what is wrong with a checkpoint, given its JSON file; None if nothing is."""
-    path, facts = facts_path.with_suffix(".safetensors"), _read_facts(facts_path)
-    step, losses, sizes = facts.get("step"), facts.get("losses"), facts.get("group_sizes")
-    if type(step) is not int or _NAME.format(step) != facts_path.stem:
-        return "its facts are damaged: they cannot be read, or do not match their own checksum"
-    if not path.is_file():
-        return "its tensors are missing"
-    if sha256_file(path) != facts.get("sha256"):
-        return "its tensors do not match their checksum"
-    return None if _all_of(int | float, losses) and _all_of(int, sizes) else "its facts are damaged"
-
-
-def _all_of(kind: UnionType | type, values: object) -> bool:
-    return isinstance(values, list) and all(isinstance(value, kind) for value in values)
-
-
-def _read_facts(path: Path) -> dict[str, Any]:
-    try:
-        facts = parse_json(unsealed(read_regular(path)))
-    except (OSError, ValueError):
-        return {}
-    # With an unknown field, the damage may be in the name of the seal's own field, which then checks nothing.
-    return facts if isinstance(facts, dict) and facts.keys() <= _FIELDS else {}
+    return read_facts(facts).get("digest") if facts.is_file() else None
 
 
 LINE_EVERY: Final = 20

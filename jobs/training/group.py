@@ -8,16 +8,15 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final, Literal
 
-from pydantic import BaseModel, ConfigDict, NonNegativeFloat, PositiveInt, model_validator
 from torch import nn
 
 from jobs.commit import prepare, why_stale
 from jobs.inference.batching import oom_named
 from jobs.inference.model import text_cache_folder
-from jobs.resources import CustomResources
 from jobs.stage import ShardTask
-from jobs.training.config import TrainConfig, TrainJob, require_equal_shares
-from jobs.training.loop import Group, SingleProcess, TrainingStopped, remove_left_checkpoints, train_model
+from jobs.training.checkpoint_files import remove_left_checkpoints
+from jobs.training.config import GroupResources, TrainJob, require_group_fits
+from jobs.training.loop import Group, SingleProcess, TrainingStopped, train_model
 from jobs.training.stop import run_interruptibly, signals_ask, stop_file
 from shards.files.fence import LockLost, fences_over, stand_under
 from shards.formats.layout import record_path
@@ -33,57 +32,6 @@ _LESS_MEMORY: Final = (
     "lower train.target_per_step and train.source_per_step, or raise resources.train.workers, which share a step's "
     "images"
 )
-
-
-class GroupResources(BaseModel):
-    """What a training group needs; the number of workers divides a step's images, the rest changes no result.
-
-    Attributes:
-        workers: Processes that train together; each gets as many of a step's images as the others.
-        min_workers: Null (the default): always `workers`. A number: the group is elastic, it starts with that few where
-            no more fit, continues with fewer when one is lost for good, and grows again. The last bits of the result
-            then depend on when that happened, as they never do otherwise.
-        num_cpus: Ray's CPUs per worker.
-        num_gpus: Ray's GPUs per worker; 0 trains on the CPU.
-        resources: Ray's custom resources per worker, by name, such as `{train: 1}`.
-        threads: Threads of array libraries per worker.
-        max_failures: How often a dead group is restarted before the training is given up.
-    """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-    workers: PositiveInt = 1
-    min_workers: PositiveInt | None = None
-    num_cpus: NonNegativeFloat = 1
-    num_gpus: NonNegativeFloat = 0
-    resources: CustomResources = {}
-    threads: PositiveInt = 2
-    max_failures: int = 2
-
-    @model_validator(mode="after")
-    def _check(self) -> "GroupResources":
-        if self.min_workers is not None and self.min_workers > self.workers:
-            raise ValueError(f"min_workers {self.min_workers} is above workers {self.workers}; raise workers")
-        return self
-
-    @property
-    def amounts(self) -> dict[str, float]:
-        """What a worker uses, by Ray's names."""
-        return {"CPU": self.num_cpus, "GPU": self.num_gpus, **self.resources}
-
-    @property
-    def sizes(self) -> range:
-        """Every possible number of workers."""
-        return range(self.workers if self.min_workers is None else self.min_workers, self.workers + 1)
-
-
-def require_group_fits(train: TrainConfig, resources: GroupResources) -> None:
-    """Reject a group that in one of its possible sizes cannot share a step's images equally.
-
-    Raises:
-        ValueError: The images do not divide by one of the sizes.
-    """
-    for size in resources.sizes:
-        require_equal_shares(train, size)
 
 
 class TrainingIncompleteError(RuntimeError):

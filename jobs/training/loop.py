@@ -11,13 +11,13 @@ from jobs.inference.model import embed_vocabulary, load_stseg, text_cache_folder
 from jobs.inference.segmenter import worker_device
 from jobs.stage import Done, ShardTask
 from jobs.training.batches import batches_ahead, open_batches
-from jobs.training.checkpoints import TrainingMetrics, TrainingProgress, load_checkpoint, save_checkpoint
+from jobs.training.checkpoint_files import TrainingProgress
+from jobs.training.checkpoints import TrainingMetrics, load_checkpoint, save_checkpoint
 from jobs.training.config import TrainConfig, TrainJob
 from jobs.training.step import TrainingStep
 from models.weights.files import write_weights
 from shards.data.vocabulary import Vocabulary
 from shards.files.atomic import remove_path
-from shards.files.fence import require_lock
 from shards.formats.records import Record, fingerprint_digest
 from shards.storage.mirror import push_checkpoints
 from shards.storage.store import location_of
@@ -150,13 +150,3 @@ def train_model(task: ShardTask, job: TrainJob, group: Group) -> Record | None:
     record = commit(task, result, time.monotonic() - started)
     remove_path(folder)  # after the record: a kill in between resumes from them
     return record
-
-
-def remove_left_checkpoints(task: ShardTask) -> None:
-    """Delete the checkpoints of a finished training, here and in its store; call it under the run's lock."""
-    # A command that was killed right after the record, or paused and taken over, leaves some.
-    folder = task.output.parent / "checkpoints"
-    if folder.exists():
-        require_lock(folder)
-        remove_path(folder)
-    push_checkpoints(location_of(folder), folder)

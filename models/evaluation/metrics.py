@@ -8,7 +8,6 @@ from typing import TypedDict
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.ndimage import maximum_filter, minimum_filter
 
 Labels = NDArray[np.integer]
 
@@ -165,6 +164,8 @@ def boundary_iou(counts_2K: NDArray[np.int64]) -> float | None:
 
 def near_another(label_HW: Labels, pixels: int) -> NDArray[np.bool_]:
     """Return the pixels with another id, or the outside of the image, within the square of `pixels` each way."""
+    from scipy.ndimage import maximum_filter, minimum_filter
+
     # "constant" for the minimum only: an id below all others marks the outside, so the maximum need not see it.
     ids = label_HW.astype(np.int64)
     size, outside = 2 * pixels + 1, int(ids.min()) - 1

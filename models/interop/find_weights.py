@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Literal, NamedTuple
 
-from models.sam.sam import SamConfig
-from models.stseg.clip import ClipConfig
+from models.sam.settings import SamConfig
+from models.stseg.settings import ClipConfig
 from models.weights.files import WEIGHTS_FOLDER
 
 State = Literal["set", "shipped", "cached", "missing", "damaged"]

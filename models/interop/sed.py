@@ -12,8 +12,8 @@ from pydantic import ValidationError
 from torch import Tensor, nn
 
 from models.presets import PRESETS, load_preset
-from models.stseg.clip import ClipConfig
-from models.stseg.decoder import CostAwareDecoder, DecoderConfig
+from models.stseg.decoder import CostAwareDecoder
+from models.stseg.settings import ClipConfig, DecoderConfig
 
 logger = logging.getLogger(__name__)
 

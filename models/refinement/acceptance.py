@@ -4,63 +4,24 @@
 
 from dataclasses import dataclass, replace
 from math import isnan
-from typing import Final, Self
+from typing import Final
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor
 
-ACCEPTED: Final = "accepted"
-REJECTED_EMPTY: Final = "rejected_empty"
-REJECTED_AREA: Final = "rejected_area"
-REJECTED_DISAGREES: Final = "rejected_disagrees"
-REJECTED_PREDICTED_IOU: Final = "rejected_predicted_iou"
-REJECTED_UNSTABLE: Final = "rejected_unstable"
-KEPT_AGREES: Final = "kept_agrees"
-KEPT_IN_DOUBT: Final = "kept_in_doubt"
-KEPT: Final = (KEPT_AGREES, KEPT_IN_DOUBT)
+from models.refinement.settings import AcceptConfig
+from models.refinement.types import (
+    ACCEPTED,
+    KEPT_AGREES,
+    KEPT_IN_DOUBT,
+    REJECTED_AREA,
+    REJECTED_DISAGREES,
+    REJECTED_EMPTY,
+    REJECTED_PREDICTED_IOU,
+    REJECTED_UNSTABLE,
+)
+
 PADDING: Final = -2  # -1 is a cell of no component, which counts; padding does not
-
-
-class AcceptConfig(BaseModel):
-    """When a mask of SAM's is accepted; the first test it fails is its reason.
-
-    Attributes:
-        min_area_ratio: It must be at least this many times as large as its component ("rejected_area").
-        max_area_ratio: And at most this many times.
-        min_iou: Lowest IoU with its component ("rejected_disagrees"). From 0.5 on it implies a ratio in [0.5, 2].
-        min_predicted_iou: Lowest IoU that SAM itself predicts ("rejected_predicted_iou"); 0: not tested.
-        min_stability: Lowest stability score ("rejected_unstable"); 0: not tested.
-        stability_offset: How far the threshold on the logits is moved both ways for the stability score.
-        min_gain: By how much the IoU that SAM predicts must exceed the IoU with the component, that is by how much more
-            the two differ than SAM expects to err; else the component is kept as it is, whatever the fallback
-            ("kept_agrees"); null: not tested.
-        min_conviction: Lowest mean distance of SAM's logits from 0 over the pixels where mask and component differ;
-            else the component is kept likewise ("kept_in_doubt"); 0: not tested. Of a good mask SAM differs where it is
-            in doubt itself, of a coarse one where it is sure.
-    """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    # `min_gain` and `min_conviction` are off by default: on a teacher's coarse masks they cost more than they save
-    # (68.1 to 64.6 mIoU of a round's pseudo-labels with a conviction of 3). Masks that may be good already need them:
-    # accepting whatever agrees loses 7 points of IoU there; see `FOR_MASKS`.
-    min_area_ratio: float = Field(default=0.25, ge=0)
-    max_area_ratio: float = Field(default=4.0, gt=0)
-    min_iou: float = Field(default=0.5, ge=0, le=1)
-    min_predicted_iou: float = Field(default=0.0, ge=0, le=1)
-    min_stability: float = Field(default=0.0, ge=0, le=1)
-    stability_offset: float = Field(default=1.0, ge=0)
-    min_gain: float | None = Field(default=None, ge=-1, le=1)
-    min_conviction: float = Field(default=0.0, ge=0)
-
-    @model_validator(mode="after")
-    def _ordered(self) -> Self:
-        if self.min_area_ratio > self.max_area_ratio:
-            raise ValueError(
-                f"min_area_ratio {self.min_area_ratio} is above max_area_ratio {self.max_area_ratio}; swap them"
-            )
-        return self
 
 
 @dataclass(frozen=True)

@@ -13,8 +13,6 @@ from typing import Final, Literal, Self
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError
-from scipy.optimize import minimize
-from scipy.special import expit, logit
 
 from shards.files.atomic import write_bytes_atomic
 from shards.files.untrusted import MAX_TEXT_BYTES, read_regular
@@ -123,6 +121,8 @@ class CalibrationTable:
             float64 of that shape; exactly the scores for a class with scale 1 and bias 0. A score of 0 means that
             the class is absent, and stays.
         """
+        from scipy.special import expit, logit
+
         plain = scores.astype(np.float64)
         # expit(logit(p)) is p up to rounding only; classes without a calibration keep their bits.
         changed = ((self.scale != 1) | (self.bias != 0))[ids] & (plain > 0)
@@ -214,6 +214,9 @@ def fit_calibration(cells: LabelledCells, names: Sequence[str], *, min_cells: in
 
 
 def _fit_class(cells: LabelledCells) -> ClassCalibration:
+    from scipy.optimize import minimize
+    from scipy.special import expit, logit
+
     # Cells of one image are far from independent: an image counts as one observation, whatever its cells, so that the
     # penalty holds a class of few images near the identity.
     weight = len(np.unique(cells.image)) / len(cells.score)

@@ -4,35 +4,18 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Final, Literal
+from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field
 from scipy import ndimage
+
+from models.refinement.settings import ComponentConfig
 
 EIGHT_NEIGHBOURS: Final = np.ones((3, 3), dtype=np.int8)
 # The two thresholds of SAMRefiner's merge step, from its source.
 CROWDED: Final = 0.5
 LOSS_OF_FILL: Final = 0.1
-
-
-class ComponentConfig(BaseModel):
-    """Which components get a prompt.
-
-    Attributes:
-        per: Each connected "component" of a class, or all components of the "class" together. SAM was trained on one
-            object at a time: a prompt over several works badly where they are apart.
-        min_area: Components of fewer cells of the score grid get no prompt. A cell is 2 pixels wide in the tiny
-            preset and 4 in the others.
-        merge: Merge components of a class that fill their common box well: parts of one object.
-    """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    per: Literal["component", "class"] = "component"
-    min_area: int = Field(default=6, ge=1)
-    merge: bool = False
 
 
 @dataclass(frozen=True)

@@ -11,11 +11,10 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from models.refinement.acceptance import ACCEPTED, KEPT
 from models.refinement.components import Components
 from models.refinement.gate import GateResult
-from models.refinement.overlaps import ResolveConfig
-from models.refinement.types import RefineInput
+from models.refinement.settings import ResolveConfig
+from models.refinement.types import ACCEPTED, KEPT, RefineInput
 
 
 @dataclass(frozen=True)

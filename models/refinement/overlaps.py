@@ -4,35 +4,12 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 import torch.nn.functional as F
-from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
 PIXELS_AT_ONCE = 1 << 24  # of masks at the image's size
-
-
-class ResolveConfig(BaseModel):
-    """What happens where no accepted mask is.
-
-    Attributes:
-        fallback: Where a component's mask was rejected: keep the teacher's "coarse" label, or "ignore".
-        too_small: The same for components too small for a prompt: the "teacher" label, or "ignore".
-        uncovered: All other pixels without a mask: the "teacher" label where its score is above `teacher_floor`,
-            whether or not its class passed the gate, or "ignore".
-        teacher_floor: See `uncovered`.
-        boundary_band: Pixels this near to a change of the label are ignored; 0: none.
-    """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    fallback: Literal["coarse", "ignore"] = "coarse"
-    too_small: Literal["teacher", "ignore"] = "ignore"
-    uncovered: Literal["teacher", "ignore"] = "ignore"
-    teacher_floor: float = Field(default=0.9, ge=0, le=1)
-    boundary_band: int = Field(default=0, ge=0)
 
 
 @dataclass(frozen=True)

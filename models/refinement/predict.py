@@ -10,7 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from models.refinement.prompts import ImagePrompts, PromptConfig
+from models.refinement.prompts import ImagePrompts
+from models.refinement.settings import PromptConfig
 from models.sam.decoder import MaskPrompts
 
 # Three candidates are held for this many prompts at a time; of the others only the mask that was chosen.

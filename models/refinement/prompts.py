@@ -5,13 +5,11 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
-from typing import Literal, Self
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import Field, field_validator, model_validator
 
-from models.refinement.components import Component, ComponentConfig
+from models.refinement.components import Component
 from models.refinement.prompt_shapes import (
     NO_POINT,
     ON_OBJECT,
@@ -20,64 +18,8 @@ from models.refinement.prompt_shapes import (
     deepest_points,
     elastic_box,
 )
+from models.refinement.settings import PromptConfig
 from models.sam.frame import GridFrame, letterbox_bilinear
-
-PromptKind = Literal["mask", "box", "point", "negative_point"]
-
-
-class PromptConfig(ComponentConfig):
-    """What SAM is prompted with.
-
-    Attributes:
-        kinds: Which of "mask", "box", "point" (the component's deepest cell) and "negative_point" (the cell of another
-            class in its box that is farthest from it) a component gets. A negative point alone is refused; a mask
-            alone works badly with the published SAM weights.
-        elastic_box: Grow the box where SAM's embedding goes on resembling the component.
-        elastic_similarity: Cosine above which a cell resembles the component.
-        elastic_share: Share of the cells next to a side that must resemble it for the side to move.
-        mask_logit: What the mask prompt shows: the logit of the class's "probability", or the "margin", log p minus
-            log of the best other class's p, positive exactly where the teacher prefers the class. The two differ where
-            the teacher is unsure among many classes.
-        logit_clip: The mask prompt's logits are kept within plus and minus this.
-        other_components_logit: Cells of the class's other components get at most this logit.
-        candidates: Take SAM's "single" answer, or the "best" of its three by their predicted IoU.
-        iterations: How many times SAM is run; from the second on its own mask is the mask prompt, whatever `kinds`.
-        feed_box: From the second iteration on the box is that of its own mask.
-    """
-
-    # Mask and box gain most on coarse masks with the tiny SAM (13.9 points of IoU; mask alone 12.7, box 10.2, point
-    # 6.8); points on top of them add nothing.
-    kinds: tuple[PromptKind, ...] = ("mask", "box")
-    elastic_box: bool = False
-    elastic_similarity: float = Field(default=0.5, ge=-1, le=1)
-    elastic_share: float = Field(default=0.1, ge=0, lt=1)
-    mask_logit: Literal["probability", "margin"] = "probability"
-    logit_clip: float = Field(default=10.0, gt=0)
-    other_components_logit: float = -4.0
-    candidates: Literal["single", "best"] = "single"
-    # A second iteration gains 0.2 points on a round's pseudo-labels at twice the cost.
-    iterations: int = Field(default=1, ge=1, le=10)
-    feed_box: bool = False
-
-    @field_validator("kinds")
-    @classmethod
-    def _some_once(cls, kinds: tuple[PromptKind, ...]) -> tuple[PromptKind, ...]:
-        if not set(kinds) - {"negative_point"} or len(set(kinds)) != len(kinds):
-            raise ValueError(
-                f"prompt kinds are {kinds}; name mask, box or point, and perhaps negative_point, each once"
-            )
-        return kinds
-
-    @model_validator(mode="after")
-    def _in_effect(self) -> Self:
-        if self.elastic_box and "box" not in self.kinds:
-            raise ValueError(f"elastic_box needs a box, but prompt kinds are {self.kinds}; add box or leave it off")
-        if self.feed_box and ("box" not in self.kinds or self.iterations < 2):
-            raise ValueError(
-                f"feed_box needs a box and a second iteration, but prompt kinds are {self.kinds} and iterations "
-                f"{self.iterations}; add them or leave it off"
-            )
-        return self
 
 
 @dataclass(frozen=True)

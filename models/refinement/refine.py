@@ -6,49 +6,22 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from math import ceil, floor, isfinite
-from typing import Final
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict
 from torch import Tensor
 
-from models.refinement.acceptance import PADDING, Acceptance, AcceptConfig, judge_masks
+from models.refinement.acceptance import PADDING, Acceptance, judge_masks
 from models.refinement.components import Components, find_components
 from models.refinement.fallback import fill_weights, teacher_layers
 from models.refinement.gate import ClassGate, GateResult, gate
-from models.refinement.overlaps import ResolveConfig, claim_pixels, near_boundary
+from models.refinement.overlaps import claim_pixels, near_boundary
 from models.refinement.predict import PromptDecoder, join_prompts, predict_masks
-from models.refinement.prompts import ImagePrompts, PromptConfig, PromptSource, image_prompts
+from models.refinement.prompts import ImagePrompts, PromptSource, image_prompts
+from models.refinement.settings import AcceptConfig, PromptConfig, RefinementConfig
 from models.refinement.types import MaskFact, RefinedLabel, RefineInput
 from models.sam.frame import GridFrame, letterbox_nearest, masks_to_original, size_in_frame
-
-
-class RefinementConfig(BaseModel):
-    """The settings of every step after the gate.
-
-    Attributes:
-        prompts: What SAM is prompted with.
-        accept: Which of its masks are accepted.
-        resolve: Which mask wins a pixel, and what fills the rest.
-    """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    prompts: PromptConfig = PromptConfig()
-    accept: AcceptConfig = AcceptConfig()
-    resolve: ResolveConfig = ResolveConfig()
-
-
-# The default for masks from elsewhere, which may be good already: there SAM must be surer than of a teacher's. Chosen
-# on 80 scenes; on 40 others it gains 10.8 points of IoU on coarse masks and 0.1 on good ones. A teacher's acceptance
-# loses 7 on good ones.
-FOR_MASKS: Final = RefinementConfig(
-    prompts=PromptConfig(iterations=2),
-    accept=AcceptConfig(min_predicted_iou=0.7, min_gain=0.12, min_conviction=4.5),
-    resolve=ResolveConfig(too_small="teacher"),
-)
 
 
 @dataclass(frozen=True)

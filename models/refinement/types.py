@@ -12,6 +12,16 @@ from numpy.typing import NDArray
 from models.refinement.gate import GateResult
 
 DROPPED_TOO_SMALL: Final = "dropped_too_small"
+# What becomes of a prompted component.
+ACCEPTED: Final = "accepted"
+REJECTED_EMPTY: Final = "rejected_empty"
+REJECTED_AREA: Final = "rejected_area"
+REJECTED_DISAGREES: Final = "rejected_disagrees"
+REJECTED_PREDICTED_IOU: Final = "rejected_predicted_iou"
+REJECTED_UNSTABLE: Final = "rejected_unstable"
+KEPT_AGREES: Final = "kept_agrees"
+KEPT_IN_DOUBT: Final = "kept_in_doubt"
+KEPT: Final = (KEPT_AGREES, KEPT_IN_DOUBT)
 
 
 @dataclass(frozen=True)

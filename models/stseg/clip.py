@@ -8,24 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
 
+from models.stseg.settings import ClipConfig
 from models.stseg.tiny_clip import WordTokenizer, build_tiny_clip
 from models.weights.files import load_weights_into, shipped_weights
-
-
-class ClipConfig(BaseModel):
-    """Which CLIP.
-
-    Attributes:
-        architecture: An open_clip model name, or "stseg_tiny".
-        weights: File under `models/weights`, or an open_clip tag, or None when the user must name a file.
-    """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-    architecture: str
-    weights: str | None = None
 
 
 @dataclass(frozen=True)

@@ -3,34 +3,11 @@
 # B image, D embedding, C channel of SAM's embedding, H W grid of CLIP's features, g side of SAM's grid,
 # N = H * W tokens, A head, E = D / A channels of a head
 
-from typing import Literal
-
 import torch
 import torch.nn.functional as F
-from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
-
-class DeaConfig(BaseModel):
-    """Settings of DEA.
-
-    Attributes:
-        heads: Attention heads; 1 is the paper's formula to the letter, with d = the whole width.
-        ffn_ratio: Hidden width of the feed-forward network over the embedding width.
-        init: "identity" starts at `F_cv = norm(F_c)` (W_Q = I, W_V = W'_V = 0, last feed-forward layer 0), so that
-            CLIP's alignment with the text is there from the first step; "random" starts all projections at random.
-        norm: "layer" is the paper's LN. "rms" leaves out LN's centring: a departure, see the class.
-        dropout: Share of the values dropped from what attention and feed-forward add to the residual path; the
-            residual path itself, which carries CLIP's alignment, is never dropped.
-    """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    heads: int = Field(default=8, ge=1)
-    ffn_ratio: float = Field(default=4.0, gt=0)
-    init: Literal["identity", "random"] = "identity"
-    norm: Literal["layer", "rms"] = "layer"
-    dropout: float = Field(default=0.0, ge=0, lt=1)
+from models.stseg.settings import DeaConfig
 
 
 def sample_valid(

@@ -7,12 +7,13 @@ once, and it is linear: its sums over classes are gathered in a first pass over 
 # k class of a chunk, B image, C channel, H W grid, N pooled pixel of all images, A head, E channel of a head.
 # Rows of a chunk are k * B, class by class, images inside; `x_RCHW` is stored as R H W C (channels last).
 
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from models.stseg.settings import LevelSizes
 
 
 class ClassSums(NamedTuple):
@@ -168,31 +169,6 @@ class LevelShared(NamedTuple):
     up_weight: Tensor
     corr_weight: Tensor
     added_BcHW: Tensor
-
-
-@dataclass(frozen=True)
-class LevelSizes:
-    """Sizes of one level.
-
-    Attributes:
-        features: Channels that enter it.
-        guidance: Channels of CLIP's projected features.
-        corr: Channels of the projected cost volume.
-        out: Channels that leave it.
-        heads: Heads of the class attention.
-        groups: Groups of the group norms.
-        kernel_size: Side of the depth-wise convolution.
-        pooling: Side of the average pooling before class attention.
-    """
-
-    features: int
-    guidance: int
-    corr: int
-    out: int
-    heads: int
-    groups: int
-    kernel_size: int
-    pooling: int
 
 
 class Level(nn.Module):

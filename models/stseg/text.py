@@ -12,7 +12,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from models.stseg.clip import DenseClip
-from models.stseg.tiny_clip import CAPTION_TEMPLATES
 
 if TYPE_CHECKING:
     from shards.data.vocabulary import Vocabulary
@@ -20,21 +19,6 @@ if TYPE_CHECKING:
 TEXT_VERSION: Final = 1  # goes up when the same names, templates and weights yield other embeddings
 
 # K class, P template, D embedding
-
-
-def prompt_templates(name: str) -> tuple[str, ...]:
-    """Return the prompt templates of that name, each with one `{}` for the class name.
-
-    Raises:
-        ValueError: The name is neither "tiny8" nor "openai80".
-    """
-    if name == "tiny8":
-        return CAPTION_TEMPLATES
-    if name == "openai80":
-        from open_clip import OPENAI_IMAGENET_TEMPLATES
-
-        return tuple(template("{}") for template in OPENAI_IMAGENET_TEMPLATES)
-    raise ValueError(f"unknown templates {name!r}: expected 'tiny8' or 'openai80'")
 
 
 @torch.inference_mode()

@@ -15,16 +15,6 @@ _WORDS: Final = (
 )
 # Words outside the list are spelled, so that any class name has an embedding of its own.
 _CHARACTERS: Final = "abcdefghijklmnopqrstuvwxyz0123456789"
-CAPTION_TEMPLATES: Final = (
-    "a {}",
-    "a photo of a {}",
-    "a picture of a {}",
-    "a view of a {}",
-    "there is a {} in the scene",
-    "a close up of a {}",
-    "this is a photo of a {}",
-    "a scene with a {}",
-)
 
 
 class WordTokenizer:

@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from models.stseg.clip import DenseClip
-from models.stseg.tiny_clip import CAPTION_TEMPLATES, EMBEDDING_DIM, WordTokenizer, build_tiny_clip
+from models.stseg.templates import CAPTION_TEMPLATES
+from models.stseg.tiny_clip import EMBEDDING_DIM, WordTokenizer, build_tiny_clip
 from models.weights.files import load_weights_into
 from shards.scenes.scenes import OBJECT_CLASSES, SCENE_CLASSES, SceneRecipe, compose_scene
 

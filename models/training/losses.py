@@ -7,28 +7,14 @@ What is kept for the backward pass are the logits as they came and one map per i
 # B image, K class, k class of a chunk, H W label grid, h w logits grid
 
 from collections.abc import Iterator
-from typing import Any, Final, Literal, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-
-class LossConfig(BaseModel):
-    """Which loss, and how much seen classes count against unseen ones.
-
-    Attributes:
-        kind: "eq6" is Eq. 6 as printed: positives only, over a softmax. "bce" is its binary form, positives and
-            negatives, over independent sigmoids, which is what SED is trained with.
-        alpha: Weight of a seen class; an unseen one weighs 1 - alpha. The paper sets 0.3.
-    """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    kind: Literal["eq6", "bce"] = "eq6"
-    alpha: float = Field(default=0.3, gt=0, lt=1)
+from models.training.settings import LossConfig
 
 
 def class_weights(seen_K: Tensor, alpha: float) -> Tensor:

@@ -1,10 +1,10 @@
 """Files of weights: what is shipped, reading safely, writing small."""
 
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
-import torch
-from torch import Tensor, nn
+if TYPE_CHECKING:
+    from torch import Tensor, nn
 
 WEIGHTS_FOLDER: Final = Path(__file__).parent
 
@@ -23,7 +23,7 @@ def shipped_weights(name: str | None, *, what: str) -> Path:
     )
 
 
-def read_weights(path: Path) -> dict[str, Tensor]:
+def read_weights(path: Path) -> "dict[str, Tensor]":
     """Read a state dict from a safetensors or `.pth`/`.pt` file, never unpickling code; values come as stored.
 
     Raises:
@@ -31,6 +31,9 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     """
     if not path.is_file():
         raise ValueError(f"weights not found: {path}")
+    # Imported where weights are read: `status` and `plan` only need to know where they are.
+    import torch
+
     if path.suffix == ".safetensors":
         from safetensors import SafetensorError
         from safetensors.torch import load_file
@@ -48,17 +51,19 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     # detectron2 (SED) nests the state dict under "model", many trainers under "state_dict".
     if isinstance(state, dict) and isinstance(state.get("model", state.get("state_dict")), dict):
         state = state.get("model", state.get("state_dict"))
-    if not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()):
+    if not isinstance(state, dict) or not all(isinstance(v, torch.Tensor) for v in state.values()):
         raise ValueError(f"{path} does not hold a state dict (names to tensors)")
     return state
 
 
-def load_weights_into(module: nn.Module, path: Path) -> None:
+def load_weights_into(module: "nn.Module", path: Path) -> None:
     """Fill a module with weights, converted to its own dtypes.
 
     Raises:
         ValueError: Keys are missing or left over, or a shape differs; they are named.
     """
+    import torch
+
     # Shipped weights are stored as float16, at half the size; integer buffers stay what they are.
     state = {
         name: value.to(torch.float32) if value.is_floating_point() else value
@@ -70,7 +75,7 @@ def load_weights_into(module: nn.Module, path: Path) -> None:
         raise ValueError(f"{path} does not fit {type(module).__name__}: {error}") from error
 
 
-def write_weights(state: dict[str, Tensor], path: Path, *, half: bool = False) -> None:
+def write_weights(state: "dict[str, Tensor]", path: Path, *, half: bool = False) -> None:
     """Write a state dict as safetensors, names sorted; the same tensors give the same bytes.
 
     Args:

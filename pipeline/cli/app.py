@@ -108,12 +108,14 @@ def run_round(
     """
     from pipeline.rounds.driver import RoundRequest
     from pipeline.rounds.rounds import result_lines, run_rounds
+    from pipeline.run.run import check_settings
 
     with exit_codes():
         request = RoundRequest(
             rounds=n, file=config, sets=tuple(sets or ()), backend=backend.value, address=address, verify=verify
         )
         require_one_location(backend, address, submit)
+        check_settings(run, config, sets or ())
         if submit is None:
             reports = run_rounds(run, request)
         else:
@@ -157,6 +159,7 @@ def stage(
     from pipeline.rounds.driver import RoundRequest
     from pipeline.rounds.rounds import run_stage
     from pipeline.run.jobs import outcome_written
+    from pipeline.run.run import check_settings
 
     with outcome_written(outcome), exit_codes():
         request = RoundRequest(
@@ -169,6 +172,7 @@ def stage(
             concurrent=together,
         )
         require_one_location(backend, address, submit)
+        check_settings(run, config, sets or ())
         if submit is None:
             summary = run_stage(run, name, request)
         else:

@@ -91,7 +91,6 @@ def export_model(
     """
     with exit_codes():
         from pipeline.commands.choose_model import ModelRequest, choose_model
-        from pipeline.commands.export import export_model as write
 
         model = ModelRequest(
             run=run,
@@ -101,7 +100,10 @@ def export_model(
             file=config,
             sets=tuple(sets or ()),
         )
-        card = write(choose_model(model), out, form or out.suffix.removeprefix("."))
+        chosen = choose_model(model)
+        from pipeline.commands.export import export_model as write  # loads torch: after the settings are checked
+
+        card = write(chosen, out, form or out.suffix.removeprefix("."))
         if as_json:
             print_json(card)
             return

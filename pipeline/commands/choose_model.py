@@ -14,7 +14,7 @@ from jobs.stage import ShardTask, StagePlan
 from jobs.stages import evaluate
 from jobs.stages.evaluate import Split
 from jobs.stages.start import start_weights
-from models.stseg.sliding import Probabilities
+from jobs.stages.teacher import Probabilities
 from pipeline.config import RunConfig, resolve_config
 from pipeline.errors import DataFault
 from pipeline.run.lock import holding
@@ -150,7 +150,7 @@ def _config(request: ModelRequest) -> RunConfig:
 
 def _vocabulary(run: OpenRun | None, preset: str, request: ModelRequest) -> Vocabulary:
     from models.presets import load_preset
-    from models.stseg.text import prompt_templates
+    from models.stseg.templates import prompt_templates
 
     if request.classes is not None and request.classes_file is not None:
         raise ValueError("give --classes or --classes-file, not both")

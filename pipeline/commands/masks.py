@@ -10,7 +10,7 @@ from typing import Any
 
 from jobs.commit import stage_records
 from jobs.stages import embed, refine, write
-from models.refinement.refine import FOR_MASKS
+from models.refinement.settings import FOR_MASKS
 from pipeline.config import RunConfig, identity_changes, laid_over, load_config, resolve_config, save_config
 from pipeline.errors import SettingsConflict
 from pipeline.progress import RunProgress

@@ -12,10 +12,8 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from jobs.inference.labeller import Labeller
 from jobs.inference.model import stseg_fingerprint, weights_checksum
-from jobs.inference.segmenter import StsegSegmenter
-from models.devices import chosen_device
+from models.devices import chosen_device, require_device_name
 from models.presets import load_preset
 from pipeline.commands.choose_model import ChosenModel
 from pipeline.errors import DataFault
@@ -91,9 +89,9 @@ def predict_images(
         FileNotFoundError: A path does not exist.
         ValueError: A setting is wrong, or not even one image fits into memory.
     """
+    require_device_name(request.device)
     inputs = find_images(paths)
     made_by = _fingerprint(chosen, request)
-    device = chosen_device(request.device)
     results: list[Prediction] = []
 
     def done(entry: Prediction) -> None:
@@ -101,14 +99,17 @@ def predict_images(
         notify(entry, len(inputs))
 
     todo = _todo(inputs, request, made_by, done)
-    first = next(todo, None)  # the model is loaded only if there is something to do
+    first = next(todo, None)  # the model, and torch, are loaded only if there is something to do
     if first is not None:
+        from jobs.inference.labeller import Labeller
+        from jobs.inference.segmenter import StsegSegmenter
+
         segmenter = StsegSegmenter(
             chosen.model,
             chosen.vocabulary,
             with_encoder=True,
             text_cache=chosen.text_cache,
-            device=device,
+            device=chosen_device(request.device),
             mixed=True,
         )
         side = load_preset(chosen.model.preset).image_size

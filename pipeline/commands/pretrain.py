@@ -10,8 +10,7 @@ from jobs.executor import Backend
 from jobs.inference.model import ModelSettings
 from jobs.resources import Resources
 from jobs.run import DataSettings, Section, student_weights
-from jobs.training.config import TrainConfig
-from jobs.training.group import GroupResources, require_group_fits
+from jobs.training.config import GroupResources, TrainConfig, require_group_fits
 from pipeline.config import (
     QuarantineSettings,
     ResourceSettings,
@@ -193,7 +192,7 @@ def _open(config: PretrainConfig, layout: RunLayout) -> OpenRun:
 
 def _vocabulary(config: PretrainConfig) -> Vocabulary:
     from models.presets import load_preset
-    from models.stseg.text import prompt_templates
+    from models.stseg.templates import prompt_templates
 
     names = config.vocabulary.classes
     lines = load_class_names(Path(names)) if isinstance(names, str) else list(names)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from html import escape
 from typing import Final
 
-from models.refinement.acceptance import ACCEPTED
+from models.refinement.types import ACCEPTED
 from pipeline.report.curves import Curve, curves_svg
 from pipeline.report.round_report import RoundReport
 

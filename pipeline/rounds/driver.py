@@ -13,7 +13,6 @@ from jobs.executor import Backend, StageEvent, StageFailed, run_chain
 from jobs.stage import ShardTask, StagePlan
 from jobs.stages import embed
 from jobs.stages.promote import read_decision
-from jobs.training.group import run_training
 from pipeline.errors import EXIT_RESUMABLE, JobEnded, RunGone
 from pipeline.progress import RunProgress, followed
 from pipeline.report import report
@@ -196,6 +195,8 @@ class Driver:
             self._announce(number, task, record)
 
     def _train(self, number: int, plan: StagePlan) -> None:
+        from jobs.training.group import run_training
+
         (task,) = plan.tasks
         reason = self._why_stale(task)
         if reason is None:

@@ -8,7 +8,7 @@ from jobs.run import best_weights
 from jobs.stage import ShardTask
 from jobs.stages import embed
 from jobs.stages.promote import read_decision
-from jobs.training.loop import remove_left_checkpoints
+from jobs.training.checkpoint_files import remove_left_checkpoints
 from pipeline.errors import DataFault, GateFailed
 from pipeline.progress import RunProgress
 from pipeline.report.left_out import check_quarantine, left_out, lines_of, of_reports

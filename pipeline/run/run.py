@@ -88,6 +88,27 @@ def read_run(root: Path, file: Path | None = None, sets: Sequence[str] = ()) -> 
     return load_run(layout, requested_config(root, load_config(layout.config), file, sets))
 
 
+def check_settings(root: Path, file: Path | None, sets: Sequence[str]) -> None:
+    """Reject wrong settings before anything is locked, fetched or made; under the lock they are read once more.
+
+    Raises:
+        SettingsConflict: The run exists and is for other data, classes, preset or seed.
+        ValueError: A setting is wrong.
+    """
+    # A run in a store is fetched under its lock; until then its settings are not known.
+    if (file is None and not sets) or location_of(root).store is not None:
+        return
+    path = RunLayout(root).config
+    try:
+        saved = load_config(path) if path.is_file() else None
+    except (OSError, ValueError):
+        return  # reported as what it is, damage, once the run is opened
+    if saved is None:
+        _resolved(file, sets, None)
+    else:
+        requested_config(root, saved, file, sets)
+
+
 def requested_config(root: Path, saved: RunConfig, file: Path | None, sets: Sequence[str]) -> RunConfig:
     """Return a run's settings with the requested ones laid over.
 
@@ -176,14 +197,15 @@ def make_own_run(folder: Path, own: OwnImages, file: Path | None, sets: Sequence
     if own.preset is not None:
         settings["model"] = {"preset": own.preset}
     requested = laid_over(settings, read_settings(file) if file is not None else {})
+    config = resolve_config(requested, sets, where=f"{file or 'the options'} and --set")
     with holding(folder):
-        return make_run(folder, resolve_config(requested, sets, where=f"{file or 'the options'} and --set"))
+        return make_run(folder, config)
 
 
 def build_vocabulary(config: RunConfig) -> Vocabulary:
     """Return the vocabulary that the settings describe, with the preset's prompt templates."""
     from models.presets import load_preset
-    from models.stseg.text import prompt_templates
+    from models.stseg.templates import prompt_templates
 
     templates = prompt_templates(load_preset(config.model.preset).templates)
     names = config.vocabulary.classes

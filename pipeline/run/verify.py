@@ -11,7 +11,7 @@ from pathlib import Path
 
 from jobs.commit import why_foreign
 from jobs.stage import ShardTask
-from jobs.training.checkpoints import checkpoint_fault
+from jobs.training.checkpoint_files import checkpoint_fault
 from pipeline.errors import DataFault
 from pipeline.run.foundation import Fault, foundation_faults, repair_foundation
 from pipeline.run.run import OpenRun, read_run

@@ -4,16 +4,17 @@ import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import zarr
 from numpy.typing import NDArray
-from zarr.codecs import ZstdCodec
 
 from shards.files.atomic import about, remove_for_good, replace_folder, temporary_sibling
 from shards.files.errors import causes, is_of_the_system
 from shards.formats.records import Json
+
+if TYPE_CHECKING:
+    import zarr  # half a second, which only those pay who read or write arrays
 
 MAX_ARRAY_BYTES = 1 << 36  # a damaged header must not make a reader ask for more memory than any shard has
 _FLAT_CHUNK_ITEMS = 1 << 20
@@ -48,6 +49,8 @@ def write_arrays(path: Path, arrays: Mapping[str, NDArray[Any]], attrs: Mapping[
 
 
 def _write_all(path: Path, arrays: Mapping[str, NDArray[Any]], attributes: dict[str, Any]) -> None:
+    import zarr
+
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = temporary_sibling(path)
     try:
@@ -163,7 +166,9 @@ def read_ragged_row(path: Path, values: str, sizes_hw: str, index: int) -> NDArr
     return piece.reshape(height, width)
 
 
-def _write_one(group: zarr.Group, name: str, array: NDArray[Any]) -> None:
+def _write_one(group: "zarr.Group", name: str, array: NDArray[Any]) -> None:
+    from zarr.codecs import ZstdCodec
+
     # One chunk per row (a flat array: every 2^20 items), so that `read_rows` reads little; one zarr shard per array, so
     # that a store holds few files. A zarr shard cannot be written in parts.
     shape = array.shape
@@ -186,9 +191,11 @@ def _write_one(group: zarr.Group, name: str, array: NDArray[Any]) -> None:
         stored[...] = array
 
 
-def _open(path: Path) -> zarr.Group:
+def _open(path: Path) -> "zarr.Group":
     if not path.is_dir():
         raise FileNotFoundError(f"there is no folder {path}")
+    import zarr
+
     try:
         return zarr.open_group(path, mode="r", zarr_format=3)
     except Exception as error:
@@ -196,14 +203,16 @@ def _open(path: Path) -> zarr.Group:
         raise _damaged(path, error) from error
 
 
-def _array_names(path: Path, group: zarr.Group) -> list[str]:
+def _array_names(path: Path, group: "zarr.Group") -> list[str]:
     try:
         return list(group.array_keys())
     except Exception as error:
         raise _damaged(path, error) from error
 
 
-def _read(path: Path, group: zarr.Group, name: str, rows: Any) -> NDArray[Any]:
+def _read(path: Path, group: "zarr.Group", name: str, rows: Any) -> NDArray[Any]:
+    import zarr
+
     try:
         if not _NAME.fullmatch(name) or name not in group:
             raise ValueError(f"it holds no array {name!r}")

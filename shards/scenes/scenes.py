@@ -15,7 +15,6 @@ from typing import Final, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import ndimage
 
 from shards.scenes.textures import COLOURS, STUFF, object_paint, stuff_texture
 
@@ -149,6 +148,8 @@ def _place_object(
     segments: NDArray[np.uint8],
 ) -> None:
     """Draw one object with its shadow onto the canvas, and enter it in the maps."""
+    from scipy import ndimage
+
     size = recipe.size
     colour, shape = SCENE_CLASSES[class_id].split(" ")
     radius = rng.uniform(*recipe.radius)
@@ -172,6 +173,8 @@ def _labelled_as(inside: NDArray[np.bool_], outline: int | None) -> NDArray[np.b
     """Return the pixels that an annotator marks for an object."""
     if outline is None:
         return inside
+    from scipy import ndimage
+
     filled: NDArray[np.bool_] = ndimage.binary_fill_holes(np.pad(inside, outline))
     grown = ndimage.distance_transform_edt(~filled) <= outline
     inner = slice(outline, -outline or None)
@@ -181,6 +184,8 @@ def _labelled_as(inside: NDArray[np.bool_], outline: int | None) -> NDArray[np.b
 
 def _place_blob(rng: np.random.Generator, recipe: SceneRecipe, canvas: Float, segments: NDArray[np.uint8]) -> None:
     """Draw a shapeless patch of random paint."""
+    from scipy import ndimage
+
     size = recipe.size
     field = ndimage.gaussian_filter(rng.standard_normal((size, size)).astype(np.float32), size / 10)
     rows, cols = _grid(size)
@@ -224,6 +229,8 @@ def _polygon_depth(x: Float, y: Float, points: int, outer: float, inner: float) 
 
 def _camera(rng: np.random.Generator, canvas: Float, strength: float) -> NDArray[np.uint8]:
     """Take the picture: the stronger the domain shift, the worse light, colours, sharpness and noise."""
+    from scipy import ndimage
+
     size = canvas.shape[0]
     rows, cols = _grid(size)
     for _ in range(int(rng.integers(0, 6) * strength + 0.3)):

@@ -5,7 +5,6 @@ from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import ndimage
 
 Float = NDArray[np.float32]
 
@@ -59,6 +58,8 @@ def stuff_texture(rng: np.random.Generator, name: str, size: int) -> Float:
 
 def _noise(rng: np.random.Generator, size: int, sigma: tuple[float, float]) -> Float:
     """Smooth noise with mean 0 and deviation 1."""
+    from scipy import ndimage
+
     field = ndimage.gaussian_filter(
         rng.standard_normal((size, size), dtype=np.float32), sigma, mode="wrap", truncate=2.0
     )

@@ -9,8 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
-import fsspec
-
 from shards.files.atomic import write_bytes_atomic
 from shards.files.untrusted import read_json_file
 from shards.storage.store_calls import persistently
@@ -263,6 +261,8 @@ def in_parallel(call: Callable[[Item], None], items: Iterable[Item]) -> None:
 
 
 def _file_system(url: str) -> Any:
+    import fsspec
+
     protocol = url.partition("://")[0]
     options = {"auto_mkdir": True} if protocol in ("file", "local") else {}
     try:

@@ -8,8 +8,8 @@ from torch import nn
 from training_setup import QUICK, training_setup
 
 from jobs.training import loop
-from jobs.training.config import TrainConfig
-from jobs.training.group import GroupResources, run_training
+from jobs.training.config import GroupResources, TrainConfig
+from jobs.training.group import run_training
 from jobs.training.loop import CheckpointTimes
 from jobs.training.samples import TrainingSample
 from jobs.training.step import TrainingStep

@@ -8,14 +8,8 @@ import pytest
 import torch
 from torch import nn
 
-from jobs.training.checkpoints import (
-    TrainingProgress,
-    TrainingState,
-    WeightAverage,
-    checkpoint_fault,
-    load_checkpoint,
-    save_checkpoint,
-)
+from jobs.training.checkpoint_files import TrainingProgress, checkpoint_fault
+from jobs.training.checkpoints import TrainingState, WeightAverage, load_checkpoint, save_checkpoint
 
 
 def trained(value: float) -> TrainingState:

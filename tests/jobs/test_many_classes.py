@@ -22,8 +22,9 @@ from jobs.training.loop import SingleProcess, train_model
 from jobs.training.samples import PseudoLabelledDataset
 from models.evaluation.metrics import confusion, scores
 from models.sam.sam import SamEmbedding
-from models.stseg.text import prompt_templates
-from models.training.losses import LossConfig, class_weights, segmentation_loss
+from models.stseg.templates import prompt_templates
+from models.training.losses import class_weights, segmentation_loss
+from models.training.settings import LossConfig
 from pipeline.report.drawing import classes_by_size, overlay
 from shards.data.images import ImageFrame
 from shards.data.labels import decode_label, encode_label

@@ -7,7 +7,7 @@ from jobs.cluster.actors import ActorHandle, Pool, Silent
 from jobs.cluster.capacity import fit, holds, shown, shown_machines, wanted
 from jobs.resources import Resources
 from jobs.stage import StagePlan, Worker
-from jobs.training.group import GroupResources
+from jobs.training.config import GroupResources
 
 
 def no_worker() -> Worker:

@@ -8,7 +8,7 @@ from shard_setup import SIZES_HW, VOCABULARY, refine_settings, refined_shard, ru
 
 from jobs.artifacts.labels import read_refined, read_refined_map
 from jobs.commit import why_stale
-from models.refinement.refine import RefinementConfig
+from models.refinement.settings import RefinementConfig
 from shards.files.atomic import sha256_tree
 from shards.formats.records import read_record
 

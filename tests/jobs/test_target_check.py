@@ -27,7 +27,7 @@ from jobs.stage import EmptyShard, ShardTask
 from jobs.stages import target_check
 from models.evaluation.alarms import AlarmConfig
 from models.refinement.gate import GateConfig
-from models.refinement.refine import RefinementConfig
+from models.refinement.settings import RefinementConfig
 from models.sam.sam import SamEmbedding
 from pipeline.report.alarms import RoundFacts, round_alarms
 from shards.data.images import ImageFrame

@@ -10,12 +10,12 @@ from training_setup import QUICK, STRONG, training_setup
 
 from jobs.inference.model import load_stseg
 from jobs.training import loop as train
-from jobs.training.config import TrainConfig
-from jobs.training.group import GroupResources, TrainingIncompleteError, run_training
+from jobs.training.config import GroupResources, TrainConfig
+from jobs.training.group import TrainingIncompleteError, run_training
 from jobs.training.loop import SingleProcess, train_model
 from jobs.training.samples import TrainingSample
 from jobs.training.step import TrainingStep, schedule
-from models.training.augmentation import AugmentConfig
+from models.training.settings import AugmentConfig
 from models.weights.files import read_weights
 from shards.files.atomic import sha256_file
 

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from jobs.training.augment import Augmenter
 from jobs.training.samples import TrainingSample
 from models.sam.sam import SamEmbedding
-from models.training.augmentation import AugmentConfig
+from models.training.settings import AugmentConfig
 
 S = 96
 IGNORE = 65535

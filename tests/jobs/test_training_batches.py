@@ -8,8 +8,7 @@ import torch
 from training_setup import STRONG, training_setup
 
 from jobs.training.batches import TrainingBatches, open_batches
-from jobs.training.config import TrainConfig
-from jobs.training.group import GroupResources, require_group_fits
+from jobs.training.config import GroupResources, TrainConfig, require_group_fits
 from shards.data.vocabulary import Vocabulary
 
 CPU = torch.device("cpu")

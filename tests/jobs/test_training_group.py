@@ -13,10 +13,11 @@ import torch
 from training_setup import QUICK, training_setup
 
 from jobs.training import group as training_group
-from jobs.training.group import GroupResources, run_training
+from jobs.training.config import GroupResources
+from jobs.training.group import run_training
 from jobs.training.loop import SingleProcess
 from jobs.training.stop import stop_file
-from models.training.augmentation import AugmentConfig
+from models.training.settings import AugmentConfig
 from models.weights.files import read_weights
 from shards.files.atomic import sha256_file
 

@@ -12,8 +12,9 @@ from torch import nn
 from training_setup import QUICK, training_setup
 
 from jobs.stage import ShardTask
-from jobs.training.group import GroupResources, run_training
-from jobs.training.loop import remove_left_checkpoints
+from jobs.training.checkpoint_files import remove_left_checkpoints
+from jobs.training.config import GroupResources
+from jobs.training.group import run_training
 from jobs.training.samples import TrainingSample
 from jobs.training.step import TrainingStep
 from jobs.training.stop import run_interruptibly, stop_file

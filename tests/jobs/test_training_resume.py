@@ -12,8 +12,8 @@ from training_setup import QUICK, training_setup
 
 from jobs.training import checkpoints
 from jobs.training import loop as train
-from jobs.training.config import TrainConfig
-from jobs.training.group import GroupResources, TrainingIncompleteError, run_training
+from jobs.training.config import GroupResources, TrainConfig
+from jobs.training.group import TrainingIncompleteError, run_training
 from jobs.training.loop import SingleProcess, train_model
 from jobs.training.samples import TrainingSample
 from jobs.training.step import TrainingStep

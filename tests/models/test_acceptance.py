@@ -1,7 +1,8 @@
 import pytest
 import torch
 
-from models.refinement.acceptance import AcceptConfig, judge_masks
+from models.refinement.acceptance import judge_masks
+from models.refinement.settings import AcceptConfig
 
 
 def reason(logit_outside: float, predicted: float = 0.9, **settings: float) -> str:

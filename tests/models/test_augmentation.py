@@ -8,7 +8,6 @@ from pydantic import ValidationError
 from torch import Tensor
 
 from models.training.augmentation import (
-    AugmentConfig,
     Colour,
     Window,
     draw_augmentation,
@@ -17,6 +16,7 @@ from models.training.augmentation import (
     shown_image,
     shown_map,
 )
+from models.training.settings import AugmentConfig
 
 S, GRID, IGNORE = 96, 16, 255
 STRONG = AugmentConfig(flip=0.5, scale=(0.6, 2.0), brightness=0.3, contrast=0.3, saturation=0.3, grey=0.3)

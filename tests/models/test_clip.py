@@ -7,7 +7,8 @@ from torch import nn
 
 from models.presets import PRESETS
 from models.stseg.clip import DenseClip, build_clip
-from models.stseg.text import prompt_templates, text_embeddings
+from models.stseg.templates import prompt_templates
+from models.stseg.text import text_embeddings
 from models.stseg.tiny_clip import WordTokenizer
 from shards.data.vocabulary import Vocabulary
 

@@ -1,6 +1,7 @@
 import numpy as np
 
-from models.refinement.components import ComponentConfig, find_components
+from models.refinement.components import find_components
+from models.refinement.settings import ComponentConfig
 
 
 def test_cells_that_touch_at_a_corner_are_one_component() -> None:

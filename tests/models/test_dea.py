@@ -8,7 +8,8 @@ from numpy.typing import NDArray
 from pydantic import ValidationError
 from torch import Tensor
 
-from models.stseg.dea import DeaConfig, DualEmbeddingAggregation, sample_valid
+from models.stseg.dea import DualEmbeddingAggregation, sample_valid
+from models.stseg.settings import DeaConfig
 
 Array = NDArray[np.float64]
 

@@ -6,7 +6,8 @@ from decoder_setup import build_decoder, decoder_inputs
 from pydantic import ValidationError
 from torch import Tensor
 
-from models.stseg.decoder import CostAwareDecoder, DecoderConfig, DecoderOutput
+from models.stseg.decoder import CostAwareDecoder, DecoderOutput
+from models.stseg.settings import DecoderConfig
 from models.training.losses import weighted_bce
 
 TINY = DecoderConfig(

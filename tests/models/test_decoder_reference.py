@@ -9,7 +9,7 @@ import torch
 from decoder_setup import build_decoder, cost_volume, decoder_inputs
 from numpy.typing import NDArray
 
-from models.stseg.decoder import DecoderConfig
+from models.stseg.settings import DecoderConfig
 
 Array = NDArray[np.float64]
 Weights = dict[str, Array]

@@ -4,8 +4,9 @@ from torch import Tensor
 
 from benchmarks.sed_operations import sed_fast_logits, sed_logits
 from models.stseg.cost_volume import unit_pixels
-from models.stseg.decoder import CostAwareDecoder, DecoderConfig
+from models.stseg.decoder import CostAwareDecoder
 from models.stseg.early_rejection import REJECTED_LOGIT, best_of_pixels, filled, first_gate, kept_logits
+from models.stseg.settings import DecoderConfig
 
 SMALL = DecoderConfig(
     hidden_dim=32, decoder_dims=(16, 8), guidance_proj_dims=(16, 8), corr_proj_dims=(16, 8), pooling=(2, 2)

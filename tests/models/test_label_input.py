@@ -4,8 +4,7 @@ from refinement_setup import refine_image
 from torch import Tensor
 
 from models.refinement.gate import ClassGate, GateConfig
-from models.refinement.overlaps import ResolveConfig
-from models.refinement.refine import RefinementConfig
+from models.refinement.settings import RefinementConfig, ResolveConfig
 from models.refinement.types import label_as_input
 from models.sam.decoder import MaskPrompts
 

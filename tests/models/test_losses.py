@@ -6,7 +6,8 @@ import torch.nn.functional as F
 from pydantic import ValidationError
 from torch import Tensor
 
-from models.training.losses import LossConfig, class_weights, segmentation_loss, weighted_bce, weighted_cross_entropy
+from models.training.losses import class_weights, segmentation_loss, weighted_bce, weighted_cross_entropy
+from models.training.settings import LossConfig
 
 LOSSES = {"eq6": weighted_cross_entropy, "bce": weighted_bce}
 

@@ -6,7 +6,7 @@ from torch import Tensor
 
 from models.refinement import predict as sam_answers
 from models.refinement.predict import predict_masks
-from models.refinement.prompts import PromptConfig
+from models.refinement.settings import PromptConfig
 from models.sam.decoder import MaskPrompts
 
 EMBEDDING = torch.zeros(1, 2, 2, 2)

@@ -1,8 +1,9 @@
 import numpy as np
 import pytest
 
-from models.refinement.components import Component, ComponentConfig, find_components
+from models.refinement.components import Component, find_components
 from models.refinement.prompt_shapes import boxes_in_sam_frame, elastic_box
+from models.refinement.settings import ComponentConfig
 from models.sam.frame import GridFrame
 
 

@@ -1,7 +1,8 @@
 import numpy as np
 
-from models.refinement.components import Component, ComponentConfig, find_components
+from models.refinement.components import Component, find_components
 from models.refinement.prompt_shapes import NO_POINT, ON_BACKGROUND, background_points, deepest_points
+from models.refinement.settings import ComponentConfig
 from models.sam.frame import GridFrame
 
 

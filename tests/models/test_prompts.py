@@ -3,8 +3,9 @@ import math
 import numpy as np
 import pytest
 
-from models.refinement.components import Component, ComponentConfig, find_components
-from models.refinement.prompts import PromptConfig, PromptSource, component_logits, image_prompts
+from models.refinement.components import Component, find_components
+from models.refinement.prompts import PromptSource, component_logits, image_prompts
+from models.refinement.settings import ComponentConfig, PromptConfig
 from models.sam.frame import GridFrame
 
 

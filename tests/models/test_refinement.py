@@ -9,10 +9,9 @@ import torch
 from refinement_setup import FakeDecoder, dilate, everything, image, refine, refine_image, square
 
 from models.presets import SAM_TINY
-from models.refinement.acceptance import AcceptConfig
 from models.refinement.gate import ClassGate, GateConfig
-from models.refinement.prompts import PromptConfig
-from models.refinement.refine import RefinementConfig, refine_batch
+from models.refinement.refine import refine_batch
+from models.refinement.settings import AcceptConfig, PromptConfig, RefinementConfig
 from models.sam.sam import SamMaskDecoder, build_sam
 
 

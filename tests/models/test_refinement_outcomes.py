@@ -7,9 +7,8 @@ import torch.nn.functional as F
 from refinement_setup import Answer, FakeDecoder, dilate, everything, image, nothing, refine, square
 from torch import Tensor
 
-from models.refinement.acceptance import AcceptConfig
-from models.refinement.overlaps import ResolveConfig, claim_pixels
-from models.refinement.prompts import PromptConfig
+from models.refinement.overlaps import claim_pixels
+from models.refinement.settings import AcceptConfig, PromptConfig, ResolveConfig
 
 
 def test_component_of_one_cell_is_kept_if_the_setting_says_so() -> None:

@@ -13,16 +13,8 @@ import models.sam.sam
 from models.presets import PRESETS, SAM_TINY, SAM_VIT_B, SAM_VIT_L
 from models.sam.decoder import decode_tokens, embed_prompts
 from models.sam.frame import sam_input, size_in_frame
-from models.sam.sam import (
-    MaskPrompts,
-    SamConfig,
-    SamEncoder,
-    SamMaskDecoder,
-    build_sam,
-    load_sam,
-    masks_to_original,
-    to_sam_frame,
-)
+from models.sam.sam import MaskPrompts, SamEncoder, SamMaskDecoder, build_sam, load_sam, masks_to_original, to_sam_frame
+from models.sam.settings import SamConfig
 from models.weights.files import write_weights
 
 WINDOWED = SamConfig(

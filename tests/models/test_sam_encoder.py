@@ -8,7 +8,8 @@ from torch import Tensor
 import models.sam.encoder
 from models.presets import SAM_TINY
 from models.sam.encoder import encode_frames
-from models.sam.sam import SamConfig, SamEncoder, build_sam
+from models.sam.sam import SamEncoder, build_sam
+from models.sam.settings import SamConfig
 
 WINDOWED = SamConfig(
     image_size=80,

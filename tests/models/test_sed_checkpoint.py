@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from models.interop.sed import decoder_from_sed, decoder_sizes
-from models.stseg.decoder import CostAwareDecoder, DecoderConfig
+from models.stseg.decoder import CostAwareDecoder
+from models.stseg.settings import DecoderConfig
 
 SIZES = DecoderConfig(
     hidden_dim=16,

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 import models.stseg.text
 from models.stseg.clip import DenseClip
-from models.stseg.text import embedding_dim, encode_tokens, prompt_templates, text_embeddings, tower_checksum
+from models.stseg.templates import prompt_templates
+from models.stseg.text import embedding_dim, encode_tokens, text_embeddings, tower_checksum
 from models.stseg.tiny_clip import WordTokenizer, build_tiny_clip
 from shards.data.vocabulary import Vocabulary
 

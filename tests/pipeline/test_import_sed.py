@@ -13,11 +13,9 @@ from typer.testing import CliRunner
 
 from jobs.inference.model import ModelConfig, embed_vocabulary, load_stseg
 from models.presets import PRESETS, Preset
-from models.stseg.clip import ClipConfig
-from models.stseg.dea import DeaConfig
-from models.stseg.decoder import DecoderConfig
+from models.stseg.settings import ClipConfig, DeaConfig, DecoderConfig
 from models.stseg.stseg import STSeg
-from models.stseg.text import prompt_templates
+from models.stseg.templates import prompt_templates
 from models.weights.files import read_weights
 from pipeline.cli.app import app
 from shards.data.vocabulary import Vocabulary

@@ -13,7 +13,8 @@ from store_setup import files_of, results_of
 from torch import nn
 from training_setup import training_setup
 
-from jobs.training.group import GroupResources, run_training
+from jobs.training.config import GroupResources
+from jobs.training.group import run_training
 from jobs.training.samples import TrainingSample
 from jobs.training.step import TrainingStep
 from shards.files.atomic import sha256_file

@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 
 from models.stseg.cost_volume import cost_rows, unit_pixels
-from models.stseg.decoder import CostAwareDecoder, DecoderConfig
+from models.stseg.decoder import CostAwareDecoder
+from models.stseg.settings import DecoderConfig
 
 
 def build_decoder(config: DecoderConfig, guidance: Sequence[int], templates: int) -> CostAwareDecoder:

@@ -8,12 +8,10 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from models.refinement.acceptance import AcceptConfig
 from models.refinement.gate import ClassGate, GateConfig
-from models.refinement.overlaps import ResolveConfig
 from models.refinement.predict import PromptDecoder
-from models.refinement.prompts import PromptConfig
-from models.refinement.refine import RefinementConfig, refine_batch
+from models.refinement.refine import refine_batch
+from models.refinement.settings import AcceptConfig, PromptConfig, RefinementConfig, ResolveConfig
 from models.refinement.types import RefinedLabel, RefineInput
 from models.sam.decoder import MaskPrompts
 

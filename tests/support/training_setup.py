@@ -12,8 +12,8 @@ from jobs.stage import Done, ShardTask
 from jobs.training.config import TrainConfig, TrainJob
 from models.presets import PRESETS
 from models.stseg.clip import build_clip
-from models.stseg.text import prompt_templates
-from models.training.augmentation import AugmentConfig
+from models.stseg.templates import prompt_templates
+from models.training.settings import AugmentConfig
 from models.weights.files import write_weights
 from shards.data.images import ImageFrame
 from shards.data.labels import encode_label, encode_weight
