@@ -10,6 +10,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 ORDER = ("pipeline", "jobs", "models", "shards")
 TORCH = {"torch", "torchvision", "timm", "open_clip", "segment_anything", "ray"}
+SLOW = TORCH | {"scipy", "zarr", "fsspec", "safetensors", "webdataset"}
 # Which parts of its own package each part may import. A part is a folder, or a file that lies in no folder.
 SAM = {"sam", "weights"}
 STAGE = {"run", "resources", "stage", "commit"}
@@ -100,6 +101,48 @@ def imported_parts(source: str, package: str) -> set[str]:
     return {name.split(".")[1] for name in modules if name.startswith(f"{package}.")}
 
 
+def imported_at_once(source: str) -> set[str]:
+    """What a module imports while it is imported itself: not in functions, not for type checkers alone."""
+    names: set[str] = set()
+
+    def visit(body: list[ast.stmt]) -> None:
+        for node in body:
+            if isinstance(node, ast.Import):
+                names.update(alias.name for alias in node.names)
+            elif isinstance(node, ast.ImportFrom):
+                module = node.module or ""
+                names.update({module, *(f"{module}.{alias.name}" for alias in node.names)})
+            elif isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
+                visit(node.orelse)
+            elif not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+                for field in ("body", "orelse", "handlers", "finalbody"):
+                    visit(getattr(node, field, []))
+
+    visit(ast.parse(source).body)
+    return names
+
+
+def slow_imports() -> dict[str, str]:
+    """For each of our modules that loads a slow library as soon as it is imported: by way of which modules."""
+    modules = {
+        ".".join(path.relative_to(ROOT).with_suffix("").parts): imported_at_once(path.read_text())
+        for package in ORDER
+        for path in sorted((ROOT / package).rglob("*.py"))
+    }
+    slow = {
+        name: f"{name} < {min(libraries)}"
+        for name, names in modules.items()
+        if (libraries := {one.partition(".")[0] for one in names} & SLOW)
+    }
+    reached = list(slow)
+    for found in reached:  # grows while it is read: whoever imports a slow module is one
+        for name, names in modules.items():
+            if found in names and name not in slow:
+                slow[name] = f"{name} < {slow[found]}"
+                reached.append(name)
+    return slow
+
+
 def parts_of(package: str) -> dict[str, list[Path]]:
     """The files of each part of a package."""
     parts: dict[str, list[Path]] = {}
@@ -128,7 +171,8 @@ def test_only_the_cluster_and_the_training_group_import_ray() -> None:
 
 def test_only_runners_and_runs_know_that_a_run_may_be_in_an_object_store() -> None:
     """Who else imports `shards.storage` may only ask what a path is called, or whether it is of a store."""
-    runners = ("jobs/run.py", "jobs/execution/worker.py", "jobs/training/group.py", "jobs/training/loop.py")
+    training = {f"jobs/training/{name}.py" for name in ("group", "loop", "checkpoint_files")}
+    runners = {"jobs/run.py", "jobs/execution/worker.py", *training}
     asking = {"as_shown", "is_in_store", "run_folder"}
     strays: dict[str, set[str]] = {}
     for package in ("pipeline", "jobs", "models"):
@@ -163,6 +207,41 @@ def test_parts_of_a_package_import_only_what_the_table_allows(package: str) -> N
         if (stray := imported_parts(path.read_text(), package) - allowed[part] - {part})
     }
     assert strays == {}
+
+
+def test_the_check_of_slow_imports_sees_those_of_the_module_alone() -> None:
+    source = """
+import a
+if TYPE_CHECKING:
+    import b
+else:
+    import c
+try:
+    from d import x
+except ImportError:
+    import e
+class C:
+    import f
+    def method(self):
+        import g
+def function():
+    import h
+"""
+    assert imported_at_once(source) == {"a", "c", "d", "d.x", "e", "f"}
+
+
+def test_commands_settings_and_stages_load_slow_libraries_only_where_they_work() -> None:
+    """Listing, planning and refusing a wrong setting take a tenth of the time that torch needs to load."""
+    slow = slow_imports()
+    assert {"models.stseg.stseg", "jobs.training.loop", "jobs.training.group"} <= slow.keys()
+    quick = ("pipeline.", "shards.", "jobs.stages.", "jobs.artifacts.", "jobs.execution.", "jobs.cluster.")
+    strays = {
+        name: way
+        for name, way in slow.items()
+        if name.startswith(quick) or name.endswith((".settings", ".config")) or name == "models.presets"
+    }
+    # The command imports the module once model and settings are known.
+    assert strays.keys() == {"pipeline.commands.export"}, strays
 
 
 @pytest.mark.parametrize("package", PARTS)

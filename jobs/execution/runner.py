@@ -1,6 +1,5 @@
 """Runners do shards: the interface that the executor drives, one in this process, one that follows other jobs."""
 
-import sys
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -62,13 +61,16 @@ class InlineRunner:
         self._slots: dict[str, WorkerSlot] = {}
         self._queue: deque[tuple[str, ShardTask]] = deque()
         self._failed_starts: list[Outcome] = []
-        torch = sys.modules.get("torch")  # not imported for this: it takes seconds, and some stages need no torch
-        self._threads: int | None = None if torch is None else torch.get_num_threads()
+        self._threads: int | None = None  # of this process, before the first worker sets its own
 
     def staff(self, stage: str, waiting: int) -> int:
         """Start the worker of the stage when its first shard waits; one shard may start at a time."""
         if waiting == 0 or self._queue or self._failed_starts:
             return 0
+        if self._threads is None:
+            import torch
+
+            self._threads = torch.get_num_threads()
         if stage not in self._slots:
             plan = self._plans[stage]
             slot = WorkerSlot(plan.worker, plan.resources.threads)
@@ -105,7 +107,9 @@ class InlineRunner:
         """Drop all workers and restore the number of threads of this process."""
         self._slots.clear()
         if self._threads is not None:
-            sys.modules["torch"].set_num_threads(self._threads)
+            import torch
+
+            torch.set_num_threads(self._threads)
 
 
 # Other jobs report through records on a shared file system or store, which are polled.

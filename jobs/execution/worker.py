@@ -108,11 +108,14 @@ class WorkerSlot:
         if self._worker is not None:
             return None
         try:
+            # Here and not where a stage first needs it: the number of threads decides how sums are rounded, and has to
+            # hold before the first of them.
+            import torch
+
+            torch.set_num_threads(self._threads)
             self._worker = self._factory()
         except Exception as error:  # noqa: BLE001 - the executor counts and names whatever it is
             return fault_of(error)
-        if "torch" in sys.modules:
-            sys.modules["torch"].set_num_threads(self._threads)
         return None
 
     def become(self, factory: Callable[[], Worker]) -> Fault | None:

@@ -26,7 +26,7 @@ from shards.data.vocabulary import IGNORE_8_BIT, IGNORE_16_BIT
 from shards.files.untrusted import read_regular
 from shards.formats.layout import RunLayout
 from shards.formats.records import Record
-from shards.storage.store import as_shown
+from shards.storage.store import as_shown, is_in_store
 
 
 @dataclass(frozen=True)
@@ -66,6 +66,8 @@ def refine_masks(root: Path, request: MasksRequest, progress: RunProgress | None
     """
     layout = RunLayout(root)
     shown = RunProgress(layout.events) if progress is None else progress
+    if not is_in_store(root):  # whose settings are fetched under its lock
+        _config(layout, request)  # what is wrong is reported before the folder is made or a lock waited for
     with holding(root):
         run = _open_or_make(root, request)
         states = task_states(all_tasks(run, 1, MASKS), verify=request.run.verify)
@@ -77,17 +79,21 @@ def refine_masks(root: Path, request: MasksRequest, progress: RunProgress | None
         return _summary(run)
 
 
-def _open_or_make(root: Path, request: MasksRequest) -> OpenRun:
+def _config(layout: RunLayout, request: MasksRequest) -> tuple[RunConfig | None, RunConfig]:
+    """Return the saved settings, if there is a run, and those with the request laid over."""
     for option, folder in (("--images", request.images), ("--masks", request.masks)):
         if not folder.is_dir():
             raise ValueError(f"{folder} is not a folder; {option} names a folder that exists")
-    layout = RunLayout(root.absolute())  # workers have working folders of their own
     saved = load_config(layout.config) if layout.config.is_file() else None
     requested = _settings(request, saved)
     requested = laid_over(requested, read_settings(request.run.file) if request.run.file is not None else {})
-    config = resolve_config(
-        requested, request.run.sets, where=f"{request.run.file or 'the options'} and --set", base=saved
-    )
+    where = f"{request.run.file or 'the options'} and --set"
+    return saved, resolve_config(requested, request.run.sets, where=where, base=saved)
+
+
+def _open_or_make(root: Path, request: MasksRequest) -> OpenRun:
+    layout = RunLayout(root.absolute())  # workers have working folders of their own
+    saved, config = _config(layout, request)
     if saved is None:
         return make_run(root, config)
     changes = identity_changes(saved, config)
