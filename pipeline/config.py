@@ -21,8 +21,8 @@ from jobs.training.config import TrainConfig
 from jobs.training.group import GroupResources, require_group_fits
 from models.evaluation.alarms import AlarmConfig
 from pipeline.settings import flat, read_settings, sealed_settings, validated, with_sets
+from shards.data.class_lists import load_class_names
 from shards.data.sources import FolderSourceConfig, SourceConfig
-from shards.data.vocabulary import load_class_names
 from shards.files.atomic import write_bytes_atomic
 from shards.scenes.scenes import SCENE_CLASSES, SEEN
 
