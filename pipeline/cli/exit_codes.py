@@ -10,7 +10,6 @@ from contextlib import contextmanager
 from typing import Final, NoReturn
 
 import typer
-from pydantic import ValidationError
 
 from pipeline.cli import hard_exit
 from pipeline.errors import (
@@ -145,6 +144,8 @@ def _raise_on_sigterm() -> None:
 
 
 def _message(error: Exception) -> str:
+    from pydantic import ValidationError
+
     from jobs.execution.faults import is_memory
     from shards.files.errors import file_of, hint_of
 
