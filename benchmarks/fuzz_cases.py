@@ -24,12 +24,13 @@ from pipeline.config import RunConfig, load_config, resolve_config
 from pipeline.run.jobs import job_rows, newest_outcome, read_outcome
 from pipeline.run.status import run_status
 from pipeline.settings import read_settings
+from shards.data.class_lists import load_class_names
 from shards.data.images import ImageFrame, UnreadableImage, decode_image
 from shards.data.inputs import find_images
 from shards.data.labels import decode_label, decode_weight, encode_label, encode_weight
 from shards.data.plan import Plan, write_plan
 from shards.data.sources import FolderSourceConfig, open_source
-from shards.data.vocabulary import Vocabulary, load_class_names
+from shards.data.vocabulary import Vocabulary
 from shards.files.atomic import sha256_path
 from shards.files.locks import live_holder, lock_content
 from shards.formats.arrays import pack_ragged, read_arrays, read_ragged_row, read_rows, write_arrays

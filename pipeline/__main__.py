@@ -1,5 +1,24 @@
-"""`python -m pipeline`: the command line, where the package is not installed."""
+"""`python -m pipeline` and the command `stseg-pipeline`: the command line, run with this project's own packages."""
 
-from pipeline.cli.app import main
+import sys
+from pathlib import Path
 
-main()
+
+def own_packages_first() -> None:
+    """Put the folder of this project's packages first on the import path."""
+    # Their names are common: PYTHONPATH, or the current folder with `python -m`, may hold other packages called
+    # `models` or `jobs`. `pipeline` is ours by now; what it imports has to be, too.
+    root = str(Path(__file__).resolve().parents[1])
+    sys.path[:] = [root, *(entry for entry in sys.path if entry != root)]
+
+
+def main() -> None:
+    """Run the command line."""
+    own_packages_first()
+    from pipeline.cli.app import main as run_command_line
+
+    run_command_line()
+
+
+if __name__ == "__main__":
+    main()

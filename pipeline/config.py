@@ -20,8 +20,8 @@ from jobs.stages.teacher import Settings as TeacherSettings
 from jobs.training.config import GroupResources, TrainConfig, require_group_fits
 from models.evaluation.alarms import AlarmConfig
 from pipeline.settings import flat, read_settings, sealed_settings, validated, with_sets
+from shards.data.class_lists import load_class_names
 from shards.data.sources import FolderSourceConfig, SourceConfig
-from shards.data.vocabulary import load_class_names
 from shards.files.atomic import write_bytes_atomic
 from shards.scenes.scenes import SCENE_CLASSES, SEEN
 

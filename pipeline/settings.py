@@ -141,7 +141,8 @@ def validated(model: type[Settings], settings: Mapping[str, Any], *, where: str)
     except ValidationError as error:
         first = error.errors()[0]  # one line per error: the others often follow from the first
         name = ".".join(str(part) for part in first["loc"]) or "settings"
-        raise ValueError(f"{where}: {name}: {first['msg']}, got {first['input']!r:.80}") from error
+        cause = first.get("ctx", {}).get("error") or first["msg"]  # ours, without "Value error, " before it
+        raise ValueError(f"{where}: {name}: {cause}, got {first['input']!r:.80}") from error
 
 
 def nearest(name: str, known: Mapping[str, bool]) -> str | None:

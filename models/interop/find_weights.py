@@ -9,7 +9,7 @@ from typing import Final, Literal, NamedTuple
 
 from models.sam.settings import SamConfig
 from models.stseg.settings import ClipConfig
-from models.weights.files import WEIGHTS_FOLDER
+from models.weights.files import WEIGHTS_FOLDER, why_no_weights
 
 State = Literal["set", "shipped", "cached", "missing", "damaged"]
 
@@ -37,11 +37,13 @@ class Found:
             "damaged": there, but no file of weights.
         path: The file; None: missing.
         looked: Where it was looked for, in order.
+        reason: What a damaged one is, in a sentence that names it.
     """
 
     state: State
     path: Path | None
     looked: tuple[str, ...]
+    reason: str | None = None
 
     @property
     def usable(self) -> bool:
@@ -104,25 +106,14 @@ def sam_locations(config: SamConfig) -> list[Location]:
 
 
 def _first_usable(candidates: list[tuple[State, Path]], looked: tuple[str, ...]) -> Found:
-    for state, path in candidates:
-        if _holds_weights(path):
+    if not candidates:
+        return Found("missing", None, looked)
+    # An interrupted download shows in a file's head and table, without reading gigabytes.
+    reasons = [why_no_weights(path) for _, path in candidates]
+    for (state, path), reason in zip(candidates, reasons, strict=True):
+        if reason is None:
             return Found(state, path, looked)
-    return Found("damaged", candidates[0][1], looked) if candidates else Found("missing", None, looked)
-
-
-def _holds_weights(path: Path) -> bool:
-    """Check the head of a file: a safetensors file whose tensors are all there, a zip or a pickle."""
-    # An interrupted download shows here without reading gigabytes.
-    if path.suffix != ".safetensors":
-        with path.open("rb") as file:
-            return file.read(2) in (b"PK", b"\x80\x02")
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        with safe_open(path, framework="pt") as file:
-            return bool(list(file.keys()))
-    except (SafetensorError, OSError):
-        return False
+    return Found("damaged", candidates[0][1], looked, reasons[0])
 
 
 def _hub_folder() -> Path:

@@ -143,7 +143,8 @@ def decoder_sizes(state: State) -> tuple[DecoderConfig, tuple[int, ...], int]:
             pooling=(2,) * levels,
         )
     except ValidationError as error:
-        raise ValueError(f"SED's decoder: {error.errors()[0]['msg']}") from error
+        fault = error.errors()[0]
+        raise ValueError(f"SED's decoder: {fault.get('ctx', {}).get('error') or fault['msg']}") from error
     return config, tuple(state[name].shape[1] for name in reversed(guidance)), first.shape[1]
 
 

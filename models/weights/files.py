@@ -1,12 +1,18 @@
 """Files of weights: what is shipped, reading safely, writing small."""
 
+import logging
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
+
+from models.weights.foreign import kind_of_file, state_in, torch_content
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
 WEIGHTS_FOLDER: Final = Path(__file__).parent
+
+logger = logging.getLogger(__name__)
 
 
 def shipped_weights(name: str | None, *, what: str) -> Path:
@@ -26,34 +32,60 @@ def shipped_weights(name: str | None, *, what: str) -> Path:
 def read_weights(path: Path) -> "dict[str, Tensor]":
     """Read a state dict from a safetensors or `.pth`/`.pt` file, never unpickling code; values come as stored.
 
-    Raises:
-        ValueError: The file is missing, is not a state dict, or holds something other than tensors.
-    """
-    if not path.is_file():
-        raise ValueError(f"weights not found: {path}")
-    # Imported where weights are read: `status` and `plan` only need to know where they are.
-    import torch
+    The content decides which of the two it is. Wrappers and prefixes of training tools are removed, and logged.
 
-    if path.suffix == ".safetensors":
+    Raises:
+        ValueError: The file is missing, is no file of weights, or holds no state dict, other objects than tensors and
+            plain values, or a value that is not finite.
+    """
+    kind = kind_of_file(path)
+    if kind == "safetensors":
         from safetensors import SafetensorError
         from safetensors.torch import load_file
 
         try:
-            loaded: dict[str, Tensor] = load_file(path)
+            content: object = load_file(path)
         except SafetensorError as error:
             raise ValueError(f"{path} is not a safetensors file: {error}") from error
-        return loaded
-    # Foreign checkpoints may hold anything: weights_only keeps a pickle from running code.
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:
-        raise ValueError(f"{path} cannot be read as plain weights: {error}") from error
-    # detectron2 (SED) nests the state dict under "model", many trainers under "state_dict".
-    if isinstance(state, dict) and isinstance(state.get("model", state.get("state_dict")), dict):
-        state = state.get("model", state.get("state_dict"))
-    if not isinstance(state, dict) or not all(isinstance(v, torch.Tensor) for v in state.values()):
-        raise ValueError(f"{path} does not hold a state dict (names to tensors)")
+    else:
+        content = torch_content(path)
+    state, notes = state_in(content, path)
+    if (kind == "safetensors") != (path.suffix == ".safetensors"):
+        notes.append("it is a safetensors file" if kind == "safetensors" else "it is a file of torch.save")
+    if notes:
+        _say_once(path, "; ".join(notes))
+    _require_finite(path, state)
     return state
+
+
+def why_no_weights(path: Path) -> str | None:
+    """Return why a file is no file of weights, without reading all of it; None if it seems to be one."""
+    try:
+        kind_of_file(path)
+    except (OSError, ValueError) as error:
+        return str(error)
+    return None
+
+
+@cache  # the stages of a run load the same files again and again
+def _say_once(path: Path, text: str) -> None:
+    logger.warning("%s: %s", path, text)
+
+
+def _require_finite(path: Path, state: "dict[str, Tensor]") -> None:
+    """Raise where a value is NaN or infinity: the network would label everything as one class, or nothing."""
+    # Imported where weights are read: `status` and `plan` only need to know where they are.
+    import torch
+
+    checked = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+    for name, value in state.items():
+        # Masks of attention hold minus infinity for a purpose.
+        if value.dtype in checked and not name.endswith("mask") and not torch.isfinite(value).all():
+            count = int((~torch.isfinite(value)).sum())
+            raise ValueError(
+                f"{path}: {count} of {value.numel()} values of {name} are NaN or infinity; its training has diverged: "
+                "take an earlier checkpoint"
+            )
 
 
 def load_weights_into(module: "nn.Module", path: Path) -> None:

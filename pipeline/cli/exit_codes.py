@@ -144,6 +144,8 @@ def _raise_on_sigterm() -> None:
 
 
 def _message(error: Exception) -> str:
+    from pydantic import ValidationError
+
     from jobs.execution.faults import is_memory
     from shards.files.errors import file_of, hint_of
 
@@ -159,6 +161,9 @@ def _message(error: Exception) -> str:
     if _is_rays(error):
         lines = [line.strip() for line in str(error).splitlines() if line.strip()] or ["(no message)"]
         return f"Ray stopped: {type(error).__name__}: {lines[-1]}; resume with the same command"
+    if isinstance(error, ValidationError):  # several lines and a link, about the fields of a class
+        first = error.errors()[0]
+        return f"{'.'.join(map(str, first['loc']))} {first.get('ctx', {}).get('error') or first['msg']}".strip()
     return str(error)
 
 

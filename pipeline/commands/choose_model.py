@@ -22,7 +22,8 @@ from pipeline.run.run import OpenRun, read_run
 from pipeline.run.status import begun_rounds
 from pipeline.settings import read_settings
 from pipeline.tasks.recipe import plans_of
-from shards.data.vocabulary import Vocabulary, load_class_names
+from shards.data.class_lists import load_class_names
+from shards.data.vocabulary import Vocabulary
 from shards.formats.records import read_json
 from shards.storage.store import as_shown
 

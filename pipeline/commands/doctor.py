@@ -71,7 +71,7 @@ def _weights(settings: ModelSettings, preset: Preset) -> list[dict[str, Any]]:
 
 def _entry(setting: str, what: str, found: Found, hint: str) -> dict[str, Any]:
     if found.state == "damaged":
-        hint = f"{found.path} holds no weights (cut short, or a pointer to a large file): replace it. {hint}"
+        hint = f"{found.reason}; replace it. {hint}"
     return {
         "what": what,
         "setting": f"model.{setting}",

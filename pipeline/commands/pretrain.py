@@ -27,9 +27,10 @@ from pipeline.run.run import OpenRun
 from pipeline.settings import read_settings, validated, with_sets
 from pipeline.tasks.recipe import STAGE1, all_tasks
 from pipeline.tasks.states import task_states
+from shards.data.class_lists import load_class_names
 from shards.data.plan import Plan, make_plan
 from shards.data.sources import ScenesSourceConfig, SourceConfig, open_source
-from shards.data.vocabulary import Vocabulary, load_class_names
+from shards.data.vocabulary import Vocabulary
 from shards.files.locks import RunLock
 from shards.files.untrusted import refuse_links_out
 from shards.formats.layout import OWN_NAMES, RunLayout, record_path

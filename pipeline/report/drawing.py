@@ -9,8 +9,9 @@ from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 
+from pipeline.report.fonts import Font, drawable, own_font
 from shards.data.vocabulary import Vocabulary
 
 Pixels = NDArray[np.uint8]
@@ -18,7 +19,6 @@ Pixels = NDArray[np.uint8]
 _STRENGTH: Final = 0.62  # of a class's colour over the image: the outlines beneath have to stay visible
 _TITLE_HEIGHT: Final = 20
 _GAP: Final = 6
-_FONT_SIZE: Final = 12
 _PAPER: Final = (255, 255, 255)
 _INK: Final = (25, 25, 25)
 _MAX_UPSCALE: Final = 8
@@ -73,15 +73,14 @@ def panels(columns: Sequence[tuple[str, Pixels]], *, side: int = 240) -> Image.I
         columns: (title, (H, W, 3) uint8) from left to right, at least one.
         side: Length of the longest side of each, pixels.
     """
-    shown = [(title, scaled(pixels, side)) for title, pixels in columns]
-    font = _font()
-    widths = [max(pixels.shape[1], int(font.getlength(title)) + 2) for title, pixels in shown]
-    height = max(pixels.shape[0] for _, pixels in shown) + _TITLE_HEIGHT
+    shown = [(*drawable(title, ascii(title)[1:-1]), scaled(pixels, side)) for title, pixels in columns]
+    widths = [max(pixels.shape[1], int(font.getlength(title)) + 2) for title, font, pixels in shown]
+    height = max(pixels.shape[0] for _, _, pixels in shown) + _TITLE_HEIGHT
     sheet = Image.new("RGB", (sum(widths) + _GAP * (len(shown) - 1), height), _PAPER)
     pen = ImageDraw.Draw(sheet)
     left = 0
-    for (title, pixels), width in zip(shown, widths, strict=True):
-        pen.text((left + 1, 2), title, fill=_INK, font=font)
+    for (title, font, pixels), width in zip(shown, widths, strict=True):
+        _write(pen, left + 1, 2, title, font)
         sheet.paste(Image.fromarray(pixels), (left, _TITLE_HEIGHT))
         left += width + _GAP
     return sheet
@@ -91,25 +90,25 @@ def with_legend(sheet: Image.Image, vocabulary: Vocabulary, labels: Iterable[NDA
     """Return a sheet with a legend below it: the largest classes of the label maps, and ignored pixels."""
     ids = classes_by_size(labels, vocabulary)
     named = sorted(ids[:MAX_NAMED])
-    font = _font()
-    entries = [(entry.colour, entry.name) for entry in (vocabulary.classes[i] for i in named)]
-    entries.append(((60, 60, 60), "ignored"))
+    # A name in a script that no font here has is drawn as its id, by which tables and label maps know the class, too.
+    entries = [(vocabulary.classes[i].colour, *drawable(vocabulary.names[i], f"class {i}")) for i in named]
+    entries.append(((60, 60, 60), "ignored", own_font()))
     if len(ids) > len(named):
-        entries.append((_PAPER, f"and {len(ids) - len(named)} more"))
+        entries.append((_PAPER, f"and {len(ids) - len(named)} more", own_font()))
     positions, rows, left = [], 0, 4
-    for colour, name in entries:
+    for colour, name, font in entries:
         width = 16 + int(font.getlength(name)) + 14
         if left > 4 and left + width > max(sheet.width, 320):
             rows, left = rows + 1, 4
-        positions.append((left, rows, colour, name))
+        positions.append((left, rows, colour, name, font))
         left += width
     canvas = Image.new("RGB", (max(sheet.width, 320), sheet.height + 8 + 18 * (rows + 1)), _PAPER)
     canvas.paste(sheet, (0, 0))
     pen = ImageDraw.Draw(canvas)
-    for x, row, colour, name in positions:
+    for x, row, colour, name, font in positions:
         top = sheet.height + 6 + 18 * row
         pen.rectangle((x, top + 1, x + 11, top + 12), fill=colour, outline=_INK)
-        pen.text((x + 16, top - 1), name, fill=_INK, font=font)
+        _write(pen, x + 16, top - 1, name, font)
     return canvas
 
 
@@ -130,5 +129,6 @@ def png_bytes(image: Image.Image) -> bytes:
     return buffer.getvalue()
 
 
-def _font() -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
-    return ImageFont.load_default(size=_FONT_SIZE)
+def _write(pen: ImageDraw.ImageDraw, left: int, top: int, text: str, font: Font) -> None:
+    # By the baseline: fonts of other scripts reach higher above it.
+    pen.text((left, top + own_font().getmetrics()[0]), text, fill=_INK, font=font, anchor="ls")

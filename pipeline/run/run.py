@@ -11,7 +11,6 @@ from jobs.run import Run
 from pipeline.config import (
     RunConfig,
     changed_settings,
-    identity_changes,
     laid_over,
     load_config,
     resolve_config,
@@ -19,6 +18,7 @@ from pipeline.config import (
 )
 from pipeline.errors import DataFault, SettingsConflict
 from pipeline.run.lock import holding
+from pipeline.run.moved import settled
 from pipeline.settings import read_settings, settings_fault
 from shards.data.plan import Plan, is_list_name, write_plan
 from shards.data.sources import open_source
@@ -110,19 +110,13 @@ def check_settings(root: Path, file: Path | None, sets: Sequence[str]) -> None:
 
 
 def requested_config(root: Path, saved: RunConfig, file: Path | None, sets: Sequence[str]) -> RunConfig:
-    """Return a run's settings with the requested ones laid over.
+    """Return a run's settings with the requested ones laid over; a moved folder of images is taken.
 
     Raises:
         SettingsConflict: They would make it another run.
     """
-    config = _resolved(file, sets, saved)
-    changes = identity_changes(saved, config)
-    if changes:
-        raise SettingsConflict(
-            f"{as_shown(root)} was made with other settings: {'; '.join(changes)}. Name another folder with --run, or "
-            "leave the setting as it is"
-        )
-    return config
+    hint = "Name another folder with --run, or leave the setting as it is"
+    return settled(RunLayout(root.absolute()), saved, _resolved(file, sets, saved), hint)
 
 
 def make_run(root: Path, config: RunConfig) -> OpenRun:

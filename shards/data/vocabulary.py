@@ -12,7 +12,7 @@ from typing import Annotated, Self
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from shards.files.atomic import write_bytes_atomic
-from shards.files.untrusted import MAX_TEXT_BYTES, parse_json, read_regular
+from shards.files.untrusted import MAX_TEXT_BYTES, read_regular
 from shards.formats.records import sealed, unsealed
 
 DEFAULT_TEMPLATES: tuple[str, ...] = ("a photo of a {}.",)
@@ -139,7 +139,10 @@ class Vocabulary(BaseModel):
             ClassEntry(name=name, synonyms=words, seen=name in wanted, colour=colour)
             for name, words, colour in zip(called, lines, colours, strict=True)
         )
-        return cls(classes=classes, templates=tuple(templates), ignore_index=_ignore_index(len(classes)))
+        try:
+            return cls(classes=classes, templates=tuple(templates), ignore_index=_ignore_index(len(classes)))
+        except ValidationError as error:
+            raise ValueError(_reason(error)) from error
 
     @classmethod
     def load(cls, path: Path) -> Self:
@@ -152,10 +155,7 @@ class Vocabulary(BaseModel):
         try:
             return cls.model_validate_json(unsealed(read_regular(path, MAX_TEXT_BYTES)))
         except ValidationError as error:
-            first = error.errors()[0]
-            raise ValueError(
-                f"{path} is not a vocabulary: {'.'.join(map(str, first['loc']))} {first['msg']}"
-            ) from error
+            raise ValueError(f"{path} is not a vocabulary: {_reason(error)}") from error
         except ValueError as error:
             raise ValueError(f"{path} is not the vocabulary that was written: {error}") from error
 
@@ -165,32 +165,6 @@ class Vocabulary(BaseModel):
 
     def _bytes(self) -> bytes:
         return (json.dumps(self.model_dump(mode="json"), ensure_ascii=False, indent=1) + "\n").encode()
-
-
-def load_class_names(path: Path) -> list[str]:
-    """Read class names, synonyms joined by ", ", in the order of their ids.
-
-    Args:
-        path: `.txt` with one class per line (blank lines and lines starting with # are skipped), or `.json`: a list,
-            {"classes": [...]} or a vocabulary.json. List items are texts or objects with "name" or "synonyms".
-
-    Raises:
-        FileNotFoundError: There is no such file.
-        ValueError: Another kind of file, damaged, or without names.
-    """
-    try:
-        text = read_regular(path, MAX_TEXT_BYTES).decode("utf-8-sig")
-        if path.suffix.lower() == ".json":
-            names = _names_of_json(parse_json(text))
-        elif path.suffix.lower() == ".txt":
-            names = [line.strip() for line in text.splitlines() if line.strip() and not line.strip().startswith("#")]
-        else:
-            raise ValueError(f"its ending is {path.suffix!r}; expected .txt (one class a line) or .json (a list)")
-        if not names:
-            raise ValueError("it names no class")
-    except ValueError as error:
-        raise ValueError(f"{path} gives no class names: {error}") from error
-    return names
 
 
 def distinct_colours(count: int) -> list[Colour]:
@@ -211,6 +185,13 @@ def distinct_colours(count: int) -> list[Colour]:
     return colours
 
 
+def _reason(error: ValidationError) -> str:
+    """Return what is wrong in one line, without pydantic's own words and link."""
+    first = error.errors()[0]
+    cause = first.get("ctx", {}).get("error")
+    return f"{'.'.join(map(str, first['loc']))} {cause or first['msg']}".strip()
+
+
 def _ignore_index(classes: int) -> int:
     return IGNORE_8_BIT if classes <= IGNORE_8_BIT else IGNORE_16_BIT
 
@@ -227,18 +208,3 @@ def _known_name(wanted: str, known: Mapping[str, str]) -> str:
         near = difflib.get_close_matches(wanted, list(known), n=1)
         raise ValueError(f"seen class {wanted!r} is not in the vocabulary" + (f"; meant {near[0]!r}?" if near else ""))
     return known[wanted]
-
-
-def _names_of_json(content: object) -> list[str]:
-    items = content.get("classes") if isinstance(content, dict) else content
-    if not isinstance(items, list):
-        raise ValueError('expected a list of names, or {"classes": [...]}')
-    names = []
-    for index, item in enumerate(items):
-        words = (item.get("synonyms") or item.get("name")) if isinstance(item, dict) else item
-        if isinstance(words, list) and all(isinstance(word, str) for word in words):
-            words = ", ".join(words)
-        if not isinstance(words, str):
-            raise ValueError(f"class {index} is {item!r:.60}; expected a name")
-        names.append(words)
-    return names

@@ -1,9 +1,12 @@
 import io
+from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from pipeline.report import fonts
 from pipeline.report.drawing import classes_by_size, overlay, panels, png_bytes, scaled, with_legend
 from shards.data.vocabulary import Vocabulary
 
@@ -62,3 +65,48 @@ def test_a_legend_of_very_many_classes_stays_small() -> None:
     many = Vocabulary.from_names([f"class {index}" for index in range(300)])
     sheet = panels([("image", np.zeros((96, 96, 3), np.uint8))])
     assert with_legend(sheet, many, [np.arange(300)[None]]).height < 500
+
+
+SCRIPTS = ["grass", "трава", "猫", "قطة", "แมว", "हिन्दी", "cat 🐱", "Bär", "👩‍🌾", "a\ufe0f", "\U000e0001 tag"]
+
+
+@pytest.fixture
+def no_fonts(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    fonts._font_with.cache_clear()
+    monkeypatch.setattr(fonts, "_candidates", lambda letters: iter(()))
+    yield
+    fonts._font_with.cache_clear()
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_a_name_is_drawn_in_a_font_that_has_all_its_letters_or_not_at_all(name: str) -> None:
+    text, font = fonts.drawable(name, "class 7")
+    assert text in (name, "class 7")
+    assert fonts.has_letters(font, [letter for letter in text if not fonts._is_invisible(letter) and letter != " "])
+
+
+def test_a_name_that_no_font_can_draw_is_drawn_as_its_id(no_fonts: None) -> None:
+    assert fonts.drawable("grass", "class 0")[0] == "grass"
+    for name in ("трава", "猫", "cat 🐱", "a\ufffe"):
+        assert fonts.drawable(name, "class 3") == ("class 3", fonts.own_font())
+    pixels, label = np.zeros((96, 64, 3), np.uint8), np.array([[0, 1]])
+    sheet = panels([("image", pixels)])
+    named, numbered = (Vocabulary.from_names(names) for names in (["grass", "трава"], ["grass", "class 1"]))
+    assert png_bytes(with_legend(sheet, named, [label])) == png_bytes(with_legend(sheet, numbered, [label]))
+    assert png_bytes(panels([("猫", pixels)])) == png_bytes(panels([("\\u732b", pixels)]))
+
+
+def test_fonts_in_the_usual_folders_are_found_without_fontconfig(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("Zen.ttf", "NotoSans-Bold.ttf", "NotoSans-Regular.otf", "readme.txt"):
+        path = tmp_path / ".fonts" / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(b"")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setattr("shutil.which", lambda name: None)
+    fonts._installed.cache_clear()
+    found = [path.name for path in fonts._candidates(frozenset("猫")) if tmp_path in path.parents]
+    fonts._installed.cache_clear()
+    assert found == ["NotoSans-Regular.otf", "Zen.ttf", "NotoSans-Bold.ttf"]
+    assert fonts._opened(tmp_path / ".fonts" / "Zen.ttf") is None  # a file that is no font is passed over

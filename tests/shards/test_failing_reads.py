@@ -12,11 +12,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from shards.data.class_lists import load_class_names
 from shards.data.images import ImageFrame
 from shards.data.inputs import find_images
 from shards.data.labels import UnusableLabel
 from shards.data.sources import FolderSourceConfig, SampleRef, Source, open_source
-from shards.data.vocabulary import Vocabulary, load_class_names
+from shards.data.vocabulary import Vocabulary
 from shards.files import retry
 from shards.formats.records import Record, read_record, write_record
 

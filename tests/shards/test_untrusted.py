@@ -9,11 +9,12 @@ from pathlib import Path
 
 import pytest
 
+from shards.data.class_lists import load_class_names
 from shards.data.images import UnreadableImage
 from shards.data.inputs import find_images
 from shards.data.plan import Plan
 from shards.data.sources import FolderSourceConfig, open_source
-from shards.data.vocabulary import Vocabulary, load_class_names
+from shards.data.vocabulary import Vocabulary
 from shards.files.atomic import sha256_file
 from shards.files.locks import live_holder
 from shards.files.untrusted import (

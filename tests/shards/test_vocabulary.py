@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
-from shards.data.vocabulary import Vocabulary, distinct_colours, load_class_names
+from shards.data.class_lists import load_class_names
+from shards.data.vocabulary import Vocabulary, distinct_colours
 
 
 def test_names_are_stripped_and_synonyms_split() -> None:
@@ -114,7 +115,7 @@ def test_vocabulary_whose_ignore_index_is_a_class_is_refused(tmp_path: Path) -> 
         ("b.TXT", "\ufeffwall\r\nsky, clouds\r\nbed"),
         ("c.json", '["wall", "sky, clouds", "bed"]'),
         ("d.json", '{"classes": ["wall", "sky, clouds", "bed"], "ignore": 255}'),
-        ("e.json", '[{"name": "wall"}, {"name": "sky", "synonyms": ["sky", "clouds"]}, {"id": 3, "name": "bed"}]'),
+        ("e.json", '[{"name": "wall"}, {"name": "sky", "synonyms": ["sky", "clouds"]}, {"name": "bed", "colour": 3}]'),
     ],
 )
 def test_class_names_are_read_from_text_and_json(tmp_path: Path, name: str, content: str) -> None:
