@@ -1,16 +1,18 @@
 """Images named on the command line: files, folders and tars, read one at a time."""
 
+import os
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import NamedTuple
 
-from shards.data.images import IMAGE_SUFFIXES, UnreadableImage
-from shards.data.sample_keys import image_names, sample_keys
+from shards.data.images import UnreadableImage
+from shards.data.listing import list_images, no_image
+from shards.data.sample_keys import sample_keys
+from shards.data.tar_listing import is_tar, list_tar, refuse_archive
 from shards.files.untrusted import MAX_FILE_BYTES, UnusableFile, read_regular
 from shards.formats.tar import MemberRange, read_member
-from shards.formats.tar_members import tar_members
 
 
 @dataclass(frozen=True)
@@ -32,6 +34,14 @@ class ImageInput:
     def __str__(self) -> str:
         """Its name in messages."""
         return self.shown
+
+    @property
+    def source(self) -> str:
+        """Its name that does not depend on where the command runs: the absolute path, or "tar: member"."""
+        # The folder's links are followed, the file's own is not: two links to one file are two images.
+        folder = os.path.realpath(self.path.parent)
+        path = os.path.join(folder, self.path.name)  # noqa: PTH118 - a million of them: no Path for each
+        return path if self.member is None else path + self.shown.removeprefix(str(self.path))
 
     def read(self) -> bytes:
         """Return the image file's bytes.
@@ -66,34 +76,42 @@ class _Found(NamedTuple):
     member: MemberRange | None = None
 
 
-def find_images(paths: Sequence[Path]) -> list[ImageInput]:
+def find_images(paths: Sequence[Path], left_out: Counter[str] | None = None) -> list[ImageInput]:
     """Return the images that paths name, in the order of the paths; nothing is decoded.
 
     Args:
-        paths: Image files; folders, searched with their sub-folders except hidden ones; `.tar` files, whose members
-            with an image's ending are used (in a WebDataset tar "key.label.png" is not an image of its own).
+        paths: Image files; folders, searched with their sub-folders (`listing`); uncompressed tars (`tar_listing`).
+        left_out: Is added what was left out of folders and tars, by kind.
 
     Raises:
         FileNotFoundError: A path does not exist.
-        ValueError: A folder or tar holds no image, a tar is damaged, or there are no paths.
+        ValueError: A folder or tar holds no image, a tar is damaged or compressed, or there are no paths.
     """
     found: list[_Found] = []
     for path in paths:
-        if path.is_dir():
-            here = [_Found(name, str(path / name), path / name) for name in sorted(image_names(path))]
-        elif not path.exists():
-            raise FileNotFoundError(2, "no such file or folder", str(path))
-        elif path.suffix.lower() == ".tar":
-            here = [_Found(name, f"{path}: {name}", path, member) for name, member in _members(path).items()]
-        else:
-            here = [_Found(path.name, str(path), path)]
+        here, without = _found_at(path)
         if not here:
-            raise ValueError(f"{path} holds no image; expected files named {' '.join(sorted(IMAGE_SUFFIXES))}")
+            raise ValueError(no_image(path, without))
         found += here
+        if left_out is not None:
+            left_out.update(without)
     if not found:
         raise ValueError("name at least one image, folder or tar")
     found = list(dict.fromkeys(found))  # the same image named twice is one
     return [ImageInput(key, one.shown, one.path, one.member) for key, one in zip(_keys(found), found, strict=True)]
+
+
+def _found_at(path: Path) -> tuple[list[_Found], Counter[str]]:
+    if path.is_dir():
+        listing = list_images(path)
+        return [_Found(name, str(path / name), path / name) for name in sorted(listing.names())], listing.left_out
+    if not path.exists():
+        raise FileNotFoundError(2, "no such file or folder", str(path))
+    refuse_archive(path)
+    if not is_tar(path):
+        return [_Found(path.name, str(path), path)], Counter()
+    images, left_out = list_tar(path)
+    return [_Found(name, f"{path}: {name}", path, member) for name, member in images.items()], left_out
 
 
 def _keys(found: Sequence[_Found]) -> list[str]:
@@ -107,20 +125,3 @@ def _keys(found: Sequence[_Found]) -> list[str]:
             text = f"{number}/{one.shown}"
         texts[text] = None
     return sample_keys(list(texts))
-
-
-def _members(path: Path) -> dict[str, MemberRange]:
-    """Return where a tar's images are, by name; of several with one name the last is used, as in unpacking."""
-    found = {}
-    try:
-        for member in tar_members(path):
-            base = PurePosixPath(member.name).name  # "" of a member called "", "/" or "."
-            extension = base.partition(".")[2].lower()
-            is_plain = member.isreg() and not member.issparse()
-            if is_plain and not base.startswith(".") and f".{extension}" in IMAGE_SUFFIXES:
-                found[member.name] = MemberRange(member.offset_data, member.size)
-    except UnusableFile:
-        raise
-    except ValueError as error:
-        raise ValueError(f"{path} is no readable tar (uncompressed): {error}") from error
-    return found

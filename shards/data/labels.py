@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from shards.data.images import MAX_PIXELS, ORIENTATION_TAG, ImageFrame, Pixel, to_stored, to_upright
+from shards.data.images import ORIENTATION_TAG, ImageFrame, Pixel, load_image, to_stored, to_upright
 from shards.data.vocabulary import IGNORE_8_BIT, Vocabulary
 
 LabelFrame = Literal["auto", "upright", "stored"]
@@ -87,10 +87,7 @@ def decode_label(data: bytes) -> NDArray[np.int32]:
         ValueError: Not a PNG, damaged, too large, or with colours instead of ids.
     """
     try:
-        image = Image.open(io.BytesIO(data), formats=("PNG",))
-        if image.width * image.height > MAX_PIXELS:
-            raise ValueError(f"{image.width} x {image.height} pixels; at most {MAX_PIXELS} are taken")
-        image.load()
+        image = load_image(data, ("PNG",)).image
         orientation = int(image.getexif().get(ORIENTATION_TAG, 1))
     except Exception as error:
         # Pillow raises any exception on hostile bytes.

@@ -3,7 +3,6 @@
 import hashlib
 import heapq
 import json
-import logging
 import os
 import re
 import tempfile
@@ -16,33 +15,12 @@ from operator import itemgetter
 from pathlib import Path
 from typing import Final
 
-from shards.data.images import IMAGE_SUFFIXES
-from shards.files.retry import list_folder
-
-logger = logging.getLogger(__name__)
-
 Row = tuple[str, ...]
 
 MAX_KEY_LENGTH: Final = 80  # leaves room for the extension in a tar's 100 bytes
 ROWS_IN_MEMORY = 200_000
 _KEY_DIGITS: Final = 8  # of a path's checksum, where its key alone would not do
 _ALL_DIGITS: Final = 64
-
-
-def image_names(folder: Path) -> Iterator[str]:
-    """Yield the paths, relative to a folder, of its image files; hidden ones are left out."""
-    waiting = [folder]
-    while waiting:
-        here = waiting.pop()
-        try:
-            folders, files = list_folder(here)
-        except PermissionError as error:
-            logger.warning("%s cannot be opened: its images are left out", error.filename)
-            continue
-        waiting += [here / name for name in folders]
-        for name in files:
-            if Path(name).suffix.lower() in IMAGE_SUFFIXES:
-                yield (here / name).relative_to(folder).as_posix()
 
 
 def sample_keys(names: Sequence[str]) -> list[str]:

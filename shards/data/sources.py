@@ -4,6 +4,7 @@ import contextlib
 import errno
 import hashlib
 import os
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Annotated, Literal, NamedTuple, Protocol
@@ -13,9 +14,11 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt
 
-from shards.data.images import IMAGE_SUFFIXES, PASSING_REASONS, ImageFrame, UnreadableImage
+from shards.data.image_kinds import member_extension
+from shards.data.images import PASSING_REASONS, ImageFrame, UnreadableImage
 from shards.data.labels import SourceLabel, UnusableLabel, decode_label, fit_label
-from shards.data.sample_keys import image_names, keyed
+from shards.data.listing import list_images, no_image
+from shards.data.sample_keys import keyed
 from shards.data.vocabulary import IGNORE_8_BIT, IGNORE_16_BIT, Vocabulary
 from shards.files.atomic import sha256_file
 from shards.files.errors import is_transient
@@ -123,6 +126,7 @@ class FolderSource:
                 raise ValueError(f"{folder} is not a folder; give the folder of images, or of labels, that exists")
         self._vocabulary = vocabulary
         self.labelled = self._labels is not None
+        self.left_out: Counter[str] = Counter()  # of the folder of images, by kind; filled by `refs`
 
     def refs(self) -> Iterator[SampleRef]:
         """All image files.
@@ -132,7 +136,9 @@ class FolderSource:
             ValueError: The folder holds no image.
         """
         key = None
-        for key, name in keyed(image_names(self._images)):
+        listing = list_images(self._images)
+        self.left_out = listing.left_out
+        for key, name in keyed(listing.names()):
             yield SampleRef(
                 key=key,
                 digest=_listed_digest(self._images / name) or _NO_DIGEST,  # no file: `read_image` reports the reason
@@ -140,7 +146,7 @@ class FolderSource:
                 label_digest=self._label_digest(name),
             )
         if key is None:
-            raise ValueError(f"{self._images} holds no image; expected files named {' '.join(sorted(IMAGE_SUFFIXES))}")
+            raise ValueError(no_image(self._images, self.left_out))
 
     def read_image(self, ref: SampleRef) -> tuple[bytes, str]:
         """The file as it is."""
@@ -159,7 +165,7 @@ class FolderSource:
             raise UnreadableImage("unreadable_file", f"{path}: {error.strerror}") from error
         if hashlib.sha256(data).hexdigest() != ref.digest:
             raise UnreadableImage("changed", f"{path} is not the file that was planned; start a new run for new images")
-        return data, path.suffix[1:].lower()
+        return data, member_extension(path.name, data)
 
     def read_label(self, ref: SampleRef, frame: ImageFrame) -> SourceLabel | None:
         """The index PNG of the same name; 255 in 8-bit and 65535 in 16-bit files mean ignore."""
