@@ -7,12 +7,14 @@ from pathlib import Path
 
 import pytest
 from fake_job_server import FakeServer
-from run_setup import invoke
+from run_setup import SMALL, invoke, sets
 
+from jobs.run import student_weights
 from pipeline.cli.exit_codes import exit_code_of
 from pipeline.errors import EXIT_RESUMABLE, JobEnded, SettingsConflict
 from pipeline.rounds.driver import RoundRequest
 from pipeline.run.jobs import job_rows, read_outcome
+from pipeline.run.run import read_run
 from pipeline.submit import submit
 from pipeline.submit.submit import submit_rounds, submit_stage
 from shards.files.atomic import sha256_file
@@ -71,6 +73,50 @@ def test_the_stages_of_a_chain_are_submitted_together(open_chain: Path, one_roun
     for tar in (one_round / "rounds" / "001" / "pseudo").glob("*.tar"):
         assert sha256_file(open_chain / tar.relative_to(one_round)) == sha256_file(tar)
     assert not list((open_chain / "locks").glob("*.lock"))
+
+
+def test_a_round_is_a_job_per_stage_that_works_and_bookkeeping_rides_with_them(
+    weights: dict[str, str], one_round: Path, tmp_path: Path, server: FakeServer
+) -> None:
+    root = tmp_path / "run"
+    settings = sets({**SMALL, **weights})[1::2]
+    reports = submit_rounds(root, RoundRequest(rounds=1, sets=tuple(settings)), server)
+    done = {job_id: command[command.index("stage") + 1] for job_id, command in server.commands.items()}
+    assert done == {
+        "run-000-embed-1": "embed+start",
+        "run-000-evaluate-1": "evaluate+promote+report",
+        "run-001-teacher-1": "teacher",
+        "run-001-refine-1": "refine",
+        "run-001-write-1": "write",
+        "run-001-train-1": "train",
+        "run-001-evaluate-1": "evaluate+promote+report",
+    }
+    assert [report.round for report in reports] == [0, 1]
+    records = {path.relative_to(one_round) for path in one_round.rglob("*.json") if "jobs" not in path.parts}
+    assert records <= {path.relative_to(root) for path in root.rglob("*.json")}
+    assert sha256_file(student_weights(read_run(root), 1)) == sha256_file(student_weights(read_run(one_round), 1))
+
+
+def test_what_a_running_job_leaves_out_is_done_after_it(run: Path, server: FakeServer) -> None:
+    for record in (run / "rounds" / "001").glob("promotion*.json"):
+        record.unlink()
+    submit_stage(run, "write", ROUND_1, server)
+    server.interrupted = True
+    with pytest.raises(KeyboardInterrupt):
+        submit_stage(run, "promote", ROUND_1, server, "leave")
+    server.interrupted = False
+    submit_rounds(run, ROUND_1, server)
+    assert list(server.entries) == ["my_run-001-write-1", "my_run-001-promote-1", "my_run-001-report-1"]
+
+
+def test_several_stages_in_one_command_are_done_in_turn_and_count_together(run: Path, server: FakeServer) -> None:
+    where = ["--round", "1", "--run", str(run)]
+    code, out, _ = invoke("stage", "write+train+evaluate+promote+report", *where, "--backend", "inline", "--json")
+    assert code == 0
+    assert json.loads(out)["worked"] >= 2
+    code, _, err = invoke("stage", "promote+nothing", *where, "--backend", "inline")
+    assert code == 2
+    assert "round 1 has no stage 'nothing'" in err
 
 
 def test_of_a_chain_only_what_does_not_work_is_submitted_again(open_chain: Path, server: FakeServer) -> None:
