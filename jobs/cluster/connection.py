@@ -11,11 +11,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
 
+from jobs.execution.code import PACKAGES
+
 logger = logging.getLogger(__name__)
 
 ROOT: Final = Path(__file__).resolve().parents[2]
 PRIVATE_NAMESPACE: Final = "stseg-pipeline-private"  # distinguishes a Ray that cannot grow from a cluster
-PACKAGES: Final = ("pipeline", "jobs", "models", "shards")
 _LOCAL_STORE_BYTES: Final = 256 * 1024**2  # shard names and records travel, never arrays
 _START_ATTEMPTS: Final = 3
 
