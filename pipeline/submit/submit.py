@@ -9,12 +9,13 @@ import time
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Final, Literal
 
 import typer
 
-from jobs.cluster.job_server import Job, JobServer
+from jobs.cluster.job_server import ANY_PYTHON, Job, JobServer
 from jobs.stages import embed
 from pipeline.config import changed_settings, load_config
 from pipeline.errors import EXIT_RESUMABLE, DataFault, JobEnded, SettingsConflict
@@ -26,7 +27,7 @@ from pipeline.rounds.rounds import reports_of, require_no_regression, stage_task
 from pipeline.run.jobs import read_outcome
 from pipeline.run.lock import holding
 from pipeline.run.run import OpenRun, open_or_make_run, read_run
-from pipeline.submit.logs import POLL_INTERVAL_S, JobLogs
+from pipeline.submit.logs import POLL_INTERVAL_S, JobLogs, missing_environment
 from pipeline.tasks.recipe import job_groups
 from pipeline.tasks.states import task_states
 from shards.files.atomic import write_bytes_atomic
@@ -227,7 +228,7 @@ class SubmittedRun:
         write_bytes_atomic(self._file(job_id), json.dumps(kept).encode())
         self.run.publish(self._file(job_id))
         settings = self.run.config.submit
-        command = [settings.python, "-m", "pipeline", "stage", stages, "--round", str(key.round)]
+        command = [self._python, "-m", "pipeline", "stage", stages, "--round", str(key.round)]
         command += [
             "--run",
             as_shown(self._root),
@@ -241,6 +242,11 @@ class SubmittedRun:
         self._server.submit(job_id, shlex.join(command), facts, upload=settings.upload)
         self._progress.say(f"{key}: submitted as {job_id}")
         return job_id
+
+    @cached_property
+    def _python(self) -> str:
+        own = self.run.config.submit.python == ANY_PYTHON and self._server.shares_machine()
+        return sys.executable if own else self.run.config.submit.python
 
     def _next_attempt(self, key: JobKey) -> int:
         stem = re.escape(_stem(self.run.name, key))
@@ -278,15 +284,17 @@ class SubmittedRun:
         self._progress.say(f"stop requested, but still running: {', '.join(working)}")
 
     def _require_success(self, key: JobKey, job_id: str, job: Job | None, lines: Sequence[str]) -> None:
+        state, failure = ("vanished", "") if job is None else (job.state, job.message)
         outcome = read_outcome(self._outcome(job_id))
-        state = "vanished" if job is None else job.state
+        ended = outcome or missing_environment(lines, failure, self.run.config.submit)
         # A killed job writes no outcome. Ray's own state says less: it is "failed" for any exit code but 0.
-        code = EXIT_RESUMABLE if outcome is None else outcome.exit_code
+        code = EXIT_RESUMABLE if ended is None else ended.exit_code
         self._progress.note("job_ended", round=key.round, stage=key.stages[0], job=job_id, state=state, exit_code=code)
-        if outcome is None or outcome.exit_code != 0:
-            said = outcome.message if outcome is not None else "" if job is None else job.message.partition("\n")[0]
-            tail = "".join(f"\n  {line}" for line in lines)
-            raise JobEnded(f"{job_id} ({key}) {state}: {said or 'it was cut short'}; its log ended with{tail}", code)
+        if code != 0:
+            said = failure.partition("\n")[0] if ended is None else ended.message
+            # Of a missing environment its log, just shown, says no more than the message.
+            tail = "" if ended is not outcome else "; its log ended with" + "".join(f"\n  {line}" for line in lines)
+            raise JobEnded(f"{job_id} ({key}) {state}: {said or 'it was cut short'}{tail}", code)
 
     def _file(self, job_id: str) -> Path:
         return self.run.layout.jobs / f"{job_id}.json"

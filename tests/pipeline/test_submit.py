@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import sys
 import time
 from pathlib import Path
 
@@ -285,3 +286,48 @@ def test_two_places_at_once_are_refused(tmp_path: Path) -> None:
     assert invoke("round", "--run", run, *both)[0] == 2
     assert invoke("round", "--run", run, "--backend", "inline", "--submit", "http://127.0.0.1:1")[0] == 2
     assert not Path(run).exists()
+
+
+ENDED = "Job entrypoint command failed with exit code {}, last available logs (truncated to 20,000 chars):\n{}"
+
+
+@pytest.mark.parametrize(
+    ("log", "code", "said", "exit_code"),
+    [
+        ("/bin/sh: 1: python: not found", 127, "has no interpreter python; name one", 2),
+        ("/bin/sh: 1: /x/python: Permission denied", 126, "has no interpreter python; name one", 2),
+        ("/usr/bin/python: ModuleNotFoundError: No module named 'typer'", 1, "lacks the dependencies", 2),
+        ("ModuleNotFoundError: No module named 'jobs.stages.refine'", 1, "unpacks the uploaded code anew", 75),
+        ("ModuleNotFoundError: No module named 'typer'", 137, "was cut short|exit code 137", 75),
+    ],
+)
+def test_an_environment_without_what_jobs_need_is_told_with_its_setting(
+    log: str, code: int, said: str, exit_code: int, run: Path, server: FakeServer
+) -> None:
+    server.broken = (f"Traceback\n{log}\n", ENDED.format(code, log))
+    with pytest.raises(JobEnded, match=said) as caught:
+        submit_stage(run, "write", ROUND_1, server)
+    assert exit_code_of(caught.value) == exit_code
+    assert ("--set submit.python=/path/to/python" in str(caught.value)) == (exit_code == 2)
+
+
+def test_a_project_that_is_not_installed_on_the_cluster_is_told_with_both_settings(
+    run: Path, server: FakeServer
+) -> None:
+    server.broken = ("/usr/bin/python: No module named pipeline\n", ENDED.format(1, ""))
+    request = RoundRequest(rounds=1, sets=("submit.upload=false",))
+    with pytest.raises(JobEnded, match=r"submit\.python=.*submit\.upload=true") as caught:
+        submit_stage(run, "write", request, server)
+    assert exit_code_of(caught.value) == 2
+
+
+@pytest.mark.parametrize(
+    ("local", "setting", "expected"),
+    [(True, "python", sys.executable), (False, "python", "python"), (True, "/opt/python", "/opt/python")],
+)
+def test_the_interpreter_of_jobs_is_the_commands_own_where_they_share_a_machine(
+    local: bool, setting: str, expected: str, run: Path, server: FakeServer
+) -> None:
+    server.local = local
+    submit_stage(run, "write", RoundRequest(rounds=1, sets=(f"submit.python={setting}",)), server)
+    assert server.commands["my_run-001-write-1"][0] == expected
