@@ -11,11 +11,15 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
 
+from jobs.cluster.messages import OnMessage, messages_to
+from jobs.cluster.session_folder import session_folder
+from jobs.execution.code import PACKAGES
+from shards.files.errors import is_transient
+
 logger = logging.getLogger(__name__)
 
 ROOT: Final = Path(__file__).resolve().parents[2]
 PRIVATE_NAMESPACE: Final = "stseg-pipeline-private"  # distinguishes a Ray that cannot grow from a cluster
-PACKAGES: Final = ("pipeline", "jobs", "models", "shards")
 _LOCAL_STORE_BYTES: Final = 256 * 1024**2  # shard names and records travel, never arrays
 _START_ATTEMPTS: Final = 3
 
@@ -32,7 +36,9 @@ def connect(address: str | None = None, num_cpus: int | None = None) -> bool:
         num_cpus: CPUs of the private Ray; None: all. Ignored with an address.
 
     Raises:
-        ValueError: A foreign package would be imported in place of one of ours, or there is no token.
+        ValueError: A foreign package would be imported in place of one of ours, there is no token, or no folder for
+            a private Ray's files.
+        OSError: A private Ray cannot write its files.
         ConnectionError: No Ray answers at the address, or none starts here.
         KeyboardInterrupt: SIGTERM arrived meanwhile.
     """
@@ -61,11 +67,20 @@ def disconnect() -> None:
 
 
 @contextmanager
-def connection(address: str | None = None, num_cpus: int | None = None) -> Iterator[None]:
-    """Connect to Ray for the length of the block; a connection that exists already stays."""
+def connection(
+    address: str | None = None, num_cpus: int | None = None, on_message: OnMessage | None = None
+) -> Iterator[None]:
+    """Connect to Ray for the length of the block; a connection that exists already stays.
+
+    Args:
+        address: See `connect`.
+        num_cpus: See `connect`.
+        on_message: Takes Ray's messages about its machines, see `messages_to`.
+    """
     ours = connect(address, num_cpus)
     try:
-        yield
+        with messages_to(on_message):
+            yield
     finally:
         if ours:
             disconnect()
@@ -125,6 +140,9 @@ def _start_private(num_cpus: int | None) -> None:
 
     # By default Ray's workers run at low priority: on a busy machine they hardly move.
     os.environ.setdefault("RAY_worker_niceness", "0")
+    folder, why = session_folder()
+    if folder is not None:
+        logger.warning("%s", why)
     # Several attempts: on a busy machine Ray's own processes may miss each other's time limits.
     for attempt in range(1, _START_ATTEMPTS + 1):
         try:
@@ -135,12 +153,16 @@ def _start_private(num_cpus: int | None) -> None:
                 include_dashboard=False,  # an idle Ray then takes 517 MiB instead of 724
                 object_store_memory=_LOCAL_STORE_BYTES,
                 runtime_env={"env_vars": {"PYTHONPATH": _python_path()}},
+                _temp_dir=None if folder is None else str(folder),
                 log_to_driver=False,
                 logging_level=logging.WARNING,
             )
             return
         except Exception as error:  # Ray raises a bare Exception for it
             ray.shutdown()
+            # A folder that is full or refuses stays so: another attempt would only cost time.
+            if isinstance(error, OSError) and error.errno is not None and not is_transient(error):
+                raise
             if attempt == _START_ATTEMPTS:
                 raise ConnectionError(f"Ray did not start on this machine in {attempt} attempts: {error}") from error
             logger.warning("Ray did not start (attempt %d of %d): %s", attempt, _START_ATTEMPTS, error)

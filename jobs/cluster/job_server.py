@@ -21,6 +21,7 @@ logger = logging.getLogger(__name__)
 
 JobState = Literal["running", "succeeded", "failed", "stopped"]
 
+ANY_PYTHON: Final = "python"
 _STATES: Final[Mapping[str, JobState]] = {"SUCCEEDED": "succeeded", "FAILED": "failed", "STOPPED": "stopped"}
 _ADDRESS_VARIABLES: Final = ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS")
 _TALKATIVE: Final = ("ray.dashboard.modules.dashboard_sdk", "ray.dashboard.modules.job.sdk")
@@ -42,14 +43,14 @@ class SubmitConfig(BaseModel):
         upload: Whether jobs bring the packages of this project, with the tiny weights; off: they are installed on the
             cluster.
         python: The interpreter on the head's machine that has the dependencies: its path, or its name where the head
-            was started with it on its PATH.
+            was started with it on its PATH. The default is the command's own where that runs on the head's machine.
         address: The Ray that jobs join, host:port; "auto": the one that Ray names to them, which is any on the head's
             machine where several run there.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
     upload: bool = True
-    python: str = "python"
+    python: str = ANY_PYTHON
     address: str = "auto"
 
 
@@ -79,6 +80,10 @@ class JobServer(Protocol):
     """Runs commands as jobs. Every method raises ConnectionError when the server does not answer."""
 
     address: str
+
+    def shares_machine(self) -> bool:
+        """Return whether its jobs run on this machine, so that they find this process's interpreter."""
+        ...
 
     def jobs(self) -> list[Job]:
         """Return all jobs that it remembers."""
@@ -127,6 +132,17 @@ class RayJobServer:
             logging.getLogger(name).setLevel(logging.WARNING)
         with _without(_ADDRESS_VARIABLES):  # they would override the address
             self._client: Any = self._query(lambda: JobSubmissionClient(self.address))
+
+    def shares_machine(self) -> bool:
+        """Return whether the head is on this machine: its host name is ours, and its address one of ours."""
+        # The server's own address says nothing: the way to a head that listens on loopback only is a tunnel.
+        try:
+            nodes = self._client._do_request("GET", "/nodes?view=summary").json()["data"]["summary"]
+            heads = [node for node in nodes if node["raylet"]["isHeadNode"]]
+            return any(node["hostname"] == socket.gethostname() and _is_ours(node["ip"]) for node in heads)
+        except Exception as error:  # noqa: BLE001 - no public interface: whatever other versions answer, it is a no
+            logger.debug("the machine of %s is not known: %s", self.address, error)
+            return False
 
     def jobs(self) -> list[Job]:
         """Return all jobs that were submitted to it, including those that ended."""
@@ -200,6 +216,17 @@ class RayJobServer:
             lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
             shown = " … ".join(dict.fromkeys((lines[0], lines[-1])))
             raise ConnectionError(f"the Ray job server at {self.address}: {shown}") from error
+
+
+def _is_ours(ip: str) -> bool:
+    """Return whether an address is one of this machine: only then a socket can be bound to it."""
+    family = socket.AF_INET6 if ":" in ip else socket.AF_INET
+    with socket.socket(family, socket.SOCK_STREAM) as probe:
+        try:
+            probe.bind((ip, 0))
+        except OSError:
+            return False
+    return True
 
 
 async def _next(pieces: AsyncIterator[str]) -> str:

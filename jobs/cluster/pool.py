@@ -8,6 +8,7 @@ from typing import Any
 from jobs.cluster.actors import ActorHandle, Allocator, IdleWorkers, Pool, Reserved, Silent, kind_of
 from jobs.cluster.capacity import Machines, shown, wanted
 from jobs.commit import why_stale
+from jobs.execution.code import WORKERS_PACKAGES, names_our_module
 from jobs.execution.faults import Fault
 from jobs.execution.runner import Outcome
 from jobs.execution.settings import ExecutionConfig
@@ -192,7 +193,7 @@ class RayRunner:
                 max_task_retries=0,
                 runtime_env={"env_vars": threads},
             )
-            .remote(pool.plan.worker, resources.threads)
+            .remote(pool.plan.worker, resources.threads, () if self._machines.private else WORKERS_PACKAGES)
         )
         placing = actor.placed.remote()  # an actor answers calls in order: this one before the models are loaded
         pool.starting[actor.start.remote()] = ActorHandle(actor, self._now(), placing)
@@ -281,6 +282,9 @@ class RayRunner:
         return Outcome(pool.plan.name, task, read_record(task.record))
 
     def _fault_of(self, died: Exception) -> Fault:
+        # Before a worker runs code of ours Ray imports it, and reports what is missing as text only.
+        if not self._machines.private and names_our_module(str(died)):
+            return Fault("transient", f"a worker could not import its code: {_brief(died)}")
         memory = isinstance(died, self._ray.exceptions.OutOfMemoryError)
         return Fault("memory" if memory else "error", f"the worker was lost: {_brief(died)}")
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Literal
 
+from jobs.execution.code import is_code_missing
 from jobs.stage import InputDamaged, OutOfMemory
 from shards.files.errors import causes, file_of, hint_of, is_of_the_system, store_fault
 from shards.files.fence import LockLost
@@ -26,7 +27,8 @@ class Fault:
 
     Attributes:
         kind: "error" (whatever a stage raised, or a worker that died) and "memory" are retried with a fresh worker, a
-            limited number of times; "transient" (a passing error of the store) after a pause, with the same worker;
+            limited number of times; "transient" (a passing error of the store, or code that Ray unpacks anew) after a
+            pause, with the same worker;
             "hopeless" (no machine can hold the worker, or the job that had the shard is over), "damaged" (an input
             does not match its record) and "lasting" (settings, or what files hold) not at all; "disk_full",
             "read_only" and "lock_lost" (another command took the run over) stop everything.
@@ -56,6 +58,8 @@ def fault_of(error: BaseException, folder: Path | None = None, output: Path | No
         return Fault("lock_lost", str(error))
     message = describe(error)
     details = "".join(traceback.format_exception(error))[-_MOST_DETAILS:]
+    if is_code_missing(error):
+        return Fault("transient", f"{message}; Ray unpacks the uploaded code anew", details=details)
     found = store_fault(error)
     if found is not None:
         kind, cause = found

@@ -183,10 +183,17 @@ class Scheduler:
         """Note that a worker could not start, and return the shards that are given up because of it.
 
         All that wait, once workers failed to start `max_attempts` times with no shard done in between or the fault is
-        a lasting one; none before that.
+        a lasting one; none before that. After a passing error they are delayed, longer each time, `store_attempts`
+        times.
         """
         self._start_failures[stage] += 1
-        if fault.kind not in LASTING and self._start_failures[stage] < self._config.max_attempts:
+        failed, passing = self._start_failures[stage], fault.kind == "transient"
+        limit = self._config.store_attempts if passing else self._config.max_attempts
+        if fault.kind not in LASTING and failed < limit:
+            if passing:
+                due = self._now() + self._config.delay_s(failed)
+                self._delayed += [(due, task) for task in self._waiting[stage]]
+                self._waiting[stage].clear()
             return []
         given_up = list(self._waiting[stage])
         self._waiting[stage].clear()

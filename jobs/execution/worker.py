@@ -9,6 +9,7 @@ from functools import partial
 from typing import Any
 
 from jobs.commit import commit, prepare, why_stale
+from jobs.execution.code import import_all
 from jobs.execution.faults import Fault, fault_of
 from jobs.run import RunRef
 from jobs.stage import ShardTask, Stage, Worker
@@ -89,14 +90,21 @@ class StageWorker:
 
 
 class WorkerSlot:
-    """The process that holds a worker: starts it, runs it, replaces it."""
+    """The process that holds a worker: starts it, runs it, replaces it.
+
+    Args:
+        factory: Makes the worker.
+        threads: Threads of array libraries.
+        packages: What is imported as a whole before anything else, see `jobs.execution.code`.
+    """
 
     # Errors are returned as plain values: an exception of a library may not survive pickling, and its class need not
     # be importable in the driver.
 
-    def __init__(self, factory: Callable[[], Worker], threads: int) -> None:
+    def __init__(self, factory: Callable[[], Worker], threads: int, packages: Sequence[str] = ()) -> None:
         self._factory = factory
         self._threads = threads
+        self._packages = packages
         self._worker: Worker | None = None
         self._last: tuple[ShardTask, Record] | None = None
 
@@ -108,6 +116,7 @@ class WorkerSlot:
         if self._worker is not None:
             return None
         try:
+            import_all(self._packages)
             # Here and not where a stage first needs it: the number of threads decides how sums are rounded, and has to
             # hold before the first of them.
             import torch

@@ -11,6 +11,7 @@ from typing import Any, Final, Literal
 from torch import nn
 
 from jobs.commit import prepare, why_stale
+from jobs.execution.code import WORKERS_PACKAGES, import_all
 from jobs.inference.batching import oom_named
 from jobs.inference.model import text_cache_folder
 from jobs.stage import ShardTask
@@ -165,6 +166,7 @@ def _files_here(location: RunLocation, task: ShardTask, job: TrainJob) -> Iterat
 def _train_worker(config: dict[str, Any]) -> None:
     import torch
 
+    import_all(WORKERS_PACKAGES)
     torch.set_num_threads(config["threads"])
     task, job = ShardTask.model_validate(config["task"]), TrainJob.model_validate(config["job"])
     store = None if config["store"] is None else Store(config["store"])

@@ -94,6 +94,7 @@ def exit_code_of(error: Exception) -> int | None:
     """Return the exit code for an error; None for a fault of the program."""
     # The order matters. Many of our errors are ValueErrors, and what is left of those is a wrong setting;
     # StoreUnavailable is a TimeoutError, and Ray has classes of its own for memory that ran out.
+    from jobs.execution.code import is_code_missing
     from jobs.execution.faults import is_memory
     from jobs.execution.scheduler import StageFailed
     from jobs.stage import EmptyShard, EmptyStage, InputDamaged
@@ -104,6 +105,8 @@ def exit_code_of(error: Exception) -> int | None:
 
     if isinstance(error, JobEnded):
         return error.code
+    if is_code_missing(error):
+        return EXIT_RESUMABLE
     if type(error) is ConnectionError:  # no Ray answers; subclasses such as BrokenPipeError mean something else
         return EXIT_RESUMABLE
     if isinstance(error, SettingsConflict):
@@ -146,9 +149,12 @@ def _raise_on_sigterm() -> None:
 def _message(error: Exception) -> str:
     from pydantic import ValidationError
 
+    from jobs.execution.code import is_code_missing
     from jobs.execution.faults import is_memory
     from shards.files.errors import file_of, hint_of
 
+    if is_code_missing(error):
+        return f"{error}: Ray unpacks the uploaded code anew; resume with the same command"
     if isinstance(error, OSError) and error.strerror:
         name = file_of(error)
         where = f"{name}: " if name else ""

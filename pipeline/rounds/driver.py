@@ -2,11 +2,10 @@
 
 import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from jobs.cluster.actors import IdleWorkers
 from jobs.commit import require_samples, stage_records, why_stale
 from jobs.execution.worker import lazily
 from jobs.executor import Backend, StageEvent, StageFailed, run_chain
@@ -20,6 +19,7 @@ from pipeline.report.left_out import check_quarantine, left_out
 from pipeline.report.report import alarm_lines, score_line
 from pipeline.report.round_report import read_report
 from pipeline.rounds.concurrent import with_other_jobs
+from pipeline.rounds.ray_session import RaySession
 from pipeline.run.run import OpenRun
 from pipeline.run.status import retry_command
 from pipeline.tasks.recipe import ROUND, Recipe, parts_of, round_of, shards_chain, stage_plans
@@ -61,9 +61,7 @@ class Driver:
         self._run = run
         self._request = request
         self._progress = progress
-        self._stack = ExitStack()
-        self._connected = False
-        self._idle_workers = IdleWorkers()
+        self._ray = RaySession(run, progress, request.backend, request.address)
 
     @contextmanager
     def connected(self) -> Iterator["Driver"]:
@@ -71,7 +69,7 @@ class Driver:
         # Half-written files of killed commands are removed before, and once more after: an orphaned worker was seen to
         # go on writing for 12 s after its machine was lost.
         remove_stale_temporaries_below(self._run.layout.root)
-        with self._stack:
+        with self._ray:
             try:
                 yield self
             except KeyboardInterrupt:
@@ -204,9 +202,9 @@ class Driver:
         steps = self._run.config.train.steps
         self._progress.note("started", round=number, stage=plan.name, steps=steps, reason=reason)
         self._progress.say(f"round {number} {plan.name}: {steps} steps …")
-        self._connect()
+        self._ray.connect()
         group = self._run.config.resources.train
-        self._idle_workers.make_room(group.amounts, group.workers)
+        self._ray.idle_workers.make_room(group.amounts, group.workers)
 
         # `run_training` blocks to the end, so progress is read from the metrics file that the first worker writes.
         def show(step: int, loss: float) -> None:
@@ -216,6 +214,7 @@ class Driver:
         with followed(task.output.parent / "metrics.jsonl", show):
             record = run_training(task, plan.load(), group, backend=self._request.backend, run=self._run.name)
         self._run.refresh()
+        self._ray.count(number, plan.name, record)
         self._progress.note("finished", round=number, stage=plan.name, seconds=round(record.seconds, 2))
         done = f"done in {record.seconds:.0f} s, loss {record.stats['loss']:.3f}"
         self._progress.say(f"round {number} {plan.name}: {done}")
@@ -249,12 +248,14 @@ class Driver:
             # model is needed at all, so the worker loads it only for the first stale one.
             depends = any(to_do[(task.stage, task.shard)] == "depends" for task in tasks)
             wanted.append(replace(stage, tasks=tasks, worker=lazily(stage.worker) if depends else stage.worker))
-        self._connect()
+        self._ray.connect()
         with self._progress.stages(number) as on_event:
 
             def forward(event: StageEvent) -> None:
                 self._refuse_when_gone()
                 on_event(event)
+                if event.record is not None:
+                    self._ray.count(number, event.stage, event.record)
 
             try:
                 run_chain(
@@ -262,7 +263,7 @@ class Driver:
                     backend=self._request.backend,
                     on_event=forward,
                     execution=self._run.config.execution,
-                    idle_workers=self._idle_workers,
+                    idle_workers=self._ray.idle_workers,
                 )
             except StageFailed as failed:
                 self._refuse_unfinished(number, stages, failed)
@@ -302,16 +303,6 @@ class Driver:
         if not self._run.layout.vocabulary.is_file():
             root = as_shown(self._run.layout.root)
             raise RunGone(f"{root} is gone: it was moved or unmounted. Put it back and resume with the same command")
-
-    def _connect(self) -> None:
-        if self._connected or self._request.backend == "inline":
-            return
-        # Only when there is work: Ray takes seconds to start, and a command with nothing to do ends at once.
-        from jobs.cluster.connection import connection
-
-        self._stack.enter_context(connection(self._request.address))
-        self._stack.callback(self._idle_workers.let_go)
-        self._connected = True
 
 
 def _without(part: Sequence[StagePlan], gone: set[Path]) -> tuple[list[StagePlan], list[tuple[str, str]]]:

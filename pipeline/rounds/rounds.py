@@ -81,7 +81,7 @@ def reports_of(run: OpenRun, rounds: int) -> list[RoundReport]:
 
 
 def run_stage(root: Path, name: str, request: RoundRequest, progress: RunProgress | None = None) -> dict[str, Any]:
-    """Do one stage of one round.
+    """Do one stage of one round, or several in turn, as "evaluate+promote+report".
 
     With `request.concurrent`, jobs for the other stages of its chain may run at the same time; shards that the stages
     before still have to do are waited for.
@@ -91,7 +91,7 @@ def run_stage(root: Path, name: str, request: RoundRequest, progress: RunProgres
         ValueError: There is no such stage in that round, or it cannot run concurrently with others.
     """
     shown = RunProgress(RunLayout(root).events) if progress is None else progress
-    number = request.rounds
+    number, names = request.rounds, name.split("+")
     if request.concurrent and len(shards_chain(name)) == 1:
         raise ValueError(f"{name} runs alone: no stage follows it shard by shard")
     # The lock of the stage alone lets the chain's other jobs in; settings are then only read, as several could write
@@ -100,7 +100,7 @@ def run_stage(root: Path, name: str, request: RoundRequest, progress: RunProgres
         if not request.concurrent:
             _repair_shared(root, request, shown)
         run = read_run(root) if request.concurrent else open_or_make_run(root, request.file, request.sets)
-        tasks = stage_tasks(run, name, number)
+        tasks = [task for one in names for task in stage_tasks(run, one, number)]
         before = chain_before(run, name, number) if request.concurrent else []
         _refuse_incomplete(run, [*before, *tasks], number)
         states = task_states([*before, *tasks], verify=request.verify)[len(before) :]
@@ -108,7 +108,8 @@ def run_stage(root: Path, name: str, request: RoundRequest, progress: RunProgres
         open_tasks = [state.task for state in states if state.state != "done"]
         if open_tasks:
             with Driver(run, request, shown).connected() as driver:
-                driver.stage(name, number)
+                for one in names:
+                    driver.stage(one, number)
         else:
             shown.say(f"{name} of round {number}: nothing to do, {len(states)} outputs {_looked_at(request)}")
         for line in lines_of(left_out([*embed.tasks(run, 0), *tasks])):

@@ -14,6 +14,8 @@ from typing import Any, Final
 import typer
 
 from jobs.cluster.job_server import Job, JobServer, RayJobServer
+from jobs.execution.code import import_all, is_code_missing
+from pipeline.errors import EXIT_RESUMABLE
 from shards.files.untrusted import read_json_file
 from shards.formats.layout import RunLayout
 from shards.formats.records import read_json
@@ -40,13 +42,16 @@ def outcome_written(path: Path | None) -> Iterator[None]:
     """Write how a command ends; use it around `exit_codes`. Without a path nothing is written."""
     # A killed job writes nothing, and that is its message: no outcome means cut short. So the file is written last.
     try:
+        if path is not None:
+            import_all()
         yield
     except typer.Exit as ended:
         _write(path, JobOutcome(ended.exit_code, str(ended.__context__ or "")))
         raise
     # Also what is no error of ours: without an outcome, a fault of the program would look like a preempted job.
     except BaseException as error:
-        _write(path, JobOutcome(1, f"{type(error).__name__}: {error}"))
+        code = EXIT_RESUMABLE if is_code_missing(error) else 1
+        _write(path, JobOutcome(code, f"{type(error).__name__}: {error}"))
         raise
     _write(path, JobOutcome(0))
 

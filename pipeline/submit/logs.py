@@ -1,16 +1,49 @@
 """Follow the logs of submitted jobs, each to its end, over a connection that may break."""
 
+import re
 import time
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Final
 
-from jobs.cluster.job_server import Job, JobServer
+from jobs.cluster.job_server import Job, JobServer, SubmitConfig
+from jobs.execution.code import PACKAGES
+from pipeline.errors import EXIT_RESUMABLE, EXIT_USAGE
 from pipeline.progress import RunProgress
+from pipeline.run.jobs import JobOutcome
 
 POLL_INTERVAL_S: Final = 5.0
 _SHOWN_LINES: Final = 10
 _LOST_AFTER: Final = 12  # polls in a row without an answer: a minute, in which a head that restarts is back
+
+
+_MODULE: Final = re.compile(r"No module named '?([A-Za-z0-9_.]+)")
+_NO_COMMAND: Final = re.compile(r"exit code 12[67]\b")  # of every shell: there is no such command, or no program
+_ENDED: Final = re.compile(r"exit code 1\b")
+
+
+def missing_environment(log: Iterable[str], message: str, settings: SubmitConfig) -> JobOutcome | None:
+    """Return how a job ended that did not even begin, as the head's machine lacks what it needs; None if it began.
+
+    Args:
+        log: The last lines of its log.
+        message: What the server says of its end.
+        settings: The settings that may be wrong.
+    """
+    found = _MODULE.search("\n".join(log)) if _ENDED.search(message) else None
+    remedy = "name one that has them: --set submit.python=/path/to/python"
+    if found is not None and found[1].partition(".")[0] in PACKAGES:
+        if settings.upload:
+            text = f"{found[0]!r}: Ray unpacks the uploaded code anew; resume with the same command"
+            return JobOutcome(EXIT_RESUMABLE, text)
+        text = f"{settings.python} of the head's machine has this project not installed; {remedy}, or upload the code: "
+        return JobOutcome(EXIT_USAGE, f"{text}--set submit.upload=true")
+    if found is not None:
+        text = f"{settings.python} of the head's machine lacks the dependencies of this project (no module {found[1]})"
+        return JobOutcome(EXIT_USAGE, f"{text}; {remedy}")
+    if _NO_COMMAND.search(message) is not None:
+        return JobOutcome(EXIT_USAGE, f"the head's machine has no interpreter {settings.python}; {remedy}")
+    return None
 
 
 class JobLogs:
@@ -40,7 +73,7 @@ class JobLogs:
         """
         self._announced.add(job_id)
         lines: deque[str] = deque(maxlen=_SHOWN_LINES)
-        shown, silent = 0, 0
+        shown, silent, polls = 0, 0, 0
         while True:
             try:
                 shown = self._show(job_id, shown, lines)
@@ -55,7 +88,9 @@ class JobLogs:
             else:
                 if job is None or job.over:
                     return job, lines
-            time.sleep(POLL_INTERVAL_S)
+            # A log ends some moments before its job does, and a round has five jobs.
+            polls += 1
+            time.sleep(POLL_INTERVAL_S if silent else min(POLL_INTERVAL_S, 0.25 * 2**polls))
 
     def _show(self, job_id: str, shown: int, lines: deque[str]) -> int:
         """Show a log from a character on, and return the position reached."""

@@ -6,15 +6,16 @@ import shlex
 import socket
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Final, Literal
 
 import typer
 
-from jobs.cluster.job_server import Job, JobServer
+from jobs.cluster.job_server import ANY_PYTHON, Job, JobServer
 from jobs.stages import embed
 from pipeline.config import changed_settings, load_config
 from pipeline.errors import EXIT_RESUMABLE, DataFault, JobEnded, SettingsConflict
@@ -26,7 +27,7 @@ from pipeline.rounds.rounds import reports_of, require_no_regression, stage_task
 from pipeline.run.jobs import read_outcome
 from pipeline.run.lock import holding
 from pipeline.run.run import OpenRun, open_or_make_run, read_run
-from pipeline.submit.logs import POLL_INTERVAL_S, JobLogs
+from pipeline.submit.logs import POLL_INTERVAL_S, JobLogs, missing_environment
 from pipeline.tasks.recipe import job_groups
 from pipeline.tasks.states import task_states
 from shards.files.atomic import write_bytes_atomic
@@ -49,10 +50,31 @@ class StageKey:
         return f"round {self.round} {self.stage}"
 
 
+@dataclass(frozen=True)
+class JobKey:
+    """What a job does: stages of a round, in turn. It is named after the first."""
+
+    round: int
+    stages: tuple[str, ...]
+
+    @property
+    def parts(self) -> list[StageKey]:
+        """The stages."""
+        return [StageKey(self.round, stage) for stage in self.stages]
+
+    def starting_at(self, wanted: Collection[StageKey]) -> "JobKey | None":
+        """Return the same without what comes before the first wanted stage; None if none is wanted."""
+        at = next((index for index, part in enumerate(self.parts) if part in wanted), None)
+        return None if at is None else JobKey(self.round, self.stages[at:])
+
+    def __str__(self) -> str:
+        return f"round {self.round} {', '.join(self.stages)}"
+
+
 def submit_rounds(
     root: Path, request: RoundRequest, server: JobServer, on_interrupt: OnInterrupt = "ask"
 ) -> list[RoundReport]:
-    """Do rounds up to `request.rounds`, each stage as a job, and return their reports; finished work is skipped.
+    """Do rounds up to `request.rounds` as jobs, and return their reports; finished work is skipped.
 
     Teacher, refine and write of a round run concurrently, shard by shard. This process only submits and follows: it may
     be stopped, and started again on any machine that sees the run folder under the same path and has the same weights.
@@ -65,8 +87,8 @@ def submit_rounds(
     """
     jobs = SubmittedRun(root, request, server, on_interrupt)
     for number in range(request.rounds + 1):
-        for stages in job_groups(jobs.run, number):
-            jobs.do([StageKey(number, stage) for stage in stages])
+        for group in job_groups(jobs.run, number):
+            jobs.do([JobKey(number, stages) for stages in group])
         require_no_regression(jobs.run, number, request.rounds)
     return reports_of(jobs.run, request.rounds)
 
@@ -74,16 +96,16 @@ def submit_rounds(
 def submit_stage(
     root: Path, name: str, request: RoundRequest, server: JobServer, on_interrupt: OnInterrupt = "ask"
 ) -> dict[str, Any]:
-    """Do one stage of one round as a job.
+    """Do one stage of one round as a job, or several in turn, as "evaluate+promote+report".
 
     Raises:
         ValueError: There is no such stage in that round.
         JobEnded, SettingsConflict, ConnectionError: As for `submit_rounds`.
     """
     jobs = SubmittedRun(root, request, server, on_interrupt)
-    count = len(stage_tasks(jobs.run, name, request.rounds))
-    key = StageKey(request.rounds, name)
-    return {"stage": name, "round": request.rounds, "done": count, "job": jobs.do([key]).get(key)}
+    key = JobKey(request.rounds, tuple(name.split("+")))
+    count = sum(len(stage_tasks(jobs.run, stage, key.round)) for stage in key.stages)
+    return {"stage": name, "round": key.round, "done": count, "job": next(iter(jobs.do([key]).values()), None)}
 
 
 class SubmittedRun:
@@ -103,8 +125,8 @@ class SubmittedRun:
         self._progress = RunProgress(RunLayout(root).events)
         self.run = self._open(request)
 
-    def do(self, keys: Sequence[StageKey]) -> dict[StageKey, str]:
-        """Do stages concurrently as jobs, and return the jobs' ids; stages that are done already get none.
+    def do(self, keys: Sequence[JobKey]) -> dict[JobKey, str]:
+        """Do what is open of some jobs, at the same time, and return the ids of the jobs that it took.
 
         Raises:
             JobEnded: A job failed; those concurrent with it have ended, too.
@@ -120,37 +142,46 @@ class SubmittedRun:
         self.run.refresh()
         for entry in ended:
             self._require_success(*entry)
+        done = {part: job_id for key, job_id in ids.items() for part in key.parts}
         # The outcome alone is not trusted: a cluster with the folder mounted elsewhere ends well and leaves nothing
         # here.
-        left = self._why_open(list(ids), verify=False)
+        left = self._why_open(list(done), verify=False)
         if left:
-            key, reason = next(iter(left.items()))
+            part, reason = next(iter(left.items()))
             raise DataFault(
-                f"{ids[key]} succeeded, but seen from here {key} is not done ({reason}); do the cluster and this "
+                f"{done[part]} succeeded, but seen from here {part} is not done ({reason}); do the cluster and this "
                 f"machine see the same folder at {as_shown(self._root)}?"
             )
-        tasks = [task for key in keys for task in stage_tasks(self.run, key.stage, key.round, required=False)]
+        tasks = [task for part in done for task in stage_tasks(self.run, part.stage, part.round, required=False)]
         for found in left_out([*embed.tasks(self.run, 0), *tasks]):
             check_quarantine(found, self.run.config.quarantine.allowed(found.total))
-        return ids
+        # A job that was found running may do less than was to be done: `stage evaluate` leaves out promote and report.
+        rest = [key.starting_at(set(key.parts[_last(key, done) + 1 :])) for key in keys]
+        later = [key for key, whole in zip(rest, keys, strict=True) if key is not None and key != whole]
+        return ids | (self.do(later) if later else {})
 
-    def _submitted(self, keys: Sequence[StageKey]) -> dict[StageKey, str]:
-        """Return the ids of the jobs that do these stages: running ones, and new ones for what is open."""
+    def _submitted(self, keys: Sequence[JobKey]) -> dict[JobKey, str]:
+        """Return the ids of the jobs that do what is open, by what they do: running ones, and new ones."""
         working = [job for job in self._jobs() if not job.over]
-        known = {_key_of(job): job.id for job in working if _key_of(job) in keys}
-        reasons = self._why_open(keys, verify=self._verify)
-        wanted = [key for key in keys if key in known or key in reasons]
-        others = [job.id for job in working if job.id not in known.values()]
+        running = {_key_of(job): job.id for job in working}
+        reasons = self._why_open([part for key in keys for part in key.parts], verify=self._verify)
+        wanted: list[JobKey] = []
+        for key in keys:
+            known = [found for found in running if not set(found.parts).isdisjoint(key.parts)]
+            fresh = key.starting_at(reasons)
+            wanted += known or ([] if fresh is None else [fresh])
+        others = [job_id for key, job_id in running.items() if key not in wanted]
         # One command at a time: two jobs that are not of one chain would meet the run's lock, and one would fail there.
-        if others and any(key not in known for key in wanted):
+        if others and any(key not in running for key in wanted):
             raise JobEnded(f"{others[0]} is still running for this run; wait for it, or stop it", EXIT_RESUMABLE)
         ids = {}
         for key in wanted:
-            if key in known:
-                ids[key] = known[key]
-                self._progress.say(f"{key}: {known[key]} is still running; its log from the beginning:")
+            if key in running:
+                ids[key] = running[key]
+                self._progress.say(f"{key}: {running[key]} is still running; its log from the beginning:")
             else:
-                ids[key] = self._submit(key, reasons[key], together=len(wanted) > 1)
+                reason = next(reasons[part] for part in key.parts if part in reasons)
+                ids[key] = self._submit(key, reason, together=len(wanted) > 1)
         return ids
 
     def _open(self, request: RoundRequest) -> OpenRun:
@@ -183,11 +214,12 @@ class SubmittedRun:
                 reasons.setdefault(key, "its page is missing")
         return reasons
 
-    def _submit(self, key: StageKey, reason: str, *, together: bool) -> str:
-        attempt = self._next_attempt(key)
+    def _submit(self, key: JobKey, reason: str, *, together: bool) -> str:
+        attempt, stages = self._next_attempt(key), "+".join(key.stages)
         job_id = f"{_stem(self.run.name, key)}-{attempt}"
-        facts = {"run": str(self._root), "round": str(key.round), "stage": key.stage, "attempt": str(attempt)}
-        self._progress.note("submitted", round=key.round, stage=key.stage, job=job_id, reason=reason)
+        facts = {"run": str(self._root), "round": str(key.round), "stage": key.stages[0], "attempt": str(attempt)}
+        facts["stages"] = stages
+        self._progress.note("submitted", round=key.round, stage=key.stages[0], job=job_id, reason=reason)
         submitted = datetime.now(UTC).isoformat(timespec="milliseconds")
         # Noted before it is submitted: a job that no file knows of could not be found by `status`, and its number could
         # be given out again. A note without a job does no harm.
@@ -196,7 +228,7 @@ class SubmittedRun:
         write_bytes_atomic(self._file(job_id), json.dumps(kept).encode())
         self.run.publish(self._file(job_id))
         settings = self.run.config.submit
-        command = [settings.python, "-m", "pipeline", "stage", key.stage, "--round", str(key.round)]
+        command = [self._python, "-m", "pipeline", "stage", stages, "--round", str(key.round)]
         command += [
             "--run",
             as_shown(self._root),
@@ -211,7 +243,12 @@ class SubmittedRun:
         self._progress.say(f"{key}: submitted as {job_id}")
         return job_id
 
-    def _next_attempt(self, key: StageKey) -> int:
+    @cached_property
+    def _python(self) -> str:
+        own = self.run.config.submit.python == ANY_PYTHON and self._server.shares_machine()
+        return sys.executable if own else self.run.config.submit.python
+
+    def _next_attempt(self, key: JobKey) -> int:
         stem = re.escape(_stem(self.run.name, key))
         known = [job.id for job in self._server.jobs()]
         known += [path.name.split(".")[0] for path in self._file("x").parent.glob("*.json")]
@@ -246,16 +283,18 @@ class SubmittedRun:
             time.sleep(POLL_INTERVAL_S)
         self._progress.say(f"stop requested, but still running: {', '.join(working)}")
 
-    def _require_success(self, key: StageKey, job_id: str, job: Job | None, lines: Sequence[str]) -> None:
+    def _require_success(self, key: JobKey, job_id: str, job: Job | None, lines: Sequence[str]) -> None:
+        state, failure = ("vanished", "") if job is None else (job.state, job.message)
         outcome = read_outcome(self._outcome(job_id))
-        state = "vanished" if job is None else job.state
+        ended = outcome or missing_environment(lines, failure, self.run.config.submit)
         # A killed job writes no outcome. Ray's own state says less: it is "failed" for any exit code but 0.
-        code = EXIT_RESUMABLE if outcome is None else outcome.exit_code
-        self._progress.note("job_ended", round=key.round, stage=key.stage, job=job_id, state=state, exit_code=code)
-        if outcome is None or outcome.exit_code != 0:
-            said = outcome.message if outcome is not None else "" if job is None else job.message.partition("\n")[0]
-            tail = "".join(f"\n  {line}" for line in lines)
-            raise JobEnded(f"{job_id} ({key}) {state}: {said or 'it was cut short'}; its log ended with{tail}", code)
+        code = EXIT_RESUMABLE if ended is None else ended.exit_code
+        self._progress.note("job_ended", round=key.round, stage=key.stages[0], job=job_id, state=state, exit_code=code)
+        if code != 0:
+            said = failure.partition("\n")[0] if ended is None else ended.message
+            # Of a missing environment its log, just shown, says no more than the message.
+            tail = "" if ended is not outcome else "; its log ended with" + "".join(f"\n  {line}" for line in lines)
+            raise JobEnded(f"{job_id} ({key}) {state}: {said or 'it was cut short'}{tail}", code)
 
     def _file(self, job_id: str) -> Path:
         return self.run.layout.jobs / f"{job_id}.json"
@@ -264,11 +303,17 @@ class SubmittedRun:
         return self.run.layout.jobs / f"{job_id}.outcome.json"
 
 
-def _key_of(job: Job) -> StageKey:
+def _key_of(job: Job) -> JobKey:
     number = job.metadata.get("round", "")
-    return StageKey(int(number) if number.isdigit() else -1, job.metadata.get("stage", ""))
+    stages = job.metadata.get("stages") or job.metadata.get("stage", "")  # jobs of earlier versions did one stage
+    return JobKey(int(number) if number.isdigit() else -1, tuple(stages.split("+")))
 
 
-def _stem(run: str, key: StageKey) -> str:
+def _last(key: JobKey, done: Mapping[StageKey, str]) -> int:
+    """Return the index of the last stage of `key` that a job has just done; -1 if none has."""
+    return max((index for index, part in enumerate(key.parts) if part in done), default=-1)
+
+
+def _stem(run: str, key: JobKey) -> str:
     name = re.sub(r"[^A-Za-z0-9_-]", "_", run)
-    return f"{name}-{key.round:03d}-{key.stage}"
+    return f"{name}-{key.round:03d}-{key.stages[0]}"

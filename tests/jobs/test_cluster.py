@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from jobs.cluster.connection import PACKAGES, ROOT, connect, disconnect, refuse_foreign_packages, uploaded_code
+from jobs.cluster.connection import ROOT, connect, disconnect, refuse_foreign_packages, uploaded_code
+from jobs.execution.code import PACKAGES
 
 
 def test_foreign_package_of_the_same_name_is_refused(tmp_path: Path) -> None:

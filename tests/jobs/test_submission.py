@@ -3,10 +3,12 @@
 import json
 import os
 import shutil
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from run_setup import SMALL, invoke, sets
@@ -59,7 +61,7 @@ def test_a_submitted_stage_gives_the_bytes_of_one_in_this_process(
     head: tuple[str, dict[str, str]], weights: dict[str, str], tmp_path: Path
 ) -> None:
     address, environment = head
-    chosen = sets({**SMALL, **weights, "submit.python": sys.executable, "submit.address": environment["JOINED"]})
+    chosen = sets({**SMALL, **weights, "submit.address": environment["JOINED"]})
     here, there = tmp_path / "here", tmp_path / "there"
     assert invoke("stage", "embed", "--round", "0", "--run", str(here), "--backend", "inline", *chosen)[0] == 0
     where = ["--round", "0", "--run", str(there), "--submit", address]
@@ -96,6 +98,35 @@ def test_a_chain_is_three_jobs_beside_each_other(
     assert submitted == [("submitted", stage) for stage in ("teacher", "refine", "write")]
     new = events[events.index(submitted[0]) :]
     assert new.index(submitted[-1]) < new.index(("finished", "teacher"))
+
+
+class Answers:
+    """A client of a job server whose head is on a machine."""
+
+    def __init__(self, hostname: str, ip: str, *, head: bool = True) -> None:
+        self._nodes = [{"hostname": hostname, "ip": ip, "raylet": {"isHeadNode": head}}]
+
+    def _do_request(self, method: str, endpoint: str) -> "Answers":
+        return self
+
+    def json(self) -> dict[str, Any]:
+        return {"data": {"summary": self._nodes}}
+
+
+@pytest.mark.parametrize(
+    ("client", "expected"),
+    [
+        (Answers(socket.gethostname(), "127.0.0.1"), True),
+        (Answers("another", "127.0.0.1"), False),  # behind a tunnel: its own loopback address
+        (Answers(socket.gethostname(), "203.0.113.1"), False),
+        (Answers(socket.gethostname(), "127.0.0.1", head=False), False),
+        (None, False),  # a server of another version
+    ],
+)
+def test_a_head_shares_this_machine_if_its_host_name_and_address_are_ours(client: Any, expected: bool) -> None:
+    server = RayJobServer.__new__(RayJobServer)
+    server.address, server._client = "http://127.0.0.1:8265", client
+    assert server.shares_machine() is expected
 
 
 def test_addresses_that_are_none_and_servers_that_are_not_there_are_told_apart(monkeypatch: pytest.MonkeyPatch) -> None:

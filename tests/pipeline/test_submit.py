@@ -2,17 +2,20 @@
 
 import json
 import shutil
+import sys
 import time
 from pathlib import Path
 
 import pytest
 from fake_job_server import FakeServer
-from run_setup import invoke
+from run_setup import SMALL, invoke, sets
 
+from jobs.run import student_weights
 from pipeline.cli.exit_codes import exit_code_of
 from pipeline.errors import EXIT_RESUMABLE, JobEnded, SettingsConflict
 from pipeline.rounds.driver import RoundRequest
 from pipeline.run.jobs import job_rows, read_outcome
+from pipeline.run.run import read_run
 from pipeline.submit import submit
 from pipeline.submit.submit import submit_rounds, submit_stage
 from shards.files.atomic import sha256_file
@@ -71,6 +74,50 @@ def test_the_stages_of_a_chain_are_submitted_together(open_chain: Path, one_roun
     for tar in (one_round / "rounds" / "001" / "pseudo").glob("*.tar"):
         assert sha256_file(open_chain / tar.relative_to(one_round)) == sha256_file(tar)
     assert not list((open_chain / "locks").glob("*.lock"))
+
+
+def test_a_round_is_a_job_per_stage_that_works_and_bookkeeping_rides_with_them(
+    weights: dict[str, str], one_round: Path, tmp_path: Path, server: FakeServer
+) -> None:
+    root = tmp_path / "run"
+    settings = sets({**SMALL, **weights})[1::2]
+    reports = submit_rounds(root, RoundRequest(rounds=1, sets=tuple(settings)), server)
+    done = {job_id: command[command.index("stage") + 1] for job_id, command in server.commands.items()}
+    assert done == {
+        "run-000-embed-1": "embed+start",
+        "run-000-evaluate-1": "evaluate+promote+report",
+        "run-001-teacher-1": "teacher",
+        "run-001-refine-1": "refine",
+        "run-001-write-1": "write",
+        "run-001-train-1": "train",
+        "run-001-evaluate-1": "evaluate+promote+report",
+    }
+    assert [report.round for report in reports] == [0, 1]
+    records = {path.relative_to(one_round) for path in one_round.rglob("*.json") if "jobs" not in path.parts}
+    assert records <= {path.relative_to(root) for path in root.rglob("*.json")}
+    assert sha256_file(student_weights(read_run(root), 1)) == sha256_file(student_weights(read_run(one_round), 1))
+
+
+def test_what_a_running_job_leaves_out_is_done_after_it(run: Path, server: FakeServer) -> None:
+    for record in (run / "rounds" / "001").glob("promotion*.json"):
+        record.unlink()
+    submit_stage(run, "write", ROUND_1, server)
+    server.interrupted = True
+    with pytest.raises(KeyboardInterrupt):
+        submit_stage(run, "promote", ROUND_1, server, "leave")
+    server.interrupted = False
+    submit_rounds(run, ROUND_1, server)
+    assert list(server.entries) == ["my_run-001-write-1", "my_run-001-promote-1", "my_run-001-report-1"]
+
+
+def test_several_stages_in_one_command_are_done_in_turn_and_count_together(run: Path, server: FakeServer) -> None:
+    where = ["--round", "1", "--run", str(run)]
+    code, out, _ = invoke("stage", "write+train+evaluate+promote+report", *where, "--backend", "inline", "--json")
+    assert code == 0
+    assert json.loads(out)["worked"] >= 2
+    code, _, err = invoke("stage", "promote+nothing", *where, "--backend", "inline")
+    assert code == 2
+    assert "round 1 has no stage 'nothing'" in err
 
 
 def test_of_a_chain_only_what_does_not_work_is_submitted_again(open_chain: Path, server: FakeServer) -> None:
@@ -239,3 +286,48 @@ def test_two_places_at_once_are_refused(tmp_path: Path) -> None:
     assert invoke("round", "--run", run, *both)[0] == 2
     assert invoke("round", "--run", run, "--backend", "inline", "--submit", "http://127.0.0.1:1")[0] == 2
     assert not Path(run).exists()
+
+
+ENDED = "Job entrypoint command failed with exit code {}, last available logs (truncated to 20,000 chars):\n{}"
+
+
+@pytest.mark.parametrize(
+    ("log", "code", "said", "exit_code"),
+    [
+        ("/bin/sh: 1: python: not found", 127, "has no interpreter python; name one", 2),
+        ("/bin/sh: 1: /x/python: Permission denied", 126, "has no interpreter python; name one", 2),
+        ("/usr/bin/python: ModuleNotFoundError: No module named 'typer'", 1, "lacks the dependencies", 2),
+        ("ModuleNotFoundError: No module named 'jobs.stages.refine'", 1, "unpacks the uploaded code anew", 75),
+        ("ModuleNotFoundError: No module named 'typer'", 137, "was cut short|exit code 137", 75),
+    ],
+)
+def test_an_environment_without_what_jobs_need_is_told_with_its_setting(
+    log: str, code: int, said: str, exit_code: int, run: Path, server: FakeServer
+) -> None:
+    server.broken = (f"Traceback\n{log}\n", ENDED.format(code, log))
+    with pytest.raises(JobEnded, match=said) as caught:
+        submit_stage(run, "write", ROUND_1, server)
+    assert exit_code_of(caught.value) == exit_code
+    assert ("--set submit.python=/path/to/python" in str(caught.value)) == (exit_code == 2)
+
+
+def test_a_project_that_is_not_installed_on_the_cluster_is_told_with_both_settings(
+    run: Path, server: FakeServer
+) -> None:
+    server.broken = ("/usr/bin/python: No module named pipeline\n", ENDED.format(1, ""))
+    request = RoundRequest(rounds=1, sets=("submit.upload=false",))
+    with pytest.raises(JobEnded, match=r"submit\.python=.*submit\.upload=true") as caught:
+        submit_stage(run, "write", request, server)
+    assert exit_code_of(caught.value) == 2
+
+
+@pytest.mark.parametrize(
+    ("local", "setting", "expected"),
+    [(True, "python", sys.executable), (False, "python", "python"), (True, "/opt/python", "/opt/python")],
+)
+def test_the_interpreter_of_jobs_is_the_commands_own_where_they_share_a_machine(
+    local: bool, setting: str, expected: str, run: Path, server: FakeServer
+) -> None:
+    server.local = local
+    submit_stage(run, "write", RoundRequest(rounds=1, sets=(f"submit.python={setting}",)), server)
+    assert server.commands["my_run-001-write-1"][0] == expected

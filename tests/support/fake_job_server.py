@@ -23,6 +23,11 @@ class FakeServer:
         self.drops = 0
         self.followed: list[str] = []
         self.running_at_first_log = 0
+        self.local = False
+        self.broken: tuple[str, str] | None = None
+
+    def shares_machine(self) -> bool:
+        return self.local
 
     def jobs(self) -> list[Job]:
         return list(self.entries.values())
@@ -54,6 +59,11 @@ class FakeServer:
         if job_id in self.cut_short:
             self.set_state(job_id, "failed")
             yield "last words\n"
+            return
+        if self.broken is not None:
+            log, message = self.broken
+            self.entries[job_id] = Job(job_id, "failed", self.entries[job_id].metadata, message)
+            yield log
             return
         arguments = self.commands[job_id][3:]
         place = arguments.index("--address")
