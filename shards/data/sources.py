@@ -4,6 +4,7 @@ import contextlib
 import errno
 import hashlib
 import os
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Annotated, Literal, NamedTuple, Protocol
@@ -129,26 +130,34 @@ class FolderSource:
     Attributes:
         labelled: Whether there is a folder of labels.
         rules: How labels are found and read.
+        image_folder: The folder of images.
+        label_folder: The folder of labels, or None.
         label_files: The label files among the images, which are none; known once `names` or `refs` was consumed.
+        left_out: Other files that are no images, by kind; known then, too.
     """
 
     def __init__(self, config: FolderSourceConfig, vocabulary: Vocabulary) -> None:
         self.rules = config.label_rules or LabelRules()
         self.label_files = LabelsAmongImages()
-        self._images = Path(config.images).expanduser()
-        self._labels = None if config.labels is None else Path(config.labels).expanduser()
-        for folder in (self._images, self._labels):
+        self.left_out: Counter[str] = Counter()
+        self.image_folder = Path(config.images).expanduser()
+        self.label_folder = None if config.labels is None else Path(config.labels).expanduser()
+        for folder in (self.image_folder, self.label_folder):
             if folder is not None and not is_folder(folder):
                 raise ValueError(f"{folder} is not a folder; give the folder of images, or of labels, that exists")
-        self._shared = self._labels is not None and _overlap(self._images, self._labels)
+        self._shared = self.label_folder is not None and _overlap(self.image_folder, self.label_folder)
         self._vocabulary = vocabulary
-        self.labelled = self._labels is not None
+        self.labelled = self.label_folder is not None
 
     def names(self) -> Iterator[str]:
         """The paths of all images in the folder, in no order, without label files that are among them."""
-        self.label_files = LabelsAmongImages()
+        self.label_files, self.left_out = LabelsAmongImages(), Counter()
         return photographs(
-            lambda: image_names(self._images), self._images, self._labels, self.rules.label_name, self.label_files
+            lambda: image_names(self.image_folder),
+            self.image_folder,
+            self.label_folder,
+            self.rules.label_name,
+            self.label_files,
         )
 
     def refs(self) -> Iterator[SampleRef]:
@@ -162,19 +171,22 @@ class FolderSource:
         for key, name in keyed(self.names()):
             yield SampleRef(
                 key=key,
-                digest=_listed_digest(self._images / name) or _NO_DIGEST,  # no file: `read_image` reports the reason
+                digest=_listed_digest(self.image_folder / name)
+                or _NO_DIGEST,  # no file: `read_image` reports the reason
                 uri=_to_uri(name),
                 label_digest=self._label_digest(name),
             )
         if key is None:
-            raise ValueError(f"{self._images} holds no image; expected files named {' '.join(sorted(IMAGE_SUFFIXES))}")
+            raise ValueError(
+                f"{self.image_folder} holds no image; expected files named {' '.join(sorted(IMAGE_SUFFIXES))}"
+            )
 
     def read_image(self, ref: SampleRef) -> tuple[bytes, str]:
         """The file as it is."""
-        path = self._images / _from_uri(ref.uri)
+        path = self.image_folder / _from_uri(ref.uri)
         try:
             if not is_file(path):
-                _refuse_vanished(self._images, "images")
+                _refuse_vanished(self.image_folder, "images")
                 raise UnreadableImage("missing", f"{path} is not there, or not a file")
             data = read_regular(path)
         except UnusableFile as error:
@@ -191,12 +203,12 @@ class FolderSource:
     def read_label(self, ref: SampleRef, frame: ImageFrame) -> SourceLabel | None:
         """The index PNG that the rules name; without rules 255 in 8-bit and 65535 in 16-bit files mean ignore."""
         path = self.label_path(_from_uri(ref.uri))
-        if self._labels is None or path is None:
+        if self.label_folder is None or path is None:
             return None
         if not is_file(path):
             if ref.label_digest is None:
                 return None
-            _refuse_vanished(self._labels, "labels")
+            _refuse_vanished(self.label_folder, "labels")
             text = f"{path} is not there, though it was planned; put it back, then resume with the same command"
             raise UnusableLabel("label_missing", text)
         data = read_regular(path)
@@ -213,10 +225,10 @@ class FolderSource:
 
     def label_path(self, name: str) -> Path | None:
         """Return the file that would be an image's label, whether it is there or not; None without labels."""
-        label = None if self._labels is None else self.rules.label_name(name)
-        if self._labels is None or label is None:
+        label = None if self.label_folder is None else self.rules.label_name(name)
+        if self.label_folder is None or label is None:
             return None
-        path, image = self._labels / label, self._images / name
+        path, image = self.label_folder / label, self.image_folder / name
         # Endings in capitals are found without a setting.
         for ending in dict.fromkeys((path.suffix, ".png", ".PNG")):
             other = path.with_suffix(ending)
@@ -231,11 +243,11 @@ class FolderSource:
     def _label_digest(self, name: str) -> str | None:
         """Return the SHA-256 of an image's label; None if it has none."""
         path = self.label_path(name)
-        if self._labels is None or path is None:
+        if self.label_folder is None or path is None:
             return None
         if is_file(path):
             return _listed_digest(path)
-        _refuse_vanished(self._labels, "labels")
+        _refuse_vanished(self.label_folder, "labels")
         return None
 
 
