@@ -153,18 +153,18 @@ def _left_out_lines(folder: SurveyedFolder) -> Iterator[str]:
         yield f"left out of {folder.images}: {kinds}"
     among = folder.label_files
     if among.count:
-        more = ", …" if among.count > len(among.files) else ""
-        names = f"{', '.join(among.files)}{more}"
+        more = ", …" if among.count > len(among.first) else ""
+        names = f"{', '.join(name for name, _ in among.first)}{more}"
         number = "1 label file" if among.count == 1 else f"{among.count} label files"
-        use = "" if folder.survey is not None or among.photograph is None else _how_to_use(folder.images, among)
+        label, photograph = among.first[0]
+        use = "" if folder.survey is not None or photograph is None else _how_to_use(folder.images, label, photograph)
         yield f"{number} among the images of {folder.images}, left out of them: {names}{use}"
 
 
-def _how_to_use(images: Path, among: LabelsAmongImages) -> str:
+def _how_to_use(images: Path, label: str, photograph: str) -> str:
     """Return the options that take label files among images as labels."""
-    photograph, label = PurePosixPath(str(among.photograph)), PurePosixPath(among.files[0])
-    first, second = photograph.parts, label.parts
-    folders, own = (images, images), (photograph, label)
+    first, second = PurePosixPath(photograph).parts, PurePosixPath(label).parts
+    folders, own = (images, images), (PurePosixPath(photograph), PurePosixPath(label))
     if len(first) == len(second):
         index = next((i for i, (a, b) in enumerate(zip(first[:-1], second[:-1], strict=True)) if a != b), None)
         if index is not None:  # folders next to each other: each is named by its own option
@@ -175,7 +175,7 @@ def _how_to_use(images: Path, among: LabelsAmongImages) -> str:
     options = "".join(
         f" --{name} {shlex.quote(str(path))}" for name, path in zip(("images", "labels"), folders, strict=True)
     )
-    return f" (of {photograph}, …); to use them:{options}{pattern}"
+    return f" (that of {photograph}); to use them:{options}{pattern}"
 
 
 def _printable(texts: Iterable[str]) -> tuple[str, ...]:

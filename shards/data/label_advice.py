@@ -12,6 +12,9 @@ from shards.data.label_survey import LabelFacts, LabelSurvey
 from shards.data.vocabulary import IGNORE_8_BIT, IGNORE_16_BIT
 
 _NAMED: Final = 5  # ids in a message
+# A mask with soft edges: nearly all pixels are 0 or the highest value, and there are more values than in a label map.
+_EXTREME: Final = 0.8
+_SHADES: Final = 40
 
 
 @dataclass
@@ -69,7 +72,7 @@ def advise(survey: LabelSurvey, rules: LabelRules, classes: int | None, what: st
 
 
 def _none_found(survey: LabelSurvey, what: str) -> str:
-    text = f"none of {survey.images} images has a {what}: {survey.without} was looked for as {survey.expected}"
+    text = f"none of {survey.images} images has a {what}: that of {survey.without} was looked for as {survey.expected}"
     if survey.suggestion is not None:
         matched = f"which finds {survey.suggestion.images} of the {min(survey.images, survey.looked_for)} looked for"
         return (
@@ -104,7 +107,7 @@ def _add_faults(advice: Advice, files: Iterable[LabelFacts], usable: int, what: 
 
 def _first_fault(files: Iterable[LabelFacts]) -> str:
     first = next(file for file in files if file.fault is not None)
-    return f"{first.path} {first.fault}" if str(first.path) not in str(first.fault) else str(first.fault)
+    return f"{first.path}: {first.fault}"
 
 
 def _add_frames(advice: Advice, files: Iterable[LabelFacts], what: str) -> None:
@@ -129,7 +132,7 @@ def _as_read(file: LabelFacts, rules: LabelRules, classes: int | None) -> _Read:
 
 
 def _ids_text(read: list[_Read], rules: LabelRules, classes: int | None) -> str:
-    ids = sorted({id for file in read for id in file.ids})
+    ids = sorted({id for file in read for id in file.ids} - {id for file in read for id in file.outside})
     ignored = sorted({value for file in read for value in file.ignored})
     span = "no ids" if not ids else f"id {ids[0]}" if len(ids) == 1 else f"ids {ids[0]} to {ids[-1]}"
     taken = [span if classes is None else f"{span} of {classes} {'class' if classes == 1 else 'classes'}"]
@@ -148,16 +151,25 @@ def _add_ids(advice: Advice, read: list[_Read], rules: LabelRules, classes: int 
     wide = [file for file in read if file.facts.bits == 16 and IGNORE_8_BIT in file.ignored]
     if wide and rules.ignore is None:
         advice.lines.append(f"255 in 16-bit {what}s is taken as ignored, as no class has that id")
-    high = values - {0}
-    if 0 in values and high in ({IGNORE_8_BIT}, {IGNORE_16_BIT}) and rules.ignore is None and not rules.binary:
+    if rules.ignore is None and not rules.binary and _are_masks(read, values):
         advice.binary = True
-        advice.warnings.append(_binary_text(what, classes, max(high)))
+        advice.warnings.append(_binary_text(what, classes, max(values)))
         return
     outside = Counter(id - rules.shift for file in read for id in file.outside)
     if classes is not None and outside:
         _add_outside(advice, read, rules, classes, outside, what)
     elif not any(file.ids for file in read):
         advice.refusal = f"no {what} looked at holds a class: only {_listed(sorted(values))}, which is ignored"
+
+
+def _are_masks(read: list[_Read], values: set[int]) -> bool:
+    """Return whether labels are masks of one object: nothing but 0 and the highest value, or soft edges between."""
+    if 0 not in values or max(values) not in (IGNORE_8_BIT, IGNORE_16_BIT):
+        return False
+    soft = all(file.facts.extreme >= _EXTREME for file in read) and any(
+        len(file.facts.values) > _SHADES for file in read
+    )
+    return len(values) == 2 or soft
 
 
 def _binary_text(what: str, classes: int | None, high: int) -> str:
@@ -176,15 +188,16 @@ def _add_outside(
     advice: Advice, read: list[_Read], rules: LabelRules, classes: int, outside: Counter[int], what: str
 ) -> None:
     files = sum(bool(file.outside) for file in read)
+    ids = "id" if len(outside) == 1 else "ids"
     text = (
-        f"{_listed(sorted(outside))} in {files} of {len(read)} {what}s looked at: not among the {classes} classes "
-        f"(0 to {classes - 1}); such {what}s are left out"
+        f"{ids} {_listed(sorted(outside))} in {files} of {len(read)} {what}s looked at, not among the {classes} "
+        f"classes (0 to {classes - 1})"
     )
     hint = _hint(read, rules, classes, outside)
     if files == len(read):
-        advice.refusal = f"no {what} can be used, as all hold other ids than the classes': {text}. {hint}"
+        advice.refusal = f"no {what} can be used: {text}. {hint}"
     else:
-        advice.warnings.append(f"{text}. {hint}")
+        advice.warnings.append(f"{text}: such {what}s are left out. {hint}")
 
 
 def _hint(read: list[_Read], rules: LabelRules, classes: int, outside: Counter[int]) -> str:

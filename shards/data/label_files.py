@@ -2,7 +2,6 @@
 
 import re
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
 from itertools import groupby
 from operator import itemgetter
 from pathlib import Path, PurePosixPath
@@ -33,27 +32,23 @@ _FLAT: Final = 0.75  # share of pixels like their right neighbour: labels 0.95 a
 Folder = tuple[str | None, ...]
 
 
-@dataclass
 class LabelsAmongImages:
     """The label files that were found among images.
 
     Attributes:
         count: Their number.
-        files: The first few.
-        photograph: The photograph that the first of them goes with; None: it was found by the folder or the pattern.
+        first: The first few by name, each with the photograph that it goes with; None: found by folder or pattern.
     """
 
-    count: int = 0
-    files: tuple[str, ...] = ()
-    photograph: str | None = None
+    def __init__(self) -> None:
+        self.count = 0
+        self.first: list[tuple[str, str | None]] = []
 
     def add(self, name: str, photograph: str | None = None) -> None:
         """Count a file."""
         self.count += 1
-        if len(self.files) < _NAMED:
-            self.files += (name,)
-        if self.count == 1:
-            self.photograph = photograph
+        # By name, as folders are listed in no order.
+        self.first = sorted([*self.first, (name, photograph)], key=itemgetter(0))[:_NAMED]
 
 
 def photographs(

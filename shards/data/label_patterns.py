@@ -86,7 +86,7 @@ def _tried(pattern: str, images: Iterable[str], is_label: Callable[[str], bool])
     except ValueError:
         return None
     matches = [name for image in images if (name := rules.label_name(image)) is not None and name != image]
-    matches = [name for name in matches if is_label(name)]
+    matches = [name for name in matches if is_label(name) or is_label(f"{name.removesuffix('.png')}.PNG")]
     # Many images with one label are no match: a pattern that drops what tells the images apart.
     return Suggestion(pattern, matches[0], len(set(matches))) if matches else None
 

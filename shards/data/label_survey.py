@@ -6,7 +6,7 @@ import os
 import zlib
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import Final
@@ -38,6 +38,7 @@ class LabelFacts:
         path: The file.
         bits: Its bits per pixel; 0 where it cannot be read.
         values: The distinct values in it, ascending.
+        extreme: The share of pixels with its lowest or highest value.
         fault: Why it cannot be used, whatever the ids mean; None: it can.
         turned: Whether it is in the stored frame of a turned photograph.
         ambiguous: Whether its size fits a turned photograph both upright and as stored.
@@ -47,6 +48,7 @@ class LabelFacts:
     path: Path
     bits: int = 0
     values: tuple[int, ...] = ()
+    extreme: float = 0.0
     fault: str | None = None
     turned: bool = False
     ambiguous: bool = False
@@ -141,16 +143,12 @@ def _with_hints(survey: LabelSurvey, source: FolderSource, without: list[str]) -
     if suggestion is not None and suggestion.images <= survey.found:
         suggestion = None
     nearest = nearest_label(shown, labels) if suggestion is None else suggestion.label
-    return LabelSurvey(
-        survey.images,
-        survey.looked_for,
-        survey.found,
-        survey.files,
-        survey.without,
-        shown,
-        nearest,
-        suggestion,
-        () if survey.found else tuple(others.most_common(3)),
+    return replace(
+        survey,
+        expected=shown,
+        nearest=nearest,
+        suggestion=suggestion,
+        others=() if survey.found else tuple(others.most_common(3)),
     )
 
 
@@ -182,16 +180,18 @@ def _look_at(source: FolderSource, name: str) -> LabelFacts:
         label = decode_label(data)
     except (OSError, ValueError) as error:
         return LabelFacts(name, path, fault=str(error))
-    values = tuple(np.unique(label).tolist())
+    values = np.unique(label)
+    extreme = float(np.isin(label, values[[0, -1]]).mean())
+    facts = LabelFacts(name, path, bit_depth(data), tuple(values.tolist()), extreme)
     frame = _frame_of(source.image_folder / name)
     if frame is None:  # the image cannot be read: that is its own fault
-        return LabelFacts(name, path, bit_depth(data), values)
+        return facts
     try:
         turned = fit_label(label, frame, source.rules.frame).turned
     except UnusableLabel as error:
-        return LabelFacts(name, path, bit_depth(data), values, fault=error.detail)
+        return replace(facts, fault=error.detail)
     ambiguous = frame.exif_orientation != 1 and frame.size_hw == frame.stored_hw and source.rules.frame == "auto"
-    return LabelFacts(name, path, bit_depth(data), values, turned=turned, ambiguous=ambiguous)
+    return replace(facts, turned=turned, ambiguous=ambiguous)
 
 
 def _frame_of(path: Path) -> ImageFrame | None:
