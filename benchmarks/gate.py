@@ -68,7 +68,7 @@ def read_pairs(run: OpenRun, number: int) -> GatePairs:
     return gather_pairs(
         [(layout.teacher(number, shard.name), layout.embedding("target", shard.name)) for shard in shards],
         [ref for shard in shards for ref in shard.samples],
-        open_source(run.config.data.target, run.vocabulary),
+        open_source(run.data.target, run.vocabulary),
         run.vocabulary,
         GATES,
     )

@@ -9,13 +9,16 @@ from typing import Final, TypeVar
 
 from pydantic import BaseModel, ConfigDict, NonNegativeInt, PositiveInt
 
+from shards.data.label_rules import LabelRules
 from shards.data.plan import Plan
-from shards.data.sources import ScenesSourceConfig, Source, SourceConfig, open_source
+from shards.data.sources import FolderSourceConfig, ScenesSourceConfig, Source, SourceConfig, open_source
 from shards.data.vocabulary import Vocabulary
 from shards.formats.layout import Dataset, RunLayout, record_path
+from shards.formats.records import Json
 from shards.storage import mirror
 from shards.storage.store import location_of
 
+DATASETS: Final[tuple[Dataset, ...]] = ("target", "source", "test", "validation")
 MODEL_FILE: Final = "model.safetensors"
 WHOLE_ROUND: Final = "000000"  # the shard of tasks that are about a whole round
 
@@ -38,12 +41,25 @@ class DataSettings(Section):
         test: Labelled images that only the evaluation of each round reads; null: no mIoU is reported.
         validation: Labelled images to choose settings on, and to decide which student becomes the next teacher; null:
             that is decided without labels.
+        labels: How the label files of all folders are found and read, unless a folder has rules of its own.
     """
 
     target: SourceConfig = ScenesSourceConfig(split="target", count=400)
     source: SourceConfig | None = ScenesSourceConfig(split="source", count=600)
     test: SourceConfig | None = ScenesSourceConfig(split="test", count=200)
     validation: SourceConfig | None = ScenesSourceConfig(split="validation", count=100)
+    labels: LabelRules = LabelRules()
+
+    def with_rules(self) -> "DataSettings":
+        """Return the settings with the rules that each folder's labels are read by."""
+        folders = {name: getattr(self, name) for name in DATASETS}
+        return self.model_copy(
+            update={
+                name: source.with_rules(self.labels)
+                for name, source in folders.items()
+                if isinstance(source, FolderSourceConfig)
+            }
+        )
 
     def of(self, dataset: Dataset) -> SourceConfig:
         """Return where the images of a data set come from.
@@ -93,10 +109,10 @@ class RunRef:
         """Return the section of the settings of a class."""
         return self.config.section(kind)
 
-    @property
+    @cached_property
     def data(self) -> DataSettings:
-        """Where images come from."""
-        return self.section(DataSettings)
+        """Where images come from, with the rules for their labels."""
+        return self.section(DataSettings).with_rules()
 
     @cached_property
     def vocabulary(self) -> Vocabulary:
@@ -147,10 +163,10 @@ class Run:
         """The name of the run folder."""
         return self.layout.root.resolve().name
 
-    @property
+    @cached_property
     def data(self) -> DataSettings:
-        """Where images come from."""
-        return self.section(DataSettings)
+        """Where images come from, with the rules for their labels."""
+        return self.section(DataSettings).with_rules()
 
     def section(self, kind: type[Settings]) -> Settings:
         """Return the section of the settings of a class."""
@@ -191,6 +207,16 @@ def load_run(layout: RunLayout, config: RunSettings) -> Run:
     source = config.section(DataSettings).source
     source_plan = None if source is None else Plan.load(layout.source_plan)
     return Run(layout, config, Vocabulary.load(layout.vocabulary), Plan.load(layout.plan), source_plan)
+
+
+def label_fingerprint(run: RunRef, dataset: Dataset) -> dict[str, Json]:
+    """Return what differs from the defaults in the meaning of a data set's labels; empty where nothing does."""
+    # Nothing for the defaults: records of runs from before there were rules stay valid.
+    source = getattr(run.data, dataset)
+    if not isinstance(source, FolderSourceConfig) or source.labels is None or source.label_rules is None:
+        return {}
+    changes = source.label_rules.changes()
+    return {"labels_read": changes} if changes else {}
 
 
 def has_target_labels(run: Run | RunRef) -> bool:

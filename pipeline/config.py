@@ -11,7 +11,7 @@ from jobs.cluster.job_server import SubmitConfig
 from jobs.execution.settings import ExecutionConfig
 from jobs.inference.model import ModelSettings
 from jobs.resources import Resources
-from jobs.run import DataSettings, RunSettings, Section
+from jobs.run import DATASETS, DataSettings, RunSettings, Section
 from jobs.stages.embed import Settings as EmbedSettings
 from jobs.stages.evaluate import Settings as EvaluateSettings
 from jobs.stages.promote import Settings as PromotionSettings
@@ -27,7 +27,11 @@ from shards.scenes.scenes import SCENE_CLASSES, SEEN
 
 # Plan and vocabulary follow from these, and everything in the folder from those two: another value is another run. All
 # other settings may change, and the stages whose fingerprints they enter are then done again.
-IDENTITY: Final = ("seed", "shard_size", "model.preset", "data.target", "data.source", "vocabulary")
+IDENTITY: Final = (
+    *("seed", "shard_size", "model.preset", "data.target", "data.source", "data.labels.pattern", "vocabulary"),
+)
+# How the values in label files are read changes no plan.
+_CHANGEABLE: Final = ("label_rules.ignore", "label_rules.shift", "label_rules.binary", "label_rules.frame")
 
 
 class VocabularySettings(Section):
@@ -158,8 +162,12 @@ def identity_changes(saved: RunConfig, requested: RunConfig) -> list[str]:
     return [
         f"{name} {_shown(old.get(name))} -> {_shown(new.get(name))}"
         for name in dict.fromkeys([*old, *new])
-        if old.get(name) != new.get(name) and any(name == key or name.startswith(f"{key}.") for key in IDENTITY)
+        if old.get(name) != new.get(name) and _is_identity(name)
     ]
+
+
+def _is_identity(name: str) -> bool:
+    return any(name == key or name.startswith(f"{key}.") for key in IDENTITY) and not name.endswith(_CHANGEABLE)
 
 
 def changed_settings(saved: RunConfig, requested: RunConfig) -> list[str]:
@@ -207,9 +215,10 @@ def _with_whole_paths(config: RunConfig) -> RunConfig:
         if not isinstance(source, FolderSourceConfig):
             return source
         labels = None if source.labels is None else str(Path(source.labels).expanduser().resolve())
-        return FolderSourceConfig(images=str(Path(source.images).expanduser().resolve()), labels=labels)
+        images = str(Path(source.images).expanduser().resolve())
+        return source.model_copy(update={"images": images, "labels": labels})
 
-    data = {name: whole(getattr(config.data, name)) for name in DataSettings.model_fields}
+    data: dict[str, Any] = {name: whole(getattr(config.data, name)) for name in DATASETS}
     calibration = config.refine.gate.calibration
     gate = {} if calibration is None else {"calibration": calibration.expanduser().resolve()}
     refine = {"gate": config.refine.gate.model_copy(update=gate)}

@@ -17,7 +17,7 @@ from pydantic import PositiveInt
 from jobs.artifacts.embeddings import StoredEmbeddings
 from jobs.inference.batching import load_images
 from jobs.inference.model import ModelConfig, model_of, stseg_fingerprint, weights_checksum
-from jobs.run import WHOLE_ROUND, Run, RunRef, Section, baseline_weights, student_weights
+from jobs.run import WHOLE_ROUND, Run, RunRef, Section, baseline_weights, label_fingerprint, student_weights
 from jobs.stage import Done, ShardTask, Stage
 from jobs.stages import embed
 from jobs.stages.promote import promotion_measure
@@ -165,6 +165,7 @@ def fingerprint(run: RunRef) -> dict[str, Json]:
         "seed": run.config.seed,
         "windows": windows,
         "probabilities": probabilities_of(run) if windows > 1 else None,
+        **label_fingerprint(run, _split(run)),
     }
 
 

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from jobs.artifacts.labels import LABEL_MAPS, read_refined
-from jobs.run import WHOLE_ROUND, Run, RunRef, has_target_labels
+from jobs.run import WHOLE_ROUND, Run, RunRef, has_target_labels, label_fingerprint
 from jobs.stage import Done, ShardTask, Stage
 from models.evaluation.metrics import confusion
 from shards.data.plan import Plan
@@ -62,7 +62,7 @@ def fingerprint(run: RunRef) -> dict[str, Json]:
     labels: Json = None
     if has_target_labels(run):
         labels = fingerprint_digest({"labels": [*Plan.load(run.layout.plan).digests]})
-    return {"code": VERSION, "vocabulary": run.vocabulary.digest, "labels": labels}
+    return {"code": VERSION, "vocabulary": run.vocabulary.digest, "labels": labels, **label_fingerprint(run, "target")}
 
 
 def load(run: RunRef) -> TargetLabels:

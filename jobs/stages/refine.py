@@ -16,7 +16,7 @@ from jobs.artifacts.embeddings import EmbeddingStore
 from jobs.artifacts.labels import write_refined
 from jobs.inference.batching import BatchLimit
 from jobs.inference.model import load_sam_decoder, model_of, sam_fingerprint
-from jobs.run import Run, RunRef, Section
+from jobs.run import Run, RunRef, Section, label_fingerprint
 from jobs.stage import Done, ShardTask, Stage, memory_hint
 from models.refinement.calibration import Calibration, calibration_table
 from models.refinement.gate import ABSENT, ClassGate, GateConfig
@@ -103,12 +103,16 @@ def _tasks(run: Run, round: int) -> list[ShardTask]:
 
 def fingerprint(run: RunRef) -> dict[str, Json]:
     """Return what changes the refined labels: code, SAM, the number of classes, gate and refinement."""
-    return {**mask_fingerprint(run), "gate": gate_fingerprint(run.section(Settings).gate)}
+    return {**_sam_part(run), "gate": gate_fingerprint(run.section(Settings).gate)}
 
 
 def mask_fingerprint(run: RunRef) -> dict[str, Json]:
     """Return what changes refined masks."""
     # No gate: every class of a given mask counts as certain. The masks themselves are an input.
+    return {**_sam_part(run), **label_fingerprint(run, "target")}
+
+
+def _sam_part(run: RunRef) -> dict[str, Json]:
     return {
         "code": VERSION,
         "sam": sam_fingerprint(model_of(run)),

@@ -16,7 +16,7 @@ from jobs.artifacts.labels import LABEL_MAPS, read_refined
 from jobs.inference.batching import LoadedImage, in_batches, load_images
 from jobs.inference.model import ImageEncoder, load_sam_decoder, load_sam_encoder, model_of
 from jobs.quality.waterfall import Findings, Views, Who
-from jobs.run import WHOLE_ROUND, Run, RunRef, best_weights, student_weights
+from jobs.run import WHOLE_ROUND, Run, RunRef, best_weights, label_fingerprint, student_weights
 from jobs.stage import Done, EmptyShard, ShardTask, Stage
 from jobs.stages import evaluate, refine, teacher
 from jobs.stages.promote import promotion_measure
@@ -106,6 +106,7 @@ def fingerprint(run: RunRef) -> dict[str, Json]:
         "student": teacher.fingerprint(run),
         "refine": refine.fingerprint(run),
         "stability": _measures_stability(run),
+        **label_fingerprint(run, "target"),
     }
 
 

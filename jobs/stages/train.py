@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Final
 
 from jobs.inference.model import ModelConfig, ModelSettings, model_of, stseg_fingerprint, weights_checksum
-from jobs.run import WHOLE_ROUND, Run, RunRef, best_weights, student_weights
+from jobs.run import WHOLE_ROUND, Run, RunRef, best_weights, label_fingerprint, student_weights
 from jobs.stage import ShardTask, Stage
 from jobs.stages import embed
 from jobs.training.config import TrainConfig, TrainJob
@@ -55,6 +55,7 @@ def fingerprint(run: RunRef) -> dict[str, Json]:
         "model": stseg_fingerprint(model_of(run)),
         "vocabulary": run.vocabulary.digest,
         "train": settings_of(run).fingerprint(),
+        **(label_fingerprint(run, "source") if settings_of(run).source_per_step else {}),
     }
 
 
@@ -94,6 +95,7 @@ def stage1_fingerprint(run: RunRef) -> dict[str, Json]:
         "start": weights_checksum(run.section(ModelSettings).stage1_weights),
         "vocabulary": run.vocabulary.digest,
         "train": stage1_settings(run).fingerprint(),
+        **label_fingerprint(run, "source"),
     }
 
 

@@ -33,7 +33,7 @@ from pipeline.cli.options import (
     run_location,
     set_up_logging,
 )
-from pipeline.terminal import escape_unencodable_output
+from pipeline.terminal import escape_unencodable_output, printable
 
 if TYPE_CHECKING:
     from pipeline.run.status import RunStatus
@@ -264,11 +264,13 @@ def init(
 
     with exit_codes():
         made = make_own_run(folder, OwnImages(images, classes, labels, preset), config, sets or ())
-        facts = {"run": str(folder), "images": made.plan.sample_count, "shards": len(made.plan.shards)}
+        facts: dict[str, Any] = {"run": str(folder), "images": made.plan.sample_count, "shards": len(made.plan.shards)}
         facts["classes"] = len(made.vocabulary)
         if as_json:
-            print_json(facts)
+            print_json({**facts, "inputs": [*made.inputs.lines], "warnings": [*made.inputs.warnings]})
         else:
+            for line in (*made.inputs.lines, *(f"warning: {warning}" for warning in made.inputs.warnings)):
+                typer.echo(printable(line))
             typer.echo(f"{folder}: {facts['images']} images in {facts['shards']} shards, {facts['classes']} classes")
             typer.echo(f"next: stseg-pipeline round --n 3 --run {folder}")
 

@@ -76,14 +76,14 @@ def _draw(run: OpenRun, images: int) -> dict[str, SampleRef]:
         )
     # Drawn with the run's seed, so that the same command fits on the same images, whoever types it.
     refs = tuple(run.plan.samples)
-    drawn = isinstance(run.config.data.target, ScenesSourceConfig)  # scenes all have a label, and no file of it
+    drawn = isinstance(run.data.target, ScenesSourceConfig)  # scenes all have a label, and no file of it
     order = (refs[index] for index in np.random.default_rng(run.config.seed).permutation(len(refs)).tolist())
     labelled = (ref for ref in order if drawn or ref.label_digest is not None)
     return {ref.key: ref for ref in islice(labelled, images)}
 
 
 def _cells(run: OpenRun, number: int, drawn: dict[str, SampleRef]) -> LabelledCells:
-    source, ignored = open_source(run.config.data.target, run.vocabulary), run.vocabulary.ignore_index
+    source, ignored = open_source(run.data.target, run.vocabulary), run.vocabulary.ignore_index
     parts: list[LabelledCells] = []
     for shard in run.plan.shards:
         if drawn.keys().isdisjoint(ref.key for ref in shard.samples):

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from jobs.commit import stage_records
 from jobs.stages import embed, refine, write
@@ -16,17 +16,20 @@ from pipeline.errors import SettingsConflict
 from pipeline.progress import RunProgress
 from pipeline.report.left_out import left_out, lines_of
 from pipeline.rounds.driver import Driver, RoundRequest
+from pipeline.run.inputs import survey_folder
 from pipeline.run.lock import holding
 from pipeline.run.run import OpenRun, load_run, make_run
 from pipeline.settings import read_settings
 from pipeline.tasks.recipe import MASKS, all_tasks
 from pipeline.tasks.states import task_states
-from shards.data.labels import decode_label
-from shards.data.vocabulary import IGNORE_8_BIT, IGNORE_16_BIT
-from shards.files.untrusted import read_regular
+from shards.data.label_survey import highest_id
+from shards.data.sources import FolderSource, FolderSourceConfig
+from shards.data.vocabulary import Vocabulary
 from shards.formats.layout import RunLayout
 from shards.formats.records import Record
 from shards.storage.store import as_shown, is_in_store
+
+_UNNAMED: Final = ("",)  # stands for the classes until the masks are read; no class list can hold it
 
 
 @dataclass(frozen=True)
@@ -69,7 +72,7 @@ def refine_masks(root: Path, request: MasksRequest, progress: RunProgress | None
     if not is_in_store(root):  # whose settings are fetched under its lock
         _config(layout, request)  # what is wrong is reported before the folder is made or a lock waited for
     with holding(root):
-        run = _open_or_make(root, request)
+        run = _open_or_make(root, request, shown)
         states = task_states(all_tasks(run, 1, MASKS), verify=request.run.verify)
         if all(state.state == "done" for state in states):
             shown.say(f"{as_shown(root)}: nothing to do, the masks are refined ({len(states)} outputs)")
@@ -91,11 +94,11 @@ def _config(layout: RunLayout, request: MasksRequest) -> tuple[RunConfig | None,
     return saved, resolve_config(requested, request.run.sets, where=where, base=saved)
 
 
-def _open_or_make(root: Path, request: MasksRequest) -> OpenRun:
+def _open_or_make(root: Path, request: MasksRequest, shown: RunProgress) -> OpenRun:
     layout = RunLayout(root.absolute())  # workers have working folders of their own
     saved, config = _config(layout, request)
     if saved is None:
-        return make_run(root, config)
+        return _make(root, request, config, shown)
     changes = identity_changes(saved, config)
     if changes:
         raise SettingsConflict(
@@ -119,25 +122,36 @@ def _settings(request: MasksRequest, saved: RunConfig | None) -> dict[str, Any]:
         requested["data"] |= {"source": None, "test": None, "validation": None}
         requested["train"] = {"source_per_step": 0}
         requested["refine"] = {"refinement": FOR_MASKS.model_dump(mode="json")}
-        requested.setdefault("vocabulary", {"classes": _numbered_classes(request.masks), "seen": None})
+        requested.setdefault("vocabulary", {"classes": _UNNAMED, "seen": None})
     return requested
 
 
-def _numbered_classes(masks: Path) -> list[str]:
-    """Name the classes "class 0" and so on, up to the highest id in any mask."""
-    highest = -1
-    for path in sorted(masks.rglob("*.png")):
-        data = read_regular(path)
-        try:
-            ids = decode_label(data)
-        except ValueError as error:
-            raise ValueError(f"{path}: {error}") from error
-        # Which value is ignored depends on the PNG's bit depth, byte 24 of the file.
-        known = ids[ids != (IGNORE_16_BIT if data[24] == 16 else IGNORE_8_BIT)]
-        highest = max(highest, int(known.max(initial=-1)))
-    if highest < 0:
-        raise ValueError(f"no index PNG in {masks} names a class; --masks names the folder of masks, *.png")
-    return [f"class {number}" for number in range(highest + 1)]
+def _make(root: Path, request: MasksRequest, config: RunConfig, shown: RunProgress) -> OpenRun:
+    if config.vocabulary.classes == _UNNAMED:
+        names = _numbered_classes(config, shown)
+        config = config.model_copy(update={"vocabulary": config.vocabulary.model_copy(update={"classes": names})})
+    run = make_run(root, config, masks=True)
+    for line in (*run.inputs.lines, *(f"warning: {warning}" for warning in run.inputs.warnings)):
+        shown.say(line)
+    return run
+
+
+def _numbered_classes(config: RunConfig, shown: RunProgress) -> tuple[str, ...]:
+    """Name the classes "class 0" and so on, up to the highest id in any mask.
+
+    Raises:
+        ValueError: No image has a mask, or no mask names a class.
+    """
+    folder = config.data.with_rules().target
+    assert isinstance(folder, FolderSourceConfig), "masks are in a folder"
+    # The vocabulary is what is looked for; it decides nothing about names and files.
+    source = FolderSource(folder, Vocabulary.from_names(["class 0"]))
+    survey_folder(source, None, ("target",), what="mask", strict=True)
+    shown.say("without --classes, all masks are read once for the highest id …")
+    highest = highest_id(source)
+    if highest is None:
+        raise ValueError(f"no mask in {folder.labels} names a class; --masks names the folder of masks, index PNGs")
+    return tuple(f"class {number}" for number in range(highest + 1))
 
 
 def _summary(run: OpenRun) -> dict[str, Any]:

@@ -23,11 +23,14 @@ from pipeline.progress import RunProgress
 from pipeline.report.left_out import left_out, lines_of
 from pipeline.rounds.driver import Driver, RoundRequest
 from pipeline.rounds.rounds import tidy
+from pipeline.run.inputs import input_facts, survey_inputs
 from pipeline.run.run import OpenRun
 from pipeline.settings import read_settings, validated, with_sets
 from pipeline.tasks.recipe import STAGE1, all_tasks
 from pipeline.tasks.states import task_states
 from shards.data.class_lists import load_class_names
+from shards.data.input_facts import InputFacts
+from shards.data.label_rules import LabelRules
 from shards.data.plan import Plan, make_plan
 from shards.data.sources import ScenesSourceConfig, SourceConfig, open_source
 from shards.data.vocabulary import Vocabulary
@@ -49,11 +52,22 @@ TINY_STAGE1: Final = TrainConfig(
 PAPER_STAGE1: Final = TrainConfig(target_per_step=0, source_per_step=4, classes="seen")
 
 
+class LabelSettings(Section):
+    """How label files are found and read; the name is that of a run's settings.
+
+    Attributes:
+        labels: The rules, unless the source has rules of its own.
+    """
+
+    labels: LabelRules = LabelRules()
+
+
 class PretrainConfig(Section):
     """The settings of stage 1; the defaults make the shipped weights, of preset `tiny`.
 
     Attributes:
         model: Preset and DEA; `stage1_weights`: the weights to start from.
+        data: How the labels are found and read.
         source: Labelled images.
         vocabulary: The classes; only seen ones are trained on.
         shard_size: Images per shard of embeddings.
@@ -64,6 +78,7 @@ class PretrainConfig(Section):
     """
 
     model: ModelSettings = ModelSettings()
+    data: LabelSettings = LabelSettings()
     source: SourceConfig = ScenesSourceConfig(split="source", count=1600)
     vocabulary: VocabularySettings = VocabularySettings()
     shard_size: PositiveInt = 200
@@ -117,13 +132,15 @@ def run_pretrain(request: PretrainRequest, progress: RunProgress | None = None) 
     shown = RunProgress(layout.events) if progress is None else progress
     refuse_links_out(layout.root, OWN_NAMES)
     with RunLock(layout.lock):
-        run = _open(config, layout)
+        run, inputs = _open(config, layout)
         images = run.source_plan.sample_count if run.source_plan is not None else 0
         states = task_states(all_tasks(run, 0, STAGE1))
         tidy(states)
         if all(state.state == "done" for state in states):
             shown.say("stage 1: nothing to do, its weights are done")
         else:
+            for line in (*inputs.lines, *(f"warning: {warning}" for warning in inputs.warnings)):
+                shown.say(line)
             shown.say(f"stage 1: {config.train.steps} steps on {images} images …")
             with Driver(run, RoundRequest(rounds=0, backend=request.backend), shown).connected() as driver:
                 driver.rounds(STAGE1, (0,))
@@ -167,28 +184,30 @@ def pretrain_config(request: PretrainRequest) -> PretrainConfig:
     return config.model_copy(update={"model": config.model.with_whole_paths()})
 
 
-def _open(config: PretrainConfig, layout: RunLayout) -> OpenRun:
-    """Return stage 1 as a run with a labelled source and an empty target."""
+def _open(config: PretrainConfig, layout: RunLayout) -> tuple[OpenRun, InputFacts]:
+    """Return stage 1 as a run with a labelled source and an empty target, and what was found of its images."""
     # As a run, stage 1 is a recipe of two stages for the same driver: it resumes, quarantines and uses Ray as rounds
     # do.
     vocabulary = _vocabulary(config)
     vocabulary.save(layout.vocabulary)
-    source = open_source(config.source, vocabulary)
+    data = DataSettings(source=config.source, test=None, validation=None, labels=config.data.labels)
+    source = open_source(data.with_rules().of("source"), vocabulary)
     if not source.labelled:
         raise ValueError("stage 1 needs labels; name the folder of index PNGs with --labels")
     settings = RunConfig(
         seed=config.seed,
         shard_size=config.shard_size,
         model=config.model,
-        data=DataSettings(source=config.source, test=None, validation=None),
+        data=data,
         train=config.train,
         quarantine=config.quarantine,
         resources=ResourceSettings(embed=config.embed, train=config.group),
     )
+    surveyed = survey_inputs(data.with_rules(), vocabulary)  # before the plan, which hashes every file
     # A folder may hold images without a label; scenes all have one, which is drawn and has no digest.
     drawn = isinstance(config.source, ScenesSourceConfig)
     plan = make_plan((ref for ref in source.refs() if drawn or ref.label_digest is not None), config.shard_size)
-    return OpenRun(layout, settings, vocabulary, Plan(config.shard_size, ()), plan)
+    return OpenRun(layout, settings, vocabulary, Plan(config.shard_size, ()), plan), input_facts(surveyed, {})
 
 
 def _vocabulary(config: PretrainConfig) -> Vocabulary:

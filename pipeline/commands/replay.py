@@ -112,7 +112,7 @@ def preview_gate(run: OpenRun, number: int) -> dict[str, Any]:
         pairs = gather_pairs(
             stores,
             run.plan.samples,
-            open_source(run.config.data.target, run.vocabulary) if labelled else None,
+            open_source(run.data.target, run.vocabulary) if labelled else None,
             run.vocabulary,
             [gate],
         )

@@ -84,6 +84,7 @@ def render_page(
         parts += [_figure(picture) for picture in pictures]
     parts += _classes(report)
     parts += _facts(report)
+    parts += _inputs(report)
     parts += _quarantined(report)
     body = "\n".join(parts)
     return (
@@ -215,6 +216,14 @@ def _facts(report: RoundReport) -> list[str]:
         rows = [row(name, [number(seconds)]) for name, seconds in timings.items()]
         parts += ["<h2>Working time</h2>", table(["stage", "seconds"], rows, "Summed over workers.")]
     return parts
+
+
+def _inputs(report: RoundReport) -> list[str]:
+    if report.inputs is None:
+        return []
+    rows = [row("", [text], text=True) for text in report.inputs.lines]
+    rows += [row("warning", [text], text=True) for text in report.inputs.warnings]
+    return ["<h2>Inputs</h2>", table(["", "found when the run was made"], rows, "", text=True)]
 
 
 def _quarantined(report: RoundReport) -> list[str]:

@@ -24,6 +24,7 @@ from pipeline.report.round_report import (
     ClassFacts,
     Gain,
     GateFacts,
+    InputsFound,
     LeftOutFacts,
     ModelFacts,
     PseudoLabelFacts,
@@ -33,6 +34,7 @@ from pipeline.report.round_report import (
     TrainingFacts,
     read_report,
 )
+from shards.data.input_facts import InputFacts
 from shards.files.atomic import write_bytes_atomic
 from shards.formats.layout import record_path
 from shards.formats.records import Json, Record, fingerprint_digest, read_json, read_record
@@ -119,6 +121,9 @@ def build_report(run: Run, number: int) -> RoundReport:
             "training": _training(run, number),
             **_guards(run, number, chain["refine"]),
         }
+    inputs = _inputs(run)
+    if inputs is not None:
+        facts["inputs"] = inputs
     lacking = left_out(_image_tasks(run, number))
     return RoundReport(
         round=number,
@@ -191,6 +196,14 @@ def score_line(report: RoundReport) -> str:
 def alarm_lines(report: RoundReport) -> list[str]:
     """Return one line per alarm of a round."""
     return [f"alarm: {alarm.message}" for alarm in report.alarms or ()]
+
+
+def _inputs(run: Run) -> InputsFound | None:
+    try:
+        found = InputFacts.load(run.layout.inputs)
+    except (OSError, ValueError):  # made by an earlier version, of generated scenes, or damaged, which `verify` names
+        return None
+    return InputsFound(lines=found.lines, warnings=found.warnings)
 
 
 def _evaluation(run: Run, number: int) -> dict[str, Any]:

@@ -137,6 +137,13 @@ class Quarantined(_Facts):
     detail: str = ""
 
 
+class InputsFound(_Facts):
+    """What images and labels were taken for when the run was made, and what may be wrong with them."""
+
+    lines: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
+
+
 class RoundReport(_Facts):
     """The numbers of a round, scores in per cent; None where there is nothing to measure with."""
 
@@ -169,6 +176,7 @@ class RoundReport(_Facts):
     drops: dict[str, dict[str, int]] = {}
     left_out: tuple[LeftOutFacts, ...] = ()
     quarantined: tuple[Quarantined, ...] = ()
+    inputs: InputsFound | None = None
 
     def as_json(self) -> str:
         """Return the text of `report.json`."""

@@ -3,22 +3,28 @@
 # No task makes these files, so neither `round` nor `plan` would notice damage that leaves them readable: each begins
 # with a checksum of its own.
 
+import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from pipeline.config import RunConfig, load_config
 from pipeline.errors import DataFault
-from pipeline.run.run import build_vocabulary
+from pipeline.run.inputs import input_facts, survey_inputs
+from pipeline.run.run import build_vocabulary, load_run
 from pipeline.settings import settings_fault
+from pipeline.tasks.recipe import refines_given_masks
+from shards.data.input_facts import InputFacts
 from shards.data.plan import Plan
 from shards.data.plan_repair import damaged_lists, rebuild_lists, rebuild_plan
 from shards.data.sources import SourceConfig, open_source
 from shards.data.vocabulary import Vocabulary
-from shards.formats.layout import Dataset, RunLayout
+from shards.formats.layout import Dataset, RunLayout, record_path
 from shards.formats.records import record_or_none
-from shards.storage.mirror import bring_files, put_files, upload
+from shards.storage.mirror import bring_files, discard, put_files, upload
 from shards.storage.store import as_shown, location_of
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -50,7 +56,8 @@ def foundation_faults(layout: RunLayout) -> list[Fault]:
         faults.append(Fault(layout.vocabulary, _text(error)))
     for path, _, _ in _plans(layout, config):
         faults += _plan_faults(path)
-    return faults
+    reason = _inputs_fault(layout)
+    return faults if reason is None else [*faults, Fault(layout.inputs, reason)]
 
 
 def repair_foundation(root: Path) -> list[Fault]:
@@ -78,6 +85,7 @@ def repair_foundation(root: Path) -> list[Fault]:
     _repair_vocabulary(layout, config)
     for path, dataset, source in _plans(layout, config):
         _repair_plan(layout, path, dataset, source)
+    _repair_inputs(layout, config)
     left = foundation_faults(layout)
     if left:
         raise DataFault(
@@ -85,15 +93,40 @@ def repair_foundation(root: Path) -> list[Fault]:
             "those that it was made for: restore the file from a copy, or start a new run"
         )
     location = location_of(root)
-    upload(location, [fault.output for fault in faults])
-    put_files(location, [layout.vocabulary, layout.plan, layout.source_plan])
+    upload(location, [fault.output for fault in faults if fault.output.is_file()])
+    put_files(location, [layout.vocabulary, layout.plan, layout.source_plan, layout.inputs])
     return faults
 
 
 def _plans(layout: RunLayout, config: RunConfig) -> Iterator[tuple[Path, Dataset, SourceConfig]]:
-    yield layout.plan, "target", config.data.target
-    if config.data.source is not None:
-        yield layout.source_plan, "source", config.data.source
+    data = config.data.with_rules()
+    yield layout.plan, "target", data.target
+    if data.source is not None:
+        yield layout.source_plan, "source", data.source
+
+
+def _inputs_fault(layout: RunLayout) -> str | None:
+    try:
+        InputFacts.load(layout.inputs)
+    except FileNotFoundError:  # runs of earlier versions, and of generated scenes, have none
+        return None
+    except (OSError, ValueError) as error:
+        return str(error)
+    return None
+
+
+def _repair_inputs(layout: RunLayout, config: RunConfig) -> None:
+    """Write anew what was found of the inputs; remove it where they can no longer be read, as nothing depends on it."""
+    if _inputs_fault(layout) is None:
+        return
+    discard(location_of(layout.root), layout.inputs, record_path(layout.inputs))
+    try:
+        vocabulary, data = Vocabulary.load(layout.vocabulary), config.data.with_rules()
+        run = load_run(layout, config)
+        surveyed = survey_inputs(data, vocabulary, masks=refines_given_masks(run))
+        input_facts(surveyed, {"target": run.plan, "source": run.source_plan}).save(layout.inputs)
+    except (OSError, ValueError, DataFault) as error:
+        logger.warning("%s cannot be made again (%s): it is removed; nothing depends on it", layout.inputs, error)
 
 
 def _plan_faults(path: Path) -> list[Fault]:

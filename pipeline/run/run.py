@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +17,11 @@ from pipeline.config import (
     save_config,
 )
 from pipeline.errors import DataFault, SettingsConflict
+from pipeline.run.inputs import input_facts, survey_inputs
 from pipeline.run.lock import holding
 from pipeline.run.moved import settled
 from pipeline.settings import read_settings, settings_fault
+from shards.data.input_facts import InputFacts
 from shards.data.plan import Plan, is_list_name, write_plan
 from shards.data.sources import open_source
 from shards.data.vocabulary import Vocabulary
@@ -32,14 +34,19 @@ logger = logging.getLogger(__name__)
 
 # All that a killed `init` can leave before it writes config.yaml, which makes the folder a run.
 _OWN_BEFORE_CONFIG = {"vocabulary.json", "plan.json", "source_plan.json", "plan", "source_plan", "events.jsonl"}
-_OWN_BEFORE_CONFIG |= {"run.lock", "run.lock.guard", "locks"}
+_OWN_BEFORE_CONFIG |= {"inputs.json", "run.lock", "run.lock.guard", "locks"}
 
 
 @dataclass(frozen=True)
 class OpenRun(Run):
-    """A run with all settings that the command line knows, not only those that stages read."""
+    """A run with all settings that the command line knows, not only those that stages read.
+
+    Attributes:
+        inputs: What was found of images and labels by the command that made the run; empty where it was only opened.
+    """
 
     config: RunConfig
+    inputs: InputFacts = field(default_factory=InputFacts)
 
 
 def open_or_make_run(root: Path, file: Path | None = None, sets: Sequence[str] = ()) -> OpenRun:
@@ -69,7 +76,12 @@ def open_or_make_run(root: Path, file: Path | None = None, sets: Sequence[str] =
             save_config(layout.config, config)
             put_files(location_of(root), [layout.config])
         return load_run(layout, config)
-    return make_run(root, _resolved(file, sets, None))
+    made = make_run(root, _resolved(file, sets, None))
+    for line in made.inputs.lines:
+        logger.info("%s", line)
+    for warning in made.inputs.warnings:
+        logger.warning("%s", warning)
+    return made
 
 
 def read_run(root: Path, file: Path | None = None, sets: Sequence[str] = ()) -> OpenRun:
@@ -119,11 +131,16 @@ def requested_config(root: Path, saved: RunConfig, file: Path | None, sets: Sequ
     return settled(RunLayout(root.absolute()), saved, _resolved(file, sets, saved), hint)
 
 
-def make_run(root: Path, config: RunConfig) -> OpenRun:
+def make_run(root: Path, config: RunConfig, *, masks: bool = False) -> OpenRun:
     """Make a run folder.
 
+    Args:
+        root: The run folder.
+        config: The settings.
+        masks: Whether the labels of the target are masks to refine, and do not only measure.
+
     Raises:
-        ValueError: The folder holds other things, or a source is missing or holds no image.
+        ValueError: The folder holds other things, a source is missing or holds no image, or no label can be used.
     """
     # Settings come last: config.yaml is what makes the folder a run, so that a killed `init` begins again, and whoever
     # finds the file finds vocabulary and plans, too.
@@ -132,18 +149,24 @@ def make_run(root: Path, config: RunConfig) -> OpenRun:
         raise ValueError(f"{as_shown(root)} holds {foreign[0]} and is no run; name a new folder with --run")
     layout = RunLayout(root.absolute())  # workers have working folders of their own
     vocabulary = build_vocabulary(config)
-    target = open_source(config.data.target, vocabulary)
-    source = None if config.data.source is None else open_source(config.data.source, vocabulary)
+    data = config.data.with_rules()
+    target = open_source(data.target, vocabulary)
+    source = None if data.source is None else open_source(data.source, vocabulary)
     if source is not None and not source.labelled:
         raise ValueError("data.source has no labels; name their folder in data.source.labels, or set data.source=null")
+    # Before the plan, which hashes every file.
+    surveyed = survey_inputs(data, vocabulary, masks=masks)
     plan = write_plan(layout.plan, target.refs(), config.shard_size)
     source_plan = None if source is None else write_plan(layout.source_plan, source.refs(), config.shard_size)
     vocabulary.save(layout.vocabulary)
+    inputs = input_facts(surveyed, {"target": plan, "source": source_plan})
+    if inputs != InputFacts():
+        inputs.save(layout.inputs)
     save_config(layout.config, config)
     lists = [*plan.samples.paths, *(() if source_plan is None else source_plan.samples.paths)]
     upload(location_of(root), lists)
-    put_files(location_of(root), [layout.vocabulary, layout.plan, layout.source_plan, layout.config])
-    return OpenRun(layout, config, vocabulary, plan, source_plan)
+    put_files(location_of(root), [layout.vocabulary, layout.plan, layout.source_plan, layout.inputs, layout.config])
+    return OpenRun(layout, config, vocabulary, plan, source_plan, inputs=inputs)
 
 
 @dataclass(frozen=True)
@@ -243,6 +266,8 @@ def _is_own(path: Path) -> bool:
             Vocabulary.load(path)
         elif path.name in ("plan.json", "source_plan.json"):
             Plan.load(path)
+        elif path.name == "inputs.json":
+            InputFacts.load(path)
     except (OSError, ValueError):
         return False
     return True

@@ -93,11 +93,19 @@ def decode_label(data: bytes) -> NDArray[np.int32]:
         # Pillow raises any exception on hostile bytes.
         raise ValueError(f"not a readable label PNG ({error}); expected an index PNG of class ids") from error
     if image.mode not in ("P", "L", "1", "I;16", "I"):
-        raise ValueError(f"a label PNG holds class ids (palette or grey); this one has mode {image.mode}")
+        raise ValueError(
+            f"a label PNG holds class ids (palette or grey); this one holds colours, not ids (mode {image.mode}): "
+            "replace each colour by the id of its class"
+        )
     ids = np.asarray(image).astype(np.int32)
-    if image.mode == "L" and data[_BIT_DEPTH_BYTE] < 8:
-        ids //= 255 // (2 ** data[_BIT_DEPTH_BYTE] - 1)  # Pillow spreads 2- and 4-bit grey over 0..255
+    if image.mode == "L" and bit_depth(data) < 8:
+        ids //= 255 // (2 ** bit_depth(data) - 1)  # Pillow spreads 2- and 4-bit grey over 0..255
     return to_upright(ids, orientation if 1 <= orientation <= 8 else 1)
+
+
+def bit_depth(data: bytes) -> int:
+    """Return the bits per pixel and channel of a PNG file."""
+    return data[_BIT_DEPTH_BYTE]
 
 
 def fit_label(label: NDArray[np.int32], frame: ImageFrame, mode: LabelFrame = "auto") -> SourceLabel:

@@ -10,16 +10,16 @@ from pathlib import Path
 from typing import Annotated, Literal, NamedTuple, Protocol
 from urllib.parse import quote, unquote_to_bytes
 
-import numpy as np
-from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt
 
 from shards.data.image_kinds import member_extension
 from shards.data.images import PASSING_REASONS, ImageFrame, UnreadableImage
-from shards.data.labels import SourceLabel, UnusableLabel, decode_label, fit_label
+from shards.data.label_files import LabelsAmongImages, photographs
+from shards.data.label_rules import LabelRules, to_vocabulary
+from shards.data.labels import SourceLabel, UnusableLabel, bit_depth, decode_label, fit_label
 from shards.data.listing import list_images, no_image
 from shards.data.sample_keys import keyed
-from shards.data.vocabulary import IGNORE_8_BIT, IGNORE_16_BIT, Vocabulary
+from shards.data.vocabulary import Vocabulary
 from shards.files.atomic import sha256_file
 from shards.files.errors import is_transient
 from shards.files.retry import is_file, is_folder
@@ -62,13 +62,24 @@ class ScenesSourceConfig(BaseModel):
 
 
 class FolderSourceConfig(BaseModel):
-    """A folder of images, searched with its sub-folders, and optionally one of index PNGs with the same names."""
+    """A folder of images, searched with its sub-folders, and optionally one of index PNGs.
+
+    Attributes:
+        images: The folder of images.
+        labels: The folder of their labels.
+        label_rules: How labels are found and read; null: as `data.labels` says.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     kind: Literal["folder"] = "folder"
     images: str
     labels: str | None = None
+    label_rules: LabelRules | None = None
+
+    def with_rules(self, default: LabelRules) -> "FolderSourceConfig":
+        """Return the source with its own rules, or else the default ones."""
+        return self if self.label_rules is not None else self.model_copy(update={"label_rules": default})
 
 
 SourceConfig = Annotated[ScenesSourceConfig | FolderSourceConfig, Field(discriminator="kind")]
@@ -116,17 +127,35 @@ def open_source(config: ScenesSourceConfig | FolderSourceConfig, vocabulary: Voc
 
 
 class FolderSource:
-    """A folder of images; hidden files and folders are left out, and links to folders are not followed."""
+    """A folder of images; hidden files and folders are left out, and links to folders are not followed.
+
+    Attributes:
+        labelled: Whether there is a folder of labels.
+        rules: How labels are found and read.
+        image_folder: The folder of images.
+        label_folder: The folder of labels, or None.
+        label_files: The label files among the images, which are none; known once `names` or `refs` was consumed.
+        left_out: Other files that are no images, by kind; known then, too.
+    """
 
     def __init__(self, config: FolderSourceConfig, vocabulary: Vocabulary) -> None:
-        self._images = Path(config.images).expanduser()
-        self._labels = None if config.labels is None else Path(config.labels).expanduser()
-        for folder in (self._images, self._labels):
+        self.rules = config.label_rules or LabelRules()
+        self.label_files = LabelsAmongImages()
+        self.left_out: Counter[str] = Counter()
+        self.image_folder = Path(config.images).expanduser()
+        self.label_folder = None if config.labels is None else Path(config.labels).expanduser()
+        for folder in (self.image_folder, self.label_folder):
             if folder is not None and not is_folder(folder):
                 raise ValueError(f"{folder} is not a folder; give the folder of images, or of labels, that exists")
+        self._shared = self.label_folder is not None and _overlap(self.image_folder, self.label_folder)
         self._vocabulary = vocabulary
-        self.labelled = self._labels is not None
-        self.left_out: Counter[str] = Counter()  # of the folder of images, by kind; filled by `refs`
+        self.labelled = self.label_folder is not None
+
+    def names(self) -> Iterator[str]:
+        """The paths of all images in the folder, in no order, without label files that are among them."""
+        listing = list_images(self.image_folder)
+        self.label_files, self.left_out = LabelsAmongImages(), listing.left_out
+        return photographs(listing.names, self.image_folder, self.label_folder, self.rules.label_name, self.label_files)
 
     def refs(self) -> Iterator[SampleRef]:
         """All image files.
@@ -136,24 +165,23 @@ class FolderSource:
             ValueError: The folder holds no image.
         """
         key = None
-        listing = list_images(self._images)
-        self.left_out = listing.left_out
-        for key, name in keyed(listing.names()):
+        for key, name in keyed(self.names()):
             yield SampleRef(
                 key=key,
-                digest=_listed_digest(self._images / name) or _NO_DIGEST,  # no file: `read_image` reports the reason
+                digest=_listed_digest(self.image_folder / name)
+                or _NO_DIGEST,  # no file: `read_image` reports the reason
                 uri=_to_uri(name),
                 label_digest=self._label_digest(name),
             )
         if key is None:
-            raise ValueError(no_image(self._images, self.left_out))
+            raise ValueError(no_image(self.image_folder, self.left_out))
 
     def read_image(self, ref: SampleRef) -> tuple[bytes, str]:
         """The file as it is."""
-        path = self._images / _from_uri(ref.uri)
+        path = self.image_folder / _from_uri(ref.uri)
         try:
             if not is_file(path):
-                _refuse_vanished(self._images, "images")
+                _refuse_vanished(self.image_folder, "images")
                 raise UnreadableImage("missing", f"{path} is not there, or not a file")
             data = read_regular(path)
         except UnusableFile as error:
@@ -168,14 +196,14 @@ class FolderSource:
         return data, member_extension(path.name, data)
 
     def read_label(self, ref: SampleRef, frame: ImageFrame) -> SourceLabel | None:
-        """The index PNG of the same name; 255 in 8-bit and 65535 in 16-bit files mean ignore."""
-        path = self._label_path(_from_uri(ref.uri))
-        if self._labels is None or path is None:
+        """The index PNG that the rules name; without rules 255 in 8-bit and 65535 in 16-bit files mean ignore."""
+        path = self.label_path(_from_uri(ref.uri))
+        if self.label_folder is None or path is None:
             return None
         if not is_file(path):
             if ref.label_digest is None:
                 return None
-            _refuse_vanished(self._labels, "labels")
+            _refuse_vanished(self.label_folder, "labels")
             text = f"{path} is not there, though it was planned; put it back, then resume with the same command"
             raise UnusableLabel("label_missing", text)
         data = read_regular(path)
@@ -183,26 +211,44 @@ class FolderSource:
             text = f"{path} is not the file that was planned; put it back, or start a new run for new labels"
             raise UnusableLabel("label_changed", text)
         try:
-            label, turned = fit_label(decode_label(data), frame)
-            ignore = IGNORE_16_BIT if data[24] == 16 else IGNORE_8_BIT
-            return SourceLabel(_to_vocabulary(label, ignore, self._vocabulary), turned)
+            label, turned = fit_label(decode_label(data), frame, self.rules.frame)
+            return SourceLabel(to_vocabulary(label, bit_depth(data), self.rules, self._vocabulary), turned)
         except UnusableLabel as error:
             raise UnusableLabel(error.reason, f"{path} {error.detail}") from error
         except ValueError as error:
             raise UnusableLabel("label_damaged", f"{path}: {error}") from error
 
+    def label_path(self, name: str) -> Path | None:
+        """Return the file that would be an image's label, whether it is there or not; None without labels."""
+        label = None if self.label_folder is None else self.rules.label_name(name)
+        if self.label_folder is None or label is None:
+            return None
+        path, image = self.label_folder / label, self.image_folder / name
+        # Endings in capitals are found without a setting.
+        for ending in dict.fromkeys((path.suffix, ".png", ".PNG")):
+            other = path.with_suffix(ending)
+            if is_file(other) and not self._is_one(other, image):
+                return other
+        return None if self._is_one(path, image) else path
+
+    def _is_one(self, label: Path, image: Path) -> bool:
+        """Return whether an image would be its own label, as PNGs in a folder of images and labels."""
+        return self._shared and label.name == image.name and is_file(label) and label.samefile(image)
+
     def _label_digest(self, name: str) -> str | None:
         """Return the SHA-256 of an image's label; None if it has none."""
-        path = self._label_path(name)
-        if self._labels is None or path is None:
+        path = self.label_path(name)
+        if self.label_folder is None or path is None:
             return None
         if is_file(path):
             return _listed_digest(path)
-        _refuse_vanished(self._labels, "labels")
+        _refuse_vanished(self.label_folder, "labels")
         return None
 
-    def _label_path(self, name: str) -> Path | None:
-        return None if self._labels is None else (self._labels / name).with_suffix(".png")
+
+def _overlap(one: Path, other: Path) -> bool:
+    one, other = one.resolve(), other.resolve()
+    return one == other or one in other.parents or other in one.parents
 
 
 def _refuse_vanished(folder: Path, what: str) -> None:
@@ -246,18 +292,6 @@ def _from_uri(uri: str) -> str:
     if Path(name).is_absolute() or ".." in Path(name).parts or "\0" in name:
         raise UnreadableImage("missing", f"{uri!r} does not lie in the source's folder")
     return name
-
-
-def _to_vocabulary(label: NDArray[np.int32], ignore: int, vocabulary: Vocabulary) -> NDArray[np.int32]:
-    label = np.where(label == ignore, vocabulary.ignore_index, label).astype(np.int32)
-    wrong = (label != vocabulary.ignore_index) & ((label < 0) | (label >= len(vocabulary)))
-    if wrong.any():
-        raise UnusableLabel(
-            "label_ids",
-            f"holds id {int(label[wrong][0])} in {int(wrong.sum())} pixels, which is not in the vocabulary (0 to "
-            f"{len(vocabulary) - 1}, {ignore} for ignore); is this the labels' own list of classes?",
-        )
-    return label
 
 
 def why_returned(

@@ -18,7 +18,7 @@ _OUTPUT_NAME = re.compile(
 # What the program writes at the top of a run folder; everything else there is the user's.
 OWN_NAMES: Final = (
     *("config.yaml", "vocabulary.json", "plan.json", "plan", "source_plan.json", "source_plan", "events.jsonl"),
-    *("run.lock", "run.lock.guard", "locks", "jobs", "embeddings", "rounds"),
+    *("inputs.json", "run.lock", "run.lock.guard", "locks", "jobs", "embeddings", "rounds"),
 )
 
 
@@ -60,6 +60,11 @@ class RunLayout:
     def source_plan(self) -> Path:
         """The plan of the labelled images that stage 1 and the rounds train on."""
         return self.root / "source_plan.json"
+
+    @property
+    def inputs(self) -> Path:
+        """What was found of the images and labels when the run was made; runs of earlier versions have none."""
+        return self.root / "inputs.json"
 
     @property
     def events(self) -> Path:

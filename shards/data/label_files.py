@@ -1,0 +1,183 @@
+"""Label files in a folder of images: found by name and content, so that no mask is taken for a photograph."""
+
+import re
+from collections.abc import Callable, Iterable, Iterator
+from itertools import groupby
+from operator import itemgetter
+from pathlib import Path, PurePosixPath
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from shards.data.images import decode_image
+from shards.data.labels import bit_depth, decode_label
+from shards.data.sample_keys import sorted_table
+from shards.files.untrusted import open_regular, read_regular
+
+_NAMED: Final = 3  # files of each kind that messages name
+_PALETTE, _GREY = 3, 0  # a PNG's colour types
+_COLOUR_TYPE_BYTE: Final = 25
+
+# What labelling tools append to the name of the photograph.
+_LABEL_ENDING: Final = re.compile(
+    r"[_-](?:(?:gt(?:fine|coarse)[_-])?(?:label(?:train)?|instance)ids|gt(?:fine|coarse)[_-]color"
+    r"|seg(?:mentation)?|masks?|labels?|gt|parts[_-]\d+)$",
+    re.IGNORECASE,
+)
+_IMAGE_ENDING: Final = re.compile(r"_leftimg8bit$", re.IGNORECASE)
+_MAX_IDS: Final = 64  # distinct values; photographs reduced to a palette have 200 and more
+_FLAT: Final = 0.75  # share of pixels like their right neighbour: labels 0.95 and more, grey photographs below 0.4
+
+Folder = tuple[str | None, ...]
+
+
+class LabelsAmongImages:
+    """The label files that were found among images.
+
+    Attributes:
+        count: Their number.
+        first: The first few by name, each with the photograph that it goes with; None: found by folder or pattern.
+    """
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.first: list[tuple[str, str | None]] = []
+
+    def add(self, name: str, photograph: str | None = None) -> None:
+        """Count a file."""
+        self.count += 1
+        # By name, as folders are listed in no order.
+        self.first = sorted([*self.first, (name, photograph)], key=itemgetter(0))[:_NAMED]
+
+
+def photographs(
+    listed: Callable[[], Iterable[str]],
+    images: Path,
+    labels: Path | None,
+    label_of: Callable[[str], str | None],
+    found: LabelsAmongImages,
+) -> Iterator[str]:
+    """Yield the images of a folder without the label files among them.
+
+    Left out are: what a folder of labels inside the folder of images holds; the label of another image; index PNGs
+    that share the name of a photograph in the same folder, a folder next to it, or one inside or above it ("p0.png" of
+    "p0.jpg", "labels/p0.png" of "images/p0.jpg", "x_seg.png" of "x.jpg").
+
+    Args:
+        listed: Returns the paths of all files that may be images, relative to `images`.
+        images: The folder.
+        labels: The folder of labels, if there is one.
+        label_of: Returns the path of an image's label in the folder of labels.
+        found: Collects what is left out.
+    """
+    declared = _declared_labels(listed, images, labels, label_of)
+    remaining = (name for name in listed() if not _is_declared(name, declared, found))
+    with sorted_table((_shared_name(name), name) for name in remaining) as table:
+        for _, group in groupby(table(), key=itemgetter(0)):
+            names = [name for _, name in group]
+            yield from names if len(names) == 1 else _without_masks(names, images, found)
+
+
+def _declared_labels(
+    listed: Callable[[], Iterable[str]],
+    images: Path,
+    labels: Path | None,
+    label_of: Callable[[str], str | None],
+) -> tuple[str, set[str]]:
+    """Return the folder whose files are labels ("": none), and the other files that the pattern names."""
+    if labels is None:
+        return "", set()
+    whole, inner = images.resolve(), labels.resolve()
+    if whole in inner.parents:
+        prefix = inner.relative_to(whole).as_posix() + "/"
+        if any(not name.startswith(prefix) for name in listed()):
+            return prefix, set()
+    elif inner != whole and inner not in whole.parents:
+        return "", set()
+    # Labels and images share a folder: in it, the label of one file is not itself an image.
+    wanted = set()
+    for name in listed():
+        label = label_of(name)
+        path = None if label is None else inner / label
+        if path is not None and path != whole / name and whole in path.parents:
+            relative = path.relative_to(whole)
+            wanted |= {relative.with_suffix(ending).as_posix() for ending in (relative.suffix, ".png", ".PNG")} - {name}
+    return "", wanted
+
+
+def _is_declared(name: str, declared: tuple[str, set[str]], found: LabelsAmongImages) -> bool:
+    prefix, labels = declared
+    if name in labels or (prefix and name.startswith(prefix)):
+        found.add(name)
+        return True
+    return False
+
+
+def _shared_name(name: str) -> str:
+    """Return what the names of a photograph and its label have in common, without folders."""
+    stem = PurePosixPath(name).stem
+    return _LABEL_ENDING.sub("", _IMAGE_ENDING.sub("", stem)) or stem
+
+
+def _without_masks(names: list[str], images: Path, found: LabelsAmongImages) -> Iterator[str]:
+    """Yield the photographs among files that share a name."""
+    masks = {name for name in names if _is_png(name) and _looks_like_label(images / name, name)}
+    taken: dict[Folder, str] = {}
+    for name in names:
+        if name not in masks:
+            for folder in _related(PurePosixPath(name).parts[:-1]):
+                taken.setdefault(folder, name)
+    for name in names:
+        photograph = None
+        if name in masks:
+            folders = _related(PurePosixPath(name).parts[:-1])
+            photograph = next((taken[folder] for folder in folders if folder in taken), None)
+        if photograph is None:
+            yield name
+        else:
+            found.add(name, photograph)
+
+
+def _related(folders: tuple[str, ...]) -> Iterator[Folder]:
+    """Yield the patterns by which folders next to each other, inside or above each other are recognised."""
+    # Two folders belong together if one pattern is common to both: the folder itself, one with a part left open.
+    yield folders
+    for index in range(len(folders)):
+        yield (*folders[:index], None, *folders[index + 1 :])
+    yield (*folders, None)
+
+
+def _is_png(name: str) -> bool:
+    return name.lower().endswith(".png")
+
+
+def _looks_like_label(path: Path, name: str) -> bool:
+    """Return whether a PNG file holds ids, or colours in areas under a label's name; False if it cannot be read."""
+    try:
+        with open_regular(path) as file:
+            head = file.read(_COLOUR_TYPE_BYTE + 1)
+        kind = head[_COLOUR_TYPE_BYTE] if len(head) > _COLOUR_TYPE_BYTE else None
+        if kind in (_PALETTE, _GREY):
+            data = read_regular(path)
+            return holds_ids(decode_label(data), bit_depth(data), in_palette=kind == _PALETTE)
+        if kind is None or not _LABEL_ENDING.search(PurePosixPath(name).stem):
+            return False
+        return _is_flat(decode_image(read_regular(path)).image.astype(np.int32) @ np.array([1 << 16, 1 << 8, 1]))
+    except (OSError, ValueError):
+        return False
+
+
+def holds_ids(values: NDArray[np.int32], bits: int, *, in_palette: bool) -> bool:
+    """Return whether pixels are class ids and not shades: few values, in areas.
+
+    Args:
+        values: (H, W).
+        bits: The file's bits per pixel.
+        in_palette: Whether they are indices into a palette.
+    """
+    return bits == 1 or (in_palette and np.unique(values).size <= _MAX_IDS) or _is_flat(values)
+
+
+def _is_flat(values: NDArray[np.int_] | NDArray[np.int32]) -> bool:
+    return values.shape[1] < 2 or float((values[:, 1:] == values[:, :-1]).mean()) >= _FLAT

@@ -1,0 +1,131 @@
+"""Labels in a folder of images are no images, and photographs are, whatever they are called."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from shards.data.label_rules import LabelRules
+from shards.data.sources import FolderSource, FolderSourceConfig
+from shards.data.vocabulary import Vocabulary
+
+CLASSES = Vocabulary.from_names(["a", "b", "c"])
+RNG = np.random.default_rng(0)
+
+
+def photo(path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(RNG.integers(0, 256, (32, 48, 3), dtype=np.uint8)).save(path)
+
+
+def mask(path: Path, kind: str = "grey") -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    ids = np.zeros((32, 48), np.uint8)
+    ids[8:20, 10:30] = 2
+    image = Image.fromarray(ids)
+    if kind == "palette":
+        image.putpalette([0, 0, 0, 255, 0, 0, 0, 255, 0])
+    if kind == "colours":
+        image = Image.fromarray(np.repeat(ids[:, :, None] * 100, 3, axis=2))
+    image.save(path)
+
+
+def images(folder: Path, labels: Path | None = None, pattern: str = "{stem}.png") -> tuple[list[str], list[str]]:
+    """Return the images of a folder, and the first label files among them."""
+    config = FolderSourceConfig(
+        images=str(folder), labels=labels and str(labels), label_rules=LabelRules(pattern=pattern)
+    )
+    source = FolderSource(config, CLASSES)
+    names = sorted(source.names())
+    return names, [name for name, _ in source.label_files.first]
+
+
+@pytest.mark.parametrize("kind", ["grey", "palette"])
+@pytest.mark.parametrize(
+    ("image", "label"),
+    [
+        ("p.jpg", "p.png"),
+        ("p.jpg", "p_mask.png"),
+        ("p.jpg", "p_seg.png"),
+        ("images/p.jpg", "labels/p.png"),
+        ("images/p.png", "labels/p.png"),
+        ("images/train/p.jpg", "labels/train/p_gtFine_labelIds.png"),
+        ("left/p_leftImg8bit.png", "gt/p_gtFine_labelTrainIds.png"),
+        ("p.jpg", "masks/p.png"),
+        ("images/p.jpg", "p.png"),
+    ],
+)
+def test_without_labels_option_id_pngs_that_share_the_name_of_a_photograph_are_left_out(
+    tmp_path: Path, image: str, label: str, kind: str
+) -> None:
+    photo(tmp_path / image)
+    mask(tmp_path / label, kind)
+    assert images(tmp_path) == ([image], [label])
+
+
+def test_colour_labels_are_left_out_under_a_labels_name_only(tmp_path: Path) -> None:
+    photo(tmp_path / "p.jpg")
+    mask(tmp_path / "p_seg.png", "colours")
+    mask(tmp_path / "p.png", "colours")
+    assert images(tmp_path) == (["p.jpg", "p.png"], ["p_seg.png"])
+
+
+def test_photographs_stay_images_whatever_they_are_called(tmp_path: Path) -> None:
+    names = ["a.jpg", "a.png", "a_mask.png", "b/0001.jpg", "c/0001.png", "nurse_mask.jpg", "nurse.jpg"]
+    for name in names:
+        photo(tmp_path / name)
+    grey = Image.fromarray(RNG.integers(0, 256, (32, 48), dtype=np.uint8))
+    grey.save(tmp_path / "nurse.png")
+    assert images(tmp_path) == (sorted([*names, "nurse.png"]), [])
+
+
+def test_a_folder_of_id_pngs_alone_stays_a_folder_of_images(tmp_path: Path) -> None:
+    for name in ("a.png", "b_mask.png"):
+        mask(tmp_path / name)
+    assert images(tmp_path) == (["a.png", "b_mask.png"], [])
+
+
+def test_the_same_folder_for_images_and_labels_holds_each_of_them_once(tmp_path: Path) -> None:
+    photo(tmp_path / "p.jpg")
+    mask(tmp_path / "p.png")
+    photo(tmp_path / "q.png")
+    assert images(tmp_path, tmp_path) == (["p.jpg", "q.png"], ["p.png"])
+    source = FolderSource(FolderSourceConfig(images=str(tmp_path), labels=str(tmp_path)), CLASSES)
+    labelled = {ref.uri: ref.label_digest is not None for ref in source.refs()}
+    assert labelled == {"p.jpg": True, "q.png": False}  # no photograph is its own label
+
+
+def test_the_pattern_tells_labels_from_images_in_one_folder(tmp_path: Path) -> None:
+    for name in ("p", "q"):
+        photo(tmp_path / f"{name}.png")
+        photo(tmp_path / f"{name}-x.png")  # even where the content says nothing
+    assert images(tmp_path, tmp_path, "{stem}-x.png") == (["p.png", "q.png"], ["p-x.png", "q-x.png"])
+
+
+@pytest.mark.parametrize("side", ["preview.jpg", "Thumbs.png"])
+def test_all_that_is_in_a_folder_of_labels_inside_the_images_is_left_out(tmp_path: Path, side: str) -> None:
+    photo(tmp_path / "p.jpg")
+    mask(tmp_path / "masks" / "p.png")
+    photo(tmp_path / "masks" / side)
+    assert images(tmp_path, tmp_path / "masks") == (["p.jpg"], sorted([f"masks/{side}", "masks/p.png"]))
+
+
+def test_labels_above_the_images_are_left_out_by_the_pattern(tmp_path: Path) -> None:
+    photo(tmp_path / "images" / "p.jpg")
+    photo(tmp_path / "images" / "p-x.png")
+    assert images(tmp_path / "images", tmp_path, "images/{stem}-x.png") == (["p.jpg"], ["p-x.png"])
+
+
+def test_side_files_that_are_no_pngs_are_no_labels(tmp_path: Path) -> None:
+    photo(tmp_path / "p.jpg")
+    (tmp_path / "p.png").write_bytes(b"")
+    (tmp_path / "p.json").write_text("{}")
+    assert images(tmp_path) == (["p.jpg", "p.png"], [])  # the empty file is named by the stage that reads it
+
+
+def test_labels_with_endings_in_capitals_are_found_without_a_setting(tmp_path: Path) -> None:
+    photo(tmp_path / "images" / "p.JPG")
+    mask(tmp_path / "labels" / "p.PNG")
+    config = FolderSourceConfig(images=str(tmp_path / "images"), labels=str(tmp_path / "labels"))
+    assert [ref.label_digest is not None for ref in FolderSource(config, CLASSES).refs()] == [True]
