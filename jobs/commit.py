@@ -57,7 +57,7 @@ def why_stale(task: ShardTask, *, verify: bool = False, read: ReadRecord = read_
         read: Reads a record, see `input_digests`.
 
     Returns:
-        A reason of `shards.formats.records.why_stale`, that an input is not done, or that missing images are back.
+        A reason of `shards.formats.records.why_stale`, that an input is not done, or that missing files are back.
     """
     # Not hashed by default: whoever reads an output hashes it first (`prepare`), and a plan with 40 000 outputs would
     # otherwise read all of them to find that nothing is to do.
@@ -84,7 +84,7 @@ def why_record_stale(
         )
     if reason is not None or task.source is None:
         return reason
-    return why_returned(read(task.record).drops, task.samples, task.source)
+    return why_returned(read(task.record).drops, task.samples if task.samples else task.measured, task.source)
 
 
 def why_foreign(task: ShardTask, read: ReadRecord = read_record) -> str | None:

@@ -80,6 +80,8 @@ class ShardTask(BaseModel):
         fingerprint: What changes the result: settings, weights, vocabulary, code version.
         source: Where the images of the samples are, for a stage that reads them; it is searched for images that were
             missing and may be back. Changes no result.
+        measured: Samples whose labels only measure, for a stage whose fingerprint has them: no input, as it takes no
+            image from them. Like `samples` they are searched for files that were missing.
         by_record: Whether only the records of the inputs are read, so that their bytes are neither fetched nor hashed.
     """
 
@@ -93,6 +95,7 @@ class ShardTask(BaseModel):
     inputs: dict[str, Path] = {}
     fingerprint: dict[str, Json] = {}
     source: SourceConfig | None = None
+    measured: Samples = Samples()
     by_record: bool = False
 
     @property
@@ -169,6 +172,7 @@ class StagePlan:
         elsewhere: The job that does this stage, whose shards are only awaited here; None: they are done here.
         where: See `Stage`.
         load: Loads what the stage needs; a group gets it instead of a worker.
+        before_group: Whether a training follows, which is planned only when this is done.
     """
 
     name: str
@@ -179,3 +183,4 @@ class StagePlan:
     elsewhere: OtherJob | None = None
     where: Where = "workers"
     load: Callable[[], Any] | None = None
+    before_group: bool = False

@@ -13,8 +13,10 @@ from jobs.artifacts.embeddings import EmbeddingStore
 from jobs.artifacts.scores import stored_scores
 from models.refinement.calibration import calibration_table
 from models.refinement.gate import GateConfig, gate_confidence
+from shards.data.label_reader import LabelReader
 from shards.data.sources import SampleRef, Source
 from shards.data.vocabulary import Vocabulary
+from shards.formats.records import Drop
 
 
 @dataclass(frozen=True)
@@ -30,6 +32,7 @@ class GatePairs:
         right: (N,) int64, those of them whose true class is this one.
         image_pixels: Pixels of each image.
         labelled_images: Images with a label.
+        drops: The unusable labels; their images count as images without.
     """
 
     image: NDArray[np.int64]
@@ -40,6 +43,7 @@ class GatePairs:
     right: NDArray[np.int64]
     image_pixels: NDArray[np.int64]
     labelled_images: int
+    drops: tuple[Drop, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -82,7 +86,7 @@ def gather_pairs(
         measures: S gates; only their statistic, region and calibration are used.
 
     Raises:
-        ValueError: Scores cannot be right, or a label and its image differ in size.
+        ValueError: Scores cannot be right.
     """
     import torch
 
@@ -96,6 +100,8 @@ def gather_pairs(
     confidences: list[NDArray[np.float32]] = []
     sizes: list[int] = []
     labelled_images = 0
+    drops: list[Drop] = []
+    read_label = None if source is None else LabelReader(source, drops)
     for teacher, embedding in shards:
         store = EmbeddingStore.open(embedding)
         for image in stored_scores(teacher):
@@ -106,10 +112,9 @@ def gather_pairs(
             original_hw = store.sizes_hw[store.rows[image.key]]
             ids, scores = (torch.from_numpy(values) for values in (image.ids.astype(np.int64), image.scores))
             label_HW = teacher_label(ids, scores.float(), original_hw).numpy()
-            truth = None if source is None else source.read_label(refs[image.key], store.frame(image.key))
-            truth_HW = None if truth is None else truth.ids
+            truth_HW = None if read_label is None else read_label(refs[image.key], store.frame(image.key))
             seen = np.unique(image.ids[0][image.scores[0] > 0]).astype(np.int64)
-            counts = _counts(label_HW, truth_HW, image.key, vocabulary)
+            counts = _counts(label_HW, truth_HW, vocabulary)
             columns.append(np.stack([np.full(len(seen), len(sizes)), seen, *(count[seen] for count in counts)]))
             confidences.append(np.stack(found)[:, seen])
             sizes.append(label_HW.size)
@@ -117,19 +122,18 @@ def gather_pairs(
     whole = np.concatenate([np.zeros((5, 0), np.int64), *columns], axis=1)
     confidence = np.concatenate([np.zeros((len(measures), 0), np.float32), *confidences], axis=1)
     image_N, class_N, pixels_N, labelled_N, right_N = whole
+    image_pixels = np.array(sizes, np.int64)
     return GatePairs(
-        image_N, class_N, confidence, pixels_N, labelled_N, right_N, np.array(sizes, np.int64), labelled_images
+        image_N, class_N, confidence, pixels_N, labelled_N, right_N, image_pixels, labelled_images, tuple(drops)
     )
 
 
 def _counts(
-    label_HW: NDArray[np.int64], truth_HW: NDArray[np.int32] | None, key: str, vocabulary: Vocabulary
+    label_HW: NDArray[np.int64], truth_HW: NDArray[np.int32] | None, vocabulary: Vocabulary
 ) -> list[NDArray[np.int64]]:
     """Return for each class its pixels, those whose true class is known, and those that are right."""
     if truth_HW is None:
         truth_HW = np.full(label_HW.shape, vocabulary.ignore_index, dtype=np.int32)
-    if truth_HW.shape != label_HW.shape:
-        raise ValueError(f"the label of {key} is {truth_HW.shape}, its image {label_HW.shape}; give one of its size")
     there_HW = label_HW >= 0  # a cell whose highest score is 0 has no class
     known_HW = there_HW & (truth_HW != vocabulary.ignore_index)
     chosen = (label_HW[there_HW], label_HW[known_HW], label_HW[known_HW & (truth_HW == label_HW)])

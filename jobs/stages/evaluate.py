@@ -25,7 +25,7 @@ from jobs.stages.start import has_baseline
 from jobs.stages.teacher import Probabilities, probabilities_of
 from models.evaluation.metrics import confusion, scores
 from models.presets import load_preset
-from shards.data.labels import UnusableLabel
+from shards.data.label_reader import LabelReader
 from shards.data.plan import make_plan
 from shards.data.samples import Samples
 from shards.data.sources import SampleRef, ScenesSourceConfig, Source, SourceConfig, open_source
@@ -205,7 +205,7 @@ def work(evaluation: Evaluation, task: ShardTask) -> Done:
     """Score a model on the task's samples and write the result as JSON.
 
     Logits are resized to each image's size (bilinear); the highest one is the prediction, as in `predict`. Images that
-    are unreadable, or have no label or one of another size, are dropped and named in the record.
+    are unreadable, or have no label or an unusable one, are dropped and named in the record.
 
     Args:
         evaluation: The model and its images.
@@ -238,7 +238,7 @@ def work(evaluation: Evaluation, task: ShardTask) -> Done:
     result = {**facts, **named_scores(matrix_KK, vocabulary), "dropped": len(drops)}
     write_bytes_atomic(task.output, (json.dumps(result, indent=1, ensure_ascii=False) + "\n").encode())
     stats = {name: float(value) for name, value in result.items() if isinstance(value, int | float)}
-    return Done(images, stats, drops)
+    return Done(images, stats | labelled.read_label.stats, drops)
 
 
 class _Labelled:
@@ -248,22 +248,17 @@ class _Labelled:
 
     def __init__(self, samples: Iterable[SampleRef], source: Source, drops: list[Drop]) -> None:
         self.labels: dict[str, NDArray[np.int32]] = {}
+        self.read_label = LabelReader(source, drops, without=NO_LABEL)
         self._samples = samples
         self._source = source
         self._drops = drops
 
     def __iter__(self) -> Iterator[tuple[str, NDArray[np.uint8]]]:
         for loaded in load_images(self._samples, self._source, self._drops):
-            try:
-                label = self._source.read_label(loaded.ref, loaded.frame)
-            except UnusableLabel as error:
-                self._drops.append(Drop(key=loaded.ref.key, reason=error.reason, detail=error.detail))
-                continue
-            if label is None:
-                self._drops.append(Drop(key=loaded.ref.key, reason=NO_LABEL, detail=loaded.ref.uri))
-                continue
-            self.labels[loaded.ref.key] = label.ids
-            yield loaded.ref.key, loaded.image
+            label = self.read_label(loaded.ref, loaded.frame)
+            if label is not None:
+                self.labels[loaded.ref.key] = label
+                yield loaded.ref.key, loaded.image
 
 
 def named_scores(matrix_KK: NDArray[np.int64], vocabulary: Vocabulary) -> dict[str, Any]:

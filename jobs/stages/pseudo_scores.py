@@ -16,12 +16,14 @@ from jobs.artifacts.labels import LABEL_MAPS, read_refined
 from jobs.run import WHOLE_ROUND, Run, RunRef, has_target_labels, label_fingerprint
 from jobs.stage import Done, ShardTask, Stage
 from models.evaluation.metrics import confusion
+from shards.data.label_reader import LabelReader
 from shards.data.plan import Plan
+from shards.data.samples import Samples
 from shards.data.sources import SampleRef, Source
 from shards.data.vocabulary import Vocabulary
 from shards.files.atomic import write_bytes_atomic
 from shards.formats.layout import record_path
-from shards.formats.records import Json, Record, fingerprint_digest, read_record
+from shards.formats.records import Drop, Json, Record, fingerprint_digest, read_record
 
 VERSION: Final = 3  # goes up when the same labels give other scores
 
@@ -45,6 +47,7 @@ def tasks(run: Run, round: int) -> list[ShardTask]:
     """Plan one task for the whole round."""
     if round == 0:
         return []
+    labelled = has_target_labels(run)
     return [
         ShardTask(
             stage="refine-scores",
@@ -52,7 +55,9 @@ def tasks(run: Run, round: int) -> list[ShardTask]:
             shard=WHOLE_ROUND,
             output=run.layout.pseudo_scores(round),
             inputs={f"refine/{shard.name}": run.layout.refine(round, shard.name) for shard in run.plan.shards},
-            by_record=not has_target_labels(run),
+            source=run.data.target if labelled else None,
+            measured=run.plan.samples if labelled else Samples(),
+            by_record=not labelled,
         )
     ]
 
@@ -77,24 +82,26 @@ def work(labels: TargetLabels, task: ShardTask) -> Done:
 
     Scores and shares are in per cent. Without labels the scores are None and the shares are summed from records.
     """
-    stores = list(task.inputs.values())
+    stores, drops, stats = list(task.inputs.values()), list[Drop](), dict[str, float]()
     if labels.source is None or labels.plan is None:
         found = _shares([read_record(record_path(store)) for store in stores])
     else:
-        found = pseudo_label_scores(stores, labels.plan.samples, labels.source, labels.vocabulary)
+        read_label = LabelReader(labels.source, drops)
+        found = pseudo_label_scores(stores, labels.plan.samples, read_label, labels.vocabulary)
+        stats = read_label.stats
     write_bytes_atomic(task.output, (json.dumps(found, indent=1) + "\n").encode())
-    return Done(int(found["images"]), arrived=0)
+    return Done(int(found["images"]), stats, drops, arrived=0)
 
 
 def pseudo_label_scores(
-    stores: Iterable[Path], samples: Iterable[SampleRef], source: Source, vocabulary: Vocabulary
+    stores: Iterable[Path], samples: Iterable[SampleRef], read_label: LabelReader, vocabulary: Vocabulary
 ) -> dict[str, Any]:
     """Score the pseudo-labels of refine stores against the source's own labels.
 
     Args:
         stores: The refine stages' outputs.
         samples: The images' samples, perhaps among others.
-        source: The labels, if there are any.
+        read_label: Reads the labels; an image with an unusable one counts as one without.
         vocabulary: The classes.
 
     Returns:
@@ -105,7 +112,7 @@ def pseudo_label_scores(
         refined label; `coverage_before`: with one that passed the gate. And the counts `images`, `labelled_images`.
 
     Raises:
-        ValueError: A store is damaged, or a label and its image differ in size.
+        ValueError: A store is damaged.
     """
     refs = {ref.key: ref for ref in samples}
     classes = len(vocabulary)
@@ -120,10 +127,10 @@ def pseudo_label_scores(
             pixels["all"] += maps["label"].size
             for name in ("label", "gated"):
                 pixels[name] += int((maps[name] != classes).sum())
-            truth = source.read_label(refs[key], store.frame(row))
+            truth = read_label(refs[key], store.frame(row))
             if truth is not None:
                 labelled_images += 1
-                _add(totals, truth.ids, maps, vocabulary)
+                _add(totals, truth, maps, vocabulary)
     found = {name: _miou(matrix) for name, matrix in totals.items()}
     shares = {"coverage": _percent(pixels["label"], pixels["all"])}
     shares["coverage_before"] = _percent(pixels["gated"], pixels["all"])

@@ -22,6 +22,7 @@ from models.refinement.calibration import Calibration, calibration_table
 from models.refinement.gate import ABSENT, ClassGate, GateConfig
 from models.refinement.settings import RefinementConfig
 from models.refinement.types import RefinedLabel, RefineInput, label_as_input
+from shards.data.label_reader import LabelReader
 from shards.data.sources import Source
 from shards.data.vocabulary import Vocabulary
 from shards.files.untrusted import read_json_file
@@ -166,16 +167,14 @@ def work(refiner: Refiner, task: ShardTask) -> Done:
 
 
 def work_on_masks(refiner: Refiner, task: ShardTask) -> Done:
-    """Refine the masks of a shard's images; an image without a mask is dropped as "no_mask".
-
-    Raises:
-        ValueError: A mask is damaged, has an id of no class, or another size than its image; the message names it.
-    """
+    """Refine the masks of a shard's images; one without a mask ("no_mask") or with an unusable one is dropped."""
+    assert refiner.masks is not None
     store = EmbeddingStore.open(task.inputs["embedding"])
     drops: list[Drop] = []
+    read_mask = LabelReader(refiner.masks, drops, without=NO_MASK)
     gate = ClassGate(GateConfig(), len(refiner.vocabulary))
-    done = _refine(refiner, task, _masked_images(refiner, task, store, drops), gate, store, NO_TEACHER)
-    return replace(done, drops=drops, arrived=len(store.rows))
+    done = _refine(refiner, task, _masked_images(refiner, task, store, read_mask), gate, store, NO_TEACHER)
+    return replace(done, stats={**done.stats, **read_mask.stats}, drops=drops, arrived=len(store.rows))
 
 
 def _refine(
@@ -231,19 +230,17 @@ def _scored_images(
 
 
 def _masked_images(
-    refiner: Refiner, task: ShardTask, store: EmbeddingStore, drops: list[Drop]
+    refiner: Refiner, task: ShardTask, store: EmbeddingStore, read_mask: LabelReader
 ) -> Iterator[tuple[str, RefineInput]]:
-    assert refiner.masks is not None
     for ref in task.samples:
         if ref.key not in store.rows:  # embed dropped it, and its record says why
             continue
-        label = refiner.masks.read_label(ref, store.frame(ref.key))
+        label = read_mask(ref, store.frame(ref.key))
         if label is None:
-            drops.append(Drop(key=ref.key, reason=NO_MASK, detail=f"{ref.uri} has no index PNG of its name"))
             continue
         row = store.rows[ref.key]
         ignore = refiner.vocabulary.ignore_index
-        yield ref.key, label_as_input(label.ids, store.embedding(row), store.valid_hw(row), ignore_index=ignore)
+        yield ref.key, label_as_input(label, store.embedding(row), store.valid_hw(row), ignore_index=ignore)
 
 
 def refine_stats(refined: Sequence[RefinedLabel], vocabulary: Vocabulary) -> dict[str, float]:

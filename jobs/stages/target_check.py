@@ -24,6 +24,7 @@ from jobs.stages.teacher import Probabilities, top_scores
 from models.refinement.gate import ClassGate, GateConfig
 from models.refinement.settings import RefinementConfig
 from models.refinement.types import RefineInput
+from shards.data.label_reader import LabelReader
 from shards.data.samples import Samples
 from shards.data.sources import Source
 from shards.data.vocabulary import IGNORE_16_BIT, Vocabulary
@@ -156,6 +157,7 @@ def work(check: TargetCheck, task: ShardTask) -> Done:
         EmptyShard: Not one of the samples can be read.
     """
     drops: list[Drop] = []
+    read_label = LabelReader(check.source, drops)
     found = Findings(check.vocabulary)
     gate = refine.load_gate(check.gate, check.vocabulary, task.inputs.get("thresholds"))
     refs = {ref.key: ref for ref in task.samples}
@@ -168,13 +170,13 @@ def work(check: TargetCheck, task: ShardTask) -> Done:
         images = load_images([refs[key] for key in store.keys], check.source, drops)
         for batch in in_batches(images, check.batch_size):
             for loaded, views in zip(batch, _views(batch, check, embeddings, gate), strict=True):
-                truth = check.source.read_label(loaded.ref, loaded.frame)
-                found.add(loaded.ref.key, views, store, earlier, None if truth is None else truth.ids)
+                truth = read_label(loaded.ref, loaded.frame)  # with an unusable label, it is an unlabelled image
+                found.add(loaded.ref.key, views, store, earlier, truth)
     if not found.images:
         raise EmptyShard(f"none of the {len(refs)} sampled target images can be read; raise evaluate.target_images")
     text = json.dumps(found.result(), indent=1, ensure_ascii=False) + "\n"
     write_bytes_atomic(task.output, text.encode())
-    return Done(found.images, drops=drops)
+    return Done(found.images, read_label.stats, drops)
 
 
 def _views(

@@ -6,7 +6,7 @@ from typing import Final
 from jobs.inference.model import ModelConfig, ModelSettings, model_of, stseg_fingerprint, weights_checksum
 from jobs.run import WHOLE_ROUND, Run, RunRef, best_weights, label_fingerprint, student_weights
 from jobs.stage import ShardTask, Stage
-from jobs.stages import embed
+from jobs.stages import embed, source_labels
 from jobs.training.config import TrainConfig, TrainJob
 from shards.data.samples import Samples
 from shards.formats.records import Json
@@ -22,6 +22,7 @@ def tasks(run: Run, round: int) -> list[ShardTask]:
     inputs |= {f"pseudo/{shard.name}": run.layout.pseudo(round, shard.name) for shard in run.plan.shards}
     if model_of(run).dea:
         inputs |= {f"embedding/{task.output.stem}": task.output for task in embed.tasks(run, 0)}
+    inputs |= source_labels.faulty(run)
     rehearsed = run.source_plan if run.section(TrainConfig).source_per_step else None
     return [
         ShardTask(
@@ -69,14 +70,14 @@ def stage1_tasks(run: Run, round: int) -> list[ShardTask]:
     """Plan the training of stage 1 on the labelled source."""
     if round > 0 or run.source_plan is None:
         return []
-    embedded = embed.source_tasks(run, 0)
+    inputs = {f"embedding/{task.output.stem}": task.output for task in embed.source_tasks(run, 0)}
     return [
         ShardTask(
             stage="pretrain",
             shard=WHOLE_ROUND,
             samples=run.source_plan.samples,
             output=student_weights(run, 0),
-            inputs={f"embedding/{task.output.stem}": task.output for task in embedded},
+            inputs=inputs | source_labels.faulty(run),
         )
     ]
 

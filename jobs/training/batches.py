@@ -25,6 +25,8 @@ from jobs.training.samples import (
 from models.presets import load_preset
 from shards.data.sources import open_source
 from shards.data.vocabulary import Vocabulary
+from shards.formats.layout import record_path
+from shards.formats.records import read_drops
 
 _CACHE_BYTES = 1 << 30  # of decoded samples, for each of target and source
 
@@ -90,7 +92,14 @@ def open_batches(task: ShardTask, job: TrainJob, vocabulary: Vocabulary, device:
     if config.source_per_step:
         if job.source is None:
             raise ValueError("train.source_per_step > 0 needs a labelled source (data.source); set it to 0 without one")
-        source = LabelledDataset(open_source(job.source, vocabulary), tuple(task.samples), embeddings, size)
+        unusable = {
+            drop.key
+            for role, path in task.inputs.items()
+            if role.startswith("labels/")
+            for drop in read_drops(record_path(path))
+        }
+        refs = [ref for ref in task.samples if ref.key not in unusable]
+        source = LabelledDataset(open_source(job.source, vocabulary), refs, embeddings, size)
     for name, data in (("target_per_step", target), ("source_per_step", source)):
         if data is not None and len(data) == 0:
             raise ValueError(f"train.{name} > 0, but there is not one such image")

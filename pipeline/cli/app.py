@@ -296,10 +296,13 @@ def _print_status(found: "RunStatus", jobs: list[dict[str, Any]]) -> None:
         print_table(["round", *SCORES, "promotion", "alarms"], rows)
     for number, scores in found.rounds.items():
         for gone in scores["left_out"] or ():
-            of = f"{gone['images']} of {gone['total']} {gone['dataset']} images of {gone['folder']}"
+            what = gone.get("what", "images")  # reports of earlier versions are about images alone
+            of = f"{gone['images']} of {gone['total']} {gone['dataset']} {what} of {gone['folder']}"
             typer.echo(f"\nleft out of round {number}: {of} ({gone['reasons']})")
     for one in found.quarantined:
         typer.echo(f"\nquarantined: {one.stage} {one.shard} of round {one.round}: {one.cause}")
+    for line in found.replaced:
+        typer.echo(printable(f"\n{line}; the next round takes it up"))
     if found.retry:
         typer.echo(f"once the cause is fixed, try again: {found.retry}")
     if jobs:

@@ -16,6 +16,7 @@ from pipeline.cli.options import (
     RunOption,
     local_path,
     print_json,
+    print_quarantined,
     print_table,
 )
 
@@ -113,6 +114,7 @@ def calibrate(
             f"\nexpected calibration error on {result['images']} images: {_shown(result['before'])} % before, "
             f"{_shown(result['after'])} % after; {_shown(result['held_out'])} % on images held out of the fit"
         )
+        print_quarantined(result["quarantined"])
         few = [f"{name} ({cells})" for name, cells in result["left"].items()]
         if few:
             typer.echo(f"too few cells, left uncalibrated: {', '.join(few)}")
@@ -140,6 +142,7 @@ def _print_preview(preview: Mapping[str, Any], *, as_json: bool) -> None:
         f"{measured if preview['labelled_images'] else ''}; {preview['classes_kept']} of {preview['classes']} classes "
         f"of images; {preview['images_kept']} of {preview['images']} images"
     )
+    print_quarantined(preview["quarantined"])
 
 
 def _print_replay(result: Mapping[str, Any]) -> None:
@@ -152,6 +155,7 @@ def _print_replay(result: Mapping[str, Any]) -> None:
     shown = [name for name in names if any(row.get(name) is not None for row in rows)]
     print_table(["pseudo-labels", *shown], rows)
     typer.echo(f"\nchanged: {'; '.join(result['changed'])}")
+    print_quarantined(result["quarantined"])
     typer.echo(f"{result['samples']} images in {result['folder']}")
     typer.echo(f"to train on these settings: {result['next']}")
     typer.echo("(refine of every round is done again, and all stages after it; the teacher of round 1 is not)")

@@ -18,6 +18,7 @@ from pipeline.cli.options import (
     SetOption,
     local_path,
     print_json,
+    print_quarantined,
     print_table,
     run_location,
 )
@@ -61,6 +62,7 @@ def evaluate(
       stseg-pipeline evaluate --run my-run --round 3 --split validation
     """
     from pipeline.commands.choose_model import evaluate_round
+    from pipeline.report.left_out import turned_lines
 
     with exit_codes():
         result = evaluate_round(run, number, split)
@@ -69,6 +71,9 @@ def evaluate(
         else:
             typer.echo(f"round {number}, {result['split']} split, {result['images']} images, seed {result['seed']}")
             print_table(["miou", "miou_seen", "miou_unseen", "hiou", "pixel_accuracy"], [result])
+            print_quarantined(result["quarantined"])
+            for line in turned_lines({split: result["turned_labels"]} if result["turned_labels"] else {}):
+                typer.echo(line)
 
 
 def pretrain(

@@ -132,6 +132,12 @@ def print_table(head: Sequence[str], rows: Sequence[Mapping[str, object]]) -> No
         typer.echo("  ".join(padded).rstrip())
 
 
+def print_quarantined(drops: Sequence[Mapping[str, str]]) -> None:
+    """Print a line for each image or label that was left out."""
+    for drop in drops:
+        typer.echo(printable(f"quarantined: {drop['key']}: {drop['reason']} ({drop['detail']})"))
+
+
 def _cell(value: object) -> str:
     if value is None:
         return "-"

@@ -20,7 +20,9 @@ from models.refinement.calibration import (
 )
 from pipeline.commands.replay import refuse_without_scores
 from pipeline.run.run import OpenRun, read_run
+from shards.data.label_reader import LabelReader
 from shards.data.sources import SampleRef, ScenesSourceConfig, open_source
+from shards.formats.records import Drop
 from shards.storage.store import as_shown
 
 MIN_CELLS: Final = 200  # fewer cells, often those of a single object, say too little about a class
@@ -39,7 +41,7 @@ def calibrate_round(root: Path, number: int, out: Path, images: int) -> dict[str
         `images` and `cells` used; `fitted`, the number of classes; `left`, the classes with too few cells, which keep
         their probabilities, with their numbers of cells; the expected calibration error in per cent, `before`, `after`
         (on the images of the fit) and `held_out` (fitted on half of them and measured on the other half, both ways;
-        None for one image); and `per_class`.
+        None for one image); `per_class`; and `quarantined`, the drawn images whose label is unusable.
 
     Raises:
         DataFault: There is no run, or no scores.
@@ -47,7 +49,8 @@ def calibrate_round(root: Path, number: int, out: Path, images: int) -> dict[str
     """
     run = read_run(root)
     refuse_without_scores(run, number)
-    cells = _cells(run, number, _draw(run, images))
+    drops: list[Drop] = []
+    cells = _cells(run, number, _draw(run, images), drops)
     names = run.vocabulary.names
     calibration = fit_calibration(cells, names, min_cells=MIN_CELLS)
     calibration.save(out)
@@ -64,6 +67,7 @@ def calibrate_round(root: Path, number: int, out: Path, images: int) -> dict[str
         "after": _percent(calibration_error(_calibrated(cells, calibration, names), cells.right)),
         "held_out": _percent(_held_out(cells, names)),
         "per_class": _rows(cells, calibration, names),
+        "quarantined": [drop.model_dump() for drop in drops],
     }
 
 
@@ -82,8 +86,9 @@ def _draw(run: OpenRun, images: int) -> dict[str, SampleRef]:
     return {ref.key: ref for ref in islice(labelled, images)}
 
 
-def _cells(run: OpenRun, number: int, drawn: dict[str, SampleRef]) -> LabelledCells:
-    source, ignored = open_source(run.data.target, run.vocabulary), run.vocabulary.ignore_index
+def _cells(run: OpenRun, number: int, drawn: dict[str, SampleRef], drops: list[Drop]) -> LabelledCells:
+    read_label = LabelReader(open_source(run.data.target, run.vocabulary), drops)
+    ignored = run.vocabulary.ignore_index
     parts: list[LabelledCells] = []
     for shard in run.plan.shards:
         if drawn.keys().isdisjoint(ref.key for ref in shard.samples):
@@ -93,12 +98,13 @@ def _cells(run: OpenRun, number: int, drawn: dict[str, SampleRef]) -> LabelledCe
             store = EmbeddingStore.open(embedding)
             for image in stored_scores(teacher):
                 if image.key in drawn:
-                    label = source.read_label(drawn[image.key], store.frame(image.key))
+                    label = read_label(drawn[image.key], store.frame(image.key))
                     if label is not None:
-                        parts.append(labelled_cells(image.ids, image.scores, label.ids, ignored, len(parts)))
+                        parts.append(labelled_cells(image.ids, image.scores, label, ignored, len(parts)))
     cells = joined(parts)
     if not len(cells.score):
-        raise ValueError("no image with scores has a labelled pixel; are the labels those of these images?")
+        first = f" (unusable: {drops[0].detail})" if drops else ""
+        raise ValueError(f"no image with scores has a labelled pixel; are the labels those of these images?{first}")
     return cells
 
 

@@ -17,11 +17,11 @@ from jobs.stages.start import start_weights
 from jobs.stages.teacher import Probabilities
 from pipeline.config import RunConfig, resolve_config
 from pipeline.errors import DataFault
+from pipeline.report.left_out import check_quarantine, left_out, summary_of
 from pipeline.run.lock import holding
 from pipeline.run.run import OpenRun, read_run
-from pipeline.run.status import begun_rounds
 from pipeline.settings import read_settings
-from pipeline.tasks.recipe import plans_of
+from pipeline.tasks.recipe import begun_rounds, plans_of
 from shards.data.class_lists import load_class_names
 from shards.data.vocabulary import Vocabulary
 from shards.formats.records import read_json
@@ -34,10 +34,10 @@ def evaluate_round(root: Path, number: int, split: str) -> dict[str, Any]:
     """Measure the model of a round on a labelled split; a valid result is read, not made again.
 
     Returns:
-        The scores in per cent, and split, images and seed.
+        The scores in per cent, split, images and seed, and what `summary_of` says was left out.
 
     Raises:
-        DataFault: There is no run, or the round has no model yet.
+        DataFault: There is no run, the round has no model yet, or too many images or labels are faulty.
         LockHeld: It has to be measured, and another command works on the run.
         ValueError: There is no such split, or it has no labels.
     """
@@ -45,17 +45,22 @@ def evaluate_round(root: Path, number: int, split: str) -> dict[str, Any]:
     # who only wants to see a score must not wait for a training to end.
     if split not in get_args(Split):
         raise ValueError(f"--split is {split!r}; expected {' or '.join(get_args(Split))}")
-    result = _current_result(_evaluation(read_run(root), number, split)[-1].tasks[0])
+    run = read_run(root)
+    plans = _evaluation(run, number, split)
+    result = _current_result(plans[-1].tasks[0])
     if result is None:
         with holding(root):
-            plans = _evaluation(read_run(root), number, split)  # once more: the run may have changed before the lock
+            run = read_run(root)  # once more: it may have changed before the lock
+            plans = _evaluation(run, number, split)
             for plan in plans:
                 stale = [task for task in plan.tasks if why_stale(task) is not None]
                 log = partial(logger.debug, "%s")
                 run_chain([replace(plan, tasks=stale, after=None)], backend="inline", on_event=log)
             result = read_json(plans[-1].tasks[0].output)
     assert result is not None
-    return {"round": number, **result}
+    for found in left_out(plans[-1].tasks):
+        check_quarantine(found, run.config.quarantine.allowed(found.total))
+    return {"round": number, **result, **summary_of(plans[-1].tasks)}
 
 
 def _evaluation(run: OpenRun, number: int, split: str) -> list[StagePlan]:

@@ -10,14 +10,16 @@ from typing import Any, Final
 
 from jobs.commit import stage_records
 from jobs.stages import embed, refine, write
+from jobs.stages.refine import NO_MASK
 from models.refinement.settings import FOR_MASKS
 from pipeline.config import RunConfig, identity_changes, laid_over, load_config, resolve_config, save_config
 from pipeline.errors import SettingsConflict
 from pipeline.progress import RunProgress
-from pipeline.report.left_out import left_out, lines_of
+from pipeline.report.left_out import left_out, lines_of, turned_labels, turned_lines
 from pipeline.rounds.driver import Driver, RoundRequest
 from pipeline.run.inputs import survey_folder
 from pipeline.run.lock import holding
+from pipeline.run.replaced import take_up_replaced
 from pipeline.run.run import OpenRun, load_run, make_run
 from pipeline.settings import read_settings
 from pipeline.tasks.recipe import MASKS, all_tasks
@@ -59,12 +61,13 @@ def refine_masks(root: Path, request: MasksRequest, progress: RunProgress | None
 
     Returns:
         `run`, `images`, `refined`, `shards`, `coverage` in per cent, `masks` by outcome, `without_mask` (keys) and
-        `quarantined` (keys with reasons), `left_out` (lines about unreadable images), and `index`, the list of tars.
+        `quarantined` (keys with reasons), `turned_labels` (masks that were taken in the stored frame), `left_out`
+        (lines about all of these), and `index`, the list of tars.
 
     Raises:
         SettingsConflict: The folder holds a run for other images, masks or classes.
-        DataFault: Too many images are unreadable.
-        StageFailed: Masks are damaged or do not fit their images; each is named.
+        DataFault: Too many images are unreadable, or too many masks unusable.
+        StageFailed: Shards failed; all others are done.
         ValueError: A folder is missing or empty, or a setting is wrong.
     """
     layout = RunLayout(root)
@@ -72,7 +75,7 @@ def refine_masks(root: Path, request: MasksRequest, progress: RunProgress | None
     if not is_in_store(root):  # whose settings are fetched under its lock
         _config(layout, request)  # what is wrong is reported before the folder is made or a lock waited for
     with holding(root):
-        run = _open_or_make(root, request, shown)
+        run = take_up_replaced(_open_or_make(root, request, shown), shown)
         states = task_states(all_tasks(run, 1, MASKS), verify=request.run.verify)
         if all(state.state == "done" for state in states):
             shown.say(f"{as_shown(root)}: nothing to do, the masks are refined ({len(states)} outputs)")
@@ -160,6 +163,8 @@ def _summary(run: OpenRun) -> dict[str, Any]:
     total: Counter[str] = Counter()
     for record in refined:
         total.update({name: value for name, value in record.stats.items() if name != "coverage"})
+    planned = [task for part in tasks for task in part]
+    turned = turned_labels(planned)
     masks = {name.removeprefix("masks_"): int(n) for name, n in sorted(total.items()) if name.startswith("masks_")}
     return {
         "run": as_shown(run.layout.root),
@@ -168,9 +173,10 @@ def _summary(run: OpenRun) -> dict[str, Any]:
         "shards": len(run.plan.shards),
         "coverage": 100 * total["pixels_covered"] / total["pixels"] if total["pixels"] else 0.0,
         "masks": masks,
-        "without_mask": [drop["key"] for drop in _drops(refined)],
-        "quarantined": _drops(embedded) + _drops(written),
-        "left_out": [*lines_of(left_out(task for planned in tasks for task in planned))],
+        "without_mask": [drop["key"] for drop in _drops(refined) if drop["reason"] == NO_MASK],
+        "quarantined": [drop for drop in _drops([*embedded, *refined, *written]) if drop["reason"] != NO_MASK],
+        "turned_labels": sum(turned.values()),
+        "left_out": [*lines_of(left_out(planned)), *turned_lines(turned)],
         "index": as_shown(run.layout.pseudo_index(1)),
     }
 

@@ -20,7 +20,7 @@ from pipeline.config import (
     selects_tiny,
 )
 from pipeline.progress import RunProgress
-from pipeline.report.left_out import left_out, lines_of
+from pipeline.report.left_out import left_out, lines_of, summary_of, turned_labels, turned_lines
 from pipeline.rounds.driver import Driver, RoundRequest
 from pipeline.rounds.rounds import tidy
 from pipeline.run.inputs import input_facts, survey_inputs
@@ -117,12 +117,12 @@ class PretrainRequest:
 
 
 def run_pretrain(request: PretrainRequest, progress: RunProgress | None = None) -> dict[str, Any]:
-    """Train stage 1 and write its weights as float16; return the number of steps and the last loss.
+    """Train stage 1 and write its weights as float16; return steps, loss, and what `summary_of` says was left out.
 
     Raises:
         ValueError: Settings or data are wrong.
         StageFailed: Images could not be embedded.
-        DataFault: Too many of them are unreadable.
+        DataFault: Too many of them are unreadable, or too many labels unusable.
     """
     from models.weights.files import read_weights, write_weights
 
@@ -144,11 +144,14 @@ def run_pretrain(request: PretrainRequest, progress: RunProgress | None = None) 
             shown.say(f"stage 1: {config.train.steps} steps on {images} images …")
             with Driver(run, RoundRequest(rounds=0, backend=request.backend), shown).connected() as driver:
                 driver.rounds(STAGE1, (0,))
-        for line in lines_of(left_out(state.task for state in states)):
+        tasks = all_tasks(run, 0, STAGE1)
+        lines = [*lines_of(left_out(tasks)), *turned_lines(turned_labels(tasks))]
+        for line in lines:
             shown.say(line)
         weights = student_weights(run, 0)
         write_weights(read_weights(weights), request.out, half=True)
-    return {"out": str(request.out), "images": images, **read_record(record_path(weights)).stats}
+    stats = read_record(record_path(weights)).stats
+    return {"out": str(request.out), "images": images, **stats, **summary_of(tasks)}
 
 
 def pretrain_config(request: PretrainRequest) -> PretrainConfig:

@@ -14,11 +14,12 @@ from jobs.commit import stage_records
 from jobs.executor import Backend
 from jobs.quality.gate_pairs import GatePairs, Kept, confidences_by_class, gather_pairs, keep
 from jobs.run import has_target_labels
-from jobs.stages import refine, teacher, write
+from jobs.stages import pseudo_scores, refine, teacher, write
 from models.refinement.gate import adaptive_thresholds
 from pipeline.config import changed_settings, resolve_config
 from pipeline.errors import DataFault, SettingsConflict
 from pipeline.progress import RunProgress
+from pipeline.report.left_out import summary_of
 from pipeline.rounds.driver import Driver, RoundRequest
 from pipeline.run.lock import holding
 from pipeline.run.run import OpenRun, read_run
@@ -53,7 +54,8 @@ def replay_round(root: Path, request: ReplayRequest, progress: RunProgress | Non
     """Make pseudo-labels next to the round's own, under `replays/NAME`; finished work is skipped.
 
     Returns:
-        `round`, `name`, `folder`, `changed` settings, `samples` written, the scores `own` (None if the round is not
+        `round`, `name`, `folder`, `changed` settings, `samples` written, `quarantined` drops, the
+        scores `own` (None if the round is not
         refined) and `replay`, and `next`, the command that makes the round use these settings.
 
     Raises:
@@ -102,7 +104,8 @@ def preview_gate(run: OpenRun, number: int) -> dict[str, Any]:
         `images`, `images_kept`; `classes`, `classes_kept`: pairs of an image and a class that the teacher sees there;
         `pixels_kept` and `precision` (the share of correct pixels among kept ones with known truth) in per cent, None
         if there is nothing to divide by; `labelled_images`; and `per_class`, the same numbers for each class with its
-        threshold. "Kept" means passing the gate, before SAM.
+        threshold; `quarantined`, the unusable labels, whose images count as unlabelled. "Kept" means passing the gate,
+        before SAM.
     """
     gate = run.config.refine.gate
     labelled = has_target_labels(run)
@@ -121,7 +124,9 @@ def preview_gate(run: OpenRun, number: int) -> dict[str, Any]:
         threshold_K = adaptive_thresholds(confidences_by_class(pairs, 0, len(run.vocabulary)), gate.adaptive)
     kept = keep(pairs, 0, threshold_K)
     rows = [_class_row(run, kept, index, float(tau)) for index, tau in enumerate(threshold_K)]
-    return {**summary(pairs, kept), "per_class": [row for row in rows if row["images"]]}
+    quarantined = [drop.model_dump() for drop in pairs.drops]
+    per_class = [row for row in rows if row["images"]]
+    return {**summary(pairs, kept), "per_class": per_class, "quarantined": quarantined}
 
 
 def summary(pairs: GatePairs, kept: Kept) -> dict[str, Any]:
@@ -206,6 +211,7 @@ def _result(own: OpenRun, run: OpenRun, request: ReplayRequest) -> dict[str, Any
         "folder": str(run.layout.labels(number)),
         "changed": changed_settings(own.config, run.config),
         "samples": sum(record.count for record in stage_records(write.tasks(run, number))),
+        "quarantined": summary_of([*write.tasks(run, number), *pseudo_scores.tasks(run, number)])["quarantined"],
         **{name: None if found is None else {key: found.get(key) for key in SHOWN} for name, found in scores.items()},
         "next": f"stseg-pipeline round --n {number} --run {shlex.quote(str(root))} {sets}",
     }

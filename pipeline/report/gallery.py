@@ -13,6 +13,7 @@ from jobs.run import Run, has_target_labels
 from pipeline.report.drawing import MAX_NAMED, classes_by_size, overlay, panels, png_bytes
 from pipeline.report.html import Picture
 from shards.data.images import DecodedImage, ImageFrame, UnreadableImage, decode_image
+from shards.data.label_reader import LabelReader
 from shards.data.sources import SampleRef, Source, open_source
 from shards.formats.tar import index_tar, read_member
 
@@ -107,7 +108,7 @@ def _ranked(run: Run, number: int) -> list[tuple[float, Shown]]:
         for row, key in enumerate(store.keys):
             truth = _truth(run, source, refs[key], store.frame(row))
             label = store.maps["label"][row]
-            if truth is None or truth.shape != label.shape:
+            if truth is None:
                 continue
             # Only pixels with a refined label count: what refinement ignores is shown by the caption's coverage, and
             # would otherwise rank images by how much the gate kept.
@@ -132,8 +133,4 @@ def _extremes(ranked: Sequence[tuple[float, Shown]]) -> list[tuple[float, Shown]
 def _truth(run: Run, source: Source, ref: SampleRef, frame: ImageFrame) -> NDArray[np.int32] | None:
     if not has_target_labels(run):
         return None
-    try:
-        label = source.read_label(ref, frame)
-    except ValueError:
-        return None
-    return None if label is None else label.ids
+    return LabelReader(source, [])(ref, frame)  # an unusable label is named in the report, not in a picture

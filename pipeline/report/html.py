@@ -11,6 +11,7 @@ from typing import Final
 
 from models.refinement.types import ACCEPTED
 from pipeline.report.curves import Curve, curves_svg
+from pipeline.report.left_out import turned_lines
 from pipeline.report.round_report import RoundReport
 
 COLOURS: Final = {"miou": "#1d4ed8", "miou_seen": "#6b7280", "miou_unseen": "#b45309", "hiou": "#047857"}
@@ -85,7 +86,7 @@ def render_page(
     parts += _classes(report)
     parts += _facts(report)
     parts += _inputs(report)
-    parts += _quarantined(report)
+    parts += _quarantined(report) + _turned(report)
     body = "\n".join(parts)
     return (
         f'<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n<title>{escape(title)}</title>\n'
@@ -227,15 +228,24 @@ def _inputs(report: RoundReport) -> list[str]:
 
 
 def _quarantined(report: RoundReport) -> list[str]:
-    drops = report.quarantined
-    if not drops:
-        return []
-    rows = [row(drop.key, [drop.reason, drop.detail], text=True) for drop in drops[:_MAX_DROPS]]
-    where = [f"{one.total} {one.dataset} images in {one.folder}" for one in report.left_out]
-    more = f" {len(drops) - _MAX_DROPS} more are in report.json." if len(drops) > _MAX_DROPS else ""
-    of = f" of {', '.join(where)}" if where else ""
-    note = f"{len(drops)} images could not be read and were left out{of}.{more}"
-    return ["<h2>Quarantined images</h2>", table(["key", "reason", "detail"], rows, note, text=True)]
+    parts = []
+    faults = {"images": "could not be read and were left out", "labels": "are unusable and were left out"}
+    for what, fault in faults.items():
+        drops = [drop for drop in report.quarantined if drop.what == what]
+        if not drops:
+            continue
+        rows = [row(drop.key, [drop.reason, drop.detail], text=True) for drop in drops[:_MAX_DROPS]]
+        where = [f"{one.total} {one.dataset} {what} in {one.folder}" for one in report.left_out if one.what == what]
+        more = f" {len(drops) - _MAX_DROPS} more are in report.json." if len(drops) > _MAX_DROPS else ""
+        of = f" of {', '.join(where)}" if where else ""
+        note = f"{len(drops)} {what} {fault}{of}.{more}"
+        parts += [f"<h2>Quarantined {what}</h2>", table(["key", "reason", "detail"], rows, note, text=True)]
+    return parts
+
+
+def _turned(report: RoundReport) -> list[str]:
+    lines = [f'<p class="note">{escape(line)}.</p>' for line in turned_lines(report.turned_labels)]
+    return ["<h2>Turned labels</h2>", *lines] if lines else []
 
 
 def _figure(picture: Picture) -> str:

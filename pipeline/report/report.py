@@ -9,7 +9,17 @@ from jobs.commit import stage_records
 from jobs.inference.model import ModelSettings
 from jobs.run import WHOLE_ROUND, Run, RunRef, baseline_weights, student_weights
 from jobs.stage import Done, ShardTask, Stage
-from jobs.stages import embed, evaluate, refine, target_check, teacher, thresholds, write
+from jobs.stages import (
+    embed,
+    evaluate,
+    pseudo_scores,
+    refine,
+    source_labels,
+    target_check,
+    teacher,
+    thresholds,
+    write,
+)
 from jobs.stages.evaluate import SCORES
 from jobs.stages.promote import read_decision
 from jobs.training.config import TrainConfig
@@ -19,7 +29,7 @@ from pipeline.report.alarms import RoundFacts, round_alarms
 from pipeline.report.gallery import PICTURES_NOTE, choose_samples, draw_samples
 from pipeline.report.html import number as shown
 from pipeline.report.html import render_page
-from pipeline.report.left_out import left_out
+from pipeline.report.left_out import left_out, turned_labels
 from pipeline.report.round_report import (
     ClassFacts,
     Gain,
@@ -78,14 +88,26 @@ def fingerprint(run: RunRef) -> dict[str, Json]:
     if run.round == 0:  # in later rounds, images that are left out change the inputs anyway
         keys: list[Json] = [drop.key for one in left_out(embed.tasks(run.reopened(), 0)) for drop in one.drops]
         found["left_out"] = fingerprint_digest({"keys": keys}) if keys else None
+    if any(getattr(source, "labels", None) for _, source in run.data):
+        # An unusable label that is replaced by another one changes no number. Absent where all are usable, as in
+        # reports of earlier versions.
+        found_labels = (one for one in left_out(_label_tasks(run.reopened(), run.round)) if one.what == "labels")
+        faults: list[Json] = [drop.model_dump() for one in found_labels for drop in one.drops]
+        if faults:
+            found["labels_left_out"] = fingerprint_digest({"labels": faults})
     return found
 
 
 def _image_tasks(run: Run, number: int) -> list[ShardTask]:
     """Return the tasks behind a round's numbers that read images, those done once for all rounds first."""
     once = [*embed.tasks(run, 0), *evaluate.embed_tasks(run, 0)]
-    chain = [*teacher.tasks(run, number), *write.tasks(run, number)]
-    return [*once, *chain, *evaluate.tasks(run, number), *target_check.tasks(run, number)]
+    return [*once, *teacher.tasks(run, number), *write.tasks(run, number), *_label_tasks(run, number)]
+
+
+def _label_tasks(run: Run, number: int) -> list[ShardTask]:
+    """Return the tasks behind a round's numbers that read labels of the user's."""
+    once, scores = source_labels.tasks(run, 0), pseudo_scores.tasks(run, number)
+    return [*once, *scores, *evaluate.tasks(run, number), *target_check.tasks(run, number)]
 
 
 def work(run: Run, task: ShardTask) -> Done:
@@ -125,6 +147,9 @@ def build_report(run: Run, number: int) -> RoundReport:
     if inputs is not None:
         facts["inputs"] = inputs
     lacking = left_out(_image_tasks(run, number))
+    turned = turned_labels(_image_tasks(run, number))
+    if turned:
+        facts["turned_labels"] = turned
     return RoundReport(
         round=number,
         run=run.name,
@@ -143,7 +168,9 @@ def build_report(run: Run, number: int) -> RoundReport:
         },
         left_out=tuple(LeftOutFacts.model_validate(one, from_attributes=True) for one in lacking),
         quarantined=tuple(
-            Quarantined(dataset=one.dataset, **drop.model_dump()) for one in lacking for drop in one.drops
+            Quarantined(dataset=one.dataset, what=one.what, **drop.model_dump())
+            for one in lacking
+            for drop in one.drops
         ),
     )
 

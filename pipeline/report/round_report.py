@@ -119,22 +119,24 @@ class ClassFacts(_Facts):
 
 
 class LeftOutFacts(_Facts):
-    """The number of images left out of a data set, and the reasons."""
+    """The number of images or labels left out of a data set, and the reasons."""
 
     dataset: str
     folder: str
     total: int
     images: int
     reasons: str
+    what: Literal["images", "labels"] = "images"
 
 
 class Quarantined(_Facts):
-    """An image that some stage could not read."""
+    """An image or label that some stage could not read."""
 
     dataset: str = ""  # earlier versions named none
     key: str
     reason: str
     detail: str = ""
+    what: Literal["images", "labels"] = "images"
 
 
 class InputsFound(_Facts):
@@ -177,6 +179,7 @@ class RoundReport(_Facts):
     left_out: tuple[LeftOutFacts, ...] = ()
     quarantined: tuple[Quarantined, ...] = ()
     inputs: InputsFound | None = None
+    turned_labels: dict[str, int] = {}
 
     def as_json(self) -> str:
         """Return the text of `report.json`."""

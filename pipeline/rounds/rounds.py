@@ -1,9 +1,11 @@
 """The rounds of a run: do all of them, do one stage of one, or only plan them."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
+from jobs.commit import SAMPLES_ROLE
 from jobs.run import best_weights
 from jobs.stage import ShardTask
 from jobs.stages import embed
@@ -11,11 +13,19 @@ from jobs.stages.promote import read_decision
 from jobs.training.checkpoint_files import remove_left_checkpoints
 from pipeline.errors import DataFault, GateFailed
 from pipeline.progress import RunProgress
-from pipeline.report.left_out import check_quarantine, left_out, lines_of, of_reports
+from pipeline.report.left_out import (
+    check_quarantine,
+    left_out,
+    lines_of,
+    of_reports,
+    turned_lines,
+    turned_of_reports,
+)
 from pipeline.report.report import alarm_lines, score_line
 from pipeline.report.round_report import RoundReport, read_report
 from pipeline.rounds.driver import Driver, RoundRequest
 from pipeline.run.lock import holding, holding_stage
+from pipeline.run.replaced import replaced_files, take_up_replaced, with_replaced
 from pipeline.run.run import OpenRun, open_or_make_run, read_run
 from pipeline.run.verify import repair_shared
 from pipeline.tasks.recipe import ROUND, all_tasks, round_of, shards_chain, stage_names, stage_of, stage_plans
@@ -39,7 +49,7 @@ def run_rounds(root: Path, request: RoundRequest, progress: RunProgress | None =
     shown = RunProgress(RunLayout(root).events) if progress is None else progress
     with holding(root):
         _repair_shared(root, request, shown)
-        run = open_or_make_run(root, request.file, request.sets)
+        run = take_up_replaced(open_or_make_run(root, request.file, request.sets), shown)
         states = task_states(all_tasks(run, request.rounds), verify=request.verify)
         tidy(states)
         # Pages have no record, so that a lost one makes nothing stale; it is only drawn again.
@@ -125,7 +135,20 @@ def plan_rounds(root: Path, rounds: int, file: Path | None, sets: Sequence[str],
         DataFault: There is no run.
     """
     run = read_run(root, file, sets)
-    return summarise(task_states(all_tasks(run, rounds), verify=verify))
+    found = replaced_files(run)
+    new = with_replaced(run, found)
+    lines: dict[str, str] = {}
+    for one in found:
+        plan = new.plan if one.path == run.layout.plan or new.source_plan is None else new.source_plan
+        lines |= {plan.shard(name).digest: one.line for name in one.samples}
+    states = task_states(all_tasks(new, rounds), verify=verify)
+    return summarise([_with_reason(state, lines.get(state.task.samples.digest)) for state in states])
+
+
+def _with_reason(state: TaskState, replaced: str | None) -> TaskState:
+    """Return a state that names the replaced files where these make it stale."""
+    told = replaced is not None and state.reason == f"input {SAMPLES_ROLE} changed"
+    return replace(state, reason=replaced or "") if told else state
 
 
 def stage_tasks(run: OpenRun, name: str, number: int, *, required: bool = True) -> list[ShardTask]:
@@ -219,7 +242,7 @@ def result_lines(root: Path, reports: Sequence[RoundReport]) -> list[str]:
     layout = RunLayout(root)
     last = len(reports) - 1
     lines = [line for report in reports for line in (score_line(report), *alarm_lines(report))]
-    lines += lines_of(of_reports(reports))
+    lines += [*lines_of(of_reports(reports)), *turned_lines(turned_of_reports(reports))]
     lines.append(f"report: {as_shown(layout.report_html(last))}")
     if last:
         lines.append(f"shards: {as_shown(layout.pseudo_index(last).parent)}")

@@ -11,14 +11,12 @@ from typing import Any
 from jobs.stage import ShardTask
 from jobs.stages.evaluate import SCORES
 from pipeline.run.lock import run_holder, stage_holders
+from pipeline.run.replaced import replaced_files
 from pipeline.run.run import read_run
-from pipeline.tasks.recipe import ROUND
+from pipeline.tasks.recipe import ROUND, begun_rounds
 from shards.formats.events import read_events
-from shards.formats.layout import RunLayout
 from shards.formats.records import read_counts, read_json
 from shards.storage.store import as_shown
-
-_ROUND = re.compile(r"[0-9]{3}|[1-9][0-9]{3,8}")
 
 
 @dataclass(frozen=True)
@@ -93,6 +91,7 @@ class RunStatus:
         quarantined: Shards that were given up.
         retry: The command that tries them again; None if there are none.
         stage_holders: Who works on single stages now.
+        replaced: What was replaced of the files that the run left out; the next `round` takes it up.
     """
 
     stages: tuple[StageStatus, ...]
@@ -102,6 +101,7 @@ class RunStatus:
     quarantined: tuple[QuarantinedShard, ...] = ()
     retry: str | None = None
     stage_holders: tuple[StageHolder, ...] = ()
+    replaced: tuple[str, ...] = ()
 
 
 def run_status(root: Path) -> RunStatus:
@@ -143,13 +143,8 @@ def run_status(root: Path) -> RunStatus:
             StageHolder(number, stage, one.host, one.pid, one.started)
             for (number, stage), one in stage_holders(root).items()
         ),
+        replaced=tuple(one.line for one in replaced_files(run)),
     )
-
-
-def begun_rounds(layout: RunLayout) -> list[int]:
-    """Return the rounds that have a folder, in order."""
-    folders = layout.round(0).parent.glob("[0-9]*")
-    return sorted(int(folder.name) for folder in folders if _ROUND.fullmatch(folder.name) and folder.is_dir())
 
 
 def quarantined_shards(events: Iterable[Mapping[str, Any]]) -> tuple[QuarantinedShard, ...]:

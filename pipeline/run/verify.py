@@ -15,8 +15,7 @@ from jobs.training.checkpoint_files import checkpoint_fault
 from pipeline.errors import DataFault
 from pipeline.run.foundation import Fault, foundation_faults, repair_foundation
 from pipeline.run.run import OpenRun, read_run
-from pipeline.run.status import begun_rounds
-from pipeline.tasks.recipe import refines_given_masks, tasks_of_run
+from pipeline.tasks.recipe import begun_rounds, refines_given_masks, tasks_of_run
 from pipeline.tasks.states import TaskState, task_states
 from shards.files.errors import NotInStore, StoreRefused
 from shards.formats import records

@@ -1,9 +1,10 @@
 """The one list of stages, which driver, plan, status, verify, repair, submit and report iterate."""
 
+import re
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
-from itertools import groupby
+from itertools import groupby, zip_longest
 from pathlib import Path
 from typing import Any, Final
 
@@ -17,6 +18,7 @@ from jobs.stages import (
     promote,
     pseudo_scores,
     refine,
+    source_labels,
     start,
     target_check,
     teacher,
@@ -26,12 +28,16 @@ from jobs.stages import (
 )
 from pipeline.report import report
 from shards.data.plan import gc_disabled
+from shards.formats.layout import RunLayout
 from shards.formats.records import Json, record_or_none
 
 Recipe = Sequence[Stage[Any]]
 
+_ROUND: Final = re.compile(r"[0-9]{3}|[1-9][0-9]{3,8}")  # folders of rounds
+
 ROUND: Final[Recipe] = (
     embed.STAGE,
+    source_labels.STAGE,
     evaluate.EMBED_STAGE,
     start.STAGE,
     teacher.STAGE,
@@ -51,7 +57,7 @@ ROUND: Final[Recipe] = (
 MASKS: Final[Recipe] = (embed.STAGE, refine.MASKS_STAGE, write.STAGE, write.INDEX_STAGE)
 """Given masks, refined as if they were round 1."""
 
-STAGE1: Final[Recipe] = (embed.SOURCE_STAGE, train.STAGE1)
+STAGE1: Final[Recipe] = (embed.SOURCE_STAGE, source_labels.STAGE, train.STAGE1)
 """The training of the first teacher."""
 
 
@@ -91,14 +97,15 @@ def stage_plans(recipe: Recipe, run: Run, round: int, names: Collection[str] | N
     # A generator, so that a stage is planned only when its turn comes: some fingerprints follow from what earlier
     # stages recorded.
     before = ""
-    for stage in recipe:
+    for stage, following in zip_longest(recipe, recipe[1:]):
         if names is not None and stage_of(stage.name) not in names:
             continue
         # With something between a stage and the one that it follows, such as thresholds, all shards are waited for.
         follows = before == stage.after
+        trained = following is not None and following.where == "group"
         for plan in plans_of(stage, run, stage.tasks(run, round)):
             before = plan.name
-            yield plan if follows else replace(plan, after=None)
+            yield replace(plan, after=plan.after if follows else None, before_group=trained)
 
 
 def plans_of(stage: Stage[Any], run: Run, tasks: Iterable[ShardTask]) -> list[StagePlan]:
@@ -139,6 +146,12 @@ def all_tasks(run: Run, rounds: int, recipe: Recipe | None = None) -> list[Shard
     """
     stages, numbers = ROUND if recipe is None else recipe, range(rounds + 1)
     return [task for number in numbers for plan in stage_plans(stages, run, number) for task in plan.tasks]
+
+
+def begun_rounds(layout: RunLayout) -> list[int]:
+    """Return the rounds that have a folder, in order."""
+    folders = layout.round(0).parent.glob("[0-9]*")
+    return sorted(int(folder.name) for folder in folders if _ROUND.fullmatch(folder.name) and folder.is_dir())
 
 
 def refines_given_masks(run: Run) -> bool:
@@ -216,6 +229,9 @@ def parts_of(plans: Iterable[StagePlan]) -> Iterator[list[StagePlan]]:
             part, made = [], set()
         part.append(plan if follows and alike else replace(plan, after=None))
         made.update(task.output for task in plan.tasks)
+        if plan.before_group:  # what a training leaves out follows from records of this part
+            yield part
+            part, made = [], set()
     if part:
         yield part
 

@@ -11,9 +11,9 @@ from shards.data.images import ORIENTATION_TAG, ImageFrame, Pixel, load_image, t
 from shards.data.vocabulary import IGNORE_8_BIT, Vocabulary
 
 LabelFrame = Literal["auto", "upright", "stored"]
-LABEL_REASONS: Final = frozenset(
-    {"label_missing", "label_changed", "label_damaged", "label_of_other_size", "label_ids"}
-)
+# Reasons that say nothing about the label, only that its file is not there as planned: it may come back.
+PASSING_LABEL_REASONS: Final = frozenset({"label_missing", "label_changed", "label_unreadable"})
+LABEL_REASONS: Final = PASSING_LABEL_REASONS | {"label_damaged", "label_of_other_size", "label_ids"}
 
 _BIT_DEPTH_BYTE = 24  # in a PNG's first chunk
 _RUN_LENGTH = 3  # zlib's Z_RLE: on label maps nearly as small as the default and 2.7 times as fast
@@ -23,7 +23,8 @@ class UnusableLabel(ValueError):  # noqa: N818 - the reason code is what callers
     """A label map that cannot be used with its image. It costs its own sample, and no other.
 
     Attributes:
-        reason: A code for statistics: label_missing, label_changed, label_damaged, label_of_other_size, label_ids.
+        reason: A code for statistics: label_missing, label_changed, label_unreadable, label_damaged,
+            label_of_other_size, label_ids.
         detail: What was found, for people: the file, what was expected, the hint.
     """
 

@@ -2,6 +2,8 @@
 
 `plan.json` begins with a checksum of the rest and has one row per shard. The samples of a shard are in a file of their
 own (`plan/000012.json`), whose checksum is in the row: who needs one shard reads one shard, and nobody holds them all.
+A shard whose faulty files were replaced by the user has a list of a later revision (`plan/000012.1.json`); see
+`shards.data.plan_revision`.
 """
 
 import gc
@@ -17,7 +19,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Annotated, Final, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt, ValidationError, model_validator
 
 from shards.data.samples import SampleList, Samples, check_refs, list_bytes, list_digest
 from shards.data.sources import SampleRef
@@ -26,6 +28,7 @@ from shards.files.untrusted import read_regular
 from shards.formats.records import Checksum, sealed, unsealed
 
 PLAN_VERSION: Final = 2
+_LIST_NAME: Final = re.compile(r"([0-9]{6,})(?:\.([1-9][0-9]{0,8}))?\.json")
 _WRITERS: Final = 16  # lists are written concurrently: waiting for the disk is most of the work
 
 Keep = Callable[[str, tuple[SampleRef, ...]], SampleList]
@@ -39,12 +42,14 @@ class PlannedShard:
         name: Its number, zero-padded.
         first, last: The keys of its first and last sample.
         samples: Its samples.
+        revision: How often its list was written anew because files had been replaced.
     """
 
     name: str
     first: str
     last: str
     samples: Samples
+    revision: int = 0
 
     @property
     def digest(self) -> str:
@@ -61,6 +66,7 @@ class _Row(BaseModel):
     first: str
     last: str
     checksum: Checksum | None = None  # of the list's file; None in plans of earlier versions
+    revision: NonNegativeInt | None = None  # None, and so absent from the file, where nothing was replaced
 
 
 class _PlanFile(BaseModel):
@@ -161,12 +167,13 @@ class Plan:
             raise ValueError(f"{path} is not the plan that was written: {error}") from error
         shards = []
         for row in file.shards:
-            samples = SampleList(row.count, row.digest, list_path(path, row.name), row.checksum)
-            shards.append(PlannedShard(row.name, row.first, row.last, Samples((samples,))))
+            revision = row.revision or 0
+            samples = SampleList(row.count, row.digest, list_path(path, row.name, revision), row.checksum)
+            shards.append(PlannedShard(row.name, row.first, row.last, Samples((samples,)), revision))
         return cls(file.shard_size, tuple(shards))
 
-    def save(self, path: Path) -> None:
-        """Write the plan without its lists, atomically."""
+    def as_bytes(self) -> bytes:
+        """Return the content of the plan's file, which leaves out the lists."""
         rows = []
         for shard in self.shards:
             row = _Row(
@@ -176,10 +183,15 @@ class Plan:
                 first=shard.first,
                 last=shard.last,
                 checksum=shard.samples.lists[0].file_checksum,
+                revision=shard.revision or None,
             )
             rows.append(row.model_dump(mode="json", exclude_none=True))
         content = {"version": PLAN_VERSION, "shard_size": self.shard_size, "shards": rows}
-        write_bytes_atomic(path, sealed((json.dumps(content, indent=1) + "\n").encode()))
+        return sealed((json.dumps(content, indent=1) + "\n").encode())
+
+    def save(self, path: Path) -> None:
+        """Write the plan without its lists, atomically."""
+        write_bytes_atomic(path, self.as_bytes())
 
 
 def make_plan(refs: Iterable[SampleRef], shard_size: int) -> Plan:
@@ -229,14 +241,20 @@ def gc_disabled() -> Iterator[None]:
             gc.enable()
 
 
-def list_path(plan: Path, shard: str) -> Path:
+def list_path(plan: Path, shard: str, revision: int = 0) -> Path:
     """Return the file of a shard's list of samples."""
-    return plan.with_suffix("") / f"{shard}.json"
+    return plan.with_suffix("") / (f"{shard}.{revision}.json" if revision else f"{shard}.json")
 
 
 def is_list_name(name: str) -> bool:
     """Return whether a file in the folder of lists may be a list."""
-    return re.fullmatch(r"[0-9]{6,}\.json", name) is not None
+    return shard_and_revision(name) is not None
+
+
+def shard_and_revision(name: str) -> tuple[str, int] | None:
+    """Return the shard and the revision that a file of the folder of lists is named after; None if it is no list."""
+    found = _LIST_NAME.fullmatch(name)
+    return None if found is None else (found[1], int(found[2] or 0))
 
 
 def shard_name(index: int) -> str:

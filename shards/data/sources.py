@@ -16,7 +16,14 @@ from shards.data.image_kinds import member_extension
 from shards.data.images import PASSING_REASONS, ImageFrame, UnreadableImage
 from shards.data.label_files import LabelsAmongImages, photographs
 from shards.data.label_rules import LabelRules, to_vocabulary
-from shards.data.labels import SourceLabel, UnusableLabel, bit_depth, decode_label, fit_label
+from shards.data.labels import (
+    PASSING_LABEL_REASONS,
+    SourceLabel,
+    UnusableLabel,
+    bit_depth,
+    decode_label,
+    fit_label,
+)
 from shards.data.listing import list_images, no_image
 from shards.data.sample_keys import keyed
 from shards.data.vocabulary import Vocabulary
@@ -26,7 +33,7 @@ from shards.files.retry import is_file, is_folder
 from shards.files.untrusted import MAX_FILE_BYTES, UnusableFile, read_regular
 from shards.formats.records import Drop
 
-_NO_DIGEST = hashlib.sha256(b"").hexdigest()
+NO_DIGEST = hashlib.sha256(b"").hexdigest()  # of what is no file: a link to nowhere, a pipe
 _QUOTED = "quoted:"
 
 Split = Literal["source", "target", "validation", "test"]
@@ -168,8 +175,7 @@ class FolderSource:
         for key, name in keyed(self.names()):
             yield SampleRef(
                 key=key,
-                digest=_listed_digest(self.image_folder / name)
-                or _NO_DIGEST,  # no file: `read_image` reports the reason
+                digest=_listed_digest(self.image_folder / name) or NO_DIGEST,  # no file: `read_image` says why
                 uri=_to_uri(name),
                 label_digest=self._label_digest(name),
             )
@@ -208,7 +214,7 @@ class FolderSource:
             raise UnusableLabel("label_missing", text)
         data = read_regular(path)
         if ref.label_digest is not None and hashlib.sha256(data).hexdigest() != ref.label_digest:
-            text = f"{path} is not the file that was planned; put it back, or start a new run for new labels"
+            text = f"{path} is not the file that was planned; put it back, or let the same command take it as it is now"
             raise UnusableLabel("label_changed", text)
         try:
             label, turned = fit_label(decode_label(data), frame, self.rules.frame)
@@ -297,7 +303,7 @@ def _from_uri(uri: str) -> str:
 def why_returned(
     drops: Iterable[Drop], samples: Iterable[SampleRef], source: ScenesSourceConfig | FolderSourceConfig
 ) -> str | None:
-    """Return why a finished shard has to be redone for images that it lacks, such as "3 images are back", or None.
+    """Return why a finished shard has to be redone for files that it lacks, such as "3 images are back", or None.
 
     Args:
         drops: What the shard was made without.
@@ -305,16 +311,45 @@ def why_returned(
         source: Where they are.
     """
     # Asked of every finished shard: where nothing is lacking not even the samples are read.
-    lost = {drop.key for drop in drops if drop.reason in PASSING_REASONS}
+    lost = {drop.key: drop.reason for drop in drops if drop.reason in PASSING_REASONS | PASSING_LABEL_REASONS}
     if not lost or isinstance(source, ScenesSourceConfig):  # a scene is drawn: none is ever missing
         return None
-    back = sum(ref.key in lost and _is_back(source, ref) for ref in samples)
-    return None if not back else "1 image is back" if back == 1 else f"{back} images are back"
+    back = {"image": 0, "label": 0}
+    for ref in samples:
+        if ref.key in lost:
+            now = files_now(source, ref)
+            if lost[ref.key] in PASSING_LABEL_REASONS:
+                back["label"] += now.label is not None and now.label == ref.label_digest
+            else:
+                back["image"] += now.image is not None and now.image == ref.digest
+    return ", ".join(_counted(what, count) for what, count in back.items() if count) or None
 
 
-def _is_back(source: FolderSourceConfig, ref: SampleRef) -> bool:
+def _counted(what: str, count: int) -> str:
+    return f"1 {what} is back" if count == 1 else f"{count} {what}s are back"
+
+
+class FilesNow(NamedTuple):
+    """The SHA-256 of a sample's files as they are now; None for one that is not there or cannot be read."""
+
+    image: str | None
+    label: str | None
+
+
+def files_now(config: FolderSourceConfig, ref: SampleRef) -> FilesNow:
+    """Return the checksums that a sample's files have now, whatever was planned."""
     try:
-        path = image_path(source, ref)
-        return path.is_file() and sha256_file(path, MAX_FILE_BYTES) == ref.digest
-    except (OSError, ValueError, UnreadableImage):  # a file system that fails brings nothing back
-        return False
+        image = image_path(config, ref)
+    except UnreadableImage:
+        return FilesNow(None, None)
+    if config.labels is None:
+        return FilesNow(_digest_now(image), None)
+    label = (Path(config.labels).expanduser() / _from_uri(ref.uri)).with_suffix(".png")
+    return FilesNow(_digest_now(image), _digest_now(label))
+
+
+def _digest_now(path: Path) -> str | None:
+    try:
+        return sha256_file(path, MAX_FILE_BYTES) if path.is_file() else None
+    except (OSError, ValueError):  # a file system that fails brings nothing back
+        return None

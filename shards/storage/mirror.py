@@ -93,6 +93,26 @@ def upload(location: RunLocation, paths: Iterable[Path]) -> None:
         location.store.upload({location.name_of(path): path for path in paths})
 
 
+def replace_file(location: RunLocation, path: Path, data: bytes) -> None:
+    """Write a small file of a run anew, in the store before it is here."""
+    # In this order, one that was killed in between is brought from the store; in the other, this machine alone would
+    # have the new file and never notice.
+    if location.store is not None:
+        require_lock(location.store.url)
+        location.store.write(location.name_of(path), data)
+    require_lock(path)
+    write_bytes_atomic(path, data)
+
+
+def forget(location: RunLocation, paths: Iterable[Path]) -> None:
+    """Delete small files that nothing names any more, here and in the store."""
+    for path in paths:
+        require_lock(path)
+        path.unlink(missing_ok=True)
+        if location.store is not None:
+            location.store.remove([location.name_of(path)])
+
+
 @contextmanager
 def fetched(location: RunLocation, artifacts: Iterable[Artifact]) -> Iterator[None]:
     """Have outputs here, whole and as the store has them now, for the duration of the block.

@@ -20,6 +20,7 @@ from jobs.stages.pseudo_scores import pseudo_label_scores
 from models.evaluation.metrics import confusion, scores
 from models.sam.sam import SamEmbedding
 from shards.data.images import ImageFrame, decode_image
+from shards.data.label_reader import LabelReader
 from shards.data.labels import SourceLabel
 from shards.data.samples import Samples
 from shards.data.sources import FolderSourceConfig, SampleRef, ScenesSourceConfig, Source, open_source
@@ -114,7 +115,7 @@ def test_pseudo_labels_equal_to_the_truth_score_100_on_covered_pixels(tmp_path: 
     task, _ = refined_shard(tmp_path)
     store = read_refined(task.output)
     truth = {key: store.maps["teacher"][row].astype(np.int32) for row, key in enumerate(store.keys)}
-    found = pseudo_label_scores([task.output], task.samples, Labels(truth), VOCABULARY)
+    found = pseudo_label_scores([task.output], task.samples, LabelReader(Labels(truth), []), VOCABULARY)
     assert found["miou_teacher"] == found["miou_before"] == 100
     assert found["labelled_images"] == found["images"] == len(SIZES_HW)
     assert 0 < found["coverage"] <= 100
@@ -124,7 +125,7 @@ def test_ignored_pixels_count_as_wrong_in_the_scores_of_all_pixels(tmp_path: Pat
     task, _ = refined_shard(tmp_path, logit=1.0)
     store = read_refined(task.output)
     truth = {key: store.maps["teacher"][row].astype(np.int32) for row, key in enumerate(store.keys)}
-    found = pseudo_label_scores([task.output], task.samples, Labels(truth), VOCABULARY)
+    found = pseudo_label_scores([task.output], task.samples, LabelReader(Labels(truth), []), VOCABULARY)
     assert found["coverage"] == found["coverage_before"] == 0
     assert found["miou_before"] is None
     assert found["miou_after"] is None
@@ -134,7 +135,7 @@ def test_ignored_pixels_count_as_wrong_in_the_scores_of_all_pixels(tmp_path: Pat
 
 def test_without_labels_only_the_coverage_is_known(tmp_path: Path) -> None:
     task, _ = refined_shard(tmp_path)
-    found = pseudo_label_scores([task.output], task.samples, Labels({}), VOCABULARY)
+    found = pseudo_label_scores([task.output], task.samples, LabelReader(Labels({}), []), VOCABULARY)
     assert found["miou_after"] is None
     assert found["labelled_images"] == 0
     assert found["coverage"] > 0
@@ -145,7 +146,7 @@ def test_before_and_after_are_compared_on_the_same_pixels(tmp_path: Path) -> Non
     store = read_refined(task.output)
     rng = np.random.default_rng(0)
     truth = {k: rng.integers(0, 3, store.maps["label"][i].shape).astype(np.int32) for i, k in enumerate(store.keys)}
-    found = pseudo_label_scores([task.output], task.samples, Labels(truth), VOCABULARY)
+    found = pseudo_label_scores([task.output], task.samples, LabelReader(Labels(truth), []), VOCABULARY)
     for name, wanted in (("gated", "miou_before"), ("label", "miou_after")):
         hits, union = np.zeros(3), np.zeros(3)
         for row, key in enumerate(store.keys):

@@ -27,6 +27,7 @@ from models.training.losses import class_weights, segmentation_loss
 from models.training.settings import LossConfig
 from pipeline.report.drawing import classes_by_size, overlay
 from shards.data.images import ImageFrame
+from shards.data.label_reader import LabelReader
 from shards.data.labels import decode_label, encode_label
 from shards.data.samples import Samples
 from shards.data.sources import FolderSource, FolderSourceConfig
@@ -119,7 +120,7 @@ def test_refined_labels_tar_and_training_sample_agree(tmp_path: Path, count: int
 
 def test_pseudo_labels_are_scored_with_class_255(tmp_path: Path, count: int) -> None:
     refine, source = refined(tmp_path, count)
-    found = pseudo_label_scores([refine.output], refine.samples, source, vocabulary_of(count))
+    found = pseudo_label_scores([refine.output], refine.samples, LabelReader(source, []), vocabulary_of(count))
     assert min(found["miou_teacher"], found["miou_before"], found["miou_after"]) > 85
     assert 70 < found["coverage"] < 85
     without = striped([0, IGNORED, 256, count - 1, UNSURE])

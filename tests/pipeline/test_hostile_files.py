@@ -15,9 +15,10 @@ from pipeline.commands.repair import _take_out
 from pipeline.config import RunConfig
 from pipeline.run.lock import holding, holding_stage
 from pipeline.run.run import make_run, read_run
-from pipeline.run.status import begun_rounds, run_status
+from pipeline.run.status import run_status
 from pipeline.run.verify import verify_run
 from pipeline.settings import load_yaml
+from pipeline.tasks.recipe import begun_rounds
 from pipeline.terminal import printable
 from shards.formats.layout import RunLayout
 from shards.scenes.scenes import render_scene
