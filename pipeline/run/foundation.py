@@ -127,7 +127,8 @@ def _repair_plan(layout: RunLayout, path: Path, dataset: Dataset, source: Source
         Plan.load(path)
     except (OSError, ValueError):
         try:
-            rebuild_plan(path, config.shard_size, _recorded_shards(layout, dataset))
+            older = _has_older_tars(layout)
+            rebuild_plan(path, config.shard_size, _recorded_shards(layout, dataset), older_tars=older)
         except ValueError:
             return
     if any(damaged_lists(Plan.load(path))):
@@ -144,6 +145,12 @@ def _recorded_shards(layout: RunLayout, dataset: Dataset) -> dict[str, str]:
     prefix = first.stem.removesuffix("000000")
     found = (record_or_none(path) for path in first.parent.glob(f"{prefix}[0-9]*.json"))
     return {record.shard: record.inputs["samples"] for record in found if record and "samples" in record.inputs}
+
+
+def _has_older_tars(layout: RunLayout) -> bool:
+    """Return whether the run's records are of tars of the older format, which only the plan can tell of otherwise."""
+    found = (record_or_none(path) for path in layout.round(0).parent.glob("*/pseudo/*.json"))
+    return any(record.stage == "write" and "image_extension" not in record.fingerprint for record in found if record)
 
 
 def _text(error: Exception) -> str:
