@@ -18,7 +18,7 @@ from shards.data.vocabulary import Vocabulary
 from shards.formats.layout import Dataset, RunLayout
 from shards.formats.records import record_or_none
 from shards.storage.mirror import bring_files, put_files, upload
-from shards.storage.store import as_shown, location_of
+from shards.storage.store import as_argument, as_shown, location_of
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,7 @@ def repair_foundation(root: Path) -> list[Fault]:
     if faults[0].output == layout.config:
         raise DataFault(
             f"{as_shown(layout.config)}: {faults[0].reason}. Correct or restore it; if its settings are the intended "
-            f"ones, stseg-pipeline round --run {as_shown(root)} accepts them as they are"
+            f"ones, stseg-pipeline round --run {as_argument(root)} accepts them as they are"
         )
     config = load_config(layout.config)
     _repair_vocabulary(layout, config)

@@ -132,7 +132,7 @@ def mixed(tmp_path_factory: pytest.TempPathFactory) -> ShardTask:
 def block(name: str) -> str:
     """Return the lines of the documentation that use a library."""
     (found,) = [text for text in BLOCKS if name in text]
-    return found
+    return str(found)
 
 
 def read_as_documented(code: str, tar: Path) -> Found:
