@@ -161,12 +161,12 @@ def require_no_regression(run: OpenRun, number: int, rounds: int) -> None:
     # Stopping is the default after a regression: the next round would start from the same teacher and the same labels,
     # and only repeat the lesson (docs/guards.md).
     decision = read_decision(run.layout.promotion(number))
-    again = f"stseg-pipeline round --n {rounds} --run {as_argument(run.layout.root)} --set"
+    again = f"stseg-pipeline round --n {rounds} --run {as_argument(run.layout.root)}"
     page = as_shown(run.layout.report_html(number))
     if decision.outcome == "regressed" and run.config.promotion.on_regression == "stop":
         raise GateFailed(
             f"{decision.reason}. See {page}; the best model is {as_shown(best_weights(run, number))}. "
-            f"To continue with it: {again} promotion.on_regression=keep"
+            f"To continue with it: {again} --set promotion.on_regression=keep"
         )
     report = read_report(run.layout.report_json(number))
     alarms = (report.alarms if report is not None else None) or ()
@@ -175,7 +175,7 @@ def require_no_regression(run: OpenRun, number: int, rounds: int) -> None:
         more = f"; and {len(alarms) - _NAMED} more" if len(alarms) > _NAMED else ""
         raise GateFailed(
             f"round {number} raised {len(alarms)} alarm{'s' if len(alarms) > 1 else ''}: {shown}{more}. See {page}. "
-            f"To continue all the same: {again} alarms.stop=false"
+            f"To continue all the same: {again} --set alarms.stop=false"
         )
 
 
