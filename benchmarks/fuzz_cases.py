@@ -27,7 +27,7 @@ from pipeline.settings import read_settings
 from shards.data.class_lists import load_class_names
 from shards.data.images import ImageFrame, UnreadableImage, decode_image
 from shards.data.inputs import find_images
-from shards.data.labels import decode_label, decode_weight, encode_label, encode_weight
+from shards.data.labels import decode_label, decode_weight, encode_label, encode_weight, legend_of
 from shards.data.plan import Plan, write_plan
 from shards.data.sources import FolderSourceConfig, open_source
 from shards.data.vocabulary import Vocabulary
@@ -37,7 +37,15 @@ from shards.formats.arrays import pack_ragged, read_arrays, read_ragged_row, rea
 from shards.formats.events import append_event, read_events
 from shards.formats.layout import RunLayout
 from shards.formats.records import Drop, Record, read_counts, read_record, record_or_none, why_stale, write_record
-from shards.formats.tar import TarSample, index_tar, read_member, read_pseudo_index, write_pseudo_index, write_tar
+from shards.formats.tar import (
+    TarContents,
+    TarSample,
+    index_tar,
+    read_member,
+    read_pseudo_index,
+    write_pseudo_index,
+    write_tar,
+)
 
 Errors = tuple[type[Exception], ...]
 
@@ -303,7 +311,8 @@ def _make_run(folder: Path, rng: random.Random) -> None:
         append_event(layout.events, {"kind": kind, "rounds": 1, "round": 1, "stage": "teacher", "shard": "000000"})
     tar = layout.pseudo(1, "000000")
     write_tar(tar, [TarSample("a", {"png": _IMAGES[0]})])
-    write_pseudo_index(tar.parent, [tar.name], [1], ["a" * 64], "b" * 64)
+    contents = TarContents("b" * 64, legend_of(_VOCABULARY), "png")
+    write_pseudo_index(tar.parent, [tar.name], [1], ["a" * 64], contents)
     for _ in range(rng.randint(1, 2)):
         path = rng.choice([*files, layout.events, tar.parent / "index.json", layout.plan, layout.vocabulary])
         _or_value_error(lambda path=path: path.write_bytes(mutated_json(path.read_bytes(), rng)))  # type: ignore[misc]

@@ -98,12 +98,14 @@ class RunRef:
         config: The settings; those of a replay differ from `config.yaml`.
         round: The round; 0 for what all rounds share.
         part: The stage, or the part of it, such as "embed-source" or "evaluate-baseline".
+        image_extension: What images are called in the run's tars (`Plan.image_extension`).
     """
 
     layout: RunLayout
     config: RunSettings
     round: int = 0
     part: str = ""
+    image_extension: str | None = None
 
     def section(self, kind: type[Settings]) -> Settings:
         """Return the section of the settings of a class."""
@@ -174,7 +176,7 @@ class Run:
 
     def ref(self, round: int, part: str) -> RunRef:
         """Return what a worker of a stage gets."""
-        return RunRef(self.layout, self.config, round, part)
+        return RunRef(self.layout, self.config, round, part, self.plan.image_extension)
 
     def refresh(self, folder: Path | None = None) -> None:
         """Fetch the records of the run's store, or of one of its folders; does nothing for a run in a folder."""

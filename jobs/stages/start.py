@@ -54,7 +54,7 @@ def start_weights(settings: ModelSettings, *, dea: bool) -> Path:
         return shipped
     raise ValueError(
         f"no stage-1 weights are shipped for preset {settings.preset} with dea: {str(dea).lower()}; train some with "
-        f"stseg-pipeline pretrain, and name the file with --set model.{name}=FILE"
+        f"stseg-pipeline pretrain --out FILE, and name the file with --set model.{name}=FILE"
     )
 
 

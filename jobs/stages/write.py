@@ -1,23 +1,25 @@
 """Write: refined labels and their images become tars that webdataset, tar and Pillow open, and an index of them."""
 
+import io
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Final
 
 import numpy as np
+from PIL import Image
 
 from jobs.artifacts.labels import RefinedStore, read_refined
 from jobs.commit import require_samples
 from jobs.run import WHOLE_ROUND, Run, RunRef
 from jobs.stage import Done, ShardTask, Stage
-from shards.data.images import UnreadableImage
-from shards.data.labels import encode_label, encode_weight
+from shards.data.images import IMAGE_FORMATS, UnreadableImage
+from shards.data.labels import encode_label, encode_weight, legend_of
 from shards.data.sources import SampleRef, Source
 from shards.data.vocabulary import Vocabulary
 from shards.formats.layout import record_path
 from shards.formats.records import Drop, Json, fingerprint_digest, read_record
-from shards.formats.tar import TarSample, write_pseudo_index, write_tar
+from shards.formats.tar import TarContents, TarSample, write_pseudo_index, write_tar
 
 VERSION: Final = 3  # goes up when the same labels give other tars
 ALL_IGNORED: Final = "all_ignored"
@@ -25,10 +27,18 @@ ALL_IGNORED: Final = "all_ignored"
 
 @dataclass(frozen=True)
 class Writer:
-    """The images, and the classes with their colours."""
+    """What tars are written with.
+
+    Attributes:
+        source: The images.
+        vocabulary: The classes.
+        image_extension: What every image is called, "jpg" for `KEY.jpg`; None in a run of an earlier version, which
+            goes on as it began: each image is called as its file, and label maps have a palette.
+    """
 
     source: Source
     vocabulary: Vocabulary
+    image_extension: str | None
 
 
 def tasks(run: Run, round: int) -> list[ShardTask]:
@@ -61,20 +71,22 @@ def index_tasks(run: Run, round: int) -> list[ShardTask]:
 
 
 def fingerprint(run: RunRef) -> dict[str, Json]:
-    """Return what changes the tars, except the refined labels: code, and the classes with their colours."""
-    return {"code": VERSION, "vocabulary": run.vocabulary.digest}
+    """Return what changes the tars, except the refined labels: code, classes, and what the images are called."""
+    # Runs of earlier versions have no common name: their records stay valid, and new tars are made like the old ones.
+    named = {} if run.image_extension is None else {"image_extension": run.image_extension}
+    return {"code": VERSION, "vocabulary": run.vocabulary.digest, **named}
 
 
 def load(run: RunRef) -> Writer:
     """Open the images; no model is needed."""
-    return Writer(run.open("target"), run.vocabulary)
+    return Writer(run.open("target"), run.vocabulary, run.image_extension)
 
 
 def work(writer: Writer, task: ShardTask) -> Done:
     """Write the pseudo-label tar of a shard.
 
-    For each image with at least one labelled pixel: the original file, `.label.png`, `.weight.png` and `.json` with the
-    label's provenance. Images without a labelled pixel are dropped as "all_ignored".
+    For each image with at least one labelled pixel: the original file's bytes, `.label.png`, `.weight.png` and `.json`
+    with the label's provenance. Images without a labelled pixel are dropped as "all_ignored".
     """
     store = read_refined(task.inputs["refine"], names=("label", "weight"))
     drops: list[Drop] = []
@@ -94,26 +106,30 @@ def _samples(
     stats: dict[str, float],
 ) -> Iterator[TarSample]:
     refs = {ref.key: ref for ref in task.samples}
+    vocabulary, older = writer.vocabulary, writer.image_extension is None
     for row, key in enumerate(store.keys):
         label, weight = store.maps["label"][row], store.maps["weight"][row]
-        covered = int((label != writer.vocabulary.ignore_index).sum())
+        covered = int((label != vocabulary.ignore_index).sum())
         if covered == 0:
             drops.append(Drop(key=key, reason=ALL_IGNORED, detail=_why_ignored(store, row)))
             continue
         try:
-            data, extension = writer.source.read_image(refs[key])
+            data, own_extension = writer.source.read_image(refs[key])
         except UnreadableImage as error:  # it was readable when it was embedded
             drops.append(Drop(key=key, reason=error.reason, detail=error.detail))
             continue
         stats["samples"] += 1
         stats["pixels"] += label.size
         stats["pixels_covered"] += covered
-        facts = _provenance(task, refs[key], store, row, writer.vocabulary)
+        facts = _provenance(task, refs[key], store, row, vocabulary)
+        if not older:
+            # Its name is that of all images of the run, and may not be true.
+            facts["image_format"] = Image.open(io.BytesIO(data), formats=IMAGE_FORMATS).format
         yield TarSample(
             key,
             {
-                extension: data,
-                "label.png": encode_label(label.astype(np.int32), writer.vocabulary, store.exif[row]),
+                writer.image_extension or own_extension: data,
+                "label.png": encode_label(label.astype(np.int32), vocabulary, store.exif[row], palette=older),
                 "weight.png": encode_weight(weight.astype(np.uint8), store.exif[row]),
                 "json": (json.dumps(facts, sort_keys=True, ensure_ascii=False) + "\n").encode(),
             },
@@ -147,7 +163,12 @@ def _why_ignored(store: RefinedStore, row: int) -> str:
     return f"{len(store.masks[row])} masks, none taken; highest class confidence {best:.3f}"
 
 
-def write_index(vocabulary: Vocabulary, task: ShardTask) -> Done:
+def load_contents(run: RunRef) -> TarContents:
+    """Return what all tars of a run have in common."""
+    return TarContents(run.vocabulary.digest, legend_of(run.vocabulary), run.image_extension)
+
+
+def write_index(contents: TarContents, task: ShardTask) -> Done:
     """Write the `index.json` of a round's tars; their checksums are in their records.
 
     Raises:
@@ -159,11 +180,9 @@ def write_index(vocabulary: Vocabulary, task: ShardTask) -> Done:
     checksums = [record.outputs[path.name] for record, path in zip(records, tars, strict=True)]
     names = [path.name for path in tars]
     counts = [record.count for record in records]
-    write_pseudo_index(task.output.parent, names, counts, checksums, vocabulary.digest)
+    write_pseudo_index(task.output.parent, names, counts, checksums, contents)
     return Done(len(tars), arrived=len(tars))
 
 
 STAGE: Final = Stage("write", tasks, fingerprint, load, work, after="refine")
-INDEX_STAGE: Final = Stage(
-    "write-index", index_tasks, fingerprint, lambda run: run.vocabulary, write_index, where="driver"
-)
+INDEX_STAGE: Final = Stage("write-index", index_tasks, fingerprint, load_contents, write_index, where="driver")

@@ -5,6 +5,7 @@ It is fitted to a few labelled images, and the calibration error before and afte
 
 # K class, k kept classes per cell, h w score grid, H W image, N cell; numpy and scipy only
 
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -57,7 +58,8 @@ class Calibration(BaseModel):
         try:
             return cls.model_validate_json(read_regular(path, MAX_TEXT_BYTES))
         except OSError as error:
-            raise ValueError(f"{path} cannot be read ({error.strerror}); make it: stseg-pipeline calibrate") from error
+            made = f"stseg-pipeline calibrate --run DIR --out {shlex.quote(str(path))}"
+            raise ValueError(f"{path} cannot be read ({error.strerror}); make it: {made}") from error
         except ValidationError as error:
             first = error.errors()[0]
             where = ".".join(map(str, first["loc"])) or "JSON"

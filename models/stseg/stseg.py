@@ -107,7 +107,7 @@ def load_head(model: STSeg, path: Path, *, may_lack_dea: bool = False) -> None:
         raise ValueError(
             f"{path} does not fit this model (dea: {str(model.dea is not None).lower()}): "
             f"missing {missing[:3] or 'nothing'}, unexpected {unexpected[:3] or 'nothing'}"
-            + ("; stseg-pipeline pretrain --init-from FILE adds DEA to it" if only_dea else "")
+            + ("; stseg-pipeline pretrain --init-from FILE --out FILE adds DEA to it" if only_dea else "")
         )
     try:
         model.load_state_dict(state, strict=False)

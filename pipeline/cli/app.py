@@ -261,6 +261,7 @@ def init(
       stseg-pipeline round --n 3 --run my-run
     """
     from pipeline.run.run import OwnImages, make_own_run
+    from shards.storage.store import as_argument
 
     with exit_codes():
         made = make_own_run(folder, OwnImages(images, classes, labels, preset), config, sets or ())
@@ -272,7 +273,7 @@ def init(
             for line in (*made.inputs.lines, *(f"warning: {warning}" for warning in made.inputs.warnings)):
                 typer.echo(printable(line))
             typer.echo(f"{folder}: {facts['images']} images in {facts['shards']} shards, {facts['classes']} classes")
-            typer.echo(f"next: stseg-pipeline round --n 3 --run {folder}")
+            typer.echo(f"next: stseg-pipeline round --n 3 --run {as_argument(folder)}")
 
 
 def _print_status(found: "RunStatus", jobs: list[dict[str, Any]]) -> None:

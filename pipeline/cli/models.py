@@ -27,7 +27,10 @@ from pipeline.terminal import printable
 RunChoice = Annotated[
     Path | None,
     typer.Option(
-        "--run", metavar="DIR", parser=run_location, help="Use the newest student of this run, and its classes."
+        "--run",
+        metavar="DIR",
+        parser=run_location,
+        help="Use the best model so far of this run (the next teacher), and its classes.",
     ),
 ]
 ClassesOption = Annotated[
@@ -103,7 +106,9 @@ def pretrain(
     \b
       stseg-pipeline pretrain --out stage1.safetensors
       stseg-pipeline pretrain --images photos --labels masks --classes names.txt --out mine.safetensors
-      stseg-pipeline pretrain --init-from sed/stage1.safetensors --out stage1.safetensors --set model.preset=base …
+      stseg-pipeline pretrain --init-from sed/stage1.safetensors --images photos --labels masks --classes names.txt \\
+        --out stage1_dea.safetensors --set model.preset=base --set model.clip_weights=sed/clip.safetensors \\
+        --set model.sam_weights=sam_vit_b.pth
       stseg-pipeline init my-run --images more --classes names.txt --set model.stage1_weights=mine.safetensors
     """
     from pipeline.commands.pretrain import PretrainRequest, run_pretrain
@@ -156,14 +161,19 @@ def predict(
 ) -> None:
     """Segment images by class names; without a run, with the weights that --set names, or the shipped ones.
 
-    For each image: KEY.png (overlay and legend), KEY.label.png (class ids) and KEY.json. What exists for the same
-    image, model and classes is skipped. Unreadable images are named; exit code 4 only if none could be read.
+    For each image: KEY.png (overlay and legend), KEY.label.png (class ids; shown in the classes' colours) and KEY.json
+    (the classes found, the largest first: no order of ids). Which id is which class, and its colour, is in
+    classes/….json, once for all images of the same classes; KEY.json and --json name the file as class_list.
+    Label maps for training are those of a run's shards: plain grey, as data loaders need them.
+
+    What exists for the same image, model and classes is skipped. Unreadable images are named; exit code 4 only if none
+    could be read.
 
     \b
       stseg-pipeline predict photo.jpg --classes "red ring, grass, water" --out seen
       stseg-pipeline predict photos/ more.tar --classes-file names.txt --run my-run --windows 2
-      stseg-pipeline predict photos/ --classes "cat, grass" --set model.preset=base --set model.dea=false
-        --set model.clip_weights=sed/clip.safetensors --weights sed/stage1.safetensors
+      stseg-pipeline predict photos/ --classes "cat, grass" --set model.preset=base --set model.dea=false \\
+        --set train.loss.kind=bce --set model.clip_weights=sed/clip.safetensors --weights sed/stage1.safetensors
     """
     with exit_codes():
         from pipeline.commands.choose_model import ModelRequest, choose_model
@@ -218,9 +228,9 @@ def refine(
 
     \b
       stseg-pipeline refine --masks masks/ --images photos/ --out refined --classes names.txt
-      stseg-pipeline refine --masks masks/ --images photos/ --out refined
+      stseg-pipeline refine --masks masks/ --images photos/ --out refined \\
         --set model.preset=base --set model.sam_weights=sam_vit_b.pth
-      stseg-pipeline refine --masks rough/ --images photos/ --out bold
+      stseg-pipeline refine --masks rough/ --images photos/ --out bold \\
         --set refine.refinement.accept.min_gain=null --set refine.refinement.accept.min_conviction=0
     """
     from pipeline.commands.masks import MasksRequest, refine_masks

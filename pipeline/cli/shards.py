@@ -91,6 +91,7 @@ def verify(run: RunOption = DEFAULT_RUN, number: OneRoundOption = None, as_json:
     """
     from pipeline.run.verify import verify_run
     from pipeline.tasks.states import summarise
+    from shards.storage.store import as_argument
 
     with exit_codes():
         result = verify_run(run, number)
@@ -109,8 +110,9 @@ def verify(run: RunOption = DEFAULT_RUN, number: OneRoundOption = None, as_json:
             if result.unjudged is not None:
                 typer.echo(printable(f"whether a round would do anything again is unknown: {result.unjudged}"))
             undone = f", {result.undone} not done yet" if result.undone else ""
-            again = f"; make them again: stseg-pipeline shards repair --run {run}" if result.faults else ""
-            typer.echo(f"{result.checked} outputs verified, {len(result.faults)} faults{undone}{again}")
+            again = f"; make them again: stseg-pipeline shards repair --run {as_argument(run)}"
+            faults = f"{len(result.faults)} faults{undone}{again if result.faults else ''}"
+            typer.echo(f"{result.checked} outputs verified, {faults}")
         if result.faults or result.unjudged is not None:
             raise typer.Exit(EXIT_DATA)
 
@@ -133,6 +135,7 @@ def repair(
     """
     from pipeline.commands.repair import repair_run
     from pipeline.rounds.driver import RoundRequest
+    from shards.storage.store import as_argument
 
     with exit_codes():
         done = repair_run(run, number, RoundRequest(rounds=0, backend=backend.value, address=address))
@@ -145,7 +148,7 @@ def repair(
             for folder in done.replays:
                 typer.echo(f"{folder} lacks shards: run the replay command that made it again")
             if done.faults and done.rounds is None:
-                typer.echo(f"no round was finished: stseg-pipeline round --run {run} continues the run")
+                typer.echo(f"no round was finished: stseg-pipeline round --run {as_argument(run)} continues the run")
             typer.echo(f"{len(done.faults)} outputs were damaged, {len(done.left)} still are")
         if done.left:
             raise typer.Exit(EXIT_DATA)

@@ -41,12 +41,13 @@ def import_sed(
 ) -> None:
     """Convert a SED checkpoint, CLIP and decoder, and print the next commands.
 
-    The result has no DEA (dea: false); `pretrain --init-from` adds it.
+    The result has no DEA (dea: false); `pretrain --init-from` adds it. SED was trained with a sigmoid
+    (train.loss.kind=bce), which decides how the scores of windows are merged.
 
     \b
       stseg-pipeline import sed sed_model_base.pth --out sed
-      stseg-pipeline predict photos/ --classes "cat, grass" --set model.preset=base --set model.dea=false
-        --set model.clip_weights=sed/clip.safetensors --weights sed/stage1.safetensors
+      stseg-pipeline predict photos/ --classes "cat, grass" --set model.preset=base --set model.dea=false \\
+        --set train.loss.kind=bce --set model.clip_weights=sed/clip.safetensors --weights sed/stage1.safetensors
     """
     with exit_codes():
         from pipeline.commands.import_sed import import_sed as convert

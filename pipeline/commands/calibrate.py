@@ -76,7 +76,7 @@ def _draw(run: OpenRun, images: int) -> dict[str, SampleRef]:
     if not has_target_labels(run):
         raise ValueError(
             f"the images of {as_shown(run.layout.root)} have no labels to calibrate with; make the run with labels of "
-            "some of them: stseg-pipeline init DIR --images … --classes … --labels FOLDER"
+            "some of them: stseg-pipeline init DIR --images FOLDER --classes FILE --labels FOLDER"
         )
     # Drawn with the run's seed, so that the same command fits on the same images, whoever types it.
     refs = tuple(run.plan.samples)

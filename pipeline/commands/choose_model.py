@@ -25,7 +25,7 @@ from pipeline.tasks.recipe import begun_rounds, plans_of
 from shards.data.class_lists import load_class_names
 from shards.data.vocabulary import Vocabulary
 from shards.formats.records import read_json
-from shards.storage.store import as_shown
+from shards.storage.store import as_argument, as_shown
 
 logger = logging.getLogger(__name__)
 
@@ -176,15 +176,16 @@ def _vocabulary(run: OpenRun | None, preset: str, request: ModelRequest) -> Voca
 def _newest_round(run: OpenRun) -> int:
     decided = [number for number in begun_rounds(run.layout) if best_weights(run, number).is_file()]
     if not decided:
-        root = as_shown(run.layout.root)
-        raise DataFault(f"{root} has no model yet; run: stseg-pipeline round --run {root}")
+        root = run.layout.root
+        raise DataFault(f"{as_shown(root)} has no model yet; run: stseg-pipeline round --run {as_argument(root)}")
     return decided[-1]
 
 
 def _require_trained(run: OpenRun, number: int) -> None:
     weights = student_weights(run, number)
     if not weights.is_file():
-        root = as_shown(run.layout.root)
+        root = run.layout.root
         raise DataFault(
-            f"{root} has no model of round {number} yet; run: stseg-pipeline round --n {number} --run {root}"
+            f"{as_shown(root)} has no model of round {number} yet; run: stseg-pipeline round --n {number} "
+            f"--run {as_argument(root)}"
         )

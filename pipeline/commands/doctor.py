@@ -104,12 +104,12 @@ def _sam_hint(preset: Preset) -> str:
 def _head_hint(settings: ModelSettings, preset: Preset) -> str:
     if preset.name == "tiny":
         return "stage 1: stseg-pipeline pretrain --out stage1.safetensors, then --set model.stage1_weights=FILE"
-    imported = "stseg-pipeline import sed CHECKPOINT --out sed"
+    imported, loss = "stseg-pipeline import sed CHECKPOINT --out sed", "--set train.loss.kind=bce"  # SED's own loss
     if not settings.dea:
-        return f"stage 1: {imported}, then --set model.stage1_weights=sed/stage1.safetensors"
+        return f"stage 1: {imported}, then --set model.stage1_weights=sed/stage1.safetensors {loss}"
     return (
         f"stage 1: {imported}, then the pretrain command that it prints; or without DEA: --set model.dea=false "
-        "--set model.stage1_weights=sed/stage1.safetensors"
+        f"--set model.stage1_weights=sed/stage1.safetensors {loss}"
     )
 
 

@@ -15,7 +15,7 @@ from shards.files.atomic import write_bytes_atomic
 from shards.files.untrusted import refuse_links_out
 from shards.formats.layout import OWN_NAMES, record_path
 from shards.formats.records import record_or_none
-from shards.storage.store import as_shown, is_in_store
+from shards.storage.store import as_argument, as_shown, is_in_store
 
 
 @dataclass(frozen=True)
@@ -130,4 +130,4 @@ def _planned(run: OpenRun, key: str) -> tuple[str, SampleRef]:
 
 
 def _how(run: OpenRun, number: int) -> str:
-    return f"run: stseg-pipeline round --n {max(number, 1)} --run {as_shown(run.layout.root)}"
+    return f"run: stseg-pipeline round --n {max(number, 1)} --run {as_argument(run.layout.root)}"

@@ -20,7 +20,7 @@ from pipeline.errors import DataFault
 from pipeline.report.drawing import classes_by_size, overlay, panels, png_bytes, with_legend
 from shards.data.images import UnreadableImage, decode_image
 from shards.data.inputs import ImageInput, find_images
-from shards.data.labels import encode_label
+from shards.data.labels import encode_label, legend_of
 from shards.data.vocabulary import Vocabulary
 from shards.files.atomic import write_bytes_atomic
 from shards.formats.records import fingerprint_digest, read_json
@@ -73,6 +73,9 @@ def predict_images(
 ) -> dict[str, Any]:
     """Segment images by class names; write for each an overlay with a legend, an index PNG, and a JSON, last.
 
+    The label maps have the classes' colours as palette, to be looked at; Pillow and numpy read the ids. What these mean
+    is in one file for all images of the same classes.
+
     An image is skipped if its JSON names the same bytes, model, classes and windows.
 
     Args:
@@ -82,7 +85,8 @@ def predict_images(
         notify: Called with each outcome and the total number of images.
 
     Returns:
-        images: a result for each readable image; predicted, skipped: their numbers; unreadable: name, reason, detail.
+        images: a result for each readable image; predicted, skipped: their numbers; unreadable: name, reason, detail;
+        class_list: the file of names and colours by id.
 
     Raises:
         DataFault: None of the images could be read.
@@ -100,6 +104,8 @@ def predict_images(
 
     todo = _todo(inputs, request, made_by, done)
     first = next(todo, None)  # the model, and torch, are loaded only if there is something to do
+    if first is not None or any(entry.state == "skipped" for entry in results):
+        _write_class_list(request.out, chosen.vocabulary)
     if first is not None:
         from jobs.inference.labeller import Labeller
         from jobs.inference.segmenter import StsegSegmenter
@@ -119,7 +125,7 @@ def predict_images(
         )
         for work, image, label in labeller.labels((work, work.image) for work in chain([first], todo)):
             done(_write(work, image, label, chosen.vocabulary, request.out, made_by))
-    return _result(results, inputs)
+    return {**_result(results, inputs), "class_list": str(request.out / _class_list(chosen.vocabulary))}
 
 
 def usual_batch(side: int, classes: int) -> int:
@@ -157,6 +163,20 @@ def _todo(
         yield _Work(entry, digest, image)
 
 
+def _class_list(vocabulary: Vocabulary) -> str:
+    """Return the name, in the folder of results, of the file that says what the ids of label maps mean."""
+    # Named by its content: two commands with other classes may write into one folder, also at the same time, and each
+    # result names its own list. In a folder of its own, so that all `*.json` next to the pictures are results.
+    return f"classes/{vocabulary.digest[:8]}.json"
+
+
+def _write_class_list(out: Path, vocabulary: Vocabulary) -> None:
+    path = out / _class_list(vocabulary)
+    content = (json.dumps(legend_of(vocabulary).model_dump(mode="json"), ensure_ascii=False, indent=1) + "\n").encode()
+    if not path.is_file() or path.read_bytes() != content:
+        write_bytes_atomic(path, content)
+
+
 def _paths(out: Path, key: str) -> dict[str, str]:
     return {"overlay": str(out / f"{key}.png"), "label": str(out / f"{key}.label.png")}
 
@@ -179,9 +199,10 @@ def _write(
     sheet = panels([("image", image), ("prediction", overlay(image, label, vocabulary))], side=_SIDE)
     # Pictures first, the JSON last: it is what a second command goes by.
     write_bytes_atomic(Path(paths["overlay"]), png_bytes(with_legend(sheet, vocabulary, [label])))
-    write_bytes_atomic(Path(paths["label"]), encode_label(label, vocabulary))
+    write_bytes_atomic(Path(paths["label"]), encode_label(label, vocabulary, palette=True))
     found = [vocabulary.names[index] for index in classes_by_size([label], vocabulary)]
     facts = {"image": work.input.shown, "sha256": work.digest, "classes": found, "made_by": made_by}
+    facts["class_list"] = _class_list(vocabulary)
     # A file name that is not UTF-8 becomes JSON's own escape.
     content = (json.dumps(facts, ensure_ascii=False, indent=1) + "\n").encode(errors="backslashreplace")
     write_bytes_atomic(out / f"{work.input.key}.json", content)

@@ -26,7 +26,7 @@ from pipeline.run.run import OpenRun, read_run
 from shards.data.sources import open_source
 from shards.formats.layout import RunLayout, record_path
 from shards.formats.records import Json, fingerprint_digest, read_json, read_record
-from shards.storage.store import as_shown
+from shards.storage.store import as_argument
 
 SHOWN = ("coverage", "coverage_before", "miou_before", "miou_after", "miou_after_all", "images")
 
@@ -196,7 +196,7 @@ def refuse_without_scores(run: OpenRun, number: int) -> None:
     if missing:
         raise DataFault(
             f"round {number} has no teacher scores of {len(missing)} of {len(tasks)} shards; run: stseg-pipeline round "
-            f"--n {number} --run {as_shown(run.layout.root)}"
+            f"--n {number} --run {as_argument(run.layout.root)}"
         )
 
 
@@ -213,7 +213,7 @@ def _result(own: OpenRun, run: OpenRun, request: ReplayRequest) -> dict[str, Any
         "samples": sum(record.count for record in stage_records(write.tasks(run, number))),
         "quarantined": summary_of([*write.tasks(run, number), *pseudo_scores.tasks(run, number)])["quarantined"],
         **{name: None if found is None else {key: found.get(key) for key in SHOWN} for name, found in scores.items()},
-        "next": f"stseg-pipeline round --n {number} --run {shlex.quote(str(root))} {sets}",
+        "next": f"stseg-pipeline round --n {number} --run {as_argument(root)} {sets}",
     }
 
 

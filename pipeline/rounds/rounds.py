@@ -31,7 +31,7 @@ from pipeline.run.verify import repair_shared
 from pipeline.tasks.recipe import ROUND, all_tasks, round_of, shards_chain, stage_names, stage_of, stage_plans
 from pipeline.tasks.states import StageSummary, TaskState, summarise, task_states
 from shards.formats.layout import RunLayout
-from shards.storage.store import as_shown
+from shards.storage.store import as_argument, as_shown
 
 _NAMED: Final = 3  # alarms in a message; all of them are in the report
 
@@ -185,12 +185,12 @@ def require_no_regression(run: OpenRun, number: int, rounds: int) -> None:
     # Stopping is the default after a regression: the next round would start from the same teacher and the same labels,
     # and only repeat the lesson (docs/guards.md).
     decision = read_decision(run.layout.promotion(number))
-    again = f"stseg-pipeline round --n {rounds} --run {as_shown(run.layout.root)} --set"
+    again = f"stseg-pipeline round --n {rounds} --run {as_argument(run.layout.root)}"
     page = as_shown(run.layout.report_html(number))
     if decision.outcome == "regressed" and run.config.promotion.on_regression == "stop":
         raise GateFailed(
             f"{decision.reason}. See {page}; the best model is {as_shown(best_weights(run, number))}. "
-            f"To continue with it: {again} promotion.on_regression=keep"
+            f"To continue with it: {again} --set promotion.on_regression=keep"
         )
     report = read_report(run.layout.report_json(number))
     alarms = (report.alarms if report is not None else None) or ()
@@ -199,7 +199,7 @@ def require_no_regression(run: OpenRun, number: int, rounds: int) -> None:
         more = f"; and {len(alarms) - _NAMED} more" if len(alarms) > _NAMED else ""
         raise GateFailed(
             f"round {number} raised {len(alarms)} alarm{'s' if len(alarms) > 1 else ''}: {shown}{more}. See {page}. "
-            f"To continue all the same: {again} alarms.stop=false"
+            f"To continue all the same: {again} --set alarms.stop=false"
         )
 
 
@@ -214,7 +214,7 @@ def _refuse_incomplete(run: OpenRun, tasks: Sequence[ShardTask], number: int) ->
         name = stage_of(first.stage)
         raise DataFault(
             f"{first.stage} of round {first.round} is not done ({left} of {len(same)} shards: {missing[0].reason}); "
-            f"run: stseg-pipeline stage {name} --round {first.round} --run {as_shown(run.layout.root)}"
+            f"run: stseg-pipeline stage {name} --round {first.round} --run {as_argument(run.layout.root)}"
         )
 
 

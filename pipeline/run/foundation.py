@@ -22,7 +22,7 @@ from shards.data.vocabulary import Vocabulary
 from shards.formats.layout import Dataset, RunLayout, record_path
 from shards.formats.records import record_or_none
 from shards.storage.mirror import bring_files, discard, put_files, upload
-from shards.storage.store import as_shown, location_of
+from shards.storage.store import as_argument, as_shown, location_of
 
 logger = logging.getLogger(__name__)
 
@@ -79,7 +79,7 @@ def repair_foundation(root: Path) -> list[Fault]:
     if faults[0].output == layout.config:
         raise DataFault(
             f"{as_shown(layout.config)}: {faults[0].reason}. Correct or restore it; if its settings are the intended "
-            f"ones, stseg-pipeline round --run {as_shown(root)} accepts them as they are"
+            f"ones, stseg-pipeline round --run {as_argument(root)} accepts them as they are"
         )
     config = load_config(layout.config)
     _repair_vocabulary(layout, config)
@@ -160,7 +160,8 @@ def _repair_plan(layout: RunLayout, path: Path, dataset: Dataset, source: Source
         Plan.load(path)
     except (OSError, ValueError):
         try:
-            rebuild_plan(path, config.shard_size, _recorded_shards(layout, dataset))
+            older = _has_older_tars(layout)
+            rebuild_plan(path, config.shard_size, _recorded_shards(layout, dataset), older_tars=older)
         except ValueError:
             return
     if any(damaged_lists(Plan.load(path))):
@@ -177,6 +178,12 @@ def _recorded_shards(layout: RunLayout, dataset: Dataset) -> dict[str, str]:
     prefix = first.stem.removesuffix("000000")
     found = (record_or_none(path) for path in first.parent.glob(f"{prefix}[0-9]*.json"))
     return {record.shard: record.inputs["samples"] for record in found if record and "samples" in record.inputs}
+
+
+def _has_older_tars(layout: RunLayout) -> bool:
+    """Return whether the run's records are of tars of the older format, which only the plan can tell of otherwise."""
+    found = (record_or_none(path) for path in layout.round(0).parent.glob("*/pseudo/*.json"))
+    return any(record.stage == "write" and "image_extension" not in record.fingerprint for record in found if record)
 
 
 def _text(error: Exception) -> str:

@@ -28,7 +28,7 @@ from shards.data.vocabulary import Vocabulary
 from shards.files.atomic import is_temporary
 from shards.formats.layout import RunLayout
 from shards.storage.mirror import bring, put_files, upload
-from shards.storage.store import as_shown, location_of
+from shards.storage.store import as_argument, as_shown, location_of
 
 logger = logging.getLogger(__name__)
 
@@ -95,8 +95,9 @@ def read_run(root: Path, file: Path | None = None, sets: Sequence[str] = ()) -> 
     bring(location_of(root))
     layout = RunLayout(root.absolute())  # workers have working folders of their own
     if not layout.config.is_file():
-        where = as_shown(root)
-        raise DataFault(f"{where} holds no run (no config.yaml); make one: stseg-pipeline round --run {where}")
+        raise DataFault(
+            f"{as_shown(root)} holds no run (no config.yaml); make one: stseg-pipeline round --run {as_argument(root)}"
+        )
     return load_run(layout, requested_config(root, load_config(layout.config), file, sets))
 
 
@@ -200,7 +201,7 @@ def make_own_run(folder: Path, own: OwnImages, file: Path | None, sets: Sequence
         ValueError: A folder or file is missing or empty, or a setting is wrong.
     """
     if RunLayout(folder).config.is_file():
-        raise SettingsConflict(f"{folder} holds a run; go on with: stseg-pipeline round --run {folder}")
+        raise SettingsConflict(f"{folder} holds a run; go on with: stseg-pipeline round --run {as_argument(folder)}")
     if own.labels is not None and not own.labels.is_dir():
         raise ValueError(f"{own.labels} is not a folder; --labels names the folder of index PNGs")
     target = {"kind": "folder", "images": str(own.images), "labels": None if own.labels is None else str(own.labels)}
@@ -245,7 +246,7 @@ def load_run(layout: RunLayout, config: RunConfig) -> OpenRun:
     try:
         run = jobs_run.load_run(layout, config)
     except (FileNotFoundError, ValueError) as error:
-        hint = f"stseg-pipeline shards repair --run {as_shown(layout.root)} makes it again if that is possible"
+        hint = f"stseg-pipeline shards repair --run {as_argument(layout.root)} makes it again if that is possible"
         raise DataFault(
             f"{error}; the run folder is damaged: {hint}; otherwise restore the file or start a new run"
         ) from error

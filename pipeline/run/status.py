@@ -16,7 +16,7 @@ from pipeline.run.run import read_run
 from pipeline.tasks.recipe import ROUND, begun_rounds
 from shards.formats.events import read_events
 from shards.formats.records import read_counts, read_json
-from shards.storage.store import as_shown
+from shards.storage.store import as_argument
 
 
 @dataclass(frozen=True)
@@ -168,7 +168,7 @@ def _counts(event: Mapping[str, Any], name: str) -> bool:
 def retry_command(root: Path, rounds: int, backend: str = "ray") -> str:
     """Return the command that does the rest of a run."""
     inline = " --backend inline" if backend == "inline" else ""
-    return f"stseg-pipeline round --n {rounds} --run {as_shown(root)}{inline}"
+    return f"stseg-pipeline round --n {rounds} --run {as_argument(root)}{inline}"
 
 
 def _counted(number: int, tasks: Iterable[ShardTask]) -> Iterator[StageStatus]:

@@ -23,7 +23,7 @@ from shards.formats.layout import RunLayout, is_output_name, record_of, record_p
 from shards.formats.records import read_record, record_or_none
 from shards.formats.tar import read_pseudo_index
 from shards.storage.mirror import bring, check, discard, push_cache
-from shards.storage.store import as_shown, is_in_store, location_of
+from shards.storage.store import as_argument, as_shown, is_in_store, location_of
 
 _KINDS = (".zarr", ".tar", ".safetensors")
 
@@ -59,10 +59,8 @@ def verify_run(root: Path, number: int | None = None) -> CheckResult:
     """
     layout = run_layout(root)
     if number is not None and not layout.round(number).is_dir():
-        where = as_shown(root)
-        raise DataFault(
-            f"{where} has no round {number} yet; run: stseg-pipeline round --n {max(number, 1)} --run {where}"
-        )
+        made = f"stseg-pipeline round --n {max(number, 1)} --run {as_argument(root)}"
+        raise DataFault(f"{as_shown(root)} has no round {number} yet; run: {made}")
     rounds = begun_rounds(layout) if number is None else [number]
     faults, stale, undone = foundation_faults(layout), [], 0
     tasks, finished, unjudged = _tasks(root, rounds)

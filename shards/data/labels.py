@@ -9,6 +9,7 @@ from PIL import Image
 
 from shards.data.images import ORIENTATION_TAG, ImageFrame, Pixel, load_image, to_stored, to_upright
 from shards.data.vocabulary import IGNORE_8_BIT, Vocabulary
+from shards.formats.legend import Legend, LegendClass
 
 LabelFrame = Literal["auto", "upright", "stored"]
 # Reasons that say nothing about the label, only that its file is not there as planned: it may come back.
@@ -50,8 +51,10 @@ class SourceLabel(NamedTuple):
     turned: bool = False
 
 
-def encode_label(label: NDArray[np.integer], vocabulary: Vocabulary, exif_orientation: int = 1) -> bytes:
-    """Return a label map as PNG: in the classes' colours up to 255 classes, 16-bit grey above.
+def encode_label(
+    label: NDArray[np.integer], vocabulary: Vocabulary, exif_orientation: int = 1, *, palette: bool = False
+) -> bytes:
+    """Return a label map as PNG: 8-bit grey up to 255 classes, 16-bit grey above; the grey values are the ids.
 
     The pixels are stored in the image's EXIF orientation; `decode_label` returns the upright map.
 
@@ -59,6 +62,8 @@ def encode_label(label: NDArray[np.integer], vocabulary: Vocabulary, exif_orient
         label: (H, W) any integer type, upright; class ids and the vocabulary's ignore index.
         vocabulary: What the ids mean.
         exif_orientation: The image's (`DecodedImage.exif_orientation`).
+        palette: Up to 255 classes, have viewers show the classes' colours: for maps made to be looked at. Decoders of
+            data loaders turn such a file into its colours, and the ids are lost.
 
     Raises:
         ValueError: No pixels, another shape or type, or an id that the vocabulary does not have.
@@ -74,8 +79,18 @@ def encode_label(label: NDArray[np.integer], vocabulary: Vocabulary, exif_orient
     if vocabulary.ignore_index > IGNORE_8_BIT:
         return _png(Image.fromarray(to_stored(ids.astype(np.uint16), exif_orientation)), exif_orientation)
     image = Image.fromarray(to_stored(ids.astype(np.uint8), exif_orientation))
-    image.putpalette(vocabulary.palette)
+    if palette:
+        image.putpalette(vocabulary.palette)
     return _png(image, exif_orientation)
+
+
+def legend_of(vocabulary: Vocabulary) -> Legend:
+    """Return what the ids of a vocabulary's label maps mean."""
+    classes = tuple(
+        LegendClass(id=index, name=entry.name, synonyms=entry.synonyms, colour=entry.colour)
+        for index, entry in enumerate(vocabulary.classes)
+    )
+    return Legend(ignore_index=vocabulary.ignore_index, classes=classes)
 
 
 def decode_label(data: bytes) -> NDArray[np.int32]:

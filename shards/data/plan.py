@@ -21,7 +21,15 @@ from typing import Annotated, Final, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt, ValidationError, model_validator
 
-from shards.data.samples import SampleList, Samples, check_refs, list_bytes, list_digest
+from shards.data.samples import (
+    SampleList,
+    Samples,
+    check_refs,
+    common_extension,
+    image_extensions,
+    list_bytes,
+    list_digest,
+)
 from shards.data.sources import SampleRef
 from shards.files.atomic import remove_path, write_bytes_atomic
 from shards.files.untrusted import read_regular
@@ -74,6 +82,7 @@ class _PlanFile(BaseModel):
 
     version: Literal[2] = PLAN_VERSION
     shard_size: PositiveInt
+    image_extension: Literal["jpg", "png", "webp", "tif", "bmp"] | None = None
     shards: Annotated[tuple[_Row, ...], Field(min_length=1)]
 
     @model_validator(mode="after")
@@ -95,10 +104,13 @@ class Plan:
     Attributes:
         shard_size: Samples per shard; the last one may have fewer.
         shards: The shards.
+        image_extension: What all images are called in the run's tars, "jpg" for `KEY.jpg`; None in plans of earlier
+            versions, whose tars keep the older format, so that a run never mixes two.
     """
 
     shard_size: int
     shards: tuple[PlannedShard, ...]
+    image_extension: str | None = None
 
     @property
     def sample_count(self) -> int:
@@ -170,7 +182,7 @@ class Plan:
             revision = row.revision or 0
             samples = SampleList(row.count, row.digest, list_path(path, row.name, revision), row.checksum)
             shards.append(PlannedShard(row.name, row.first, row.last, Samples((samples,)), revision))
-        return cls(file.shard_size, tuple(shards))
+        return cls(file.shard_size, tuple(shards), file.image_extension)
 
     def as_bytes(self) -> bytes:
         """Return the content of the plan's file, which leaves out the lists."""
@@ -186,7 +198,8 @@ class Plan:
                 revision=shard.revision or None,
             )
             rows.append(row.model_dump(mode="json", exclude_none=True))
-        content = {"version": PLAN_VERSION, "shard_size": self.shard_size, "shards": rows}
+        named = {} if self.image_extension is None else {"image_extension": self.image_extension}
+        content = {"version": PLAN_VERSION, "shard_size": self.shard_size, **named, "shards": rows}
         return sealed((json.dumps(content, indent=1) + "\n").encode())
 
     def save(self, path: Path) -> None:
@@ -204,7 +217,9 @@ def make_plan(refs: Iterable[SampleRef], shard_size: int) -> Plan:
     Raises:
         ValueError: No samples, a key twice or out of order, or a shard size below 1.
     """
-    return Plan(shard_size, tuple(cut_shards(refs, shard_size, _held)))
+    extensions: set[str] = set()
+    shards = tuple(cut_shards(refs, shard_size, _noting(_held, extensions)))
+    return Plan(shard_size, shards, common_extension(extensions))
 
 
 def write_plan(path: Path, refs: Iterable[SampleRef], shard_size: int) -> Plan:
@@ -222,7 +237,9 @@ def write_plan(path: Path, refs: Iterable[SampleRef], shard_size: int) -> Plan:
     """
     path.unlink(missing_ok=True)
     remove_path(path.with_suffix(""))
-    plan = Plan(shard_size, _written(path, refs, shard_size))
+    extensions: set[str] = set()
+    shards = _written(path, refs, shard_size, extensions)
+    plan = Plan(shard_size, shards, common_extension(extensions))
     plan.save(path)
     return plan
 
@@ -286,11 +303,21 @@ def cut_shards(refs: Iterable[SampleRef], size: int, keep: Keep) -> Iterator[Pla
         raise ValueError("there is no sample to plan; is the source empty?")
 
 
+def _noting(keep: Keep, extensions: set[str]) -> Keep:
+    """Return `keep` with a note taken of what the images are called."""
+
+    def noted(name: str, samples: tuple[SampleRef, ...]) -> SampleList:
+        extensions.update(image_extensions(samples))
+        return keep(name, samples)
+
+    return noted
+
+
 def _held(name: str, samples: tuple[SampleRef, ...]) -> SampleList:
     return SampleList(len(samples), list_digest(samples), refs=samples)
 
 
-def _written(path: Path, refs: Iterable[SampleRef], size: int) -> tuple[PlannedShard, ...]:
+def _written(path: Path, refs: Iterable[SampleRef], size: int, extensions: set[str]) -> tuple[PlannedShard, ...]:
     """Cut samples into shards and write their lists; all are on disk at the end."""
     under_way: deque[Future[None]] = deque()
 
@@ -302,7 +329,7 @@ def _written(path: Path, refs: Iterable[SampleRef], size: int) -> tuple[PlannedS
         return SampleList(len(samples), list_digest(samples), file, hashlib.sha256(data).hexdigest())
 
     with ThreadPoolExecutor(_WRITERS) as writers, gc_disabled():
-        shards = tuple(cut_shards(refs, size, keep))
+        shards = tuple(cut_shards(refs, size, _noting(keep, extensions)))
         for written in under_way:
             written.result()
     return shards

@@ -2,11 +2,20 @@
 
 import hashlib
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
 from itertools import count
 from pathlib import Path
 
 from shards.data.plan import Plan, PlannedShard, cut_shards, list_path, shard_and_revision, shard_name
-from shards.data.samples import SampleList, Samples, list_bytes, list_digest, list_of_file
+from shards.data.samples import (
+    SampleList,
+    Samples,
+    common_extension,
+    image_extensions,
+    list_bytes,
+    list_digest,
+    list_of_file,
+)
 from shards.data.sources import SampleRef
 from shards.files.atomic import write_bytes_atomic
 
@@ -21,13 +30,14 @@ def damaged_lists(plan: Plan) -> Iterator[tuple[Path, str]]:
                 yield one.path, str(error)
 
 
-def rebuild_plan(path: Path, shard_size: int, known: Mapping[str, str]) -> Plan:
+def rebuild_plan(path: Path, shard_size: int, known: Mapping[str, str], *, older_tars: bool = False) -> Plan:
     """Rewrite a plan from its lists of samples.
 
     Args:
         path: The plan's file.
         shard_size: Samples per shard, as the run's settings have it.
         known: The digests of shards, by name, that records vouch for.
+        older_tars: Whether the run has tars of the older format, in which each image is called as its file.
 
     Raises:
         ValueError: A list is missing or damaged, or is not the one that the records are about.
@@ -50,6 +60,8 @@ def rebuild_plan(path: Path, shard_size: int, known: Mapping[str, str]) -> Plan:
     if wrong or not shards:
         raise ValueError(f"{path} cannot be made out of its lists: that of shard {(wrong or ['000000'])[0]} is lost")
     plan = Plan(shard_size, tuple(shards))
+    if not older_tars:
+        plan = replace(plan, image_extension=common_extension(image_extensions(plan.samples)))
     plan.save(path)
     return plan
 

@@ -4,7 +4,7 @@ import hashlib
 import json
 import operator
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -13,6 +13,19 @@ from typing import Final
 from shards.data.sample_keys import MAX_KEY_LENGTH
 from shards.data.sources import SampleRef
 from shards.files.untrusted import parse_json, read_regular
+
+# What an image is called in a tar, by the ending of its file.
+_EXTENSIONS: Final = {
+    "jpg": "jpg",
+    "jpeg": "jpg",
+    "png": "png",
+    "webp": "webp",
+    "tif": "tif",
+    "tiff": "tif",
+    "bmp": "bmp",
+}
+MIXED_EXTENSION: Final = "jpg"
+_SCENE: Final = "scenes:"  # how the uri of a generated scene begins, which has no ending
 
 _KEYS = re.compile(rf"(?:[A-Za-z0-9_-]{{1,{MAX_KEY_LENGTH}}}\n)*")
 _CHECKSUMS = re.compile(r"(?:[0-9a-f]{64}\n)*")
@@ -101,6 +114,27 @@ def list_bytes(refs: Sequence[SampleRef]) -> bytes:
     """Return the bytes of a list's file: JSON rows of key, checksum, uri and, if there is a label, its checksum."""
     rows = [ref if ref.label_digest is not None else ref[:3] for ref in refs]
     return (json.dumps(rows, ensure_ascii=False) + "\n").encode()
+
+
+def image_extensions(refs: Iterable[SampleRef]) -> set[str]:
+    """Return the extensions, without dot, that images have in tars by the names of their files; no file is read."""
+    endings = {ref.uri.rpartition(".")[2] for ref in refs}
+    scene = _EXTENSIONS["png"]
+    return {scene if one.startswith(_SCENE) else _EXTENSIONS.get(one.lower(), MIXED_EXTENSION) for one in endings}
+
+
+def common_extension(found: Collection[str]) -> str:
+    """Return the one extension of all images of a run in their tars.
+
+    Args:
+        found: The extensions of all its images (`image_extensions`).
+
+    Returns:
+        That of all images, if they share one; else "jpg".
+    """
+    # Hugging Face's loader refuses samples whose members differ in name. All decoders look at an image's bytes and not
+    # at its name, so that PNGs may be called .jpg, the name that most readers of tars ask for.
+    return next(iter(found)) if len(found) == 1 else MIXED_EXTENSION
 
 
 def list_of_file(path: Path) -> tuple[SampleList, str, str]:

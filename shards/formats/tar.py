@@ -24,6 +24,7 @@ from shards.files.atomic import (
 )
 from shards.files.fence import require_lock
 from shards.files.untrusted import open_regular, read_regular
+from shards.formats.legend import Legend, LegendClass
 from shards.formats.records import Checksum
 from shards.formats.tar_members import BLOCK_BYTES, tar_members
 
@@ -156,17 +157,40 @@ class PseudoShard(BaseModel):
 
 
 class PseudoIndex(BaseModel):
-    """All tars of a round. The names `shardlist`, `url` and `nsamples` are those of webdataset's own indexes."""
+    """All tars of a round. The names `shardlist`, `url` and `nsamples` are those of webdataset's own indexes.
+
+    Attributes:
+        image_extension: What every image is called, "jpg" for `KEY.jpg`; None in runs of earlier versions: as its file.
+        ignore_index, classes: What the ids of `KEY.label.png` mean; not in indexes of earlier versions.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     wids_version: Literal[1] = 1
     vocabulary_sha256: Checksum
+    image_extension: str | None = None
+    ignore_index: NonNegativeInt | None = None
+    classes: tuple[LegendClass, ...] = ()
     shardlist: tuple[PseudoShard, ...]
 
 
+@dataclass(frozen=True)
+class TarContents:
+    """What all tars of a round have in common.
+
+    Attributes:
+        vocabulary_digest: `Vocabulary.digest`.
+        legend: What the ids of the labels mean.
+        image_extension: What every image is called; None: as its file.
+    """
+
+    vocabulary_digest: str
+    legend: Legend
+    image_extension: str | None = None
+
+
 def write_pseudo_index(
-    folder: Path, names: Sequence[str], counts: Sequence[int], checksums: Sequence[str], vocabulary_digest: str
+    folder: Path, names: Sequence[str], counts: Sequence[int], checksums: Sequence[str], contents: TarContents
 ) -> Path:
     """Write a round's `index.json`, after the last of its tars, and return its path.
 
@@ -175,7 +199,7 @@ def write_pseudo_index(
         names: Their file names, each once; sorted in the index.
         counts: The number of samples of each.
         checksums: The SHA-256 of each.
-        vocabulary_digest: `Vocabulary.digest`.
+        contents: What is in all of them.
 
     Raises:
         ValueError: Lists of different lengths, no tars, a repeated or missing one, or no samples in any.
@@ -187,7 +211,13 @@ def write_pseudo_index(
         (PseudoShard(url=n, nsamples=c, sha256=s) for n, c, s in zip(names, counts, checksums, strict=True)),
         key=lambda shard: shard.url,
     )
-    index = PseudoIndex(vocabulary_sha256=vocabulary_digest, shardlist=tuple(shards))
+    index = PseudoIndex(
+        vocabulary_sha256=contents.vocabulary_digest,
+        image_extension=contents.image_extension,
+        ignore_index=contents.legend.ignore_index,
+        classes=contents.legend.classes,
+        shardlist=tuple(shards),
+    )
     path = folder / "index.json"
     write_bytes_atomic(path, (json.dumps(index.model_dump(mode="json"), indent=1) + "\n").encode())
     return path

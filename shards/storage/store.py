@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import shlex
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -251,6 +252,11 @@ def is_in_store(path: Path) -> bool:
 def as_shown(path: Path) -> str:
     """Return a path as people know it: the URL of a run in a store, else the path itself."""
     return location_of(path).shown(path)
+
+
+def as_argument(path: Path) -> str:
+    """Return a path as a command that is printed for people names it: `as_shown`, quoted for a shell."""
+    return shlex.quote(as_shown(path))
 
 
 def in_parallel(call: Callable[[Item], None], items: Iterable[Item]) -> None:

@@ -1,5 +1,6 @@
 """Transfer of outputs between a store and its mirror: whole, and checked against their record."""
 
+import shlex
 from pathlib import Path
 from typing import Final
 
@@ -38,7 +39,7 @@ def download_output(location: RunLocation, store: Store, output: Path, record: P
         remove_path(temporary)
     raise StoreRefused(
         f"{location.shown(output)} does not match its checksum; this makes it again: "
-        f"stseg-pipeline shards repair --run {location.shown(location.root)}"
+        f"stseg-pipeline shards repair --run {shlex.quote(location.shown(location.root))}"
     )
 
 

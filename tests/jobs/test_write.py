@@ -14,10 +14,12 @@ from jobs.artifacts.labels import read_refined
 from jobs.commit import why_stale
 from jobs.stage import EmptyStage, ShardTask
 from jobs.stages.write import write_index
-from shards.data.labels import decode_label, decode_weight
+from shards.data.labels import decode_label, decode_weight, legend_of
 from shards.files.atomic import sha256_file
 from shards.formats.records import fingerprint_digest
-from shards.formats.tar import index_tar, read_member, read_pseudo_index
+from shards.formats.tar import TarContents, index_tar, read_member, read_pseudo_index
+
+CONTENTS = TarContents(VOCABULARY.digest, legend_of(VOCABULARY), "jpg")
 
 
 @pytest.fixture
@@ -44,12 +46,29 @@ def test_each_image_stands_with_label_weight_and_provenance(tmp_path: Path, writ
     store = read_refined(tmp_path / "refine" / "000000.zarr")
     for row, key in enumerate(store.keys):
         found = members(written, key)
-        extension = "jpg" if key == "turned" else "png"
-        assert set(found) == {extension, "label.png", "weight.png", "json"}
-        assert found[extension] == (tmp_path / "images" / f"{key}.{extension}").read_bytes()
+        name = f"{key}.jpg" if key == "turned" else f"{key}.png"
+        assert set(found) == {"jpg", "label.png", "weight.png", "json"}
+        assert found["jpg"] == (tmp_path / "images" / name).read_bytes()
+        assert json.loads(found["json"])["image_format"] == ("JPEG" if key == "turned" else "PNG")
         assert np.array_equal(decode_label(found["label.png"]), store.maps["label"][row])
         assert np.array_equal(decode_weight(found["weight.png"]), store.maps["weight"][row])
     assert why_stale(written) is None
+
+
+def test_a_run_of_an_earlier_version_goes_on_with_palettes_and_own_extensions(
+    tmp_path: Path, written: ShardTask
+) -> None:
+    refine, source = refined_shard(tmp_path / "older")
+    older = next_task(refine, "write", refine=refine)
+    run_write(older, source, image_extension=None)
+    for key in SIZES_HW:
+        now, before = members(written, key), members(older, key)
+        extension = "jpg" if key == "turned" else "png"
+        assert set(before) == {extension, "label.png", "weight.png", "json"}
+        assert "image_format" not in json.loads(before["json"])
+        with Image.open(io.BytesIO(before["label.png"])) as label:
+            assert label.mode == "P"
+        assert np.array_equal(decode_label(before["label.png"]), decode_label(now["label.png"]))
 
 
 def test_label_of_a_turned_photo_lines_up_with_its_stored_pixels(tmp_path: Path, written: ShardTask) -> None:
@@ -82,7 +101,7 @@ def test_images_without_a_labelled_pixel_are_left_out_and_counted(tmp_path: Path
     assert {drop.key for drop in record.drops} == set(SIZES_HW)
     assert len(index_tar(task.output).places) == 0
     with pytest.raises(EmptyStage, match="all_ignored 4"):
-        do(write_index, VOCABULARY, index_task(task))
+        do(write_index, CONTENTS, index_task(task))
 
 
 def test_broken_images_never_reach_the_tar(written: ShardTask) -> None:
@@ -98,10 +117,14 @@ def test_same_inputs_give_the_same_tar(tmp_path: Path, written: ShardTask) -> No
 
 
 def test_index_lists_the_tars_with_their_checksums(written: ShardTask) -> None:
-    record = do(write_index, VOCABULARY, index_task(written))
+    record = do(write_index, CONTENTS, index_task(written))
     index = read_pseudo_index(written.output.parent)
     assert [(shard.url, shard.nsamples) for shard in index.shardlist] == [("000000.tar", 4)]
     assert [shard.sha256 for shard in index.shardlist] == [sha256_file(written.output)]
+    assert index.image_extension == "jpg"
+    assert [(entry.id, entry.name) for entry in index.classes] == [(0, "left"), (1, "right"), (2, "never")]
+    assert [entry.colour for entry in index.classes] == [entry.colour for entry in VOCABULARY.classes]
+    assert index.ignore_index == 255
     assert (record.count, record.inputs) == (1, {"pseudo/000000": sha256_file(written.output)})
 
 

@@ -1,4 +1,5 @@
 import json
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -46,11 +47,23 @@ def test_every_command_has_help_with_an_example(command: list[str]) -> None:
     assert f"stseg-pipeline {' '.join(command)} " in out
 
 
+@pytest.mark.parametrize("command", [["predict"], ["export", "model"]])
+def test_help_says_that_the_best_model_of_a_run_is_used(command: list[str]) -> None:
+    out = " ".join(invoke(*command, "--help")[1].split())
+    assert "best model so far of this run" in out
+    assert "newest" not in out
+
+
+def test_help_of_predict_says_where_the_names_of_ids_are() -> None:
+    out = " ".join(invoke("predict", "--help")[1].split())
+    assert "Which id is which class, and its colour, is in classes/….json" in out
+
+
 @pytest.mark.parametrize("command", [["status"], ["plan"], ["shards", "ls"], ["shards", "verify"], ["evaluate"]])
 def test_a_run_that_is_not_there_is_exit_4_with_the_command_that_makes_it(command: list[str], tmp_path: Path) -> None:
-    code, _, err = invoke(*command, "--run", str(tmp_path / "none"))
+    code, _, err = invoke(*command, "--run", str(tmp_path / "no such run"))
     assert code == 4
-    assert "stseg-pipeline round --run" in err
+    assert f"stseg-pipeline round --run {shlex.quote(str(tmp_path / 'no such run'))}" in err
     assert len(err.strip().splitlines()) == 1
 
 

@@ -20,6 +20,7 @@ import models.sam.sam
 from pipeline.cli.app import app
 from pipeline.commands.predict import usual_batch
 from pipeline.progress import ImageProgress
+from shards.data.class_lists import load_class_names
 from shards.scenes.scenes import render_scene
 
 
@@ -80,8 +81,52 @@ def test_folders_and_tars_are_predicted_and_broken_images_named(done: tuple[Path
     assert (result["predicted"], result["skipped"]) == (3, 0)
     broken = {Path(entry["image"].split(": ")[-1]).name: entry["reason"] for entry in result["unreadable"]}
     assert broken == {"cut.png": "truncated", "0002.png": "not_an_image"}
-    assert {path.suffix for path in out.iterdir()} == {".png", ".json"}
+    assert {path.suffix for path in out.iterdir() if path.is_file()} == {".png", ".json"}
     assert all(set(entry["classes"]) <= {"grass", "stone", "red ring"} for entry in result["images"])
+
+
+@pytest.mark.slow
+def test_ids_of_label_maps_have_their_names_and_colours_in_one_file(done: tuple[Path, dict[str, Any]]) -> None:
+    out, result = done
+    (path,) = (out / "classes").iterdir()
+    assert str(path) == result["class_list"]
+    legend = json.loads(path.read_bytes())
+    assert [(entry["id"], entry["name"]) for entry in legend["classes"]] == [
+        (0, "grass"),
+        (1, "stone"),
+        (2, "red ring"),
+    ]
+    assert legend["ignore_index"] == 255
+    assert load_class_names(path) == ["grass", "stone", "red ring"]
+    for entry in result["images"]:
+        assert json.loads((out / f"{Path(entry['label']).name.partition('.')[0]}.json").read_bytes())[
+            "class_list"
+        ] == str(path.relative_to(out))
+        with Image.open(entry["label"]) as picture:
+            assert picture.mode == "P"  # made to be looked at, and Pillow still reads ids
+            ids, colours = np.asarray(picture), np.asarray(picture.convert("RGB"))
+        assert {legend["classes"][index]["name"] for index in np.unique(ids)} == set(entry["classes"])
+        for index in np.unique(ids):
+            assert (colours[ids == index] == legend["classes"][index]["colour"]).all()
+
+
+@pytest.mark.slow
+def test_results_of_other_classes_in_the_same_folder_name_their_own_list(
+    photos: Path, done: tuple[Path, dict[str, Any]], tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    shutil.copytree(done[0], out)
+    image = str(photos / "photos" / "a.png")
+    code, text, err = invoke("predict", image, "--classes", "stone, grass", "--out", str(out), "--json")
+    assert code == 0, err
+    assert len(list((out / "classes").iterdir())) == 2
+
+    def names(key: str) -> list[str]:
+        listed = json.loads((out / json.loads((out / f"{key}.json").read_bytes())["class_list"]).read_bytes())
+        return [entry["name"] for entry in listed["classes"]]
+
+    assert (names("a"), names("sub_b")) == (["stone", "grass"], ["grass", "stone", "red ring"])
+    assert json.loads(text)["class_list"].startswith(str(out / "classes"))
 
 
 def test_again_skips_what_stands_and_does_what_is_missing(photos: Path, done: tuple[Path, dict[str, Any]]) -> None:

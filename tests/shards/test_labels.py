@@ -9,7 +9,7 @@ import pytest
 from PIL import Image, ImageOps
 
 from shards.data.images import decode_image, to_stored
-from shards.data.labels import decode_label, decode_weight, encode_label, encode_weight
+from shards.data.labels import decode_label, decode_weight, encode_label, encode_weight, legend_of
 from shards.data.vocabulary import Vocabulary
 
 SMALL = Vocabulary.from_names(["sky", "road", "tree"])
@@ -29,12 +29,15 @@ def test_every_id_survives(count: int, orientation: int) -> None:
     decoded = decode_label(data)
     assert decoded.dtype == np.int32
     np.testing.assert_array_equal(decoded, label)
-    with Image.open(io.BytesIO(data)) as image:
-        assert image.mode == ("P" if count <= 255 else "I;16")
+    coloured = encode_label(label, vocabulary, orientation, palette=True)
+    np.testing.assert_array_equal(decode_label(coloured), label)
+    for png, small in ((data, "L"), (coloured, "P")):
+        with Image.open(io.BytesIO(png)) as image:
+            assert image.mode == (small if count <= 255 else "I;16")
 
 
-def test_small_vocabularies_are_drawn_in_their_colours_and_ignore_in_black() -> None:
-    with Image.open(io.BytesIO(encode_label(LABEL, SMALL))) as image:
+def test_with_a_palette_small_vocabularies_are_drawn_in_their_colours_and_ignore_in_black() -> None:
+    with Image.open(io.BytesIO(encode_label(LABEL, SMALL, palette=True))) as image:
         assert (image.mode, image.format) == ("P", "PNG")
         np.testing.assert_array_equal(np.asarray(image), LABEL)
         colours = np.asarray(image.convert("RGB"))
@@ -65,6 +68,16 @@ def test_label_lines_up_with_the_stored_image(orientation: int, count: int) -> N
         np.testing.assert_array_equal(np.asarray(ImageOps.exif_transpose(plain)), upright)
     np.testing.assert_array_equal(decode_label(data), upright)
     np.testing.assert_array_equal(decode_weight(weight), upright * 100)
+
+
+def test_legend_names_every_id_and_its_colour() -> None:
+    legend = legend_of(Vocabulary.from_names(["sky", "bag, handbag"]))
+    assert [(entry.id, entry.name, entry.synonyms) for entry in legend.classes] == [
+        (0, "sky", ("sky",)),
+        (1, "bag", ("bag", "handbag")),
+    ]
+    assert legend.ignore_index == 255
+    assert legend_of(vocabulary_of(300)).ignore_index == 65535
 
 
 def test_same_label_same_bytes() -> None:

@@ -33,6 +33,32 @@ def test_samples_go_into_equal_shards() -> None:
 
 
 @pytest.mark.parametrize(
+    ("uris", "expected"),
+    [
+        (["a.jpg", "b.JPEG", "c.jpeg"], "jpg"),
+        (["a.png", "b.PNG"], "png"),
+        (["a.tif", "b.tiff"], "tif"),
+        (["a.webp"], "webp"),
+        (["a.bmp"], "bmp"),
+        (["scenes:target/0/0", "scenes:target/0/1"], "png"),
+        (["a.jpg", "b.png"], "jpg"),
+        (["a.png", "b.webp"], "jpg"),
+        (["a.png", "b"], "jpg"),
+        (["x.y/b", "c.png"], "jpg"),
+        (["quoted:%FF.png", "b.png"], "png"),
+    ],
+)
+def test_all_images_of_a_run_get_one_name_in_its_tars_whatever_the_shards(
+    tmp_path: Path, uris: list[str], expected: str
+) -> None:
+    refs = [ref(f"k{index}")._replace(uri=uri) for index, uri in enumerate(uris)]
+    for size in (1, 10):
+        path = tmp_path / str(size) / "plan.json"
+        assert write_plan(path, refs, size).image_extension == make_plan(refs, size).image_extension == expected
+        assert Plan.load(path).image_extension == expected
+
+
+@pytest.mark.parametrize(
     ("refs", "size", "message"),
     [
         ([], 4, "no sample"),

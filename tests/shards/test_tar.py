@@ -13,13 +13,24 @@ import pytest
 
 from shards.data.inputs import find_images
 from shards.files.atomic import sha256_file
-from shards.formats.tar import TarSample, index_tar, read_member, read_pseudo_index, write_pseudo_index, write_tar
+from shards.formats.legend import Legend, LegendClass
+from shards.formats.tar import (
+    TarContents,
+    TarSample,
+    index_tar,
+    read_member,
+    read_pseudo_index,
+    write_pseudo_index,
+    write_tar,
+)
 
 ROOT = Path(__file__).resolve().parents[2]
 SAMPLES = [
     TarSample("a-1", {"label.png": b"label", "jpg": b"image" * 300, "json": b"{}", "weight.png": b""}),
     TarSample("b_2", {"jpg": b"x" * 512, "json": b"{}"}),
 ]
+LEGEND = Legend(ignore_index=255, classes=(LegendClass(id=0, name="sky", synonyms=("sky", "air"), colour=(1, 2, 3)),))
+CONTENTS = TarContents("c" * 64, LEGEND, "jpg")
 
 
 def test_same_samples_same_bytes_whatever_the_order_of_members(tmp_path: Path) -> None:
@@ -183,10 +194,11 @@ def test_index_lists_all_tars_sorted_and_comes_back(tmp_path: Path) -> None:
     for name in names:
         write_tar(tmp_path / name, SAMPLES)
     sums = [sha256_file(tmp_path / name) for name in names]
-    path = write_pseudo_index(tmp_path, names, [2, 3], sums, "c" * 64)
+    path = write_pseudo_index(tmp_path, names, [2, 3], sums, CONTENTS)
     index = read_pseudo_index(tmp_path)
     assert [(shard.url, shard.nsamples) for shard in index.shardlist] == [(names[1], 3), (names[0], 2)]
     assert index.vocabulary_sha256 == "c" * 64
+    assert (index.image_extension, index.ignore_index, index.classes) == ("jpg", 255, LEGEND.classes)
     path.write_bytes(path.read_bytes()[:-9])
     with pytest.raises(ValueError, match="index of tars"):
         read_pseudo_index(tmp_path)
@@ -212,7 +224,7 @@ def test_index_of_an_incomplete_round_is_refused(tmp_path: Path, names: list[str
     for place in (folder, tmp_path):
         write_tar(place / "a.tar", SAMPLES)
     with pytest.raises(ValueError, match=r"complete|longer"):
-        write_pseudo_index(folder, names, counts, ["a" * 64] * len(names), "c" * 64)
+        write_pseudo_index(folder, names, counts, ["a" * 64] * len(names), CONTENTS)
     assert not (folder / "index.json").exists()
 
 
@@ -245,9 +257,18 @@ def test_an_extended_header_of_any_size_is_not_read(tmp_path: Path) -> None:
 
 def test_an_index_names_files_of_its_own_folder_alone(tmp_path: Path) -> None:
     write_tar(tmp_path / "a.tar", SAMPLES)
-    path = write_pseudo_index(tmp_path, ["a.tar"], [3], ["a" * 64], "c" * 64)
+    path = write_pseudo_index(tmp_path, ["a.tar"], [3], ["a" * 64], CONTENTS)
     for url in ("../a.tar", "/etc/passwd", "b/a.tar", "..", "", "pipe:rm"):
         path.write_text(path.read_text().replace('"a.tar"', json.dumps(url)))
         with pytest.raises(ValueError, match="no index of tars"):
             read_pseudo_index(tmp_path)
         path.write_text(path.read_text().replace(json.dumps(url), '"a.tar"'))
+
+
+def test_an_index_of_an_earlier_version_is_read(tmp_path: Path) -> None:
+    shards = [{"url": "a.tar", "nsamples": 3, "sha256": "a" * 64}]
+    old = {"wids_version": 1, "vocabulary_sha256": "c" * 64, "shardlist": shards}
+    (tmp_path / "index.json").write_text(json.dumps(old))
+    index = read_pseudo_index(tmp_path)
+    assert [shard.url for shard in index.shardlist] == ["a.tar"]
+    assert (index.image_extension, index.ignore_index, index.classes) == (None, None, ())

@@ -125,9 +125,11 @@ def run_refine(
     return do(refine.work, refine.Refiner(decoder or FakeDecoder(), vocabulary, chosen, limit), task)
 
 
-def run_write(task: ShardTask, source: Source, vocabulary: Vocabulary = VOCABULARY) -> Record:
+def run_write(
+    task: ShardTask, source: Source, vocabulary: Vocabulary = VOCABULARY, image_extension: str | None = "jpg"
+) -> Record:
     """Do a shard of write."""
-    return do(write.work, write.Writer(source, vocabulary), task)
+    return do(write.work, write.Writer(source, vocabulary, image_extension), task)
 
 
 def run_evaluate(
