@@ -16,6 +16,7 @@ from pipeline.errors import SettingsConflict
 from pipeline.progress import RunProgress
 from pipeline.report.left_out import left_out, lines_of
 from pipeline.rounds.driver import Driver, RoundRequest
+from pipeline.run.embedded_model import MASKS_CAUTION
 from pipeline.run.lock import holding
 from pipeline.run.run import OpenRun, load_run, make_run
 from pipeline.settings import read_settings
@@ -68,6 +69,8 @@ def refine_masks(root: Path, request: MasksRequest, progress: RunProgress | None
     shown = RunProgress(layout.events) if progress is None else progress
     with holding(root):
         run = _open_or_make(root, request)
+        if run.config.model.preset == "tiny" and run.config.model.sam_weights is None:
+            shown.say(f"caution: {MASKS_CAUTION}")
         states = task_states(all_tasks(run, 1, MASKS), verify=request.run.verify)
         if all(state.state == "done" for state in states):
             shown.say(f"{as_shown(root)}: nothing to do, the masks are refined ({len(states)} outputs)")

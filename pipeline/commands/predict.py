@@ -7,15 +7,16 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
 
 from jobs.inference.labeller import Labeller
 from jobs.inference.model import stseg_fingerprint, weights_checksum
-from jobs.inference.segmenter import StsegSegmenter
+from jobs.inference.segmenter import Segmenter, StsegSegmenter
 from models.devices import chosen_device
+from models.evaluation.alarms import guessing_alarms, vocabulary_alarms
 from models.presets import load_preset
 from pipeline.commands.choose_model import ChosenModel
 from pipeline.errors import DataFault
@@ -26,6 +27,11 @@ from shards.data.labels import encode_label
 from shards.data.vocabulary import Vocabulary
 from shards.files.atomic import write_bytes_atomic
 from shards.formats.records import fingerprint_digest, read_json
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from models.sam.sam import SamEmbedding
 
 logger = logging.getLogger(__name__)
 
@@ -84,7 +90,8 @@ def predict_images(
         notify: Called with each outcome and the total number of images.
 
     Returns:
-        images: a result for each readable image; predicted, skipped: their numbers; unreadable: name, reason, detail.
+        images: a result for each readable image; predicted, skipped: their numbers; unreadable: name, reason, detail;
+        cautions: why the labels may be worth nothing, as far as the program can know.
 
     Raises:
         DataFault: None of the images could be read.
@@ -102,6 +109,7 @@ def predict_images(
 
     todo = _todo(inputs, request, made_by, done)
     first = next(todo, None)  # the model is loaded only if there is something to do
+    cautions = [] if chosen.caution is None else [chosen.caution]
     if first is not None:
         segmenter = StsegSegmenter(
             chosen.model,
@@ -113,17 +121,49 @@ def predict_images(
         )
         side = load_preset(chosen.model.preset).image_size
         batch = request.batch_size or usual_batch(side, len(chosen.vocabulary))
+        watched = _Watched(segmenter, len(chosen.vocabulary))
         labeller = Labeller(
-            segmenter, side, windows=request.windows, probabilities=chosen.probabilities, batch_size=batch
+            watched, side, windows=request.windows, probabilities=chosen.probabilities, batch_size=batch
         )
         for work, image, label in labeller.labels((work, work.image) for work in chain([first], todo)):
+            watched.count(label)
             done(_write(work, image, label, chosen.vocabulary, request.out, made_by))
-    return _result(results, inputs)
+        cautions += watched.alarms(chosen)
+    return {**_result(results, inputs), "cautions": cautions}
 
 
 def usual_batch(side: int, classes: int) -> int:
     """Return the number of views per batch: 8, or fewer to keep classes times pixels within bounds."""
     return max(1, min(_MOST_VIEWS, _CLASS_PIXELS // (classes * side**2)))
+
+
+class _Watched:
+    """A network, and over all images what shows that it guesses: its mean highest probability, and the classes used."""
+
+    def __init__(self, model: Segmenter, classes: int) -> None:
+        self.needs_embedding = model.needs_embedding
+        self._model = model
+        self._sum, self._views, self._images = 0.0, 0, 0
+        self._pixels_K = np.zeros(classes, np.int64)
+
+    def logits(self, images: Sequence[NDArray[np.uint8]], sam: "SamEmbedding | None") -> "Tensor":
+        """Return the network's logits."""
+        logits_BKhw = self._model.logits(images, sam)
+        self._sum += float(logits_BKhw.softmax(dim=1).amax(dim=1).mean(dim=(1, 2)).sum())
+        self._views += len(images)
+        return logits_BKhw
+
+    def count(self, label_HW: NDArray[np.int32]) -> None:
+        """Count the pixels of an image's label."""
+        self._images += 1
+        self._pixels_K += np.bincount(label_HW.ravel(), minlength=len(self._pixels_K))
+
+    def alarms(self, chosen: ChosenModel) -> list[str]:
+        """Return the alarms of all images together, as those of a round's teacher."""
+        confidence = self._sum / self._views if chosen.probabilities == "softmax" and self._views else None
+        alarms = guessing_alarms("the model", confidence, len(self._pixels_K), chosen.alarms)
+        alarms += vocabulary_alarms("the predictions", self._pixels_K, self._images, chosen.alarms)
+        return [alarm.message for alarm in alarms]
 
 
 @dataclass(frozen=True)

@@ -169,6 +169,7 @@ class RoundReport(_Facts):
     drops: dict[str, dict[str, int]] = {}
     left_out: tuple[LeftOutFacts, ...] = ()
     quarantined: tuple[Quarantined, ...] = ()
+    caution: str | None = None
 
     def as_json(self) -> str:
         """Return the text of `report.json`."""
