@@ -26,7 +26,7 @@ from jobs.stages.teacher import Probabilities, probabilities_of
 from models.evaluation.metrics import confusion, scores
 from models.presets import load_preset
 from shards.data.label_reader import LabelReader
-from shards.data.plan import make_plan
+from shards.data.plan import Plan, make_plan
 from shards.data.samples import Samples
 from shards.data.sources import SampleRef, ScenesSourceConfig, Source, SourceConfig, open_source
 from shards.data.vocabulary import Vocabulary
@@ -110,26 +110,38 @@ def whole_validation_task(run: Run, round: int) -> ShardTask:
 def embed_tasks(run: Run, round: int) -> list[ShardTask]:
     """Plan the embedding of the labelled images that every round is evaluated on; none without SAM.
 
+    Images that the target holds, too, are embedded with it.
+
     Raises:
         ValueError: A split has no labels.
     """
     if round > 0 or run.outputs_only or not model_of(run).dea or run.section(Settings).windows > 1:
         return []
-    planned = []
-    if run.data.test is not None:
-        plan = make_plan(_labelled_samples(run, "test", None), run.config.shard_size)
-        planned += embed.dataset_tasks(run, "test", plan)
+    planned = [] if run.data.test is None else _embeddings(run, "test")[0]
     if promotion_measure(run) == "holdout":
-        count = run.section(Settings).holdout_images
-        plan = make_plan(_labelled_samples(run, "validation", count), run.config.shard_size)
-        planned += embed.dataset_tasks(run, "validation", plan)
+        planned += _embeddings(run, "validation")[0]
     return planned
+
+
+def _embeddings(run: Run, split: Split) -> tuple[list[ShardTask], dict[str, Path]]:
+    """Return the tasks that embed what the target does not hold of a split, and the stores of all of it, by role."""
+    samples = _labelled_samples(run, split, run.section(Settings).holdout_images if split == "validation" else None)
+    shared: tuple[str, ...] = ()
+    # `init --labels` measures on the target itself: its images once more would double the dearest stage.
+    if _same_images(run.data.of(split), run.data.target):
+        shared, samples = _shards_with(run.plan, samples)
+    plan = make_plan(samples, run.config.shard_size) if samples else None
+    tasks = [] if plan is None else embed.dataset_tasks(run, split, plan)
+    # The roles are those of runs that embedded such a split twice: the bytes are the same, so their scores stay valid.
+    more = "more-" if shared else ""
+    stores = {f"embedding/{split}-{name}": run.layout.embedding("target", name) for name in shared}
+    return tasks, stores | {f"embedding/{more}{task.output.stem}": task.output for task in tasks}
 
 
 def _task(run: Run, round: int, part: str, split: Split, weights: Path, output: Path) -> ShardTask:
     inputs = {"weights": weights}
-    if _stored(run, part):
-        inputs |= {f"embedding/{t.output.stem}": t.output for t in embed_tasks(run, 0) if t.stage == f"embed-{split}"}
+    if _stored(run, part) and not run.outputs_only:
+        inputs |= _embeddings(run, split)[1]
     count = run.section(Settings).holdout_images if part == "evaluate-holdout" else None
     samples = Samples() if run.outputs_only else Samples.of(_labelled_samples(run, split, count))
     return ShardTask(
@@ -298,6 +310,27 @@ def evaluation_samples(
 
 def _labelled_samples(run: Run, split: Split, count: int | None) -> tuple[SampleRef, ...]:
     return _cached_samples(run.data.of(split), run.config.seed, count, run.layout.vocabulary)
+
+
+def _same_images(one: SourceConfig, other: SourceConfig) -> bool:
+    """Return whether two sources are folders of the same images; their labels may differ."""
+    if isinstance(one, ScenesSourceConfig) or isinstance(other, ScenesSourceConfig):
+        return False
+    return Path(one.images).resolve() == Path(other.images).resolve()
+
+
+@lru_cache(maxsize=4)
+def _shards_with(plan: Plan, samples: tuple[SampleRef, ...]) -> tuple[tuple[str, ...], tuple[SampleRef, ...]]:
+    """Return the shards of a plan that hold some of the samples, and the samples that are in none of them."""
+    # Cached for the same reason as the samples. The folder may have changed since it was planned: new and changed
+    # images are in no shard.
+    left = {(ref.key, ref.digest): ref for ref in samples}
+    shards = []
+    for shard in plan.shards:
+        found = [left.pop((ref.key, ref.digest), None) for ref in shard.samples]
+        if any(found):
+            shards.append(shard.name)
+    return tuple(shards), tuple(left.values())
 
 
 @lru_cache(maxsize=8)

@@ -63,14 +63,14 @@ def _all(
 
     \b
       stseg-pipeline round --n 3                            the embedded default: generated scenes, a tiny model
-      stseg-pipeline init my-run --images photos --classes names.txt
+      stseg-pipeline init my-run --images photos --classes names.txt --preset base
       stseg-pipeline round --n 3 --run my-run               your own images
       stseg-pipeline status --run my-run                    how far it is
       stseg-pipeline doctor --preset base                   what is missing for the full-size model
 
     \b
     Exit codes: 0 done, 2 wrong usage or setting, 3 settings that contradict the run's, 4 data, 5 a round
-    regressed or raised an alarm, 75 stopped: the same command resumes.
+    regressed, stayed below the floor or raised an alarm, 75 stopped: the same command resumes.
     """
     escape_unencodable_output()
     set_up_logging(verbose=verbose, debug=debug)
@@ -91,8 +91,8 @@ def run_round(
 ) -> None:
     """Do rounds 1 to N: teacher, refine, write, train, evaluate, promote. Finished work is skipped.
 
-    A student becomes the next teacher only if it is better than the best so far; one that is clearly worse ends the
-    run with exit code 5, and the report says why.
+    A student becomes the next teacher only if it is better than the best so far and not below a floor; one that is
+    clearly worse, or below it, ends the run with exit code 5, and the report says why.
 
     A run folder that does not exist is created, with the embedded default. The same command resumes a run that was
     stopped, and says so when there is nothing to do.
@@ -256,10 +256,14 @@ def init(
 ) -> None:
     """Create a run folder for your own images.
 
+    Without a preset it refuses: tiny knows only the scenes that this package generates, and the others need weights;
+    `stseg-pipeline doctor --preset base` says which, and how to get them.
+
     \b
-      stseg-pipeline init my-run --images photos --classes names.txt
+      stseg-pipeline init my-run --images photos --classes names.txt --preset base
       stseg-pipeline round --n 3 --run my-run
     """
+    from pipeline.run.embedded_model import caution_of
     from pipeline.run.run import OwnImages, make_own_run
     from shards.storage.store import as_argument
 
@@ -274,6 +278,8 @@ def init(
                 typer.echo(printable(line))
             typer.echo(f"{folder}: {facts['images']} images in {facts['shards']} shards, {facts['classes']} classes")
             typer.echo(f"next: stseg-pipeline round --n 3 --run {as_argument(folder)}")
+        if (caution := caution_of(made.config.model, made.data)) is not None:
+            typer.echo(f"caution: {caution}", err=True)
 
 
 def _print_status(found: "RunStatus", jobs: list[dict[str, Any]]) -> None:

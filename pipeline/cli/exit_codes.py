@@ -41,9 +41,9 @@ def exit_codes() -> Iterator[None]:
     """Turn the errors of a command into one line on standard error and an exit code.
 
     2: a wrong setting or argument; 3: settings that contradict the run's; 4: data, or no permission; 5: a round
-    regressed or raised an alarm that stops the run; 75: resumable, stopped by a signal, or because the run is locked or
-    was taken over, its disk or store is full, read-only, gone or faulty, or Ray died. A fault of the program itself
-    passes through with its traceback; other tracebacks are only shown with `--debug`.
+    regressed, stayed below the floor or raised an alarm that stops the run; 75: resumable, stopped by a signal, or
+    because the run is locked or was taken over, its disk or store is full, read-only, gone or faulty, or Ray died. A
+    fault of the program itself passes through with its traceback; other tracebacks are only shown with `--debug`.
     """
     _raise_on_sigterm()
     hard_exit.watch(EXIT_RESUMABLE)

@@ -195,6 +195,8 @@ def predict(
                 progress.count(total, worked=found.state == "predicted")
 
             result = predict_images(images, choose_model(model), request, notify)
+        for caution in result["cautions"]:
+            typer.echo(f"caution: {printable(caution)}", err=True)
         if as_json:
             print_json(result)
         else:

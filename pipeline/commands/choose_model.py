@@ -1,7 +1,7 @@
 """Models outside the rounds: choose a model with its classes, measure one on a labelled split."""
 
 import logging
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, get_args
@@ -11,13 +11,15 @@ from jobs.executor import run_chain
 from jobs.inference.model import ModelConfig, model_of
 from jobs.run import best_weights, student_weights
 from jobs.stage import ShardTask, StagePlan
-from jobs.stages import evaluate
+from jobs.stages import embed, evaluate
 from jobs.stages.evaluate import Split
 from jobs.stages.start import start_weights
 from jobs.stages.teacher import Probabilities
+from models.evaluation.alarms import AlarmConfig
 from pipeline.config import RunConfig, resolve_config
 from pipeline.errors import DataFault
 from pipeline.report.left_out import check_quarantine, left_out, summary_of
+from pipeline.run.embedded_model import CAUTION, caution_of, uses_embedded
 from pipeline.run.lock import holding
 from pipeline.run.run import OpenRun, read_run
 from pipeline.settings import read_settings
@@ -72,7 +74,8 @@ def _evaluation(run: OpenRun, number: int, split: str) -> list[StagePlan]:
         task = evaluate.whole_validation_task(run, number)
     if task is None:
         raise ValueError(f"the run has no {split} split; name labelled images in data.{split}")
-    embedded = [one for one in evaluate.embed_tasks(run, 0) if one.output in task.inputs.values()]
+    embedded = [*embed.tasks(run, 0), *evaluate.embed_tasks(run, 0)]
+    embedded = [one for one in embedded if one.output in task.inputs.values()]
     return [*plans_of(evaluate.EMBED_STAGE, run, embedded), *plans_of(evaluate.STAGE, run, [task])]
 
 
@@ -94,12 +97,16 @@ class ChosenModel:
         vocabulary: The classes, with the preset's templates.
         probabilities: The function of its logits, which follows from the loss of the settings (train.loss.kind).
         text_cache: Folder for text embeddings; None: they are not stored.
+        alarms: When its labels are no better than guesses.
+        caution: What is known to be wrong with its labels of most images; None: nothing.
     """
 
     model: ModelConfig
     vocabulary: Vocabulary
     probabilities: Probabilities = "softmax"
     text_cache: Path | None = None
+    alarms: AlarmConfig = field(default_factory=AlarmConfig)
+    caution: str | None = None
 
 
 @dataclass(frozen=True)
@@ -143,9 +150,11 @@ def choose_model(request: ModelRequest) -> ChosenModel:
         # The best model up to the newest round, not the newest student: that one may have regressed.
         newest = _newest_round(run)
         logger.info("using the best model up to round %d", newest)
-        return ChosenModel(model_of(run, best_weights(run, newest)), vocabulary, probabilities, text_cache)
-    weights = start_weights(settings, dea=settings.dea)
-    return ChosenModel(settings.with_weights(weights), vocabulary, probabilities, text_cache)
+        model, caution = model_of(run, best_weights(run, newest)), caution_of(settings, run.data)
+    else:
+        model = settings.with_weights(start_weights(settings, dea=settings.dea))
+        caution = CAUTION if uses_embedded(settings) else None
+    return ChosenModel(model, vocabulary, probabilities, text_cache, config.alarms, caution)
 
 
 def _config(request: ModelRequest) -> RunConfig:

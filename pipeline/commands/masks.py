@@ -17,6 +17,7 @@ from pipeline.errors import SettingsConflict
 from pipeline.progress import RunProgress
 from pipeline.report.left_out import left_out, lines_of, turned_labels, turned_lines
 from pipeline.rounds.driver import Driver, RoundRequest
+from pipeline.run.embedded_model import MASKS_CAUTION
 from pipeline.run.inputs import survey_folder
 from pipeline.run.lock import holding
 from pipeline.run.replaced import take_up_replaced
@@ -76,6 +77,8 @@ def refine_masks(root: Path, request: MasksRequest, progress: RunProgress | None
         _config(layout, request)  # what is wrong is reported before the folder is made or a lock waited for
     with holding(root):
         run = take_up_replaced(_open_or_make(root, request, shown), shown)
+        if run.config.model.preset == "tiny" and run.config.model.sam_weights is None:
+            shown.say(f"caution: {MASKS_CAUTION}")
         states = task_states(all_tasks(run, 1, MASKS), verify=request.run.verify)
         if all(state.state == "done" for state in states):
             shown.say(f"{as_shown(root)}: nothing to do, the masks are refined ({len(states)} outputs)")

@@ -7,13 +7,14 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
 
 from jobs.inference.model import stseg_fingerprint, weights_checksum
 from models.devices import chosen_device, require_device_name
+from models.evaluation.alarms import guessing_alarms, vocabulary_alarms
 from models.presets import load_preset
 from pipeline.commands.choose_model import ChosenModel
 from pipeline.errors import DataFault
@@ -24,6 +25,12 @@ from shards.data.labels import encode_label, legend_of
 from shards.data.vocabulary import Vocabulary
 from shards.files.atomic import write_bytes_atomic
 from shards.formats.records import fingerprint_digest, read_json
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from jobs.inference.segmenter import Segmenter
+    from models.sam.sam import SamEmbedding
 
 logger = logging.getLogger(__name__)
 
@@ -87,6 +94,7 @@ def predict_images(
     Returns:
         images: a result for each readable image; predicted, skipped: their numbers; unreadable: name, reason, detail;
         class_list: the file of names and colours by id.
+        cautions: why the labels may be worth nothing, as far as the program can know.
 
     Raises:
         DataFault: None of the images could be read.
@@ -106,6 +114,7 @@ def predict_images(
     first = next(todo, None)  # the model, and torch, are loaded only if there is something to do
     if first is not None or any(entry.state == "skipped" for entry in results):
         _write_class_list(request.out, chosen.vocabulary)
+    cautions = [] if chosen.caution is None else [chosen.caution]
     if first is not None:
         from jobs.inference.labeller import Labeller
         from jobs.inference.segmenter import StsegSegmenter
@@ -120,17 +129,50 @@ def predict_images(
         )
         side = load_preset(chosen.model.preset).image_size
         batch = request.batch_size or usual_batch(side, len(chosen.vocabulary))
+        watched = _Watched(segmenter, len(chosen.vocabulary))
         labeller = Labeller(
-            segmenter, side, windows=request.windows, probabilities=chosen.probabilities, batch_size=batch
+            watched, side, windows=request.windows, probabilities=chosen.probabilities, batch_size=batch
         )
         for work, image, label in labeller.labels((work, work.image) for work in chain([first], todo)):
+            watched.count(label)
             done(_write(work, image, label, chosen.vocabulary, request.out, made_by))
-    return {**_result(results, inputs), "class_list": str(request.out / _class_list(chosen.vocabulary))}
+        cautions += watched.alarms(chosen)
+    class_list = str(request.out / _class_list(chosen.vocabulary))
+    return {**_result(results, inputs), "class_list": class_list, "cautions": cautions}
 
 
 def usual_batch(side: int, classes: int) -> int:
     """Return the number of views per batch: 8, or fewer to keep classes times pixels within bounds."""
     return max(1, min(_MOST_VIEWS, _CLASS_PIXELS // (classes * side**2)))
+
+
+class _Watched:
+    """A network, and over all images what shows that it guesses: its mean highest probability, and the classes used."""
+
+    def __init__(self, model: "Segmenter", classes: int) -> None:
+        self.needs_embedding = model.needs_embedding
+        self._model = model
+        self._sum, self._views, self._images = 0.0, 0, 0
+        self._pixels_K = np.zeros(classes, np.int64)
+
+    def logits(self, images: Sequence[NDArray[np.uint8]], sam: "SamEmbedding | None") -> "Tensor":
+        """Return the network's logits."""
+        logits_BKhw = self._model.logits(images, sam)
+        self._sum += float(logits_BKhw.softmax(dim=1).amax(dim=1).mean(dim=(1, 2)).sum())
+        self._views += len(images)
+        return logits_BKhw
+
+    def count(self, label_HW: NDArray[np.int32]) -> None:
+        """Count the pixels of an image's label."""
+        self._images += 1
+        self._pixels_K += np.bincount(label_HW.ravel(), minlength=len(self._pixels_K))
+
+    def alarms(self, chosen: ChosenModel) -> list[str]:
+        """Return the alarms of all images together, as those of a round's teacher."""
+        confidence = self._sum / self._views if chosen.probabilities == "softmax" and self._views else None
+        alarms = guessing_alarms("the model", confidence, len(self._pixels_K), chosen.alarms)
+        alarms += vocabulary_alarms("the predictions", self._pixels_K, self._images, chosen.alarms)
+        return [alarm.message for alarm in alarms]
 
 
 @dataclass(frozen=True)

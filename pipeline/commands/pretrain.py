@@ -23,6 +23,7 @@ from pipeline.progress import RunProgress
 from pipeline.report.left_out import left_out, lines_of, summary_of, turned_labels, turned_lines
 from pipeline.rounds.driver import Driver, RoundRequest
 from pipeline.rounds.rounds import tidy
+from pipeline.run.embedded_model import PRETRAIN_CAUTION
 from pipeline.run.inputs import input_facts, survey_inputs
 from pipeline.run.run import OpenRun
 from pipeline.settings import read_settings, validated, with_sets
@@ -131,6 +132,9 @@ def run_pretrain(request: PretrainRequest, progress: RunProgress | None = None) 
     layout = RunLayout(work.absolute())
     shown = RunProgress(layout.events) if progress is None else progress
     refuse_links_out(layout.root, OWN_NAMES)
+    foreign = config.model.preset == "tiny" and not isinstance(config.source, ScenesSourceConfig)
+    if foreign and config.model.clip_weights is None:
+        shown.say(f"caution: {PRETRAIN_CAUTION}")
     with RunLock(layout.lock):
         run, inputs = _open(config, layout)
         images = run.source_plan.sample_count if run.source_plan is not None else 0

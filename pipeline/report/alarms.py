@@ -7,9 +7,22 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from jobs.inference.model import ModelSettings
 from jobs.quality.waterfall import counted_changes
-from models.evaluation.alarms import Alarm, AlarmConfig, change_alarms, churn_alarms, coverage_alarms, state_alarms
-from shards.formats.records import Record
+from jobs.run import Run
+from jobs.stages import teacher
+from models.evaluation.alarms import (
+    Alarm,
+    AlarmConfig,
+    change_alarms,
+    churn_alarms,
+    coverage_alarms,
+    guessing_alarms,
+    state_alarms,
+    vocabulary_alarms,
+)
+from pipeline.run.embedded_model import caution_of
+from shards.formats.records import Record, record_or_none
 
 
 @dataclass(frozen=True)
@@ -21,12 +34,14 @@ class RoundFacts:
         refined: The records of its refine stage: histogram and coverage of all images.
         before: Those of the round before; none for round 1.
         check: The result of `jobs.stages.target_check` on its sample.
+        confidence: The mean highest softmax probability of the round's teacher, 0 to 1; None where it has none.
     """
 
     number: int
     refined: Sequence[Record]
     before: Sequence[Record]
     check: Mapping[str, Any]
+    confidence: float | None = None
 
 
 def round_alarms(facts: RoundFacts, names: Sequence[str], config: AlarmConfig) -> list[Alarm]:
@@ -44,8 +59,10 @@ def round_alarms(facts: RoundFacts, names: Sequence[str], config: AlarmConfig) -
     changes = {name: counted_changes(triples or (), len(names)) for name, triples in facts.check["changes"].items()}
     labels, coverage = _histogram(facts.refined, len(names)), _coverage(facts.refined)
     pseudo = f"pseudo-labels of round {number}"
-    alarms = coverage_alarms(pseudo, _coverage(before) if before else None, coverage, config)
+    alarms = guessing_alarms(f"teacher of round {number}", facts.confidence, len(names), config)
+    alarms += coverage_alarms(pseudo, _coverage(before) if before else None, coverage, config)
     alarms += state_alarms(pseudo, labels, names, config)
+    alarms += vocabulary_alarms(pseudo, labels, sum(record.count for record in facts.refined), config)
     if before:
         about = f"{pseudo} against round {number - 1}"
         alarms += change_alarms(about, _histogram(before, len(names)), labels, names, config)
@@ -56,9 +73,32 @@ def round_alarms(facts: RoundFacts, names: Sequence[str], config: AlarmConfig) -
     student = f"labels of round {number}'s student"
     about = f"{student} against its teacher's"
     alarms += state_alarms(student, moved_KK.sum(axis=0), names, config)
+    alarms += vocabulary_alarms(student, moved_KK.sum(axis=0), int(facts.check.get("images", 0)), config)
     alarms += change_alarms(about, moved_KK.sum(axis=1), moved_KK.sum(axis=0), names, config)
     alarms += churn_alarms(about, moved_KK, names, config)
     return alarms
+
+
+def why_no_label(run: Run, number: int) -> list[str]:
+    """Return why a round has not a single label, where it is known that its teacher guesses: no report will say so."""
+    found = [record_or_none(task.record) for task in teacher.tasks(run, number)]  # given masks have no teacher
+    records = [record for record in found if record is not None]
+    confidence = teacher_confidence(records, softmax=teacher.probabilities_of(run) == "softmax")
+    about = f"teacher of round {number}"
+    alarms = guessing_alarms(about, confidence, len(run.vocabulary), run.section(AlarmConfig))
+    caution = caution_of(run.section(ModelSettings), run.data) if alarms else None
+    return [alarm.message for alarm in alarms] + ([] if caution is None else [caution])
+
+
+def teacher_confidence(teacher: Sequence[Record], *, softmax: bool) -> float | None:
+    """Return the mean highest probability in the records of a round's teacher, 0 to 1.
+
+    Returns:
+        None without a sample, and for sigmoid probabilities: each class is then judged by itself, and low scores may
+        only say that none of them is there.
+    """
+    images = sum(record.stats.get("samples", 0.0) for record in teacher)
+    return sum(record.stats.get("score_sum", 0.0) for record in teacher) / images if softmax and images else None
 
 
 def _histogram(refined: Sequence[Record], num_classes: int) -> NDArray[np.float64]:

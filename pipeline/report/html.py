@@ -30,11 +30,13 @@ _OUTCOMES: Final = {
     "promoted": "promoted: it is the next teacher",
     "kept": "not promoted",
     "regressed": "regressed, not promoted",
+    "below_floor": "below the floor, not promoted",
 }
 
 _STYLE: Final = """
 body { font: 15px/1.5 system-ui, sans-serif; color: #1f2937; max-width: 1080px; margin: 2em auto; padding: 0 1em; }
 h1 { font-size: 1.5em; margin-bottom: 0; } h2 { font-size: 1.15em; margin: 2em 0 .4em; }
+p.caution { border-left: 4px solid #b45309; padding: .3em .8em; font-weight: 600; }
 p.note { color: #4b5563; margin: .5em 0 .2em; } table { border-collapse: collapse; }
 th, td { padding: .2em .9em .2em 0; text-align: right; font-variant-numeric: tabular-nums; vertical-align: top; }
 th { color: #4b5563; font-weight: 600; border-bottom: 1px solid #d1d5db; }
@@ -76,6 +78,8 @@ def render_page(
     """
     title = f"{report.run}: " + ("the start" if report.round == 0 else f"round {report.round}")
     parts = [f"<h1>{escape(title)}</h1>", f'<p class="note">{escape(_where_measured(report))}</p>']
+    if report.caution is not None:
+        parts.append(f'<p class="caution">{escape(report.caution[0].upper() + report.caution[1:])}.</p>')
     parts += _scores(report, history)
     parts += promotion_part(report) + alarms_part(report)
     parts += _pseudo_labels(report, history)
@@ -264,15 +268,18 @@ def promotion_part(report: RoundReport) -> list[str]:
     if decision is None or decision.outcome not in _OUTCOMES:
         return []
     parts = ["<h2>Promotion</h2>", f'<p class="note">{escape(decision.reason)}.</p>']
-    rows = [row(found.name, [number(found.student), number(found.best)]) for found in decision.compared]
+    rows = [
+        row(found.name, [number(found.student), number(found.best), number(decision.floors.get(found.name))])
+        for found in decision.compared
+    ]
     shown = {found.name for found in decision.compared}
     rows += [
-        row(f"{name} (decides nothing here)", [number(proxy.student), number(proxy.teacher)])
+        row(f"{name} (decides nothing here)", [number(proxy.student), number(proxy.teacher), "-"])
         for name, proxy in (report.proxies or {}).items()
         if name not in shown
     ]
     caption = f"{_OUTCOMES[decision.outcome]}; tolerance {decision.tolerance:g} points. In per cent."
-    return [*parts, table(["measure", "student", "best before"], rows, caption)]
+    return [*parts, table(["measure", "student", "best before", "floor"], rows, caption)]
 
 
 def alarms_part(report: RoundReport) -> list[str]:

@@ -25,7 +25,7 @@ from jobs.stages.promote import read_decision
 from jobs.training.config import TrainConfig
 from models.evaluation.alarms import AlarmConfig
 from models.refinement.gate import GateConfig
-from pipeline.report.alarms import RoundFacts, round_alarms
+from pipeline.report.alarms import RoundFacts, round_alarms, teacher_confidence
 from pipeline.report.gallery import PICTURES_NOTE, choose_samples, draw_samples
 from pipeline.report.html import number as shown
 from pipeline.report.html import render_page
@@ -44,12 +44,13 @@ from pipeline.report.round_report import (
     TrainingFacts,
     read_report,
 )
+from pipeline.run.embedded_model import caution_of
 from shards.data.input_facts import InputFacts
 from shards.files.atomic import write_bytes_atomic
 from shards.formats.layout import record_path
 from shards.formats.records import Json, Record, fingerprint_digest, read_json, read_record
 
-VERSION: Final = 5  # raised when the same results would give another report
+VERSION: Final = 6  # raised when the same results would give another report
 
 _GATE_STATISTICS: Final = {
     "max": "the highest",
@@ -141,7 +142,7 @@ def build_report(run: Run, number: int) -> RoundReport:
             "gate": gate_facts(run.section(refine.Settings).gate, sigmoid=sigmoid),
             "pseudo_labels": _pseudo_labels(run, number, chain),
             "training": _training(run, number),
-            **_guards(run, number, chain["refine"]),
+            **_guards(run, number, chain),
         }
     inputs = _inputs(run)
     if inputs is not None:
@@ -150,6 +151,9 @@ def build_report(run: Run, number: int) -> RoundReport:
     turned = turned_labels(_image_tasks(run, number))
     if turned:
         facts["turned_labels"] = turned
+    caution = caution_of(settings, run.data)
+    if caution is not None:
+        facts["caution"] = caution
     return RoundReport(
         round=number,
         run=run.name,
@@ -248,10 +252,11 @@ def _gain(now: Mapping[str, Any], then: Mapping[str, Any] | None) -> Scores | No
     return Scores(**{name: None if a is None or b is None else a - b for name, (a, b) in pairs.items()})
 
 
-def _guards(run: Run, number: int, refined: Sequence[Record]) -> dict[str, Any]:
+def _guards(run: Run, number: int, chain: Mapping[str, Sequence[Record]]) -> dict[str, Any]:
     check = read_json(run.layout.target_check(number)) or {}
     before = stage_records(refine.tasks(run, number - 1)) if number > 1 else []
-    facts = RoundFacts(number, refined, before, check)
+    confidence = teacher_confidence(chain["teacher"], softmax=teacher.probabilities_of(run) == "softmax")
+    facts = RoundFacts(number, chain["refine"], before, check, confidence)
     return {
         "promotion": read_decision(run.layout.promotion(number)),
         "alarms": tuple(round_alarms(facts, run.vocabulary.names, run.section(AlarmConfig))),

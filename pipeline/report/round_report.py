@@ -180,6 +180,7 @@ class RoundReport(_Facts):
     quarantined: tuple[Quarantined, ...] = ()
     inputs: InputsFound | None = None
     turned_labels: dict[str, int] = {}
+    caution: str | None = None
 
     def as_json(self) -> str:
         """Return the text of `report.json`."""

@@ -9,12 +9,13 @@ from pathlib import Path
 from jobs.commit import require_samples, stage_records, why_stale
 from jobs.execution.worker import lazily
 from jobs.executor import Backend, StageEvent, StageFailed, run_chain
-from jobs.stage import ShardTask, StagePlan
+from jobs.stage import EmptyStage, ShardTask, StagePlan
 from jobs.stages import embed
 from jobs.stages.promote import read_decision
 from pipeline.errors import EXIT_RESUMABLE, JobEnded, RunGone
 from pipeline.progress import RunProgress, followed
 from pipeline.report import report
+from pipeline.report.alarms import why_no_label
 from pipeline.report.left_out import check_quarantine, left_out
 from pipeline.report.report import alarm_lines, score_line
 from pipeline.report.round_report import read_report
@@ -178,7 +179,11 @@ class Driver:
         for plan in part:
             if plan.elsewhere is None and plan.where == "workers":
                 name = plan.name if plan.name.startswith("embed") else f"{plan.name} of round {number}"
-                require_samples(name, stage_records(plan.tasks))
+                try:
+                    require_samples(name, stage_records(plan.tasks))
+                except EmptyStage as error:
+                    why = why_no_label(self._run, number) if plan.name == "write" else []
+                    raise EmptyStage("; ".join([str(error), *why])) from error
 
     def _do_here(self, number: int, plan: StagePlan) -> None:
         """Do tasks that take a moment, in this process."""

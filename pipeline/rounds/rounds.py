@@ -172,7 +172,7 @@ def chain_before(run: OpenRun, name: str, number: int) -> list[ShardTask]:
 
 
 def require_no_regression(run: OpenRun, number: int, rounds: int) -> None:
-    """Raise after a regression or an alarm if the settings stop the run in that case.
+    """Raise after a regression, below the floor or after an alarm if the settings stop the run in that case.
 
     Args:
         run: The run.
@@ -187,9 +187,10 @@ def require_no_regression(run: OpenRun, number: int, rounds: int) -> None:
     decision = read_decision(run.layout.promotion(number))
     again = f"stseg-pipeline round --n {rounds} --run {as_argument(run.layout.root)}"
     page = as_shown(run.layout.report_html(number))
-    if decision.outcome == "regressed" and run.config.promotion.on_regression == "stop":
+    if decision.outcome in ("regressed", "below_floor") and run.config.promotion.on_regression == "stop":
+        floor = " To promote such students: --set promotion.floor=null." if decision.outcome == "below_floor" else ""
         raise GateFailed(
-            f"{decision.reason}. See {page}; the best model is {as_shown(best_weights(run, number))}. "
+            f"{decision.reason}. See {page}; the best model is {as_shown(best_weights(run, number))}.{floor} "
             f"To continue with it: {again} --set promotion.on_regression=keep"
         )
     report = read_report(run.layout.report_json(number))
@@ -242,6 +243,7 @@ def result_lines(root: Path, reports: Sequence[RoundReport]) -> list[str]:
     layout = RunLayout(root)
     last = len(reports) - 1
     lines = [line for report in reports for line in (score_line(report), *alarm_lines(report))]
+    lines += [f"caution: {reports[-1].caution}"] if reports[-1].caution is not None else []
     lines += [*lines_of(of_reports(reports)), *turned_lines(turned_of_reports(reports))]
     lines.append(f"report: {as_shown(layout.report_html(last))}")
     if last:

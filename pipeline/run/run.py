@@ -17,13 +17,14 @@ from pipeline.config import (
     save_config,
 )
 from pipeline.errors import DataFault, SettingsConflict
+from pipeline.run.embedded_model import require_named_model
 from pipeline.run.inputs import input_facts, survey_inputs
 from pipeline.run.lock import holding
 from pipeline.run.moved import settled
 from pipeline.settings import read_settings, settings_fault
 from shards.data.input_facts import InputFacts
 from shards.data.plan import Plan, is_list_name, write_plan
-from shards.data.sources import open_source
+from shards.data.sources import ScenesSourceConfig, open_source
 from shards.data.vocabulary import Vocabulary
 from shards.files.atomic import is_temporary
 from shards.formats.layout import RunLayout
@@ -60,7 +61,7 @@ def open_or_make_run(root: Path, file: Path | None = None, sets: Sequence[str] =
     Raises:
         SettingsConflict: The run exists and is for other data, classes, preset or seed.
         DataFault: The run folder is damaged.
-        ValueError: A setting is wrong, or the folder holds other things.
+        ValueError: A setting is wrong, the folder holds other things, or no model is named for images of the user's.
     """
     layout = RunLayout(root.absolute())  # workers have working folders of their own
     if layout.config.is_file():
@@ -76,7 +77,11 @@ def open_or_make_run(root: Path, file: Path | None = None, sets: Sequence[str] =
             save_config(layout.config, config)
             put_files(location_of(root), [layout.config])
         return load_run(layout, config)
-    made = make_run(root, _resolved(file, sets, None))
+    config = _resolved(file, sets, None)
+    if not isinstance(config.data.target, ScenesSourceConfig):
+        named = {} if file is None else read_settings(file)
+        require_named_model(named, sets, option="--set model.preset=tiny")
+    made = make_run(root, config)
     for line in made.inputs.lines:
         logger.info("%s", line)
     for warning in made.inputs.warnings:
@@ -178,7 +183,7 @@ class OwnImages:
         images: Folder of images, searched with sub-folders.
         classes: File of class names.
         labels: Folder of index PNGs of the images, or None.
-        preset: The model's preset; None: that of the settings, or tiny.
+        preset: The model's preset; None: that of the settings, which then have to name one.
     """
 
     images: Path
@@ -198,7 +203,7 @@ def make_own_run(folder: Path, own: OwnImages, file: Path | None, sets: Sequence
 
     Raises:
         SettingsConflict: The folder holds a run.
-        ValueError: A folder or file is missing or empty, or a setting is wrong.
+        ValueError: A folder or file is missing or empty, a setting is wrong, or no model is named.
     """
     if RunLayout(folder).config.is_file():
         raise SettingsConflict(f"{folder} holds a run; go on with: stseg-pipeline round --run {as_argument(folder)}")
@@ -216,6 +221,7 @@ def make_own_run(folder: Path, own: OwnImages, file: Path | None, sets: Sequence
         settings["model"] = {"preset": own.preset}
     requested = laid_over(settings, read_settings(file) if file is not None else {})
     config = resolve_config(requested, sets, where=f"{file or 'the options'} and --set")
+    require_named_model(requested, sets, option="--preset tiny")
     with holding(folder):
         return make_run(folder, config)
 
