@@ -15,7 +15,7 @@ SLOW = TORCH | {"scipy", "zarr", "fsspec", "safetensors", "webdataset"}
 SAM = {"sam", "weights"}
 STAGE = {"run", "resources", "stage", "commit"}
 WORKING = {*STAGE, "artifacts", "inference", "quality", "execution"}
-ASKED = {"errors", "terminal", "settings", "progress"}
+ASKED = {"errors", "terminal", "settings", "progress", "embedded_model"}
 PARTS: dict[str, dict[str, set[str]]] = {
     "shards": {
         "files": set(),
@@ -42,6 +42,7 @@ PARTS: dict[str, dict[str, set[str]]] = {
         "terminal": set(),
         "errors": set(),
         "settings": set(),
+        "embedded_model": {"settings"},
         "progress": {"terminal"},
         "report": ASKED,
         "tasks": {"report"},
@@ -173,7 +174,7 @@ def test_only_runners_and_runs_know_that_a_run_may_be_in_an_object_store() -> No
     """Who else imports `shards.storage` may only ask what a path is called, or whether it is of a store."""
     training = {f"jobs/training/{name}.py" for name in ("group", "loop", "checkpoint_files")}
     runners = {"jobs/run.py", "jobs/execution/worker.py", *training}
-    asking = {"as_shown", "is_in_store", "run_folder"}
+    asking = {"as_argument", "as_shown", "is_in_store", "run_folder"}
     strays: dict[str, set[str]] = {}
     for package in ("pipeline", "jobs", "models"):
         for path in sorted((ROOT / package).rglob("*.py")):

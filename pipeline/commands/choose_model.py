@@ -17,9 +17,9 @@ from jobs.stages.start import start_weights
 from jobs.stages.teacher import Probabilities
 from models.evaluation.alarms import AlarmConfig
 from pipeline.config import RunConfig, resolve_config
+from pipeline.embedded_model import CAUTION, caution_of, uses_embedded
 from pipeline.errors import DataFault
 from pipeline.report.left_out import check_quarantine, left_out, summary_of
-from pipeline.run.embedded_model import CAUTION, caution_of, uses_embedded
 from pipeline.run.lock import holding
 from pipeline.run.run import OpenRun, read_run
 from pipeline.settings import read_settings

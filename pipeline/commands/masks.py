@@ -13,11 +13,11 @@ from jobs.stages import embed, refine, write
 from jobs.stages.refine import NO_MASK
 from models.refinement.settings import FOR_MASKS
 from pipeline.config import RunConfig, identity_changes, laid_over, load_config, resolve_config, save_config
+from pipeline.embedded_model import MASKS_CAUTION
 from pipeline.errors import SettingsConflict
 from pipeline.progress import RunProgress
 from pipeline.report.left_out import left_out, lines_of, turned_labels, turned_lines
 from pipeline.rounds.driver import Driver, RoundRequest
-from pipeline.run.embedded_model import MASKS_CAUTION
 from pipeline.run.inputs import survey_folder
 from pipeline.run.lock import holding
 from pipeline.run.replaced import take_up_replaced

@@ -19,11 +19,11 @@ from pipeline.config import (
     laid_over,
     selects_tiny,
 )
+from pipeline.embedded_model import PRETRAIN_CAUTION
 from pipeline.progress import RunProgress
 from pipeline.report.left_out import left_out, lines_of, summary_of, turned_labels, turned_lines
 from pipeline.rounds.driver import Driver, RoundRequest
 from pipeline.rounds.rounds import tidy
-from pipeline.run.embedded_model import PRETRAIN_CAUTION
 from pipeline.run.inputs import input_facts, survey_inputs
 from pipeline.run.run import OpenRun
 from pipeline.settings import read_settings, validated, with_sets

@@ -21,7 +21,7 @@ from models.evaluation.alarms import (
     state_alarms,
     vocabulary_alarms,
 )
-from pipeline.run.embedded_model import caution_of
+from pipeline.embedded_model import caution_of
 from shards.formats.records import Record, record_or_none
 
 

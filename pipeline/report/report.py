@@ -25,6 +25,7 @@ from jobs.stages.promote import read_decision
 from jobs.training.config import TrainConfig
 from models.evaluation.alarms import AlarmConfig
 from models.refinement.gate import GateConfig
+from pipeline.embedded_model import caution_of
 from pipeline.report.alarms import RoundFacts, round_alarms, teacher_confidence
 from pipeline.report.gallery import PICTURES_NOTE, choose_samples, draw_samples
 from pipeline.report.html import number as shown
@@ -44,7 +45,6 @@ from pipeline.report.round_report import (
     TrainingFacts,
     read_report,
 )
-from pipeline.run.embedded_model import caution_of
 from shards.data.input_facts import InputFacts
 from shards.files.atomic import write_bytes_atomic
 from shards.formats.layout import record_path

@@ -16,8 +16,8 @@ from pipeline.config import (
     resolve_config,
     save_config,
 )
+from pipeline.embedded_model import require_named_model
 from pipeline.errors import DataFault, SettingsConflict
-from pipeline.run.embedded_model import require_named_model
 from pipeline.run.inputs import input_facts, survey_inputs
 from pipeline.run.lock import holding
 from pipeline.run.moved import settled
