@@ -152,7 +152,8 @@ def predict(
     """Segment images by class names; without a run, with the weights that --set names, or the shipped ones.
 
     For each image: KEY.png (overlay and legend), KEY.label.png (class ids) and KEY.json. What exists for the same
-    image, model and classes is skipped. Unreadable images are named; exit code 4 only if none could be read.
+    image, model and classes is skipped. Unreadable images are named; exit code 4 only if none could be read. The
+    folder's predict.index says which KEY is of which image; a file that is no result is never replaced (exit code 2).
 
     \b
       stseg-pipeline predict photo.jpg --classes "red ring, grass, water" --out seen
@@ -177,9 +178,11 @@ def predict(
                 elif not as_json and found.state == "predicted":
                     line = f"{found.image} -> {found.facts['overlay']}  ({', '.join(found.facts['classes'])})"
                     typer.echo(printable(line))
+                if found.facts.get("note"):
+                    progress.say(f"{found.image}: {found.facts['note']}")
                 progress.count(total, worked=found.state == "predicted")
 
-            result = predict_images(images, choose_model(model), request, notify)
+            result = predict_images(images, choose_model(model), request, notify, progress.say)
         if as_json:
             print_json(result)
         else:
