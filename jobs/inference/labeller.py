@@ -22,6 +22,7 @@ from models.stseg.sliding import MergedScores, Probabilities, cut_views
 Name = TypeVar("Name")
 Image = NDArray[np.uint8]
 
+_MOST_PIXELS: Final = 1 << 26  # of waiting images, 200 MB: a batch of photographs of 89 megapixels would be 2 GB
 _HINT: Final = "name fewer classes, or use --windows 1, --device cpu or a smaller preset"
 
 
@@ -94,10 +95,12 @@ class Labeller:
             sam = None if stored is None else stored(name)
             waiting.append(_Pending(name, image, sam, MergedScores(self._windows, self._probabilities), cut))
             views += len(cut)
+            pixels = sum(one.image.shape[0] * one.image.shape[1] for one in waiting)
             # A full batch as soon as there are views for it, so that few images are in memory at a time.
-            while views >= self._limit.size:
+            while views >= self._limit.size or (views and pixels > _MOST_PIXELS):
                 views -= self._advance(waiting)
                 yield from _finished(waiting)
+                pixels = sum(one.image.shape[0] * one.image.shape[1] for one in waiting)
         while waiting:
             self._advance(waiting)
             yield from _finished(waiting)

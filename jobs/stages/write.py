@@ -1,19 +1,18 @@
 """Write: refined labels and their images become tars that webdataset, tar and Pillow open, and an index of them."""
 
-import io
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Final
 
 import numpy as np
-from PIL import Image
 
 from jobs.artifacts.labels import RefinedStore, read_refined
 from jobs.commit import require_samples
 from jobs.run import WHOLE_ROUND, Run, RunRef
 from jobs.stage import Done, ShardTask, Stage
-from shards.data.images import IMAGE_FORMATS, UnreadableImage
+from shards.data.image_kinds import START_BYTES, image_format
+from shards.data.images import UnreadableImage, as_others_read
 from shards.data.labels import encode_label, encode_weight, legend_of
 from shards.data.sources import SampleRef, Source
 from shards.data.vocabulary import Vocabulary
@@ -124,7 +123,9 @@ def _samples(
         facts = _provenance(task, refs[key], store, row, vocabulary)
         if not older:
             # Its name is that of all images of the run, and may not be true.
-            facts["image_format"] = Image.open(io.BytesIO(data), formats=IMAGE_FORMATS).format
+            facts["image_format"] = image_format(data[:START_BYTES])
+            if (plain := as_others_read(data)) != data:
+                data, facts["image_extras"] = plain, "removed, as other readers refuse them"
         yield TarSample(
             key,
             {

@@ -11,6 +11,8 @@ from numpy.typing import NDArray
 
 Labels = NDArray[np.integer]
 
+_PIXELS_AT_ONCE = 1 << 22  # as int64 pairs; all of 89 megapixels would be 3 GB
+
 
 class Scores(TypedDict):
     """What a confusion matrix says, in per cent; None where there is nothing to average."""
@@ -46,6 +48,15 @@ def confusion(label: Labels, prediction: Labels, num_classes: int, ignore_index:
         )
     if num_classes < 1 or 0 <= ignore_index < num_classes:
         raise ValueError(f"ignore_index {ignore_index} must lie outside the {num_classes} class ids; use 255 or 65535")
+    label, prediction = label.reshape(-1), prediction.reshape(-1)
+    counts = np.zeros((num_classes, num_classes), np.int64)
+    for start in range(0, label.size, _PIXELS_AT_ONCE):
+        part = slice(start, start + _PIXELS_AT_ONCE)
+        counts += _confusion(label[part], prediction[part], num_classes, ignore_index)
+    return counts
+
+
+def _confusion(label: Labels, prediction: Labels, num_classes: int, ignore_index: int) -> NDArray[np.int64]:
     # Unlike SED, whose 255 also swallows class 255 of a large vocabulary, the ignore index is never a class.
     counted = (label != ignore_index) & (prediction != ignore_index)
     true, found = label[counted].astype(np.int64), prediction[counted].astype(np.int64)

@@ -11,6 +11,8 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
+_PIXELS_AT_ONCE = 1 << 21
+
 
 def to_network_input(image_HW3: NDArray[np.uint8], size: int) -> Tensor:
     """Resize an image to the network's square; its aspect is not kept.
@@ -27,12 +29,23 @@ def to_network_input(image_HW3: NDArray[np.uint8], size: int) -> Tensor:
     """
     if image_HW3.ndim != 3 or image_HW3.shape[2] != 3 or image_HW3.size == 0 or image_HW3.dtype != np.uint8:
         raise ValueError(f"image has shape {image_HW3.shape} and type {image_HW3.dtype}; expected (H, W, 3) uint8")
-    image_3HW = torch.from_numpy(np.ascontiguousarray(image_HW3)).permute(2, 0, 1).float() / 255
     # The whole image in one square is how SED's published code evaluates; a score grid then covers the image exactly.
-    if image_3HW.shape[1:] == (size, size):
-        return image_3HW.contiguous()
-    resized = F.interpolate(image_3HW[None], (size, size), mode="bilinear", align_corners=False, antialias=True)
-    return resized[0].clamp(0, 1)
+    if image_HW3.shape[:2] == (size, size):
+        return _as_floats(image_HW3).contiguous()
+    # Each row is narrowed by itself, before the columns: the same pixels as at once, without 2 GB of floats for the 89
+    # megapixels of a large photograph.
+    step = max(1, _PIXELS_AT_ONCE // image_HW3.shape[1])
+    strips = (_as_floats(image_HW3[top : top + step]) for top in range(0, image_HW3.shape[0], step))
+    narrow_3HS = torch.cat([_resized(strip_3HW, (strip_3HW.shape[1], size)) for strip_3HW in strips], dim=1)
+    return _resized(narrow_3HS, (size, size)).clamp(0, 1)
+
+
+def _as_floats(image_HW3: NDArray[np.uint8]) -> Tensor:
+    return torch.from_numpy(np.ascontiguousarray(image_HW3)).permute(2, 0, 1).float() / 255
+
+
+def _resized(image_3HW: Tensor, size_hw: tuple[int, int]) -> Tensor:
+    return F.interpolate(image_3HW[None], size_hw, mode="bilinear", align_corners=False, antialias=True)[0]
 
 
 def from_network_input(image_3SS: Tensor, size_hw: tuple[int, int]) -> NDArray[np.uint8]:

@@ -167,7 +167,8 @@ def predict(
     Label maps for training are those of a run's shards: plain grey, as data loaders need them.
 
     What exists for the same image, model and classes is skipped. Unreadable images are named; exit code 4 only if none
-    could be read.
+    could be read. The folder's predict.index says which KEY is of which image; a file that is no result is never
+    replaced (exit code 2).
 
     \b
       stseg-pipeline predict photo.jpg --classes "red ring, grass, water" --out seen
@@ -192,9 +193,11 @@ def predict(
                 elif not as_json and found.state == "predicted":
                     line = f"{found.image} -> {found.facts['overlay']}  ({', '.join(found.facts['classes'])})"
                     typer.echo(printable(line))
+                if found.facts.get("note"):
+                    progress.say(f"{found.image}: {found.facts['note']}")
                 progress.count(total, worked=found.state == "predicted")
 
-            result = predict_images(images, choose_model(model), request, notify)
+            result = predict_images(images, choose_model(model), request, notify, progress.say)
         for caution in result["cautions"]:
             typer.echo(f"caution: {printable(caution)}", err=True)
         if as_json:

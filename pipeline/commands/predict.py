@@ -3,6 +3,7 @@
 import hashlib
 import json
 import logging
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
@@ -17,11 +18,13 @@ from models.devices import chosen_device, require_device_name
 from models.evaluation.alarms import guessing_alarms, vocabulary_alarms
 from models.presets import load_preset
 from pipeline.commands.choose_model import ChosenModel
+from pipeline.commands.result_keys import ResultKeys
 from pipeline.errors import DataFault
-from pipeline.report.drawing import classes_by_size, overlay, panels, png_bytes, with_legend
+from pipeline.report.drawing import classes_by_size, overlay, panels, png_bytes, scaled, scaled_overlay, with_legend
 from shards.data.images import UnreadableImage, decode_image
 from shards.data.inputs import ImageInput, find_images
 from shards.data.labels import encode_label, legend_of
+from shards.data.listing import left_out_line
 from shards.data.vocabulary import Vocabulary
 from shards.files.atomic import write_bytes_atomic
 from shards.formats.records import fingerprint_digest, read_json
@@ -67,7 +70,8 @@ class Prediction:
     Attributes:
         image: Its name, as shown to the user.
         state: "predicted", "skipped" (it had results already) or "unreadable".
-        facts: overlay, label and classes of a readable image; reason and detail of an unreadable one.
+        facts: overlay, label and classes of a readable image, and perhaps a note; reason and detail of an unreadable
+            one.
     """
 
     image: str
@@ -76,33 +80,45 @@ class Prediction:
 
 
 def predict_images(
-    paths: Sequence[Path], chosen: ChosenModel, request: PredictRequest, notify: Callable[[Prediction, int], None]
+    paths: Sequence[Path],
+    chosen: ChosenModel,
+    request: PredictRequest,
+    notify: Callable[[Prediction, int], None],
+    say: Callable[[str], None] = logger.info,
 ) -> dict[str, Any]:
     """Segment images by class names; write for each an overlay with a legend, an index PNG, and a JSON, last.
 
     The label maps have the classes' colours as palette, to be looked at; Pillow and numpy read the ids. What these mean
     is in one file for all images of the same classes.
 
-    An image is skipped if its JSON names the same bytes, model, classes and windows.
+    An image is skipped if its JSON names the same bytes, model, classes and windows. The index of the folder
+    (`result_index`) has the key of each image; a file that is no result is never replaced.
 
     Args:
         paths: Image files, folders, tars.
         chosen: The model and its classes.
         request: The settings.
         notify: Called with each outcome and the total number of images.
+        say: Called with a line about what folders and tars hold beside images, if anything.
 
     Returns:
         images: a result for each readable image; predicted, skipped: their numbers; unreadable: name, reason, detail;
         class_list: the file of names and colours by id.
         cautions: why the labels may be worth nothing, as far as the program can know.
+        left_out: numbers by kind.
 
     Raises:
         DataFault: None of the images could be read.
         FileNotFoundError: A path does not exist.
-        ValueError: A setting is wrong, or not even one image fits into memory.
+        ValueError: A setting is wrong, a result would replace a file that is none, or not even one image fits into
+            memory.
     """
     require_device_name(request.device)
-    inputs = find_images(paths)
+    left_out: Counter[str] = Counter()
+    inputs = find_images(paths, left_out)
+    keys = ResultKeys(request.out, inputs)
+    if line := left_out_line(left_out):
+        say(line)
     made_by = _fingerprint(chosen, request)
     results: list[Prediction] = []
 
@@ -110,7 +126,7 @@ def predict_images(
         results.append(entry)
         notify(entry, len(inputs))
 
-    todo = _todo(inputs, request, made_by, done)
+    todo = _todo(inputs, keys, request, made_by, done)
     first = next(todo, None)  # the model, and torch, are loaded only if there is something to do
     if first is not None or any(entry.state == "skipped" for entry in results):
         _write_class_list(request.out, chosen.vocabulary)
@@ -133,12 +149,17 @@ def predict_images(
         labeller = Labeller(
             watched, side, windows=request.windows, probabilities=chosen.probabilities, batch_size=batch
         )
+        keys.claim()
         for work, image, label in labeller.labels((work, work.image) for work in chain([first], todo)):
             watched.count(label)
-            done(_write(work, image, label, chosen.vocabulary, request.out, made_by))
+            files = _files(work, image, label, chosen.vocabulary, made_by)
+            # Two commands may label one image with other classes: its three files are always of one of them.
+            with keys.lock():
+                done(_write(work, files, request.out, keys[work.input]))
         cautions += watched.alarms(chosen)
     class_list = str(request.out / _class_list(chosen.vocabulary))
-    return {**_result(results, inputs), "class_list": class_list, "cautions": cautions}
+    facts = {"class_list": class_list, "cautions": cautions, "left_out": dict(left_out.most_common())}
+    return _result(results, inputs) | facts
 
 
 def usual_batch(side: int, classes: int) -> int:
@@ -182,27 +203,32 @@ class _Work:
     input: ImageInput
     digest: str
     image: NDArray[np.uint8]
+    note: str
 
     def __str__(self) -> str:
         return self.input.shown
 
 
 def _todo(
-    inputs: Sequence[ImageInput], request: PredictRequest, made_by: str, done: Callable[[Prediction], None]
+    inputs: Sequence[ImageInput],
+    keys: ResultKeys,
+    request: PredictRequest,
+    made_by: str,
+    done: Callable[[Prediction], None],
 ) -> Iterator[_Work]:
     for entry in inputs:
         try:
             data = entry.read()
             digest = hashlib.sha256(data).hexdigest()
-            old = None if request.overwrite else _existing_result(request.out, entry.key, digest, made_by)
+            old = None if request.overwrite else _existing_result(request.out, keys[entry], digest, made_by)
             if old is not None:
                 done(Prediction(entry.shown, "skipped", old))
                 continue
-            image = decode_image(data).image
+            decoded = decode_image(data)
         except UnreadableImage as error:
             done(Prediction(entry.shown, "unreadable", {"reason": error.reason, "detail": error.detail}))
             continue
-        yield _Work(entry, digest, image)
+        yield _Work(entry, digest, decoded.image, decoded.note)
 
 
 def _class_list(vocabulary: Vocabulary) -> str:
@@ -234,21 +260,45 @@ def _existing_result(out: Path, key: str, digest: str, made_by: str) -> dict[str
     return {**paths, "classes": old.get("classes", [])}
 
 
-def _write(
-    work: _Work, image: NDArray[np.uint8], label: NDArray[np.int32], vocabulary: Vocabulary, out: Path, made_by: str
-) -> Prediction:
-    paths = _paths(out, work.input.key)
-    sheet = panels([("image", image), ("prediction", overlay(image, label, vocabulary))], side=_SIDE)
-    # Pictures first, the JSON last: it is what a second command goes by.
-    write_bytes_atomic(Path(paths["overlay"]), png_bytes(with_legend(sheet, vocabulary, [label])))
-    write_bytes_atomic(Path(paths["label"]), encode_label(label, vocabulary, palette=True))
+@dataclass(frozen=True)
+class _Files:
+    """The bytes of an image's results, and the classes that were found."""
+
+    overlay: bytes
+    label: bytes
+    facts: bytes
+    classes: list[str]
+
+
+def _files(
+    work: _Work, image: NDArray[np.uint8], label: NDArray[np.int32], vocabulary: Vocabulary, made_by: str
+) -> _Files:
+    if max(label.shape) <= _SIDE:  # enlarged by `panels`
+        shown, drawn = image, overlay(image, label, vocabulary)
+    else:
+        shown, drawn = scaled(image, _SIDE), scaled_overlay(image, label, vocabulary, _SIDE)
+    sheet = panels([("image", shown), ("prediction", drawn)], side=_SIDE)
     found = [vocabulary.names[index] for index in classes_by_size([label], vocabulary)]
-    facts = {"image": work.input.shown, "sha256": work.digest, "classes": found, "made_by": made_by}
+    facts = {"image": work.input.shown, "source": work.input.source, "sha256": work.digest, "classes": found}
     facts["class_list"] = _class_list(vocabulary)
     # A file name that is not UTF-8 becomes JSON's own escape.
-    content = (json.dumps(facts, ensure_ascii=False, indent=1) + "\n").encode(errors="backslashreplace")
-    write_bytes_atomic(out / f"{work.input.key}.json", content)
-    return Prediction(work.input.shown, "predicted", {**paths, "classes": found})
+    content = json.dumps({**facts, "made_by": made_by}, ensure_ascii=False, indent=1) + "\n"
+    return _Files(
+        png_bytes(with_legend(sheet, vocabulary, [label])),
+        encode_label(label, vocabulary, palette=True),
+        content.encode(errors="backslashreplace"),
+        found,
+    )
+
+
+def _write(work: _Work, files: _Files, out: Path, key: str) -> Prediction:
+    paths = _paths(out, key)
+    # Pictures first, the JSON last: it is what a second command goes by.
+    write_bytes_atomic(Path(paths["overlay"]), files.overlay)
+    write_bytes_atomic(Path(paths["label"]), files.label)
+    write_bytes_atomic(out / f"{key}.json", files.facts)
+    note = {"note": work.note} if work.note else {}
+    return Prediction(work.input.shown, "predicted", {**paths, "classes": files.classes, **note})
 
 
 def _fingerprint(chosen: ChosenModel, request: PredictRequest) -> str:

@@ -4,7 +4,7 @@
 
 import io
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Final
 
 import numpy as np
@@ -22,6 +22,8 @@ _GAP: Final = 6
 _PAPER: Final = (255, 255, 255)
 _INK: Final = (25, 25, 25)
 _MAX_UPSCALE: Final = 8
+_PIXELS_AT_ONCE: Final = 1 << 24  # larger pictures are shrunk by strips: a copy of 89 megapixels is 360 MB
+_STRIP_PIXELS: Final = 1 << 19
 MAX_NAMED: Final = 24  # classes in a legend: with more, it is larger than the picture
 
 
@@ -39,19 +41,47 @@ def overlay(image: Pixels, label: NDArray[np.integer], vocabulary: Vocabulary) -
     Raises:
         ValueError: The label has another size, or holds an id outside the vocabulary.
     """
+    drawn = np.empty_like(image)
+    for rows, strip in _overlay_strips(image, label, vocabulary):
+        drawn[rows] = strip
+    return drawn
+
+
+def scaled_overlay(image: Pixels, label: NDArray[np.integer], vocabulary: Vocabulary, side: int) -> Pixels:
+    """Return `scaled(overlay(image, label, vocabulary), side)`; of a large picture without the overlay at full size."""
+    if label.size <= _PIXELS_AT_ONCE:
+        return scaled(overlay(image, label, vocabulary), side)
+    strips = (strip for _, strip in _overlay_strips(image, label, vocabulary))
+    return _shrunk(strips, label.shape[0], label.shape[1], side)
+
+
+def _overlay_strips(
+    image: Pixels, label: NDArray[np.integer], vocabulary: Vocabulary
+) -> Iterator[tuple[slice, Pixels]]:
     if image.shape[:2] != label.shape:
         raise ValueError(f"the label is {label.shape}, the image {image.shape[:2]}; expected the same size")
-    labelled = label != vocabulary.ignore_index
-    if labelled.any() and not 0 <= int(label[labelled].min()) <= int(label[labelled].max()) < len(vocabulary):
-        raise ValueError(
-            f"the label holds ids outside 0 to {len(vocabulary) - 1}; is this the vocabulary it was made with?"
-        )
     colours = np.array([entry.colour for entry in vocabulary.classes], dtype=np.float32)
+    for rows in _strips(image.shape[0], image.shape[1]):
+        yield rows, _overlay_strip(image[rows], label[rows], colours, vocabulary.ignore_index)
+
+
+def _overlay_strip(image: Pixels, label: NDArray[np.integer], colours: NDArray[np.float32], ignore: int) -> Pixels:
+    labelled = label != ignore
+    if labelled.any() and not 0 <= int(label[labelled].min()) <= int(label[labelled].max()) < len(colours):
+        raise ValueError(
+            f"the label holds ids outside 0 to {len(colours) - 1}; is this the vocabulary it was made with?"
+        )
     grey = image.astype(np.float32).mean(axis=2, keepdims=True)
     drawn = np.broadcast_to(0.35 * grey, image.shape).copy()
     base = (0.5 * grey + 0.5 * image)[labelled]
     drawn[labelled] = (1 - _STRENGTH) * base + _STRENGTH * colours[label[labelled]]
     return drawn.round().astype(np.uint8)
+
+
+def _strips(height: int, width: int) -> Iterator[slice]:
+    """Yield the rows of a picture, some at a time: in floats all of 89 megapixels are gigabytes."""
+    step = max(1, _STRIP_PIXELS // max(1, width))
+    yield from (slice(top, top + step) for top in range(0, height, step))
 
 
 def scaled(pixels: Pixels, side: int) -> Pixels:
@@ -62,8 +92,24 @@ def scaled(pixels: Pixels, side: int) -> Pixels:
     if longest <= side:
         factor = min(_MAX_UPSCALE, max(1, side // longest))
         return pixels.repeat(factor, axis=0).repeat(factor, axis=1)
-    size = (max(1, round(width * side / longest)), max(1, round(height * side / longest)))
-    return np.asarray(Image.fromarray(pixels).resize(size, Image.Resampling.BILINEAR))
+    if height * width > _PIXELS_AT_ONCE:
+        return _shrunk((pixels[rows] for rows in _strips(height, width)), height, width, side)
+    return _resized(pixels, *_size_within(height, width, side))
+
+
+def _size_within(height: int, width: int, side: int) -> tuple[int, int]:
+    longest = max(height, width)
+    return max(1, round(width * side / longest)), max(1, round(height * side / longest))
+
+
+def _shrunk(strips: Iterable[Pixels], height: int, width: int, side: int) -> Pixels:
+    """Resize the strips of a picture to the new width, then all of them to the new height."""
+    new_width, new_height = _size_within(height, width, side)
+    return _resized(np.concatenate([_resized(strip, new_width, len(strip)) for strip in strips]), new_width, new_height)
+
+
+def _resized(pixels: Pixels, width: int, height: int) -> Pixels:
+    return np.asarray(Image.fromarray(pixels).resize((width, height), Image.Resampling.BILINEAR))
 
 
 def panels(columns: Sequence[tuple[str, Pixels]], *, side: int = 240) -> Image.Image:
@@ -116,8 +162,9 @@ def classes_by_size(labels: Iterable[NDArray[np.integer]], vocabulary: Vocabular
     """Return the ids of the classes in any of the label maps, the one with the most pixels first."""
     pixels: Counter[int] = Counter()
     for label in labels:
-        ids, counts = np.unique(label, return_counts=True)
-        pixels.update(dict(zip(ids.tolist(), counts.tolist(), strict=True)))
+        for rows in _strips(*label.shape):
+            ids, counts = np.unique(label[rows], return_counts=True)
+            pixels.update(dict(zip(ids.tolist(), counts.tolist(), strict=True)))
     del pixels[vocabulary.ignore_index]
     return sorted(pixels, key=lambda index: (-pixels[index], index))
 

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageFile, UnidentifiedImageError
 
 from shards.data.extras import without_extras
-from shards.data.image_kinds import ENDINGS, IMAGE_ENDINGS, START_BYTES, other_picture
+from shards.data.image_kinds import ENDINGS, IMAGE_ENDINGS, START_BYTES, image_format, other_picture
 
 logger = logging.getLogger(__name__)
 
@@ -156,6 +156,22 @@ def load_image(data: bytes, formats: tuple[str, ...] = IMAGE_FORMATS) -> LoadedF
         if plain == data:
             raise
     return _load(plain, formats)
+
+
+def as_others_read(data: bytes) -> bytes:
+    """Return an image file that other programs open, too: as it is, or without the extras that Pillow refuses.
+
+    Args:
+        data: A file that `decode_image` reads.
+    """
+    # JPEG and WebP files are read with whatever extras they have: only the others are worth a second decoding.
+    if image_format(data[:START_BYTES]) not in ("PNG", "TIFF"):
+        return data
+    try:
+        _load(data, IMAGE_FORMATS)
+    except Exception:  # noqa: BLE001 - it was decoded before: what fails now are its extras
+        return without_extras(data)
+    return data
 
 
 def _load(data: bytes, formats: tuple[str, ...], *, low_bytes: bool = False) -> LoadedFile:

@@ -4,6 +4,7 @@ import os
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -35,12 +36,11 @@ class ImageInput:
         """Its name in messages."""
         return self.shown
 
-    @property
+    @cached_property
     def source(self) -> str:
-        """Its name that does not depend on where the command runs: the absolute path, or "tar: member"."""
+        """Its name wherever the command runs: the absolute path, or "tar: member"."""
         # The folder's links are followed, the file's own is not: two links to one file are two images.
-        folder = os.path.realpath(self.path.parent)
-        path = os.path.join(folder, self.path.name)  # noqa: PTH118 - a million of them: no Path for each
+        path = f"{_real_folder(os.path.abspath(self.path.parent))}/{self.path.name}"  # noqa: PTH100 - cached by text
         return path if self.member is None else path + self.shown.removeprefix(str(self.path))
 
     def read(self) -> bytes:
@@ -65,6 +65,11 @@ class ImageInput:
             raise
         except ValueError as error:  # the tar has become shorter
             raise UnreadableImage("changed", str(error)) from error
+
+
+@lru_cache(maxsize=1024)
+def _real_folder(folder: str) -> str:
+    return os.path.realpath(folder).rstrip("/")
 
 
 class _Found(NamedTuple):

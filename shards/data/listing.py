@@ -13,7 +13,7 @@ from shards.files.errors import is_transient
 from shards.files.retry import patiently
 from shards.files.untrusted import UnusableFile, open_regular
 from shards.formats.layout import OWN_NAMES
-from shards.formats.result_index import INDEX_NAME, indexed_keys, is_result
+from shards.formats.result_index import INDEX_NAME, RESULT_ENDINGS, indexed_keys, is_result
 
 logger = logging.getLogger(__name__)
 
@@ -27,12 +27,12 @@ _SETTINGS_START: Final = b"# The settings of this run"
 LINKED: Final = "linked folder"
 HIDDEN: Final = "hidden image"
 CLOSED: Final = "folder without permission"
-OWN_RESULT: Final = "picture that predict made"
+OWN_RESULT: Final = "file that predict made"
 OWN_RUN: Final = "run folder of this program"
 _ARRAY: Final = "array"
 _PLURALS: Final = {
     CLOSED: "folders without permission",
-    OWN_RESULT: "pictures that predict made",
+    OWN_RESULT: "files that predict made",
     OWN_RUN: "run folders of this program",
 }
 _MOST_KINDS: Final = 12  # in one line
@@ -166,13 +166,15 @@ def _scanned(folder: Path) -> _Folder:
                 found.left_out.update([HIDDEN] if is_image else [])
             elif name in _SYSTEM_FOLDERS or name.lower() in _SYSTEM_FILES:
                 continue
+            elif name == INDEX_NAME:
+                found.marks.add(name)
             elif entry.is_symlink() and os.path.isdir(entry.path):  # noqa: PTH112 - an entry holds a text, no Path
                 found.left_out[LINKED] += 1
             elif not entry.is_symlink() and entry.is_dir():
                 found.folders.append(name)
             else:  # a broken link counts as a file: reading it reports what is wrong
                 found.encoded += os.fsencode(name) + b"\0"
-                if name in ("config.yaml", "zarr.json", INDEX_NAME) or name.endswith(".label.png"):
+                if name in ("config.yaml", "zarr.json") or name.endswith(".label.png"):
                     found.marks.add(".label.png" if name.endswith(".label.png") else name)
     return found
 
@@ -200,7 +202,7 @@ def _is_run(here: Path, marks: set[str]) -> bool:
 
 
 def _results(here: Path, found: _Folder) -> set[str]:
-    """Return the names of the pictures that `predict` wrote into a folder."""
+    """Return the names of the files that `predict` wrote into a folder."""
     keys = indexed_keys(here) if INDEX_NAME in found.marks else None
     if keys is None and ".label.png" in found.marks:
         # Folders of earlier versions have no index: there three files and the facts in one of them tell.
@@ -208,4 +210,4 @@ def _results(here: Path, found: _Folder) -> set[str]:
         stems = [name.removesuffix(".label.png") for name in names if name.endswith(".label.png")]
         whole = sorted(stem for stem in stems if {f"{stem}.png", f"{stem}.json"} <= names)
         keys = set(whole) if whole and is_result(here / f"{whole[0]}.json") else set()
-    return {f"{key}{ending}" for key in keys or () for ending in (".png", ".label.png")}
+    return {f"{key}{ending}" for key in keys or () for ending in RESULT_ENDINGS}
