@@ -225,6 +225,7 @@ def _todo(
                 done(Prediction(entry.shown, "skipped", old))
                 continue
             decoded = decode_image(data)
+            del data  # as large as the pixels, perhaps; this waits for the next image
         except UnreadableImage as error:
             done(Prediction(entry.shown, "unreadable", {"reason": error.reason, "detail": error.detail}))
             continue
