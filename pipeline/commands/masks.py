@@ -3,7 +3,7 @@
 # The masks enter as the target's labels, so that plan, embeddings, records and resuming are those of any run.
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -67,7 +67,8 @@ def refine_masks(root: Path, request: MasksRequest, progress: RunProgress | None
     layout = RunLayout(root)
     shown = RunProgress(layout.events) if progress is None else progress
     if not is_in_store(root):  # whose settings are fetched under its lock
-        _config(layout, request)  # what is wrong is reported before the folder is made or a lock waited for
+        # What is wrong is reported before a folder is made, a lock waited for, or all masks are read for their ids.
+        _config(layout, request, numbered=["class 0"])
     with holding(root):
         run = _open_or_make(root, request)
         states = task_states(all_tasks(run, 1, MASKS), verify=request.run.verify)
@@ -79,13 +80,18 @@ def refine_masks(root: Path, request: MasksRequest, progress: RunProgress | None
         return _summary(run)
 
 
-def _config(layout: RunLayout, request: MasksRequest) -> tuple[RunConfig | None, RunConfig]:
-    """Return the saved settings, if there is a run, and those with the request laid over."""
+def _config(
+    layout: RunLayout, request: MasksRequest, numbered: Sequence[str] | None = None
+) -> tuple[RunConfig | None, RunConfig]:
+    """Return the saved settings, if there is a run, and those with the request laid over.
+
+    `numbered` are the classes of a new run for which none are named; None: those that the masks have.
+    """
     for option, folder in (("--images", request.images), ("--masks", request.masks)):
         if not folder.is_dir():
             raise ValueError(f"{folder} is not a folder; {option} names a folder that exists")
     saved = load_config(layout.config) if layout.config.is_file() else None
-    requested = _settings(request, saved)
+    requested = _settings(request, saved, numbered)
     requested = laid_over(requested, read_settings(request.run.file) if request.run.file is not None else {})
     where = f"{request.run.file or 'the options'} and --set"
     return saved, resolve_config(requested, request.run.sets, where=where, base=saved)
@@ -108,7 +114,7 @@ def _open_or_make(root: Path, request: MasksRequest) -> OpenRun:
     return run
 
 
-def _settings(request: MasksRequest, saved: RunConfig | None) -> dict[str, Any]:
+def _settings(request: MasksRequest, saved: RunConfig | None, numbered: Sequence[str] | None) -> dict[str, Any]:
     """Return the settings that follow from the options."""
     # Those of refinement only for a new run: an existing one keeps what `--set` chose when it was made.
     target = {"kind": "folder", "images": str(request.images), "labels": str(request.masks)}
@@ -119,7 +125,8 @@ def _settings(request: MasksRequest, saved: RunConfig | None) -> dict[str, Any]:
         requested["data"] |= {"source": None, "test": None, "validation": None}
         requested["train"] = {"source_per_step": 0}
         requested["refine"] = {"refinement": FOR_MASKS.model_dump(mode="json")}
-        requested.setdefault("vocabulary", {"classes": _numbered_classes(request.masks), "seen": None})
+        if request.classes is None:
+            requested["vocabulary"] = {"classes": numbered or _numbered_classes(request.masks), "seen": None}
     return requested
 
 
