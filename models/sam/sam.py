@@ -27,7 +27,6 @@ from models.weights.files import load_weights_into, shipped_weights
 
 __all__ = [
     "MaskPrompts",
-    "SamConfig",
     "SamEmbedding",
     "SamEncoder",
     "SamMaskDecoder",

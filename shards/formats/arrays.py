@@ -14,7 +14,7 @@ from shards.files.errors import causes, is_of_the_system
 from shards.formats.records import Json
 
 if TYPE_CHECKING:
-    import zarr  # half a second, which only those pay who read or write arrays
+    import zarr  # slow to load: imported by those functions alone that read or write arrays
 
 MAX_ARRAY_BYTES = 1 << 36  # a damaged header must not make a reader ask for more memory than any shard has
 _FLAT_CHUNK_ITEMS = 1 << 20
