@@ -160,9 +160,14 @@ def _start_private(num_cpus: int | None) -> None:
             return
         except Exception as error:  # Ray raises a bare Exception for it
             ray.shutdown()
-            # A folder that is full or refuses stays so: another attempt would only cost time.
+            # What the user has to change stays as it is, and another attempt would only cost time.
             if isinstance(error, OSError) and error.errno is not None and not is_transient(error):
                 raise
+            if isinstance(error, UnicodeError):
+                text = "Ray takes only names in UTF-8, and the command line or the current folder has another"
+                raise ValueError(f"{text} ({error}); rename it, or work without Ray: --backend inline") from error
+            if isinstance(error, ValueError):
+                raise ValueError(f"Ray did not start on this machine: {error}") from error
             if attempt == _START_ATTEMPTS:
                 raise ConnectionError(f"Ray did not start on this machine in {attempt} attempts: {error}") from error
             logger.warning("Ray did not start (attempt %d of %d): %s", attempt, _START_ATTEMPTS, error)

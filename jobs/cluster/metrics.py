@@ -22,7 +22,7 @@ class RunMetrics:
     def __init__(self, run: str) -> None:
         from ray.util import metrics
 
-        self._run = run
+        self._run = run.encode("ascii", "backslashreplace").decode()  # Ray takes no other characters
         self._images: Any = metrics.Counter("stseg_images_done", "Images in finished shards.", TAGS)
         self._dropped: Any = metrics.Counter(
             "stseg_dropped", "Images, classes and masks that finished shards leave out, by reason.", (*TAGS, "reason")

@@ -32,17 +32,18 @@ def session_folder(others: Sequence[Path] = _OTHERS) -> tuple[Path | None, str]:
     reason = why_unusable(own / "ray", own)
     if reason is None:
         return None, ""
-    reason = f"{name} {own} {reason}"
+    reason = f"{name} {own} {reason}" if name in os.environ else f"{own} {reason}"
     for folder in others:
-        if why_unusable(folder / f"ray-{os.getuid()}", folder) is None:
-            chosen = _private_folder(folder)
+        if why_unusable(folder / f"ray-{os.getuid()}" / "ray", folder) is None:
+            chosen = _private_folder(folder) / "ray"
             if why_unusable(chosen, folder) is None:
                 return chosen, f"{reason}; Ray's files are in {chosen}"
     also = "; ".join(f"{folder} {why_unusable(folder / 'ray', folder)}" for folder in others if folder != own)
     also = f" ({also})" if also else ""
+    also = f" ({also})" if also else ""
     raise ValueError(
-        f"Ray cannot start: {reason}{also}; set {name} to a folder of this machine with a short path, as in: "
-        f"export {name}=/tmp"
+        f"Ray cannot start: {reason}{also}; set {name} to a folder of this machine that can be written, has space, and "
+        "has a short path"
     )
 
 
@@ -55,6 +56,8 @@ def why_unusable(root: Path, folder: Path) -> str | None:
     """
     if not folder.is_absolute():
         return "is no absolute path"
+    if not str(folder).isascii():  # Ray encodes what it is told as ASCII
+        return "has characters that Ray cannot take, only ASCII"
     if not folder.is_dir():
         return "is no folder"
     for path in [path for path in (folder, root) if path.exists()]:
@@ -72,6 +75,7 @@ def why_unusable(root: Path, folder: Path) -> str | None:
 
 def _private_folder(parent: Path) -> Path:
     """Return a folder below a public one that nobody else can enter, made if need be."""
+    # Ray makes the folder that it is told writable for everybody: it gets one inside.
     folder = parent / f"ray-{os.getuid()}"
     try:
         folder.mkdir(mode=0o700, exist_ok=True)

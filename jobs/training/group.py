@@ -2,6 +2,7 @@
 
 import logging
 import os
+import re
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -64,7 +65,9 @@ def run_training(
         if backend == "inline":
             _train_here(task, job, resources)
         else:
-            _fit(task, job, resources, name=f"{run}-round-{task.round:03d}-{fingerprint_digest(task.fingerprint)[:12]}")
+            shown = re.sub(r"[^A-Za-z0-9_.-]", "_", run)  # Ray takes ASCII only
+            digest = fingerprint_digest(task.fingerprint)[:12]
+            _fit(task, job, resources, name=f"{shown}-round-{task.round:03d}-{digest}")
     if not task.record.is_file():
         raise TrainingIncompleteError(f"the training of round {task.round} ended without its record {task.record}")
     # Not trusting Ray's success alone: under a name that was used before it trains zero steps and reports success.

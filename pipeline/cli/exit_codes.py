@@ -33,6 +33,8 @@ _STORE_ENDED: Final = frozenset({errno.EROFS, errno.ENODEV, errno.ENXIO, errno.E
 # Messages of loaders of libraries and of threads without memory: under `ulimit -v` they raise no MemoryError.
 _SHORT_OF_MEMORY: Final = ("allocate memory", "failed to map segment", "can't start new thread")
 
+_NO_TEMPORARY_FOLDER: Final = "No usable temporary directory found"  # of Python's `tempfile`: all are full or refuse
+
 logger = logging.getLogger(__name__)
 
 
@@ -155,6 +157,8 @@ def _message(error: Exception) -> str:
 
     if is_code_missing(error):
         return f"{error}: Ray unpacks the uploaded code anew; resume with the same command"
+    if isinstance(error, OSError) and str(error.strerror).startswith(_NO_TEMPORARY_FOLDER):
+        return f"{error.strerror}; set TMPDIR to a folder that can be written and has space"
     if isinstance(error, OSError) and error.strerror:
         name = file_of(error)
         where = f"{name}: " if name else ""

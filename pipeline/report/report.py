@@ -119,7 +119,7 @@ def work(run: Run, task: ShardTask) -> Done:
     history = [past for n in range(number) if (past := read_report(run.layout.report_json(n))) is not None]
     pictures = draw_samples(run, number, choose_samples(run, number)) if number else []
     page = render_page(report, [*history, report], pictures, PICTURES_NOTE)
-    write_bytes_atomic(run.layout.report_html(number), page.encode())
+    write_bytes_atomic(run.layout.report_html(number), page.encode(errors="backslashreplace"))
     run.publish(run.layout.report_html(number))
     write_bytes_atomic(task.output, report.as_json().encode())
     return Done(1)
