@@ -144,8 +144,8 @@ def repair(
                 typer.echo(printable(f"removed {fault.output}: {fault.reason}"))
             for folder in done.replays:
                 typer.echo(f"{folder} lacks shards: run the replay command that made it again")
-            if done.faults and done.rounds is None:
-                typer.echo(f"no round was finished: stseg-pipeline round --run {run} continues the run")
+            if done.faults and done.resume is not None:
+                typer.echo(f"no round was finished; this continues the run: {done.resume}")
             typer.echo(f"{len(done.faults)} outputs were damaged, {len(done.left)} still are")
         if done.left:
             raise typer.Exit(EXIT_DATA)

@@ -18,6 +18,7 @@ from models.stseg.sliding import Probabilities
 from pipeline.config import RunConfig, resolve_config
 from pipeline.errors import DataFault
 from pipeline.run.lock import holding
+from pipeline.run.next_command import require_rounds
 from pipeline.run.run import OpenRun, read_run
 from pipeline.run.status import begun_rounds
 from pipeline.settings import read_settings
@@ -45,6 +46,7 @@ def evaluate_round(root: Path, number: int, split: str) -> dict[str, Any]:
     # who only wants to see a score must not wait for a training to end.
     if split not in get_args(Split):
         raise ValueError(f"--split is {split!r}; expected {' or '.join(get_args(Split))}")
+    require_rounds(read_run(root))
     result = _current_result(_evaluation(read_run(root), number, split)[-1].tasks[0])
     if result is None:
         with holding(root):
@@ -136,6 +138,7 @@ def choose_model(request: ModelRequest) -> ChosenModel:
     text_cache = None if run is None else run.layout.text_embeddings
     if run is not None and request.weights is None:
         # The best model up to the newest round, not the newest student: that one may have regressed.
+        require_rounds(run)
         newest = _newest_round(run)
         logger.info("using the best model up to round %d", newest)
         return ChosenModel(model_of(run, best_weights(run, newest)), vocabulary, probabilities, text_cache)

@@ -14,6 +14,7 @@ from jobs.stage import ShardTask
 from jobs.training.checkpoints import checkpoint_fault
 from pipeline.errors import DataFault
 from pipeline.run.foundation import Fault, foundation_faults, repair_foundation
+from pipeline.run.next_command import next_command
 from pipeline.run.run import OpenRun, read_run
 from pipeline.run.status import begun_rounds
 from pipeline.tasks.recipe import refines_given_masks, tasks_of_run
@@ -60,10 +61,8 @@ def verify_run(root: Path, number: int | None = None) -> CheckResult:
     """
     layout = run_layout(root)
     if number is not None and not layout.round(number).is_dir():
-        where = as_shown(root)
-        raise DataFault(
-            f"{where} has no round {number} yet; run: stseg-pipeline round --n {max(number, 1)} --run {where}"
-        )
+        how = next_command(read_run(root), max(number, 1))
+        raise DataFault(f"{as_shown(root)} has no round {number} yet; run: {how}")
     rounds = begun_rounds(layout) if number is None else [number]
     faults, stale, undone = foundation_faults(layout), [], 0
     tasks, finished, unjudged = _tasks(root, rounds)
