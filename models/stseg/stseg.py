@@ -14,6 +14,7 @@ from models.stseg.dea import DualEmbeddingAggregation
 from models.stseg.decoder import CostAwareDecoder, DecoderOutput
 from models.stseg.early_rejection import best_of_pixels, filled, kept_logits
 from models.weights.files import read_weights
+from models.weights.foreign import listed
 
 
 class STSeg(nn.Module):
@@ -112,4 +113,8 @@ def load_head(model: STSeg, path: Path, *, may_lack_dea: bool = False) -> None:
     try:
         model.load_state_dict(state, strict=False)
     except RuntimeError as error:
-        raise ValueError(f"{path} does not fit this preset: {error}") from error
+        own = model.state_dict()
+        shapes = [
+            f"{n} {tuple(state[n].shape)} for {tuple(own[n].shape)}" for n in state if state[n].shape != own[n].shape
+        ]
+        raise ValueError(f"{path} does not fit this preset: shapes differ: {listed(shapes) or error}") from error

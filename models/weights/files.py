@@ -5,7 +5,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from models.weights.foreign import kind_of_file, state_in, torch_content
+from models.weights.foreign import kind_of_file, listed, state_in, torch_content
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -103,8 +103,15 @@ def load_weights_into(module: "nn.Module", path: Path) -> None:
     }
     try:
         module.load_state_dict(state)
-    except RuntimeError as error:
-        raise ValueError(f"{path} does not fit {type(module).__name__}: {error}") from error
+    except RuntimeError as error:  # whose message has a line for each of hundreds of names
+        wanted = module.state_dict()
+        faults = {
+            "missing": wanted.keys() - state.keys(),
+            "left over": state.keys() - wanted.keys(),
+            "of another shape": {n for n in wanted.keys() & state.keys() if wanted[n].shape != state[n].shape},
+        }
+        told = "; ".join(f"{what}: {listed(sorted(names))}" for what, names in faults.items() if names)
+        raise ValueError(f"{path} does not fit {type(module).__name__}: {told or 'it cannot be loaded'}") from error
 
 
 def write_weights(state: "dict[str, Tensor]", path: Path, *, half: bool = False) -> None:

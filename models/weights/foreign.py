@@ -93,15 +93,15 @@ def state_in(content: object, path: Path) -> "tuple[dict[str, Tensor], list[str]
         if name is None or any(isinstance(value, Tensor) for value in content.values()):
             break
         others = [str(other) for other in content if other != name]
-        notes.append(f"the entry {name!r} is read" + (f", not {_listed(others)}" if others else ""))
+        notes.append(f"the entry {name!r} is read" + (f", not {listed(others)}" if others else ""))
         content = content[name]
     if not isinstance(content, Mapping) or not any(isinstance(value, Tensor) for value in content.values()):
-        held = _listed([str(name) for name in content]) if isinstance(content, Mapping) else type(content).__name__
+        held = listed([str(name) for name in content]) if isinstance(content, Mapping) else type(content).__name__
         raise ValueError(f"{path} does not hold a state dict (names to tensors); it holds {held or 'nothing'}")
     state = {str(name): value for name, value in content.items() if isinstance(value, Tensor)}
     dropped = [str(name) for name, value in content.items() if not isinstance(value, Tensor)]
     if dropped:
-        notes.append(f"{_listed(dropped)} is left out, as it is no tensor")
+        notes.append(f"{listed(dropped)} is left out, as it is no tensor")
     return _without_prefixes(state, notes)
 
 
@@ -118,7 +118,11 @@ def torch_content(path: Path) -> object:
         # Given a name, it would choose the format by the ending.
         with torch.serialization.safe_globals(_HARMLESS), open_regular(path) as file:
             return torch.load(file, map_location="cpu", weights_only=True)
+    except (MemoryError, OSError):  # the file may be whole
+        raise
     except Exception as error:
+        if "allocate memory" in str(error):
+            raise
         # PyTorch's own message is a page long, and advises to load the file in a way that runs its code.
         found = re.search(r"GLOBAL ([\w.]+)", str(error))
         if found:
@@ -170,7 +174,7 @@ def _without_prefixes(state: "dict[str, Tensor]", notes: list[str]) -> "tuple[di
             return state, notes
         prefix = next(prefix for prefix in _PREFIXES if prefix in found)
         others = sorted(f"{other}*" for other in found if other and other != prefix)
-        notes.append(f"the prefix {prefix!r} is removed" + (f", {_listed(others)} left out" if others else ""))
+        notes.append(f"the prefix {prefix!r} is removed" + (f", {listed(others)} left out" if others else ""))
         state = {n.removeprefix(prefix): value for n, value in state.items() if n.startswith(prefix)}
 
 
@@ -197,9 +201,10 @@ def _require_checkpoint_zip(path: Path) -> None:
     if any(name.endswith("/constants.pkl") for name in names):
         raise ValueError(f"{path} is a TorchScript program, not plain weights: save its state_dict() with torch.save")
     if not any(name.endswith("data.pkl") for name in names):
-        raise ValueError(f"{path} is a zip archive and no checkpoint; it holds {_listed(names) or 'nothing'}")
+        raise ValueError(f"{path} is a zip archive and no checkpoint; it holds {listed(names) or 'nothing'}")
 
 
-def _listed(names: list[str]) -> str:
+def listed(names: list[str]) -> str:
+    """Format names for a message: the first few, and the number of the others."""
     more = f" and {len(names) - _LISTED} more" if len(names) > _LISTED else ""
     return ", ".join(names[:_LISTED]) + more

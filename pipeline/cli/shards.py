@@ -135,7 +135,6 @@ def repair(
     """
     from pipeline.commands.repair import repair_run
     from pipeline.rounds.driver import RoundRequest
-    from shards.storage.store import as_argument
 
     with exit_codes():
         done = repair_run(run, number, RoundRequest(rounds=0, backend=backend.value, address=address))
@@ -147,8 +146,8 @@ def repair(
                 typer.echo(printable(f"removed {fault.output}: {fault.reason}"))
             for folder in done.replays:
                 typer.echo(f"{folder} lacks shards: run the replay command that made it again")
-            if done.faults and done.rounds is None:
-                typer.echo(f"no round was finished: stseg-pipeline round --run {as_argument(run)} continues the run")
+            if done.faults and done.resume is not None:
+                typer.echo(f"no round was finished; this continues the run: {done.resume}")
             typer.echo(f"{len(done.faults)} outputs were damaged, {len(done.left)} still are")
         if done.left:
             raise typer.Exit(EXIT_DATA)

@@ -21,6 +21,7 @@ from pipeline.embedded_model import CAUTION, caution_of, uses_embedded
 from pipeline.errors import DataFault
 from pipeline.report.left_out import check_quarantine, left_out, summary_of
 from pipeline.run.lock import holding
+from pipeline.run.next_command import require_rounds
 from pipeline.run.run import OpenRun, read_run
 from pipeline.settings import read_settings
 from pipeline.tasks.recipe import begun_rounds, plans_of
@@ -48,6 +49,7 @@ def evaluate_round(root: Path, number: int, split: str) -> dict[str, Any]:
     if split not in get_args(Split):
         raise ValueError(f"--split is {split!r}; expected {' or '.join(get_args(Split))}")
     run = read_run(root)
+    require_rounds(run)
     plans = _evaluation(run, number, split)
     result = _current_result(plans[-1].tasks[0])
     if result is None:
@@ -148,6 +150,7 @@ def choose_model(request: ModelRequest) -> ChosenModel:
     text_cache = None if run is None else run.layout.text_embeddings
     if run is not None and request.weights is None:
         # The best model up to the newest round, not the newest student: that one may have regressed.
+        require_rounds(run)
         newest = _newest_round(run)
         logger.info("using the best model up to round %d", newest)
         model, caution = model_of(run, best_weights(run, newest)), caution_of(settings, run.data)

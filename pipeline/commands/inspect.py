@@ -9,13 +9,14 @@ from jobs.artifacts.labels import read_refined_map
 from pipeline.errors import DataFault
 from pipeline.report.drawing import overlay, panels, png_bytes, with_legend
 from pipeline.report.gallery import sample_image
+from pipeline.run.next_command import next_command
 from pipeline.run.run import OpenRun, read_run
 from shards.data.sources import SampleRef
 from shards.files.atomic import write_bytes_atomic
 from shards.files.untrusted import refuse_links_out
 from shards.formats.layout import OWN_NAMES, record_path
 from shards.formats.records import record_or_none
-from shards.storage.store import as_argument, as_shown, is_in_store
+from shards.storage.store import as_shown, is_in_store
 
 
 @dataclass(frozen=True)
@@ -130,4 +131,4 @@ def _planned(run: OpenRun, key: str) -> tuple[str, SampleRef]:
 
 
 def _how(run: OpenRun, number: int) -> str:
-    return f"run: stseg-pipeline round --n {max(number, 1)} --run {as_argument(run.layout.root)}"
+    return f"run: {next_command(run, max(number, 1))}"

@@ -10,6 +10,7 @@ from pipeline.rounds.driver import Driver, RoundRequest
 from pipeline.rounds.rounds import run_rounds
 from pipeline.run.foundation import Fault
 from pipeline.run.lock import holding
+from pipeline.run.next_command import next_command
 from pipeline.run.run import OpenRun, read_run
 from pipeline.run.verify import last_finished, repair_shared, run_layout, verify_run
 from pipeline.tasks.recipe import MASKS, refines_given_masks
@@ -28,12 +29,15 @@ class Repair:
         rounds: The last round that was finished before and is so again; None: there was none, or nothing was damaged.
         replays: Folders of replays that lost outputs; the `replay` command that made one makes it whole.
         left: Outputs that are still damaged or lost, apart from those of these replays.
+        resume: The command that goes on with a run without a finished round; None: there was nothing damaged, or a
+            round was finished.
     """
 
     faults: tuple[Fault, ...]
     rounds: int | None
     replays: tuple[Path, ...]
     left: tuple[Fault, ...]
+    resume: str | None = None
 
 
 def repair_run(root: Path, number: int | None, request: RoundRequest) -> Repair:
@@ -70,7 +74,8 @@ def repair_run(root: Path, number: int | None, request: RoundRequest) -> Repair:
     elif not faults:
         return Repair((), None, (), ())
     replays = tuple(sorted({folder for fault in faults for folder in _replays(layout, fault.output)}))
-    return Repair(faults, last, replays, verify_run(root, number).faults)
+    resume = next_command(run, 1) if last is None else None
+    return Repair(faults, last, replays, verify_run(root, number).faults, resume)
 
 
 def _do_again(run: OpenRun, request: RoundRequest) -> None:

@@ -22,6 +22,7 @@ from pipeline.progress import RunProgress
 from pipeline.report.left_out import summary_of
 from pipeline.rounds.driver import Driver, RoundRequest
 from pipeline.run.lock import holding
+from pipeline.run.next_command import require_rounds
 from pipeline.run.run import OpenRun, read_run
 from shards.data.sources import open_source
 from shards.formats.layout import RunLayout, record_path
@@ -191,6 +192,7 @@ def refuse_without_scores(run: OpenRun, number: int) -> None:
     """
     if number < 1:
         raise ValueError("round 0 is the start and has no pseudo-labels; name a round from 1 with --round")
+    require_rounds(run)
     tasks = teacher.tasks(run, number)
     missing = [task.shard for task in tasks if not record_path(task.output).is_file()]
     if missing:

@@ -21,8 +21,8 @@ from pipeline.report.report import alarm_lines, score_line
 from pipeline.report.round_report import read_report
 from pipeline.rounds.concurrent import with_other_jobs
 from pipeline.rounds.ray_session import RaySession
+from pipeline.run.next_command import next_command, verify_command
 from pipeline.run.run import OpenRun
-from pipeline.run.status import retry_command
 from pipeline.tasks.recipe import ROUND, Recipe, parts_of, round_of, shards_chain, stage_plans
 from pipeline.tasks.states import TaskState, summarise, task_states
 from shards.files.atomic import remove_stale_temporaries_below
@@ -272,12 +272,11 @@ class Driver:
                 )
             except StageFailed as failed:
                 self._refuse_unfinished(number, stages, failed)
-                command = retry_command(self._run.layout.root, self._request.rounds, self._request.backend)
-                hint = f"all other shards were tried; once the cause is fixed, this does only these: {command}"
+                requested = (self._run, self._request.rounds, self._request.backend)
+                hint = f"once the cause is fixed, this does only these: {next_command(*requested)}"
                 if any(failure.kind == "damaged" for failure in failed.failures):
-                    hint = (
-                        f"all other shards were tried; this repairs what is damaged, and does these: {command} --verify"
-                    )
+                    hint = f"this repairs what is damaged, and does these: {verify_command(*requested)}"
+                hint = f"all other shards were tried; {hint}"
                 raise StageFailed(failed.failures, failed.blocked, hint) from None
         self._run.refresh()  # records that workers on other machines wrote to the store
 

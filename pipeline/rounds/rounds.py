@@ -25,10 +25,21 @@ from pipeline.report.report import alarm_lines, score_line
 from pipeline.report.round_report import RoundReport, read_report
 from pipeline.rounds.driver import Driver, RoundRequest
 from pipeline.run.lock import holding, holding_stage
+from pipeline.run.missing import new_run_line, refuse_mistyped
 from pipeline.run.replaced import replaced_files, take_up_replaced, with_replaced
 from pipeline.run.run import OpenRun, open_or_make_run, read_run
 from pipeline.run.verify import repair_shared
-from pipeline.tasks.recipe import ROUND, all_tasks, round_of, shards_chain, stage_names, stage_of, stage_plans
+from pipeline.tasks.recipe import (
+    MASKS,
+    ROUND,
+    all_tasks,
+    recipe_of,
+    round_of,
+    shards_chain,
+    stage_names,
+    stage_of,
+    stage_plans,
+)
 from pipeline.tasks.states import StageSummary, TaskState, summarise, task_states
 from shards.formats.layout import RunLayout
 from shards.storage.store import as_argument, as_shown
@@ -47,9 +58,10 @@ def run_rounds(root: Path, request: RoundRequest, progress: RunProgress | None =
         GateFailed: A round regressed or raised an alarm, and the settings stop the run in that case.
     """
     shown = RunProgress(RunLayout(root).events) if progress is None else progress
+    refuse_mistyped(root, request.sets)  # before the lock, which makes the folder
     with holding(root):
         _repair_shared(root, request, shown)
-        run = take_up_replaced(open_or_make_run(root, request.file, request.sets), shown)
+        run = take_up_replaced(_opened(root, request, shown), shown)
         states = task_states(all_tasks(run, request.rounds), verify=request.verify)
         tidy(states)
         # Pages have no record, so that a lost one makes nothing stale; it is only drawn again.
@@ -102,6 +114,7 @@ def run_stage(root: Path, name: str, request: RoundRequest, progress: RunProgres
     """
     shown = RunProgress(RunLayout(root).events) if progress is None else progress
     number, names = request.rounds, name.split("+")
+    refuse_mistyped(root, request.sets, makes_runs=False)
     if request.concurrent and len(shards_chain(name)) == 1:
         raise ValueError(f"{name} runs alone: no stage follows it shard by shard")
     # The lock of the stage alone lets the chain's other jobs in; settings are then only read, as several could write
@@ -109,7 +122,7 @@ def run_stage(root: Path, name: str, request: RoundRequest, progress: RunProgres
     with holding_stage(root, number, name) if request.concurrent else holding(root):
         if not request.concurrent:
             _repair_shared(root, request, shown)
-        run = read_run(root) if request.concurrent else open_or_make_run(root, request.file, request.sets)
+        run = read_run(root) if request.concurrent else _opened(root, request, shown)
         tasks = [task for one in names for task in stage_tasks(run, one, number)]
         before = chain_before(run, name, number) if request.concurrent else []
         _refuse_incomplete(run, [*before, *tasks], number)
@@ -141,7 +154,8 @@ def plan_rounds(root: Path, rounds: int, file: Path | None, sets: Sequence[str],
     for one in found:
         plan = new.plan if one.path == run.layout.plan or new.source_plan is None else new.source_plan
         lines |= {plan.shard(name).digest: one.line for name in one.samples}
-    states = task_states(all_tasks(new, rounds), verify=verify)
+    recipe = recipe_of(run)
+    states = task_states(all_tasks(new, 1 if recipe is MASKS else rounds, recipe), verify=verify)
     return summarise([_with_reason(state, lines.get(state.task.samples.digest)) for state in states])
 
 
@@ -225,6 +239,15 @@ def _repair_shared(root: Path, request: RoundRequest, shown: RunProgress) -> Non
     if request.verify and RunLayout(root).config.is_file():
         for fault in repair_shared(root):
             shown.say(f"damaged, has been made again: {as_shown(fault.output)}: {fault.reason}")
+
+
+def _opened(root: Path, request: RoundRequest, shown: RunProgress) -> OpenRun:
+    """Open the run, or make one and say so; call it under the run lock."""
+    is_new = not RunLayout(root).config.is_file()
+    run = open_or_make_run(root, request.file, request.sets)
+    if is_new:
+        shown.say(new_run_line(root, run.plan.sample_count))
+    return run
 
 
 def tidy(states: Sequence[TaskState]) -> None:

@@ -20,10 +20,12 @@ from pipeline.embedded_model import require_named_model
 from pipeline.errors import DataFault, SettingsConflict
 from pipeline.run.inputs import input_facts, survey_inputs
 from pipeline.run.lock import holding
+from pipeline.run.missing import no_run, refuse_mistyped
 from pipeline.run.moved import settled
+from pipeline.run.next_command import require_rounds
 from pipeline.settings import read_settings, settings_fault
 from shards.data.input_facts import InputFacts
-from shards.data.plan import Plan, is_list_name, write_plan
+from shards.data.plan import OtherVersion, Plan, is_list_name, write_plan
 from shards.data.sources import ScenesSourceConfig, open_source
 from shards.data.vocabulary import Vocabulary
 from shards.files.atomic import is_temporary
@@ -59,8 +61,8 @@ def open_or_make_run(root: Path, file: Path | None = None, sets: Sequence[str] =
         sets: `key=value` texts to lay over both.
 
     Raises:
-        SettingsConflict: The run exists and is for other data, classes, preset or seed.
-        DataFault: The run folder is damaged.
+        SettingsConflict: The run exists and is for other data, classes, preset or seed, or refines given masks.
+        DataFault: The run folder is damaged, or holds no run though the settings are those of one that exists.
         ValueError: A setting is wrong, the folder holds other things, or no model is named for images of the user's.
     """
     layout = RunLayout(root.absolute())  # workers have working folders of their own
@@ -72,11 +74,14 @@ def open_or_make_run(root: Path, file: Path | None = None, sets: Sequence[str] =
         # stops.
         if fault is not None:
             logger.warning("%s is used as it is, though %s", layout.config, fault)
+        run = load_run(layout, config)
+        require_rounds(run)
         if config != saved or fault is not None:
             logger.info("settings changed: %s", "; ".join(changed_settings(saved, config)))
             save_config(layout.config, config)
             put_files(location_of(root), [layout.config])
-        return load_run(layout, config)
+        return run
+    refuse_mistyped(root, sets)
     config = _resolved(file, sets, None)
     if not isinstance(config.data.target, ScenesSourceConfig):
         named = {} if file is None else read_settings(file)
@@ -100,9 +105,7 @@ def read_run(root: Path, file: Path | None = None, sets: Sequence[str] = ()) -> 
     bring(location_of(root))
     layout = RunLayout(root.absolute())  # workers have working folders of their own
     if not layout.config.is_file():
-        raise DataFault(
-            f"{as_shown(root)} holds no run (no config.yaml); make one: stseg-pipeline round --run {as_argument(root)}"
-        )
+        raise no_run(root)
     return load_run(layout, requested_config(root, load_config(layout.config), file, sets))
 
 
@@ -251,6 +254,8 @@ def load_run(layout: RunLayout, config: RunConfig) -> OpenRun:
     """
     try:
         run = jobs_run.load_run(layout, config)
+    except OtherVersion as error:  # nothing is damaged, and no repair makes it readable
+        raise DataFault(str(error)) from error
     except (FileNotFoundError, ValueError) as error:
         hint = f"stseg-pipeline shards repair --run {as_argument(layout.root)} makes it again if that is possible"
         raise DataFault(

@@ -11,12 +11,12 @@ from typing import Any
 from jobs.stage import ShardTask
 from jobs.stages.evaluate import SCORES
 from pipeline.run.lock import run_holder, stage_holders
+from pipeline.run.next_command import next_command
 from pipeline.run.replaced import replaced_files
 from pipeline.run.run import read_run
-from pipeline.tasks.recipe import ROUND, begun_rounds
+from pipeline.tasks.recipe import MASKS, begun_rounds, recipe_of
 from shards.formats.events import read_events
 from shards.formats.records import read_counts, read_json
-from shards.storage.store import as_argument
 
 
 @dataclass(frozen=True)
@@ -116,8 +116,9 @@ def run_status(root: Path) -> RunStatus:
     layout = run.layout
     stages: list[StageStatus] = []
     rounds: dict[int, dict[str, Any]] = {}
-    for number in sorted({0, *begun_rounds(layout)}):
-        for stage in ROUND:
+    recipe = recipe_of(run)
+    for number in sorted({0, *begun_rounds(layout)} | ({1} if recipe is MASKS else set())):
+        for stage in recipe:
             stages += _counted(number, stage.tasks(run, number))
         report = read_json(layout.report_json(number))
         if report is not None:
@@ -128,7 +129,7 @@ def run_status(root: Path) -> RunStatus:
     started = [event for event in events if event.get("kind") == "run_started" and _counts(event, "rounds")]
     requested = [int(str(event["rounds"])) for event in started]
     retry = (
-        retry_command(root, requested[-1] if requested else max(one.round for one in quarantined))
+        next_command(run, requested[-1] if requested else max(one.round for one in quarantined))
         if quarantined
         else None
     )
@@ -163,12 +164,6 @@ def quarantined_shards(events: Iterable[Mapping[str, Any]]) -> tuple[Quarantined
 def _counts(event: Mapping[str, Any], name: str) -> bool:
     """Return whether a line of the log, which anybody may have edited, has a number under a name."""
     return re.fullmatch(r"[0-9]{1,9}", str(event.get(name))) is not None
-
-
-def retry_command(root: Path, rounds: int, backend: str = "ray") -> str:
-    """Return the command that does the rest of a run."""
-    inline = " --backend inline" if backend == "inline" else ""
-    return f"stseg-pipeline round --n {rounds} --run {as_argument(root)}{inline}"
 
 
 def _counted(number: int, tasks: Iterable[ShardTask]) -> Iterator[StageStatus]:

@@ -14,6 +14,7 @@ from jobs.stage import ShardTask
 from jobs.training.checkpoint_files import checkpoint_fault
 from pipeline.errors import DataFault
 from pipeline.run.foundation import Fault, foundation_faults, repair_foundation
+from pipeline.run.next_command import next_command
 from pipeline.run.run import OpenRun, read_run
 from pipeline.tasks.recipe import begun_rounds, refines_given_masks, tasks_of_run
 from pipeline.tasks.states import TaskState, task_states
@@ -23,7 +24,7 @@ from shards.formats.layout import RunLayout, is_output_name, record_of, record_p
 from shards.formats.records import read_record, record_or_none
 from shards.formats.tar import read_pseudo_index
 from shards.storage.mirror import bring, check, discard, push_cache
-from shards.storage.store import as_argument, as_shown, is_in_store, location_of
+from shards.storage.store import as_shown, is_in_store, location_of
 
 _KINDS = (".zarr", ".tar", ".safetensors")
 
@@ -59,8 +60,8 @@ def verify_run(root: Path, number: int | None = None) -> CheckResult:
     """
     layout = run_layout(root)
     if number is not None and not layout.round(number).is_dir():
-        made = f"stseg-pipeline round --n {max(number, 1)} --run {as_argument(root)}"
-        raise DataFault(f"{as_shown(root)} has no round {number} yet; run: {made}")
+        how = next_command(read_run(root), max(number, 1))
+        raise DataFault(f"{as_shown(root)} has no round {number} yet; run: {how}")
     rounds = begun_rounds(layout) if number is None else [number]
     faults, stale, undone = foundation_faults(layout), [], 0
     tasks, finished, unjudged = _tasks(root, rounds)

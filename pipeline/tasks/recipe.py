@@ -28,6 +28,7 @@ from jobs.stages import (
 )
 from pipeline.report import report
 from shards.data.plan import gc_disabled
+from shards.data.sources import ScenesSourceConfig
 from shards.formats.layout import RunLayout
 from shards.formats.records import Json, record_or_none
 
@@ -155,9 +156,19 @@ def begun_rounds(layout: RunLayout) -> list[int]:
 
 
 def refines_given_masks(run: Run) -> bool:
-    """Return whether a run folder was made for given masks: it has no round 0, and the target has labels."""
-    layout = run.layout
-    return has_target_labels(run) and layout.round(1).is_dir() and not layout.round(0).is_dir()
+    """Return whether a run folder was made for given masks: the target has labels, and there is no round 0."""
+    # Such a run is one by its settings alone: no other data set, and small components kept as `refine --masks` has it.
+    # Where these were changed with --set, it is known by its first round.
+    if not has_target_labels(run) or isinstance(run.data.target, ScenesSourceConfig) or run.layout.round(0).is_dir():
+        return False
+    alone = run.data.source is None and run.data.test is None and run.data.validation is None
+    made_for = run.section(refine.Settings).refinement.resolve.too_small == "teacher"
+    return run.layout.round(1).is_dir() or (alone and made_for)
+
+
+def recipe_of(run: Run) -> Recipe:
+    """Return the stages that a run has."""
+    return MASKS if refines_given_masks(run) else ROUND
 
 
 def tasks_of_run(run: Run, rounds: int) -> list[ShardTask]:

@@ -65,6 +65,10 @@ class PlannedShard:
         return self.samples.digest
 
 
+class OtherVersion(ValueError):  # noqa: N818 - a state of affairs
+    """A plan that is whole, in the format of another version of the program."""
+
+
 class _Row(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -163,14 +167,15 @@ class Plan:
 
         Raises:
             FileNotFoundError: There is none.
-            ValueError: It is damaged, contradicts itself or was made by another version of the program.
+            OtherVersion: It was made by another version of the program.
+            ValueError: It is damaged or contradicts itself.
         """
         try:
             file = _PlanFile.model_validate_json(unsealed(read_regular(path)))
         except ValidationError as error:
             first = error.errors()[0]
             if first["loc"] == ("version",):
-                raise ValueError(
+                raise OtherVersion(
                     f"{path} is not a plan of version {PLAN_VERSION} but {first['input']!r}, which another version of "
                     "the program made; start a new run"
                 ) from error

@@ -98,3 +98,12 @@ def test_early_rejection_with_all_classes_kept_changes_nothing() -> None:
         rejected = model.reject_early(image, text, sam, top_k=1)
     assert rejected.shape == everything.shape
     assert rejected.isfinite().all()
+
+
+def test_a_head_of_other_sizes_is_refused_in_one_line(tmp_path: Path) -> None:
+    model = build_random_stseg(TINY, dea=True)
+    state = {name: value[..., None].clone() for name, value in model.head_state().items()}
+    write_weights(state, tmp_path / "head.safetensors")
+    with pytest.raises(ValueError, match=r"shapes differ: .* for .* and \d+ more$") as caught:
+        load_head(model, tmp_path / "head.safetensors")
+    assert "\n" not in str(caught.value)

@@ -18,7 +18,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from models.weights.files import read_weights, why_no_weights, write_weights
+from models.weights.files import load_weights_into, read_weights, why_no_weights, write_weights
 
 STATE = {"a.weight": torch.arange(6.0).reshape(2, 3), "b": torch.ones(4, dtype=torch.int64)}
 
@@ -198,3 +198,15 @@ def test_a_folder_and_a_missing_file_are_told_apart(tmp_path: Path) -> None:
         read_weights(tmp_path)
     with pytest.raises(ValueError, match="weights not found"):
         read_weights(tmp_path / "none.pth")
+
+
+def test_weights_of_another_network_are_refused_in_one_line(tmp_path: Path) -> None:
+    wide = {f"{index}.weight": torch.zeros(3, 3) for index in range(20)}
+    torch.save({**wide, "0.bias": torch.zeros(2)}, tmp_path / "a.pth")
+    module = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.Linear(3, 3))
+    with pytest.raises(ValueError, match="does not fit Sequential: missing: ") as caught:
+        load_weights_into(module, tmp_path / "a.pth")
+    text = str(caught.value)
+    assert "missing: 1.bias; left over: 10.weight, 11.weight" in text
+    assert "and 12 more; of another shape: 0.weight" in text
+    assert "\n" not in text

@@ -1,12 +1,15 @@
 """`refine --masks`: the command with the tiny SAM of random weights, in this process."""
 
 import json
+import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from run_setup import invoke
 from typer.testing import CliRunner
 
 from benchmarks.chaos_compare import contents, differences
@@ -14,8 +17,12 @@ from models.presets import SAM_TINY
 from models.sam.sam import build_sam
 from models.weights.files import write_weights
 from pipeline.cli.app import app
+from pipeline.run.next_command import next_command, verify_command
+from pipeline.run.run import read_run
 from pipeline.run.verify import verify_run
 from shards.files.atomic import sha256_path
+from shards.formats.events import append_event
+from shards.formats.layout import RunLayout
 from shards.formats.tar import index_tar
 
 
@@ -117,3 +124,50 @@ def test_mask_that_changed_since_it_was_planned_is_refused(folders: Path) -> Non
     code, _, err = refine(folders, "--set", "refine.refinement.prompts.iterations=1")
     assert code == 4
     assert "a.png is not the file that was planned" in err
+
+
+@pytest.mark.parametrize("begun", [False, True])
+def test_a_run_of_masks_lists_its_own_stages_and_names_its_own_command(folders: Path, begun: bool) -> None:
+    run = folders / "out"
+    assert refine(folders)[0] == 0
+    if not begun:  # as a command leaves it that is stopped before its first output
+        shutil.rmtree(run / "rounds")
+        shutil.rmtree(run / "embeddings")
+    done = 1 if begun else 0
+    wanted = [(0, "embed", done), (1, "refine", done), (1, "write", done), (1, "write-index", done)]
+    code, out, _ = invoke("status", "--run", str(run), "--json")
+    assert [(row["round"], row["stage"], row["done"]) for row in json.loads(out)["stages"]] == wanted
+    code, out, _ = invoke("plan", "--n", "3", "--run", str(run), "--json")
+    assert [(row["round"], row["stage"], row["done"]) for row in json.loads(out)] == wanted
+    before = (run / "config.yaml").read_bytes()
+    own = f"stseg-pipeline refine --masks {folders / 'masks'} --images {folders / 'images'} --out {run}"
+    refused: tuple[tuple[str, ...], ...] = (
+        ("round", "--n", "2", "--set", "train.steps=3"),
+        ("stage", "train"),
+        ("stage", "refine"),
+        ("evaluate",),
+        ("replay", "--set", "gate.threshold=0.5"),
+        ("calibrate", "--out", str(folders / "calibration.json")),
+        ("predict", str(folders / "images")),
+    )
+    for command in refused:
+        code, _, err = invoke(*command, "--run", str(run))
+        assert (code, "refines given masks" in err, own in err) == (3, True, True), (command, err)
+    for command in (("shards", "ls", "--round", "2"), ("shards", "verify", "--round", "2")):
+        code, _, err = invoke(*command, "--run", str(run))
+        assert (code, own in err) == (4, True), (command, err)
+    assert (run / "config.yaml").read_bytes() == before
+    assert not (run / "rounds" / "000").exists()
+
+
+def test_a_failed_shard_of_masks_names_the_command_that_tries_it_again(folders: Path) -> None:
+    run = folders / "out"
+    assert refine(folders)[0] == 0
+    append_event(run / "events.jsonl", {"kind": "shard_failed", "round": 1, "stage": "refine", "shard": "000000"})
+    own = f"stseg-pipeline refine --masks {folders / 'masks'} --images {folders / 'images'} --out {run}"
+    assert json.loads(invoke("status", "--run", str(run), "--json")[1])["retry"] == own
+    opened = read_run(run)
+    assert next_command(opened, 3, "inline") == f"{own} --backend inline"
+    assert verify_command(opened, 3) == f"stseg-pipeline shards repair --run {run}"
+    kept = replace(opened, layout=RunLayout(folders / "stage1.pretrain"))  # no config.yaml, so no run to name
+    assert next_command(kept, 0) == verify_command(kept, 0) == "the same command"

@@ -90,7 +90,7 @@ def folder_digest(folder: Path) -> str:
     for path in sorted(folder.rglob("*"), key=os.fsencode):
         total.update(os.fsencode(path.relative_to(folder)) + b"\0")
         if path.is_symlink():
-            total.update(os.fsencode(os.readlink(path)))
+            total.update(os.fsencode(path.readlink()))
         elif path.is_file():
             total.update(path.read_bytes())
     return total.hexdigest()
