@@ -13,7 +13,7 @@ THREE = Vocabulary.from_names(["a", "b", "c"])
 
 def ids(values: list[int], bits: int = 8, **rules: object) -> list[int]:
     label = np.array([values], np.int32)
-    found: list[int] = to_vocabulary(label, bits, LabelRules(**rules), THREE)[0].tolist()  # type: ignore[arg-type]
+    found: list[int] = to_vocabulary(label, bits, LabelRules(**rules), THREE)[0].tolist()
     return found
 
 
