@@ -215,9 +215,9 @@ def label_fingerprint(run: RunRef, dataset: Dataset) -> dict[str, Json]:
     """Return what differs from the defaults in the meaning of a data set's labels; empty where nothing does."""
     # Nothing for the defaults: records of runs from before there were rules stay valid.
     source = getattr(run.data, dataset)
-    if not isinstance(source, FolderSourceConfig) or source.labels is None or source.label_rules is None:
+    if not isinstance(source, FolderSourceConfig) or source.labels is None:
         return {}
-    changes = source.label_rules.changes()
+    changes = (source.label_rules or LabelRules()).changes()
     return {"labels_read": changes} if changes else {}
 
 

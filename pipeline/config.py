@@ -27,9 +27,7 @@ from shards.scenes.scenes import SCENE_CLASSES, SEEN
 
 # Plan and vocabulary follow from these, and everything in the folder from those two: another value is another run. All
 # other settings may change, and the stages whose fingerprints they enter are then done again.
-IDENTITY: Final = (
-    *("seed", "shard_size", "model.preset", "data.target", "data.source", "data.labels.pattern", "vocabulary"),
-)
+IDENTITY: Final = ("seed", "shard_size", "model.preset", "data.target", "data.source", "vocabulary")
 # How the values in label files are read changes no plan.
 _CHANGEABLE: Final = ("label_rules.ignore", "label_rules.shift", "label_rules.binary", "label_rules.frame")
 
@@ -158,7 +156,11 @@ def save_config(path: Path, config: RunConfig) -> None:
 
 def identity_changes(saved: RunConfig, requested: RunConfig) -> list[str]:
     """Return the differences that an existing run cannot take: "model.preset tiny -> base"."""
-    old, new = (flat(config.model_dump(mode="json")) for config in (saved, requested))
+    # With the rules of each folder in place: whether the pattern of labels is its own or the default says nothing.
+    old, new = (
+        flat(config.model_copy(update={"data": config.data.with_rules()}).model_dump(mode="json"))
+        for config in (saved, requested)
+    )
     return [
         f"{name} {_shown(old.get(name))} -> {_shown(new.get(name))}"
         for name in dict.fromkeys([*old, *new])

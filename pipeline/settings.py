@@ -89,6 +89,8 @@ def parse_set(text: str) -> tuple[str, Any]:
     name = name.strip()
     if not sign or not all(name.split(".")):
         raise ValueError(f"--set {text!r} is not a setting; expected name=value, such as --set train.steps=200")
+    if value.startswith("{") and not value.rstrip().endswith("}"):  # {stem}_mask.png: a mapping for YAML, and broken
+        return name, value
     try:
         return name, load_yaml(value)
     except ValueError as error:

@@ -144,7 +144,7 @@ def build_report(run: Run, number: int) -> RoundReport:
             "training": _training(run, number),
             **_guards(run, number, chain),
         }
-    inputs = _inputs(run)
+    inputs = inputs_found(run)
     if inputs is not None:
         facts["inputs"] = inputs
     lacking = left_out(_image_tasks(run, number))
@@ -229,7 +229,8 @@ def alarm_lines(report: RoundReport) -> list[str]:
     return [f"alarm: {alarm.message}" for alarm in report.alarms or ()]
 
 
-def _inputs(run: Run) -> InputsFound | None:
+def inputs_found(run: Run) -> InputsFound | None:
+    """Return what was found of images and labels when the run was made; None if that is not known."""
     try:
         found = InputFacts.load(run.layout.inputs)
     except (OSError, ValueError):  # made by an earlier version, of generated scenes, or damaged, which `verify` names

@@ -133,7 +133,11 @@ def _repair_inputs(layout: RunLayout, config: RunConfig) -> None:
         vocabulary, data = Vocabulary.load(layout.vocabulary), config.data.with_rules()
         run = load_run(layout, config)
         surveyed = survey_inputs(data, vocabulary, masks=refines_given_masks(run))
-        input_facts(surveyed, {"target": run.plan, "source": run.source_plan}).save(layout.inputs)
+        if any(folder.survey is not None and not folder.survey.images for folder in surveyed):
+            raise ValueError("the images are gone")
+        found = input_facts(surveyed, {"target": run.plan, "source": run.source_plan})
+        if found != InputFacts():
+            found.save(layout.inputs)
     except (OSError, ValueError, DataFault) as error:
         logger.warning("%s cannot be made again (%s): it is removed; nothing depends on it", layout.inputs, error)
 

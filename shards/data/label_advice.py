@@ -114,12 +114,12 @@ def _add_frames(advice: Advice, files: Iterable[LabelFacts], what: str) -> None:
     turned, ambiguous = (sum(getattr(file, name) for file in files) for name in ("turned", "ambiguous"))
     if turned:
         advice.lines.append(
-            f"{turned} {what}s looked at have the stored size of a photograph with an EXIF turn, and are turned with it"
+            f"{_count(turned, what)} looked at in the stored frame of a photograph with an EXIF turn: turned with it"
         )
     if ambiguous:
         advice.lines.append(
-            f"{ambiguous} {what}s looked at are of photographs that EXIF mirrors or turns by 180 degrees, or that are "
-            "square: taken as upright; where they were drawn on the pixels as stored, --set data.labels.frame=stored"
+            f"{_count(ambiguous, what)} looked at of photographs that EXIF mirrors or turns by 180 degrees, or that "
+            "are square: taken as upright; where drawn on the pixels as stored, --set data.labels.frame=stored"
         )
 
 
@@ -208,6 +208,10 @@ def _hint(read: list[_Read], rules: LabelRules, classes: int, outside: Counter[i
         value = next(iter(outside))
         return f"If {value} stands for no class: --set data.labels.ignore={value}"
     return "Is this the list of classes that the files were made with? Ids may be moved with --set data.labels.shift=N"
+
+
+def _count(number: int, what: str) -> str:
+    return f"1 {what}" if number == 1 else f"{number} {what}s"
 
 
 def _listed(values: list[int]) -> str:

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable, Iterator
 from itertools import groupby
 from operator import itemgetter
 from pathlib import Path, PurePosixPath
-from typing import Final
+from typing import Final, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,10 +26,27 @@ _LABEL_ENDING: Final = re.compile(
     re.IGNORECASE,
 )
 _IMAGE_ENDING: Final = re.compile(r"_leftimg8bit$", re.IGNORECASE)
-_MAX_IDS: Final = 64  # distinct values; photographs reduced to a palette have 200 and more
+_MAX_IDS: Final = 64  # distinct values; photographs, reduced to a palette as well, have 200 and more
 _FLAT: Final = 0.75  # share of pixels like their right neighbour: labels 0.95 and more, grey photographs below 0.4
 
+_SAMPLED: Final = 16  # files of a kind whose content decides for all of them
+_MOSTLY: Final = 0.9
+
 Folder = tuple[str | None, ...]
+
+
+class _Kind(NamedTuple):
+    """PNGs of one folder that are named alike, next to other files of the same names.
+
+    Attributes:
+        folder: Where they are.
+        ending: What their names have after those of the photographs: "", "_seg".
+        near: Whether a file that is no PNG has the same name in the same folder.
+    """
+
+    folder: tuple[str, ...]
+    ending: str
+    near: bool
 
 
 class LabelsAmongImages:
@@ -74,9 +91,21 @@ def photographs(
     declared = _declared_labels(listed, images, labels, label_of)
     remaining = (name for name in listed() if not _is_declared(name, declared, found))
     with sorted_table((_shared_name(name), name) for name in remaining) as table:
-        for _, group in groupby(table(), key=itemgetter(0)):
-            names = [name for _, name in group]
-            yield from names if len(names) == 1 else _without_masks(names, images, found)
+
+        def groups() -> Iterator[list[str]]:
+            for _, group in groupby(table(), key=itemgetter(0)):
+                yield [name for _, name in group]
+
+        kinds = _Kinds(images, groups())
+        for names in groups():
+            if len(names) == 1:
+                yield from names
+                continue
+            for name, photograph in kinds.photographs_of(names):
+                if photograph is None:
+                    yield name
+                else:
+                    found.add(name, photograph)
 
 
 def _declared_labels(
@@ -120,23 +149,55 @@ def _shared_name(name: str) -> str:
     return _LABEL_ENDING.sub("", _IMAGE_ENDING.sub("", stem)) or stem
 
 
-def _without_masks(names: list[str], images: Path, found: LabelsAmongImages) -> Iterator[str]:
-    """Yield the photographs among files that share a name."""
-    masks = {name for name in names if _is_png(name) and _looks_like_label(images / name, name)}
-    taken: dict[Folder, str] = {}
-    for name in names:
-        if name not in masks:
-            for folder in _related(PurePosixPath(name).parts[:-1]):
-                taken.setdefault(folder, name)
-    for name in names:
-        photograph = None
-        if name in masks:
-            folders = _related(PurePosixPath(name).parts[:-1])
-            photograph = next((taken[folder] for folder in folders if folder in taken), None)
-        if photograph is None:
-            yield name
-        else:
-            found.add(name, photograph)
+class _Kinds:
+    """Which PNGs that share a name with other files are labels."""
+
+    # By kind, not by file: among the slices of a scan there are empty ones, which look like a label, and of a million
+    # masks only a few are decoded.
+
+    def __init__(self, images: Path, groups: Iterable[list[str]]) -> None:
+        self._images = images
+        samples: dict[_Kind, list[str]] = {}
+        for names in groups:
+            for name, kind in _kinds_of(names).items():
+                sample = samples.setdefault(kind, [])
+                if len(sample) < _SAMPLED:
+                    sample.append(name)
+        self._shares = {kind: self._share(sample) for kind, sample in samples.items()}
+
+    def photographs_of(self, names: list[str]) -> Iterator[tuple[str, str | None]]:
+        """Yield each of some files that share a name with the photograph that it labels; None: it is an image."""
+        kinds = _kinds_of(names)
+        labels = {name for name, kind in kinds.items() if self._is_label(name, kind)}
+        taken: dict[Folder, str] = {}
+        for name in names:
+            if name not in labels:
+                for folder in _related(PurePosixPath(name).parts[:-1]):
+                    taken.setdefault(folder, name)
+        for name in names:
+            folders = _related(PurePosixPath(name).parts[:-1]) if name in labels else ()
+            yield name, next((taken[folder] for folder in folders if folder in taken), None)
+
+    def _is_label(self, name: str, kind: _Kind) -> bool:
+        share = self._shares[kind]
+        # Photographs and masks may be mixed next to photographs of the same names; then each file is looked at.
+        return share >= _MOSTLY or (kind.near and share > 0 and _looks_like_label(self._images / name, name))
+
+    def _share(self, names: list[str]) -> float:
+        return sum(_looks_like_label(self._images / name, name) for name in names) / len(names)
+
+
+def _kinds_of(names: list[str]) -> dict[str, _Kind]:
+    """Return the kind of each PNG among files that share a name."""
+    if len(names) == 1 or not any(map(_is_png, names)):
+        return {}
+    others = {PurePosixPath(name).parts[:-1] for name in names if not _is_png(name)}
+    found = {}
+    for name in filter(_is_png, names):
+        path = PurePosixPath(name)
+        folder, ending = path.parts[:-1], path.stem.removeprefix(_shared_name(name))
+        found[name] = _Kind(folder, ending, folder in others)
+    return found
 
 
 def _related(folders: tuple[str, ...]) -> Iterator[Folder]:
@@ -154,14 +215,16 @@ def _is_png(name: str) -> bool:
 
 def _looks_like_label(path: Path, name: str) -> bool:
     """Return whether a PNG file holds ids, or colours in areas under a label's name; False if it cannot be read."""
+    named = _LABEL_ENDING.search(PurePosixPath(name).stem) is not None
     try:
         with open_regular(path) as file:
             head = file.read(_COLOUR_TYPE_BYTE + 1)
         kind = head[_COLOUR_TYPE_BYTE] if len(head) > _COLOUR_TYPE_BYTE else None
         if kind in (_PALETTE, _GREY):
             data = read_regular(path)
-            return holds_ids(decode_label(data), bit_depth(data), in_palette=kind == _PALETTE)
-        if kind is None or not _LABEL_ENDING.search(PurePosixPath(name).stem):
+            label = decode_label(data)
+            return holds_ids(label, bit_depth(data), in_palette=kind == _PALETTE) or (named and _is_flat(label))
+        if kind is None or not named:
             return False
         return _is_flat(decode_image(read_regular(path)).image.astype(np.int32) @ np.array([1 << 16, 1 << 8, 1]))
     except (OSError, ValueError):
@@ -176,7 +239,7 @@ def holds_ids(values: NDArray[np.int32], bits: int, *, in_palette: bool) -> bool
         bits: The file's bits per pixel.
         in_palette: Whether they are indices into a palette.
     """
-    return bits == 1 or (in_palette and np.unique(values).size <= _MAX_IDS) or _is_flat(values)
+    return bits == 1 or (np.unique(values).size <= _MAX_IDS and (in_palette or _is_flat(values)))
 
 
 def _is_flat(values: NDArray[np.int_] | NDArray[np.int32]) -> bool:

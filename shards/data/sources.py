@@ -85,8 +85,10 @@ class FolderSourceConfig(BaseModel):
     label_rules: LabelRules | None = None
 
     def with_rules(self, default: LabelRules) -> "FolderSourceConfig":
-        """Return the source with its own rules, or else the default ones."""
-        return self if self.label_rules is not None else self.model_copy(update={"label_rules": default})
+        """Return the source with its own rules, or else the default ones; without labels it needs none."""
+        if self.labels is None or self.label_rules is not None:
+            return self
+        return self.model_copy(update={"label_rules": default})
 
 
 SourceConfig = Annotated[ScenesSourceConfig | FolderSourceConfig, Field(discriminator="kind")]

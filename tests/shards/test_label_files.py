@@ -4,9 +4,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 from PIL import Image
 
+from shards.data import label_files
 from shards.data.label_rules import LabelRules
+from shards.data.labels import decode_label
 from shards.data.sources import FolderSource, FolderSourceConfig
 from shards.data.vocabulary import Vocabulary
 
@@ -78,6 +81,41 @@ def test_photographs_stay_images_whatever_they_are_called(tmp_path: Path) -> Non
     grey = Image.fromarray(RNG.integers(0, 256, (32, 48), dtype=np.uint8))
     grey.save(tmp_path / "nurse.png")
     assert images(tmp_path) == (sorted([*names, "nurse.png"]), [])
+
+
+def test_slices_of_scans_stay_images_though_some_are_empty(tmp_path: Path) -> None:
+    for patient in ("p1", "p2", "p3"):
+        for number in range(20):
+            empty = number == 7 and patient != "p3"
+            pixels = np.zeros((32, 48), np.uint8) if empty else RNG.integers(0, 200, (32, 48), dtype=np.uint8)
+            (tmp_path / patient).mkdir(exist_ok=True)
+            Image.fromarray(pixels).save(tmp_path / patient / f"{number:03d}.png")
+    names, labels = images(tmp_path)
+    assert (len(names), labels) == (60, [])
+
+
+def test_a_broken_mask_among_many_is_no_photograph(tmp_path: Path) -> None:
+    for number in range(12):
+        photo(tmp_path / f"{number:02d}.jpg")
+        mask(tmp_path / f"{number:02d}_seg.png")
+    (tmp_path / "03_seg.png").write_bytes(b"broken")
+    names, _ = images(tmp_path)
+    assert names == [f"{number:02d}.jpg" for number in range(12)]
+
+
+def test_of_many_masks_only_a_few_are_decoded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for number in range(40):
+        photo(tmp_path / "images" / f"{number}.jpg")
+        mask(tmp_path / "labels" / f"{number}.png")
+    decoded: list[bytes] = []
+
+    def counted(data: bytes) -> NDArray[np.int32]:
+        decoded.append(data)
+        return decode_label(data)
+
+    monkeypatch.setattr(label_files, "decode_label", counted)
+    assert len(images(tmp_path)[0]) == 40
+    assert 0 < len(decoded) <= 16
 
 
 def test_a_folder_of_id_pngs_alone_stays_a_folder_of_images(tmp_path: Path) -> None:

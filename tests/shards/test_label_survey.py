@@ -189,7 +189,7 @@ def test_labels_in_the_stored_frame_are_counted_and_those_that_could_be_either_a
         image(folder, f"{name}.jpg", orientation)
         label(folder, f"{name}.png")
     lines = look(folder)[1].lines
-    assert "1 labels looked at have the stored size" in lines[0]
+    assert "1 label looked at in the stored frame of a photograph with an EXIF turn" in lines[0]
     assert "data.labels.frame=stored" in lines[1]
     assert len(look(folder, frame="stored")[1].lines) == 1
 
