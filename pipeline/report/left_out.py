@@ -211,8 +211,8 @@ def check_quarantine(found: LeftOut, allowed: int) -> None:
     hint = back if found.may_return else "repair or replace them and run the same command, which takes them up"
     faulty = "unreadable" if found.what == "images" else "unusable"
     counted = f"{count} of {total} {found.dataset} {found.what} are {faulty}, {min(allowed, total)} are allowed"
-    first = "" if found.what == "images" else f": {found.drops[0].detail}"
+    first = "" if found.what == "images" else f". The first: {found.drops[0].detail}"
     raise DataFault(
-        f"{counted} ({found.reasons}): {named}{', …' if count > NAMED else ''}{first}. They are in {found.folder}: "
-        f"{hint}, or allow more with --set quarantine.max_share=SHARE"
+        f"{counted} ({found.reasons}): {named}{', …' if count > NAMED else ''}. They are in {found.folder}: {hint}, or "
+        f"allow more with --set quarantine.max_share=SHARE{first}"
     )
