@@ -107,8 +107,9 @@ def turned_labels(tasks: Iterable[ShardTask]) -> dict[str, int]:
     Images that several stages measured with the same labels count once.
     """
     counts: dict[str, int] = {}
-    for dataset, members in _by_dataset(task for task in tasks if task.stage in _READ_LABELS):
-        records = (read_json(task.record) or {} for task in members if "teacher" not in task.inputs)
+    for dataset, members in _by_dataset(tasks):
+        readers = (task for task in members if task.stage in _READ_LABELS and "teacher" not in task.inputs)
+        records = (read_json(task.record) or {} for task in readers)
         found = sum(int(record.get("stats", {}).get(TURNED, 0)) for record in records)
         counts[dataset] = max(counts.get(dataset, 0), found)
     return {dataset: count for dataset, count in counts.items() if count}

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 from PIL import Image
 from shard_setup import (
     VOCABULARY,
@@ -28,25 +29,25 @@ from jobs.quality.gate_pairs import gather_pairs
 from jobs.stage import ShardTask
 from jobs.stages import pseudo_scores, refine, source_labels
 from models.refinement.gate import GateConfig
-from shards.data.images import ORIENTATION_TAG
+from shards.data.images import ORIENTATION_TAG, ImageFrame
 from shards.data.label_reader import TURNED, LabelReader
 from shards.data.plan import make_plan
 from shards.data.samples import Samples
 from shards.data.sources import FolderSource, FolderSourceConfig
-from shards.formats.records import Record, read_record
+from shards.formats.records import Drop, Record, read_record
 
 KEYS = ("a", "b", "c")
 BAD = "b"
 
 
-def png(values: np.ndarray) -> bytes:
+def png(values: NDArray[np.uint8]) -> bytes:
     buffer = io.BytesIO()
     Image.fromarray(values).save(buffer, format="PNG")
     return buffer.getvalue()
 
 
-def whole(dtype: type = np.uint8) -> np.ndarray:
-    label = np.zeros((24, 32), dtype)
+def whole() -> NDArray[np.uint8]:
+    label = np.zeros((24, 32), np.uint8)
     label[:, 16:] = 1
     return label
 
@@ -170,15 +171,16 @@ def test_a_label_that_may_not_be_read_is_named_and_one_that_fails_for_now_is_tri
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     source, samples, _ = faulty(tmp_path, "changed")
-    frame_of = {ref.key: ref for ref in samples}
-    for error, reason in ((PermissionError(13, "Permission denied", "labels/b.png"), "label_unreadable"),):
-        monkeypatch.setattr(source, "read_label", lambda ref, frame, error=error: (_ for _ in ()).throw(error))
-        drops: list = []
-        assert LabelReader(source, drops)(frame_of[BAD], None) is None  # type: ignore[arg-type]
-        assert [(drop.key, drop.reason) for drop in drops] == [(BAD, reason)]
+    refs = {ref.key: ref for ref in samples}
+    frame, drops = ImageFrame((24, 32)), list[Drop]()
+    refused = PermissionError(13, "Permission denied", "labels/b.png")
+    monkeypatch.setattr(source, "read_label", lambda ref, frame: (_ for _ in ()).throw(refused))
+    assert LabelReader(source, drops)(refs[BAD], frame) is None
+    assert [(drop.key, drop.reason) for drop in drops] == [(BAD, "label_unreadable")]
+    assert "labels/b.png: Permission denied" in drops[0].detail
     monkeypatch.setattr(source, "read_label", lambda ref, frame: (_ for _ in ()).throw(TimeoutError("stalled")))
     with pytest.raises(TimeoutError):
-        LabelReader(source, [])(frame_of[BAD], None)  # type: ignore[arg-type]
+        LabelReader(source, [])(refs[BAD], frame)
 
 
 def test_labels_in_the_stored_frame_are_counted_and_others_leave_no_trace_in_the_record(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 from PIL import Image
 from run_setup import invoke, snapshot
 
@@ -36,13 +37,13 @@ class Killed(BaseException):
     """The process ends here."""
 
 
-def png(values: np.ndarray) -> bytes:
+def png(values: NDArray[np.uint8]) -> bytes:
     buffer = io.BytesIO()
     Image.fromarray(values).save(buffer, format="PNG")
     return buffer.getvalue()
 
 
-def mask() -> np.ndarray:
+def mask() -> NDArray[np.uint8]:
     label = np.full((40, 60), 255, np.uint8)
     label[5:20, 10:40], label[30:38, :] = 0, 2
     return label

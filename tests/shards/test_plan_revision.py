@@ -5,12 +5,12 @@ from pathlib import Path
 
 import pytest
 
-from shards.data import plan as plan_module
 from shards.data import plan_revision
 from shards.data.plan import Plan, is_list_name, list_path, shard_and_revision, write_plan
 from shards.data.plan_repair import rebuild_lists, rebuild_plan
 from shards.data.plan_revision import revised, unused_lists, write_revised_lists
 from shards.data.sources import SampleRef
+from shards.files.atomic import write_bytes_atomic
 from shards.storage.mirror import forget, replace_file
 from shards.storage.store import RunLocation
 
@@ -83,8 +83,8 @@ def test_killed_before_any_write_the_plan_is_whole_and_the_same_again_ends_it(
         return act
 
     with monkeypatch.context() as patch:
-        patch.setattr(plan_revision, "write_bytes_atomic", counted(plan_revision.write_bytes_atomic))
-        patch.setattr("shards.storage.mirror.write_bytes_atomic", counted(plan_module.write_bytes_atomic))
+        patch.setattr(plan_revision, "write_bytes_atomic", counted(write_bytes_atomic))
+        patch.setattr("shards.storage.mirror.write_bytes_atomic", counted(write_bytes_atomic))
         patch.setattr(Path, "unlink", counted(Path.unlink))
         if survived < 3:
             with pytest.raises(Killed):
