@@ -19,6 +19,7 @@ from shards.data.vocabulary import Vocabulary
 from shards.formats.layout import record_path
 from shards.formats.records import Drop, Json, fingerprint_digest, read_record
 from shards.formats.tar import TarContents, TarSample, write_pseudo_index, write_tar
+from shards.storage.store import is_in_store
 
 VERSION: Final = 3  # goes up when the same labels give other tars
 ALL_IGNORED: Final = "all_ignored"
@@ -181,7 +182,10 @@ def write_index(contents: TarContents, task: ShardTask) -> Done:
     checksums = [record.outputs[path.name] for record, path in zip(records, tars, strict=True)]
     names = [path.name for path in tars]
     counts = [record.count for record in records]
-    write_pseudo_index(task.output.parent, names, counts, checksums, contents)
+    # A machine that did only some of a store's shards does not have the others' tars; that their records are here says
+    # that the store has them.
+    elsewhere = is_in_store(task.output)
+    write_pseudo_index(task.output.parent, names, counts, checksums, contents, elsewhere=elsewhere)
     return Done(len(tars), arrived=len(tars))
 
 

@@ -107,8 +107,9 @@ def turned_labels(tasks: Iterable[ShardTask]) -> dict[str, int]:
     Images that several stages measured with the same labels count once.
     """
     counts: dict[str, int] = {}
-    for dataset, members in _by_dataset(task for task in tasks if task.stage in _READ_LABELS):
-        records = (read_json(task.record) or {} for task in members if "teacher" not in task.inputs)
+    for dataset, members in _by_dataset(tasks):
+        readers = (task for task in members if task.stage in _READ_LABELS and "teacher" not in task.inputs)
+        records = (read_json(task.record) or {} for task in readers)
         found = sum(int(record.get("stats", {}).get(TURNED, 0)) for record in records)
         counts[dataset] = max(counts.get(dataset, 0), found)
     return {dataset: count for dataset, count in counts.items() if count}
@@ -211,8 +212,8 @@ def check_quarantine(found: LeftOut, allowed: int) -> None:
     hint = back if found.may_return else "repair or replace them and run the same command, which takes them up"
     faulty = "unreadable" if found.what == "images" else "unusable"
     counted = f"{count} of {total} {found.dataset} {found.what} are {faulty}, {min(allowed, total)} are allowed"
-    first = "" if found.what == "images" else f": {found.drops[0].detail}"
+    first = "" if found.what == "images" else f". The first: {found.drops[0].detail}"
     raise DataFault(
-        f"{counted} ({found.reasons}): {named}{', …' if count > NAMED else ''}{first}. They are in {found.folder}: "
-        f"{hint}, or allow more with --set quarantine.max_share=SHARE"
+        f"{counted} ({found.reasons}): {named}{', …' if count > NAMED else ''}. They are in {found.folder}: {hint}, or "
+        f"allow more with --set quarantine.max_share=SHARE{first}"
     )

@@ -58,6 +58,9 @@ class LabelReader:
             if self._without is not None:
                 self._drop(ref, self._without, f"{ref.uri} has no index PNG of its name")
             return None
+        if found.ids.shape != frame.size_hw:  # whatever the source: NumPy would stretch or refuse it without a name
+            self._drop(ref, "label_of_other_size", f"{ref.uri}: {found.ids.shape}, its image {frame.size_hw}")
+            return None
         self.turned += found.turned
         return found.ids
 

@@ -190,7 +190,13 @@ class TarContents:
 
 
 def write_pseudo_index(
-    folder: Path, names: Sequence[str], counts: Sequence[int], checksums: Sequence[str], contents: TarContents
+    folder: Path,
+    names: Sequence[str],
+    counts: Sequence[int],
+    checksums: Sequence[str],
+    contents: TarContents,
+    *,
+    elsewhere: bool = False,
 ) -> Path:
     """Write a round's `index.json`, after the last of its tars, and return its path.
 
@@ -200,11 +206,12 @@ def write_pseudo_index(
         counts: The number of samples of each.
         checksums: The SHA-256 of each.
         contents: What is in all of them.
+        elsewhere: Whether the tars are in a store, and only some of them in the folder.
 
     Raises:
         ValueError: Lists of different lengths, no tars, a repeated or missing one, or no samples in any.
     """
-    missing = [name for name in names if Path(name).name != name or not (folder / name).is_file()]
+    missing = [name for name in names if Path(name).name != name or not (elsewhere or (folder / name).is_file())]
     if missing or len(set(names)) != len(names) or not sum(counts):
         raise ValueError(f"{folder} has no complete set of tars: {missing[:3] or 'a tar twice, or no samples in any'}")
     shards = sorted(

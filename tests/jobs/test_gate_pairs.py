@@ -79,9 +79,11 @@ def test_no_image_is_nothing_kept() -> None:
     assert (kept.any_kept, kept.images.tolist(), len(empty.image_pixels)) == (0, [0, 0, 0], 0)
 
 
-def test_a_label_of_another_size_is_refused_with_its_image(tmp_path: Path) -> None:
+def test_a_label_of_another_size_counts_as_none_and_is_named(tmp_path: Path) -> None:
     task, source = refined_shard(tmp_path)
     labelled = Labelled(source)
     labelled.read_label = lambda ref, frame: SourceLabel(np.zeros((2, 2), np.int32))  # type: ignore[method-assign]
-    with pytest.raises(ValueError, match=r"label of a is \(2, 2\)"):
-        pairs(task, labelled)
+    found = pairs(task, labelled)
+    assert (found.labelled_images, found.labelled.sum(), found.right.sum()) == (0, 0, 0)
+    assert {drop.key: drop.reason for drop in found.drops} == dict.fromkeys(SIZES_HW, "label_of_other_size")
+    assert "(2, 2)" in found.drops[0].detail

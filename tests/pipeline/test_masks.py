@@ -95,18 +95,19 @@ def test_image_without_a_mask_and_a_broken_image_are_named(folders: Path) -> Non
     assert [(drop["key"], drop["reason"]) for drop in found["quarantined"]] == [("c", "empty")]
 
 
-def test_mask_of_another_size_is_refused_with_both_sizes_and_the_file(folders: Path) -> None:
+def test_mask_of_another_size_is_left_out_with_both_sizes_and_the_file(folders: Path) -> None:
     Image.fromarray(np.zeros((20, 60), np.uint8)).save(folders / "masks" / "b.png")
-    code, _, err = refine(folders)
-    assert code == 4
-    assert "the mask of b.png has 60 x 20 pixels, the image 60 x 40" in err
+    code, out, _ = refine(folders)
+    assert code == 0
+    assert f"{folders / 'masks' / 'b.png'} has 60 x 20 pixels, its image 60 x 40" in out
+    assert "2 of 3 images refined" in out
 
 
 def test_id_outside_the_class_list_is_refused_with_the_file(folders: Path) -> None:
     (folders / "names.txt").write_text("sky\ngrass\n")
     code, _, err = refine(folders, "--classes", str(folders / "names.txt"))
-    assert code == 4
-    assert "a.png: id 2" in err
+    assert code == 4  # all three have it
+    assert "a.png holds id 2" in err
 
 
 def test_a_run_for_other_masks_is_not_mixed_in(folders: Path) -> None:
@@ -118,12 +119,18 @@ def test_a_run_for_other_masks_is_not_mixed_in(folders: Path) -> None:
     assert "data.target.labels" in err
 
 
-def test_mask_that_changed_since_it_was_planned_is_refused(folders: Path) -> None:
+def test_mask_that_changed_since_it_was_planned_is_left_out_and_taken_up_by_the_next_command(
+    folders: Path,
+) -> None:
     assert refine(folders)[0] == 0
     Image.fromarray(np.zeros((40, 60), np.uint8)).save(folders / "masks" / "a.png")
-    code, _, err = refine(folders, "--set", "refine.refinement.prompts.iterations=1")
-    assert code == 4
-    assert "a.png is not the file that was planned" in err
+    again = ("--set", "refine.refinement.prompts.iterations=1")
+    code, out, _ = refine(folders, *again)
+    assert (code, "2 of 3 images refined" in out) == (0, True)
+    assert "a.png is not the file that was planned" in out
+    code, out, err = refine(folders, *again)
+    assert (code, "3 of 3 images refined" in out) == (0, True)
+    assert "1 label was replaced: a.png" in err
 
 
 @pytest.mark.parametrize("begun", [False, True])

@@ -2,19 +2,19 @@ import pytest
 
 from pipeline.config import QuarantineSettings
 from pipeline.errors import DataFault
-from pipeline.report.left_out import LeftOut, check_quarantine, lines_of, of_reports
+from pipeline.report.left_out import LeftOut, What, check_quarantine, lines_of, of_reports
 from pipeline.report.round_report import LeftOutFacts, Quarantined, RoundReport
 from shards.formats.records import Drop
 
 
-def left_out(bad: int, total: int, reason: str = "truncated") -> LeftOut:
+def left_out(bad: int, total: int, reason: str = "truncated", what: What = "images") -> LeftOut:
     drops = tuple(Drop(key=f"000000-{index}", reason=reason, detail="found") for index in range(bad))
-    return LeftOut("target", "/photos", total, drops)
+    return LeftOut("target", "/photos", total, drops, what)
 
 
 def report(number: int, found: LeftOut) -> RoundReport:
     facts = LeftOutFacts.model_validate(found, from_attributes=True)
-    images = tuple(Quarantined(dataset=found.dataset, **drop.model_dump()) for drop in found.drops)
+    images = tuple(Quarantined(dataset=found.dataset, what=found.what, **drop.model_dump()) for drop in found.drops)
     return RoundReport(round=number, run="r", left_out=(facts,), quarantined=images)
 
 
@@ -57,6 +57,15 @@ def test_an_image_that_several_rounds_left_out_is_named_once_at_the_end() -> Non
     assert found == [more]
     lines = list(lines_of(found))
     assert lines[0] == "left out: 2 of 9 target images of /photos (missing 2): 000000-0, 000000-1"
-    assert "same command" in lines[-1]
-    assert "same command" not in " ".join(lines_of([left_out(2, 9)]))
+    assert "once they are back as planned" in lines[-1]
+    assert "once they are mended or replaced" in list(lines_of([left_out(2, 9)]))[-1]
     assert list(lines_of([])) == []
+
+
+def test_labels_have_a_budget_of_their_own_and_the_message_names_the_first_fault() -> None:
+    check_quarantine(left_out(5, 100, "label_ids", "labels"), QuarantineSettings().allowed(100))
+    with pytest.raises(DataFault, match=r"11 of 100 target labels are unusable.*The first: found"):
+        check_quarantine(left_out(11, 100, "label_ids", "labels"), QuarantineSettings().allowed(100))
+    both = [left_out(1, 9), left_out(2, 9, "label_missing", "labels")]
+    assert of_reports([report(0, both[0]), report(1, both[1])]) == both
+    assert "left out: 2 of 9 target labels of /photos (label_missing 2): 000000-0, 000000-1" in lines_of(both)
