@@ -129,7 +129,7 @@ def test_only_the_cluster_and_the_training_group_import_ray() -> None:
 def test_only_runners_and_runs_know_that_a_run_may_be_in_an_object_store() -> None:
     """Who else imports `shards.storage` may only ask what a path is called, or whether it is of a store."""
     runners = ("jobs/run.py", "jobs/execution/worker.py", "jobs/training/group.py", "jobs/training/loop.py")
-    asking = {"as_shown", "is_in_store", "run_folder"}
+    asking = {"as_argument", "as_shown", "is_in_store", "run_folder"}
     strays: dict[str, set[str]] = {}
     for package in ("pipeline", "jobs", "models"):
         for path in sorted((ROOT / package).rglob("*.py")):
