@@ -6,7 +6,6 @@ import shlex
 from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
 
 import pytest
 import typer.main
@@ -60,8 +59,6 @@ def printed_commands() -> Iterator[tuple[str, str]]:
             yield from ((path.relative_to(ROOT).as_posix(), command) for command in commands_in(block))
 
 
-# Newer versions of typer bring their own click.
-UsageError: Any = typer.BadParameter.__mro__[1]
 COMMANDS = sorted(set(printed_commands()))
 
 
@@ -72,16 +69,18 @@ def test_the_commands_are_found() -> None:
 
 @pytest.mark.parametrize(("where", "command"), COMMANDS)
 def test_a_printed_command_is_taken_as_it_is(where: str, command: str) -> None:
-    group: Any = typer.main.get_command(app)
+    group = typer.main.get_command(app)
+    assert isinstance(group, TyperGroup)
     try:
         context = group.make_context("stseg-pipeline", shlex.split(command))
         name, found, rest = group.resolve_command(context, [*context._protected_args, *context.args])
         while isinstance(found, TyperGroup):
             context = found.make_context(name, rest, parent=context)
             name, found, rest = found.resolve_command(context, [*context._protected_args, *context.args])
+        assert found is not None
         found.make_context(name, rest, parent=context)
-    except UsageError as error:
-        pytest.fail(f"{where}: stseg-pipeline {command}: {error.format_message()}")
+    except Exception as error:  # noqa: BLE001 - newer versions of typer bring a click of their own
+        pytest.fail(f"{where}: stseg-pipeline {command}: {error}")
 
 
 @pytest.mark.parametrize(("where", "command"), [found for found in COMMANDS if "--set " in found[1]])
