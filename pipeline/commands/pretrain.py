@@ -24,7 +24,6 @@ from pipeline.progress import RunProgress
 from pipeline.report.left_out import left_out, lines_of
 from pipeline.rounds.driver import Driver, RoundRequest
 from pipeline.rounds.rounds import tidy
-from pipeline.run.embedded_model import PRETRAIN_CAUTION
 from pipeline.run.run import OpenRun
 from pipeline.settings import read_settings, validated, with_sets
 from pipeline.tasks.recipe import STAGE1, all_tasks
@@ -48,6 +47,11 @@ TINY_STAGE1: Final = TrainConfig(
     checkpoint_every=100,
 )
 PAPER_STAGE1: Final = TrainConfig(target_per_step=0, source_per_step=4, classes="seen")
+
+CAUTION: Final = (
+    "the CLIP and SAM of preset tiny know only the scenes that this package generates; for photographs see "
+    "stseg-pipeline doctor --preset base"
+)
 
 
 class PretrainConfig(Section):
@@ -119,7 +123,7 @@ def run_pretrain(request: PretrainRequest, progress: RunProgress | None = None) 
     refuse_links_out(layout.root, OWN_NAMES)
     foreign = config.model.preset == "tiny" and not isinstance(config.source, ScenesSourceConfig)
     if foreign and config.model.clip_weights is None:
-        shown.say(f"caution: {PRETRAIN_CAUTION}")
+        shown.say(f"caution: {CAUTION}")
     with RunLock(layout.lock):
         run = _open(config, layout)
         images = run.source_plan.sample_count if run.source_plan is not None else 0

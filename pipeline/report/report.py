@@ -12,6 +12,7 @@ from jobs.stage import Done, ShardTask, Stage
 from jobs.stages import embed, evaluate, refine, target_check, teacher, thresholds, write
 from jobs.stages.evaluate import SCORES
 from jobs.stages.promote import read_decision
+from jobs.stages.start import caution_of
 from jobs.training.config import TrainConfig
 from models.evaluation.alarms import AlarmConfig
 from models.refinement.gate import GateConfig
@@ -33,7 +34,6 @@ from pipeline.report.round_report import (
     TrainingFacts,
     read_report,
 )
-from pipeline.run.embedded_model import caution_of
 from shards.files.atomic import write_bytes_atomic
 from shards.formats.layout import record_path
 from shards.formats.records import Json, Record, fingerprint_digest, read_json, read_record
