@@ -15,7 +15,7 @@ SLOW = TORCH | {"scipy", "zarr", "fsspec", "safetensors", "webdataset"}
 SAM = {"sam", "weights"}
 STAGE = {"run", "resources", "stage", "commit"}
 WORKING = {*STAGE, "artifacts", "inference", "quality", "execution"}
-ASKED = {"errors", "terminal", "settings", "progress", "embedded_model"}
+ASKED = {"errors", "terminal", "settings", "progress"}
 PARTS: dict[str, dict[str, set[str]]] = {
     "shards": {
         "files": set(),
@@ -42,7 +42,6 @@ PARTS: dict[str, dict[str, set[str]]] = {
         "terminal": set(),
         "errors": set(),
         "settings": set(),
-        "embedded_model": {"settings"},
         "progress": {"terminal"},
         "report": ASKED,
         "tasks": {"report"},

@@ -4,13 +4,20 @@ from pathlib import Path
 from typing import Final
 
 from jobs.inference.model import ModelSettings
-from jobs.run import WHOLE_ROUND, Run, RunRef, baseline_weights, student_weights
+from jobs.run import WHOLE_ROUND, DataSettings, Run, RunRef, baseline_weights, student_weights
 from jobs.stage import Done, ShardTask, Stage
+from shards.data.sources import ScenesSourceConfig
 from shards.files.atomic import sha256_file, write_bytes_atomic
 from shards.files.untrusted import read_regular
 from shards.formats.records import Json
 
 VERSION: Final = 3  # goes up when the same weights are copied as other bytes
+# The shipped model labels a photograph with as little hesitation as a scene: of 133 COCO names it saw "stone wall" and
+# "sand". Only who knows what it was trained on can say so, so every command that uses it for other images does.
+CAUTION: Final = (
+    "preset tiny knows only the scenes that this package generates: its labels of other images are junk, good for "
+    "trying the pipeline and nothing else; for photographs see stseg-pipeline doctor --preset base"
+)
 SHIPPED: Final = {True: "stage1_dea.safetensors", False: "stage1_baseline.safetensors"}
 
 
@@ -56,6 +63,16 @@ def start_weights(settings: ModelSettings, *, dea: bool) -> Path:
         f"no stage-1 weights are shipped for preset {settings.preset} with dea: {str(dea).lower()}; train some with "
         f"stseg-pipeline pretrain --out FILE, and name the file with --set model.{name}=FILE"
     )
+
+
+def uses_shipped(settings: ModelSettings) -> bool:
+    """Return whether the model is the shipped one, with no stage 1 of the user's."""
+    return settings.preset == "tiny" and settings.stage1_weights is None
+
+
+def caution_of(model: ModelSettings, data: DataSettings) -> str | None:
+    """Return what has to be said of a run's labels; None where the model may know the images."""
+    return CAUTION if uses_shipped(model) and not isinstance(data.target, ScenesSourceConfig) else None
 
 
 def fingerprint(run: RunRef) -> dict[str, Json]:

@@ -227,7 +227,8 @@ def certainty(confidence: float, num_classes: int) -> float | None:
 
     It is (p - 1/K) / (1 - 1/K): 0 where all K classes are equally likely everywhere, 1 where one is certain.
     """
-    return None if num_classes < 2 else (confidence - 1 / num_classes) / (1 - 1 / num_classes)
+    # Not below 0, where rounding of stored probabilities can take it.
+    return None if num_classes < 2 else max(0.0, (confidence - 1 / num_classes) / (1 - 1 / num_classes))
 
 
 def vocabulary_alarms(about: str, counts_K: Counts, images: int, config: AlarmConfig) -> list[Alarm]:
@@ -265,7 +266,7 @@ def guessing_alarms(about: str, confidence: float | None, num_classes: int, conf
         return []
     message = (
         f"{about}: its first choice has {100 * confidence:.0f} % on average, little more than the "
-        f"{100 / num_classes:.0f} % of a guess among {num_classes} classes (certainty {max(sure, 0.0):.2f}, at least "
+        f"{100 / num_classes:.0f} % of a guess among {num_classes} classes (certainty {sure:.2f}, at least "
         f"{config.min_certainty:g}): the model does not know these classes, or the images hold none of them"
     )
     return [Alarm("guessing", about, sure, config.min_certainty, message)]

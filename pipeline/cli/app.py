@@ -263,7 +263,7 @@ def init(
       stseg-pipeline init my-run --images photos --classes names.txt --preset base
       stseg-pipeline round --n 3 --run my-run
     """
-    from pipeline.embedded_model import caution_of
+    from jobs.stages.start import caution_of
     from pipeline.run.run import OwnImages, make_own_run
     from shards.storage.store import as_argument
 

@@ -13,11 +13,10 @@ from jobs.run import best_weights, student_weights
 from jobs.stage import ShardTask, StagePlan
 from jobs.stages import embed, evaluate
 from jobs.stages.evaluate import Split
-from jobs.stages.start import start_weights
+from jobs.stages.start import CAUTION, caution_of, start_weights, uses_shipped
 from jobs.stages.teacher import Probabilities
 from models.evaluation.alarms import AlarmConfig
 from pipeline.config import RunConfig, resolve_config
-from pipeline.embedded_model import CAUTION, caution_of, uses_embedded
 from pipeline.errors import DataFault
 from pipeline.report.left_out import check_quarantine, left_out, summary_of
 from pipeline.run.lock import holding
@@ -156,7 +155,7 @@ def choose_model(request: ModelRequest) -> ChosenModel:
         model, caution = model_of(run, best_weights(run, newest)), caution_of(settings, run.data)
     else:
         model = settings.with_weights(start_weights(settings, dea=settings.dea))
-        caution = CAUTION if uses_embedded(settings) else None
+        caution = CAUTION if uses_shipped(settings) else None
     return ChosenModel(model, vocabulary, probabilities, text_cache, config.alarms, caution)
 
 

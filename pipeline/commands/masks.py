@@ -13,7 +13,6 @@ from jobs.stages import embed, refine, write
 from jobs.stages.refine import NO_MASK
 from models.refinement.settings import FOR_MASKS
 from pipeline.config import RunConfig, identity_changes, laid_over, load_config, resolve_config, save_config
-from pipeline.embedded_model import MASKS_CAUTION
 from pipeline.errors import SettingsConflict
 from pipeline.progress import RunProgress
 from pipeline.report.left_out import left_out, lines_of, turned_labels, turned_lines
@@ -21,7 +20,7 @@ from pipeline.rounds.driver import Driver, RoundRequest
 from pipeline.run.inputs import survey_folder
 from pipeline.run.lock import holding
 from pipeline.run.replaced import take_up_replaced
-from pipeline.run.run import OpenRun, load_run, make_run
+from pipeline.run.run import BASE_SAM, OpenRun, load_run, make_run
 from pipeline.settings import read_settings
 from pipeline.tasks.recipe import MASKS, all_tasks
 from pipeline.tasks.states import task_states
@@ -33,6 +32,12 @@ from shards.formats.records import Record
 from shards.storage.store import as_shown, is_in_store
 
 _UNNAMED: Final = ("",)  # stands for the classes until the masks are read; no class list can hold it
+
+# 20 photographs with masks in blocks of 12 pixels: mIoU 85.5 before, 84.2 after; boundary IoU 73.4 and 71.4.
+CAUTION: Final = (
+    "the SAM of preset tiny knows only the scenes that this package generates, and makes masks of photographs slightly "
+    f"worse; for these: --set model.preset=base --set model.sam_weights={BASE_SAM}"
+)
 
 
 @dataclass(frozen=True)
@@ -78,7 +83,7 @@ def refine_masks(root: Path, request: MasksRequest, progress: RunProgress | None
     with holding(root):
         run = take_up_replaced(_open_or_make(root, request, shown), shown)
         if run.config.model.preset == "tiny" and run.config.model.sam_weights is None:
-            shown.say(f"caution: {MASKS_CAUTION}")
+            shown.say(f"caution: {CAUTION}")
         states = task_states(all_tasks(run, 1, MASKS), verify=request.run.verify)
         if all(state.state == "done" for state in states):
             shown.say(f"{as_shown(root)}: nothing to do, the masks are refined ({len(states)} outputs)")

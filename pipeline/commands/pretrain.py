@@ -19,7 +19,6 @@ from pipeline.config import (
     laid_over,
     selects_tiny,
 )
-from pipeline.embedded_model import PRETRAIN_CAUTION
 from pipeline.progress import RunProgress
 from pipeline.report.left_out import left_out, lines_of, summary_of, turned_labels, turned_lines
 from pipeline.rounds.driver import Driver, RoundRequest
@@ -51,6 +50,11 @@ TINY_STAGE1: Final = TrainConfig(
     checkpoint_every=100,
 )
 PAPER_STAGE1: Final = TrainConfig(target_per_step=0, source_per_step=4, classes="seen")
+
+CAUTION: Final = (
+    "the CLIP and SAM of preset tiny know only the scenes that this package generates; for photographs see "
+    "stseg-pipeline doctor --preset base"
+)
 
 
 class LabelSettings(Section):
@@ -134,7 +138,7 @@ def run_pretrain(request: PretrainRequest, progress: RunProgress | None = None) 
     refuse_links_out(layout.root, OWN_NAMES)
     foreign = config.model.preset == "tiny" and not isinstance(config.source, ScenesSourceConfig)
     if foreign and config.model.clip_weights is None:
-        shown.say(f"caution: {PRETRAIN_CAUTION}")
+        shown.say(f"caution: {CAUTION}")
     with RunLock(layout.lock):
         run, inputs = _open(config, layout)
         images = run.source_plan.sample_count if run.source_plan is not None else 0

@@ -11,6 +11,7 @@ from jobs.inference.model import ModelSettings
 from jobs.quality.waterfall import counted_changes
 from jobs.run import Run
 from jobs.stages import teacher
+from jobs.stages.start import caution_of
 from models.evaluation.alarms import (
     Alarm,
     AlarmConfig,
@@ -21,7 +22,6 @@ from models.evaluation.alarms import (
     state_alarms,
     vocabulary_alarms,
 )
-from pipeline.embedded_model import caution_of
 from shards.formats.records import Record, record_or_none
 
 

@@ -22,6 +22,7 @@ from jobs.stages import (
 )
 from jobs.stages.evaluate import SCORES
 from jobs.stages.promote import read_decision
+from jobs.stages.start import caution_of
 from jobs.training.config import TrainConfig
 from models.evaluation.alarms import AlarmConfig
 from models.refinement.gate import GateConfig

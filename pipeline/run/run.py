@@ -1,10 +1,10 @@
 """A run folder: made once, opened many times."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from jobs import run as jobs_run
 from jobs.run import Run
@@ -16,14 +16,13 @@ from pipeline.config import (
     resolve_config,
     save_config,
 )
-from pipeline.embedded_model import require_named_model
 from pipeline.errors import DataFault, SettingsConflict
 from pipeline.run.inputs import input_facts, survey_inputs
 from pipeline.run.lock import holding
 from pipeline.run.missing import no_run, refuse_mistyped
 from pipeline.run.moved import settled
 from pipeline.run.next_command import require_rounds
-from pipeline.settings import read_settings, settings_fault
+from pipeline.settings import flat, read_settings, settings_fault, with_sets
 from shards.data.input_facts import InputFacts
 from shards.data.plan import OtherVersion, Plan, is_list_name, write_plan
 from shards.data.sources import ScenesSourceConfig, open_source
@@ -38,6 +37,11 @@ logger = logging.getLogger(__name__)
 # All that a killed `init` can leave before it writes config.yaml, which makes the folder a run.
 _OWN_BEFORE_CONFIG = {"vocabulary.json", "plan.json", "source_plan.json", "plan", "source_plan", "events.jsonl"}
 _OWN_BEFORE_CONFIG |= {"inputs.json", "run.lock", "run.lock.guard", "locks"}
+
+
+# What preset `base` needs, as in `models.presets`, which would load torch to say no.
+BASE_CLIP: Final = "convnext_base_w_320"
+BASE_SAM: Final = "sam_vit_b_01ec64.pth"
 
 
 @dataclass(frozen=True)
@@ -227,6 +231,28 @@ def make_own_run(folder: Path, own: OwnImages, file: Path | None, sets: Sequence
     require_named_model(requested, sets, option="--preset tiny")
     with holding(folder):
         return make_run(folder, config)
+
+
+def require_named_model(requested: Mapping[str, Any], sets: Sequence[str], *, option: str) -> None:
+    """Check that a model for images of the user's own is named: a preset, or stage-1 weights, which belong to one.
+
+    Args:
+        requested: Nested settings.
+        sets: `key=value` texts.
+        option: How to name `tiny`, for the message.
+
+    Raises:
+        ValueError: None is named; the message says what the default knows, and what to get instead.
+    """
+    named = flat(with_sets(requested, sets))
+    if any(named.get(f"model.{name}") is not None for name in ("preset", "stage1_weights")):
+        return
+    raise ValueError(
+        "name a preset: the default, tiny, knows only the scenes that this package generates, and its labels of "
+        f"photographs are junk. For photographs get CLIP {BASE_CLIP}, {BASE_SAM} and SED's checkpoint "
+        "(stseg-pipeline doctor --preset base says what is missing, and the command for each) and name --preset base; "
+        f"to try the pipeline all the same: {option}"
+    )
 
 
 def build_vocabulary(config: RunConfig) -> Vocabulary:

@@ -75,7 +75,7 @@ def test_commands_refuse_a_pipe_in_the_place_of_any_file(tmp_path: Path) -> None
         ("predict", str(tmp_path / "in"), "--classes", "a", "--config", str(pipe)),
         ("predict", str(tmp_path / "in"), "--classes", "a", "--weights", str(pipe)),
         ("predict", str(tmp_path / "in"), "--classes", "a", "--set", f"model.clip_weights={pipe}"),
-        ("init", str(tmp_path / "run"), "--images", str(tmp_path / "in"), "--classes", str(pipe)),
+        ("init", str(tmp_path / "run"), "--images", str(tmp_path / "in"), "--classes", str(pipe), "--preset", "tiny"),
         ("import", "sed", str(pipe), "--out", str(tmp_path / "sed")),
         ("refine", "--masks", str(tmp_path / "in"), "--images", str(tmp_path / "in"), "--out", str(tmp_path / "run")),
         ("pretrain", "--config", str(pipe), "--out", str(tmp_path / "w.safetensors")),
@@ -124,7 +124,7 @@ def test_a_folder_with_files_of_the_users_under_our_names_is_no_run_and_stays_as
     path.write_text('{"mine": 1}')
     photo(tmp_path / "in" / "a.png")
     (tmp_path / "names.txt").write_text("a\nb\n")
-    arguments = ("--images", str(tmp_path / "in"), "--classes", str(tmp_path / "names.txt"))
+    arguments = ("--images", str(tmp_path / "in"), "--classes", str(tmp_path / "names.txt"), "--preset", "tiny")
     code, _, err = invoke("init", str(tmp_path / "project"), *arguments)
     assert (code, "is no run" in err) == (2, True), err
     assert path.read_text() == '{"mine": 1}'
@@ -134,7 +134,8 @@ def test_a_killed_init_is_taken_up(tmp_path: Path) -> None:
     photo(tmp_path / "in" / "a.png")
     (tmp_path / "names.txt").write_text("a\nb\n")
     run = tmp_path / "run"
-    arguments = ("init", str(run), "--images", str(tmp_path / "in"), "--classes", str(tmp_path / "names.txt"))
+    images = ("--images", str(tmp_path / "in"), "--classes", str(tmp_path / "names.txt"))
+    arguments = ("init", str(run), *images, "--preset", "tiny")
     assert invoke(*arguments)[0] == 0
     (run / "config.yaml").unlink()
     assert invoke(*arguments)[0] == 0

@@ -163,7 +163,8 @@ def test_a_finished_run_whose_budget_shrinks_says_so_with_exit_4(run: Path, undi
 def test_init_on_a_store_that_is_down_ends_with_one_line_and_the_same_command_begins_again(
     made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    asked = ("init", str(tmp_path / "run"), "--images", str(made / "photos"), "--classes", str(made / "names.txt"))
+    images = ("--images", str(made / "photos"), "--classes", str(made / "names.txt"))
+    asked = ("init", str(tmp_path / "run"), *images, "--preset", "tiny")
     real = os.open
 
     def fails(path: Any, *arguments: Any, **named: Any) -> Any:
