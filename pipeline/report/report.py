@@ -26,7 +26,6 @@ from jobs.stages.start import caution_of
 from jobs.training.config import TrainConfig
 from models.evaluation.alarms import AlarmConfig
 from models.refinement.gate import GateConfig
-from pipeline.embedded_model import caution_of
 from pipeline.report.alarms import RoundFacts, round_alarms, teacher_confidence
 from pipeline.report.gallery import PICTURES_NOTE, choose_samples, draw_samples
 from pipeline.report.html import number as shown
