@@ -231,17 +231,7 @@ class FolderSource:
         label = None if self.label_folder is None else self.rules.label_name(name)
         if self.label_folder is None or label is None:
             return None
-        path, image = self.label_folder / label, self.image_folder / name
-        # Endings in capitals are found without a setting.
-        for ending in dict.fromkeys((path.suffix, ".png", ".PNG")):
-            other = path.with_suffix(ending)
-            if is_file(other) and not self._is_one(other, image):
-                return other
-        return None if self._is_one(path, image) else path
-
-    def _is_one(self, label: Path, image: Path) -> bool:
-        """Return whether an image would be its own label, as PNGs in a folder of images and labels."""
-        return self._shared and label.name == image.name and is_file(label) and label.samefile(image)
+        return _label_file(self.label_folder / label, self.image_folder / name, shared=self._shared)
 
     def _label_digest(self, name: str) -> str | None:
         """Return the SHA-256 of an image's label; None if it has none."""
@@ -252,6 +242,26 @@ class FolderSource:
             return _listed_digest(path)
         _refuse_vanished(self.label_folder, "labels")
         return None
+
+
+def _label_file(path: Path, image: Path, *, shared: bool) -> Path | None:
+    """Return an image's label as it is called, whether it is there or not; None where the image would be its own.
+
+    Args:
+        path: What it would be called.
+        image: The image's file.
+        shared: Whether labels and images may share a folder.
+    """
+
+    def is_one(label: Path) -> bool:
+        return shared and label.name == image.name and is_file(label) and label.samefile(image)
+
+    # Endings in capitals are found without a setting.
+    for ending in dict.fromkeys((path.suffix, ".png", ".PNG")):
+        other = path.with_suffix(ending)
+        if is_file(other) and not is_one(other):
+            return other
+    return None if is_one(path) else path
 
 
 def _overlap(one: Path, other: Path) -> bool:
@@ -344,10 +354,12 @@ def files_now(config: FolderSourceConfig, ref: SampleRef) -> FilesNow:
         image = image_path(config, ref)
     except UnreadableImage:
         return FilesNow(None, None)
-    if config.labels is None:
+    name = (config.label_rules or LabelRules()).label_name(_from_uri(ref.uri))
+    if config.labels is None or name is None:
         return FilesNow(_digest_now(image), None)
-    label = (Path(config.labels).expanduser() / _from_uri(ref.uri)).with_suffix(".png")
-    return FilesNow(_digest_now(image), _digest_now(label))
+    images, labels = (Path(folder).expanduser() for folder in (config.images, config.labels))
+    label = _label_file(labels / name, image, shared=_overlap(images, labels))
+    return FilesNow(_digest_now(image), None if label is None else _digest_now(label))
 
 
 def _digest_now(path: Path) -> str | None:
