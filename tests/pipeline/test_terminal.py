@@ -22,10 +22,10 @@ open(sys.argv[1], "w").write("done")
 """
 
 
-def run(done: Path, environment: dict[str, str], **streams: int) -> subprocess.Popen[bytes]:
-    return subprocess.Popen(
-        [sys.executable, "-c", SCRIPT, str(done)], env=os.environ | environment | {"PYTHONPATH": str(ROOT)}, **streams
-    )
+def run(done: Path, environment: dict[str, str], stdout: int = subprocess.PIPE) -> subprocess.Popen[bytes]:
+    command = [sys.executable, "-c", SCRIPT, str(done)]
+    settings = os.environ | environment | {"PYTHONPATH": str(ROOT)}
+    return subprocess.Popen(command, env=settings, stdout=stdout, stderr=subprocess.PIPE)
 
 
 @pytest.mark.parametrize("unbuffered", ["", "1"])
@@ -42,12 +42,7 @@ def run(done: Path, environment: dict[str, str], **streams: int) -> subprocess.P
 def test_names_that_no_encoding_has_and_a_reader_that_ends_do_not_end_work(
     tmp_path: Path, environment: dict[str, str], unbuffered: str
 ) -> None:
-    process = run(
-        tmp_path / "done",
-        environment | {"PYTHONUNBUFFERED": unbuffered},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-    )
+    process = run(tmp_path / "done", environment | {"PYTHONUNBUFFERED": unbuffered})
     assert process.stdout is not None
     assert process.stderr is not None
     assert process.stdout.readline().startswith(b"0 ")
@@ -75,7 +70,7 @@ def test_streams_that_are_not_open_do_not_end_work(tmp_path: Path, closed: str) 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
 def test_a_full_disk_under_standard_output_ends_with_its_reason(tmp_path: Path) -> None:
     with Path("/dev/full").open("wb") as full:
-        process = run(tmp_path / "done", {"PYTHONUNBUFFERED": ""}, stdout=full.fileno(), stderr=subprocess.PIPE)
+        process = run(tmp_path / "done", {"PYTHONUNBUFFERED": ""}, full.fileno())
         _, err = process.communicate(timeout=60)
     assert process.returncode == 1
     assert b"No space left" in err
