@@ -1,9 +1,17 @@
 """Text that any terminal or log can show: file names are arbitrary bytes."""
 
+import errno
 import io
+import os
 import re
 import sys
-from typing import Final
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from typing_extensions import Buffer
+
+# The reader of a pipe has ended, the terminal was closed, or the stream is not open.
+_GONE: Final = frozenset({errno.EPIPE, errno.EIO, errno.EBADF})
 
 # Control codes in a file name could rewrite what a terminal shows. Line feed and tab are harmless, and our own messages
 # use them. Lone surrogates are how Python holds bytes of a name that are not UTF-8; printing one raises.
@@ -16,11 +24,51 @@ def printable(text: str) -> str:
 
 
 def escape_unencodable_output() -> None:
-    """Make standard output and error write what their encoding lacks as escapes instead of raising."""
+    """Make standard output and error never end a command: what they cannot take is escaped, or lost.
+
+    What their encoding lacks is written as escapes. Where nobody reads any longer (`| head`), or there is no stream at
+    all (`2>&-`), the text is lost and the work goes on.
+    """
     # A command under LANG=C, or piped into a Latin-1 log, must not end because of one image's name.
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None:  # first of all: a file opened next would get the stream's number, and others' messages
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            setattr(sys, name, os.fdopen(nowhere, "w", encoding="utf-8", errors="backslashreplace"))
+        elif isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
+            raw = getattr(stream.buffer, "raw", stream.buffer)  # with PYTHONUNBUFFERED there is no buffer
+            if isinstance(raw, io.FileIO) and not isinstance(raw, _Unread):
+                stream.flush()
+                file = _Unread(raw.fileno(), "w", closefd=False)
+                setattr(sys, name, _like(stream, file if raw is stream.buffer else io.BufferedWriter(file)))
+
+
+class _Unread(io.FileIO):
+    """A file that takes everything once nobody reads it, or after its first other error."""
+
+    _failed = False
+
+    def write(self, data: "Buffer", /) -> int:
+        """Write, or lose what nobody reads."""
+        try:
+            return super().write(data)
+        except OSError as error:
+            # A full disk is raised once, as results may be what is lost; then the message about it needs this stream.
+            if error.errno not in _GONE and not self._failed:
+                self._failed = True
+                raise
+            return memoryview(data).nbytes
+
+
+def _like(stream: io.TextIOWrapper, binary: io.FileIO | io.BufferedWriter) -> io.TextIOWrapper:
+    return io.TextIOWrapper(
+        binary,
+        encoding=stream.encoding,
+        errors="backslashreplace",
+        line_buffering=stream.line_buffering,
+        write_through=stream.write_through,
+    )
 
 
 def output_is_unicode() -> bool:

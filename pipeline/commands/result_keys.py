@@ -37,7 +37,7 @@ class ResultKeys:
         """
         self._out = out
         self._inputs = inputs
-        self._keys = self._found(read_index(out))
+        self._keys = self._found(_index_of(out))
 
     def __getitem__(self, entry: ImageInput) -> str:
         """Return the key of an image's results."""
@@ -51,12 +51,12 @@ class ResultKeys:
             LockHeld: Another command holds the folder's lock for a minute.
         """
         with self.lock():
-            index = read_index(self._out)
+            index = _index_of(self._out)
             self._keys = self._found(index)
             taken = set(self._keys.values())
             # A key that was an image's which is gone may be that of the same image elsewhere now.
             wanted = {source: key for source, key in index.items() if key not in taken} | self._keys
-            if wanted != index:
+            if wanted != read_index(self._out):
                 write_index(self._out, wanted)
 
     @contextmanager
@@ -116,6 +116,21 @@ class ResultKeys:
         # Of a claimed key, pictures without facts are what a killed command left.
         if not claimed or read_json(facts) is not None:
             raise ValueError(_in_the_way(facts if claimed else self._out / names[0], "is no result of predict", entry))
+
+
+def _index_of(folder: Path) -> dict[str, str]:
+    """Return the index of a folder; without one (earlier versions), what its results say, as far as it still holds."""
+    index = read_index(folder)
+    if index:
+        return index
+    names = _names_in(folder)
+    for label in sorted(name for name in names if name.endswith(".label.png")):
+        key = label.removesuffix(".label.png")
+        if {f"{key}.png", f"{key}.json"} <= names:
+            owner = _owner_by(result_facts(folder / f"{key}.json"))
+            if owner is not None and os.path.lexists(owner):
+                index[os.path.join(os.path.realpath(os.path.dirname(owner)), os.path.basename(owner))] = key  # noqa: PTH118, PTH119, PTH120
+    return index
 
 
 def _in_the_way(path: Path, what: str, entry: ImageInput) -> str:

@@ -108,7 +108,7 @@ def decode_image(data: bytes) -> DecodedImage:
         raise UnreadableImage("empty", "the file has no bytes")
     try:
         image, raw_mode = load_image(data)
-        orientation = _orientation(image)  # after load: Pillow turns TIFFs upright itself and drops the tag
+        orientation = orientation_of(image)  # after load: Pillow turns TIFFs upright itself and drops the tag
         pixels, note = _rgb(image, data, raw_mode)
         del image
     except UnreadableImage:
@@ -223,7 +223,8 @@ def to_stored(upright: NDArray[Pixel], orientation: int) -> NDArray[Pixel]:
     return to_upright(upright, {6: 8, 8: 6}.get(orientation, orientation))
 
 
-def _orientation(image: Image.Image) -> int:
+def orientation_of(image: Image.Image) -> int:
+    """Return the EXIF orientation, 1..8, of an image that was loaded; 1 if it has none that can be read."""
     try:
         value = image.getexif().get(ORIENTATION_TAG, 1)
     except Exception:  # noqa: BLE001 - a broken EXIF block does not make the pixels unusable

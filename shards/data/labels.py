@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from shards.data.images import ORIENTATION_TAG, ImageFrame, Pixel, load_image, to_stored, to_upright
+from shards.data.images import ORIENTATION_TAG, ImageFrame, Pixel, load_image, orientation_of, to_stored, to_upright
 from shards.data.vocabulary import IGNORE_8_BIT, Vocabulary
 from shards.formats.legend import Legend, LegendClass
 
@@ -104,7 +104,7 @@ def decode_label(data: bytes) -> NDArray[np.int32]:
     """
     try:
         image = load_image(data, ("PNG",)).image
-        orientation = int(image.getexif().get(ORIENTATION_TAG, 1))
+        orientation = orientation_of(image)
     except Exception as error:
         # Pillow raises any exception on hostile bytes.
         raise ValueError(f"not a readable label PNG ({error}); expected an index PNG of class ids") from error
@@ -116,7 +116,7 @@ def decode_label(data: bytes) -> NDArray[np.int32]:
     ids = np.asarray(image).astype(np.int32)
     if image.mode == "L" and bit_depth(data) < 8:
         ids //= 255 // (2 ** bit_depth(data) - 1)  # Pillow spreads 2- and 4-bit grey over 0..255
-    return to_upright(ids, orientation if 1 <= orientation <= 8 else 1)
+    return to_upright(ids, orientation)
 
 
 def bit_depth(data: bytes) -> int:

@@ -109,3 +109,16 @@ def test_half_precision_is_resized_as_float() -> None:
 def test_scores_without_classes_or_cells_are_refused(shape: tuple[int, ...]) -> None:
     with pytest.raises(ValueError, match="expected \\(K, h, w\\)"):
         label_at_size(torch.zeros(shape), (2, 2))
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("strip", [1, 300, 1 << 20])
+def test_strips_of_rows_give_the_same_labels(
+    shape: tuple[int, int, int], strip: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scores = 3 * noise(shape)
+    whole = [label_at_size(scores, size) for size in SIZES]
+    monkeypatch.setattr(label_map, "_PIXELS_AT_ONCE", 0)
+    monkeypatch.setattr(label_map, "_STRIP_PIXELS", strip)
+    for label, size in zip(whole, SIZES, strict=True):
+        np.testing.assert_array_equal(label_at_size(scores, size), label)

@@ -5,7 +5,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from models.stseg.sliding import MergedScores, Probabilities, cut_views, frame_side
+from models.stseg import sliding
+from models.stseg.sliding import MergedScores, Probabilities, cut_views, frame_side, to_network_input
 
 
 def random_image(height: int, width: int) -> np.ndarray:
@@ -69,3 +70,11 @@ def test_sides_that_do_not_split_in_thirds_and_no_windows_are_refused() -> None:
         cut_views(random_image(9, 9), 64, 2)
     with pytest.raises(ValueError, match="windows is 0"):
         cut_views(random_image(9, 9), 96, 0)
+
+
+@pytest.mark.parametrize("size", [(500, 70), (97, 150), (3, 400), (50, 60)])
+def test_strips_of_an_image_give_the_same_network_input(size: tuple[int, int], monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = to_network_input(random_image(*size), 96)
+    for pixels in (1, 1000):
+        monkeypatch.setattr(sliding, "_PIXELS_AT_ONCE", pixels)
+        assert torch.equal(to_network_input(random_image(*size), 96), whole)

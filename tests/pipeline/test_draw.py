@@ -6,8 +6,16 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipeline.report import fonts
-from pipeline.report.drawing import classes_by_size, overlay, panels, png_bytes, scaled, with_legend
+from pipeline.report import drawing, fonts
+from pipeline.report.drawing import (
+    classes_by_size,
+    overlay,
+    panels,
+    png_bytes,
+    scaled,
+    scaled_overlay,
+    with_legend,
+)
 from shards.data.vocabulary import Vocabulary
 
 VOCABULARY = Vocabulary.from_names(["grass", "a very long class name", "<b>odd</b>"])
@@ -65,6 +73,21 @@ def test_a_legend_of_very_many_classes_stays_small() -> None:
     many = Vocabulary.from_names([f"class {index}" for index in range(300)])
     sheet = panels([("image", np.zeros((96, 96, 3), np.uint8))])
     assert with_legend(sheet, many, [np.arange(300)[None]]).height < 500
+
+
+def test_strips_draw_the_same_picture_and_count_the_same_classes(monkeypatch: pytest.MonkeyPatch) -> None:
+    random = np.random.default_rng(0)
+    image = random.integers(0, 256, (70, 90, 3)).astype(np.uint8)
+    label = random.choice([0, 1, 2, 255], (70, 90))
+    whole, small = overlay(image, label, VOCABULARY), scaled(overlay(image, label, VOCABULARY), 40)
+    monkeypatch.setattr(drawing, "_STRIP_PIXELS", 300)
+    np.testing.assert_array_equal(overlay(image, label, VOCABULARY), whole)
+    np.testing.assert_array_equal(scaled_overlay(image, label, VOCABULARY, 40), small)
+    assert classes_by_size([label], VOCABULARY) == sorted([0, 1, 2], key=lambda index: -int((label == index).sum()))
+    monkeypatch.setattr(drawing, "_PIXELS_AT_ONCE", 100)
+    # Two roundings to whole numbers in another order.
+    assert np.abs(scaled_overlay(image, label, VOCABULARY, 40).astype(int) - small).max() <= 1
+    assert np.abs(scaled(whole, 40).astype(int) - small).max() <= 1
 
 
 SCRIPTS = ["grass", "трава", "猫", "قطة", "แมว", "हिन्दी", "cat 🐱", "Bär", "👩‍🌾", "a\ufe0f", "\U000e0001 tag"]
