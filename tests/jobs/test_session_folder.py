@@ -5,6 +5,8 @@ import shutil
 import stat
 import subprocess
 import sys
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -17,12 +19,12 @@ pytestmark = LINUX
 
 
 @pytest.fixture
-def short(monkeypatch: pytest.MonkeyPatch) -> Path:
+def short(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """A short folder, which stands for /tmp."""
-    import tempfile
-
     monkeypatch.delenv("RAY_TMPDIR", raising=False)
-    return Path(tempfile.mkdtemp(prefix="s", dir="/tmp"))
+    folder = Path(tempfile.mkdtemp(prefix="s", dir="/tmp"))
+    yield folder
+    shutil.rmtree(folder, ignore_errors=True)
 
 
 def test_a_folder_that_can_hold_the_sockets_is_left_to_ray(short: Path, monkeypatch: pytest.MonkeyPatch) -> None:
