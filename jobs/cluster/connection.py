@@ -209,6 +209,8 @@ def uploaded_code() -> dict[str, Any]:
         return {}
     for name in ("packaging", "working_dir"):  # they log every folder that is left out
         logging.getLogger(f"ray._private.runtime_env.{name}").setLevel(logging.ERROR)
+    # Ray's own list of what it leaves out adds nothing to ours, and each use of it is a warning.
+    os.environ.setdefault("RAY_OVERRIDE_RUNTIME_ENV_DEFAULT_EXCLUDES", "")
     # Only the packages, with the tiny weights: runs, images and environments in the same folder can be large.
     others = sorted(f"/{path.name}" for path in ROOT.iterdir() if path.name not in PACKAGES)
     return {"working_dir": str(ROOT), "excludes": [*others, "__pycache__"]}

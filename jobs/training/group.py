@@ -20,6 +20,7 @@ from jobs.training.checkpoint_files import remove_left_checkpoints
 from jobs.training.config import GroupResources, TrainJob, require_group_fits
 from jobs.training.loop import Group, SingleProcess, TrainingStopped, train_model
 from jobs.training.stop import run_interruptibly, signals_ask, stop_file
+from shards.files.errors import DISK_FULL
 from shards.files.fence import LockLost, fences_over, stand_under
 from shards.formats.layout import record_path
 from shards.formats.records import Record, fingerprint_digest, read_record
@@ -128,11 +129,11 @@ def _fit(task: ShardTask, job: TrainJob, resources: GroupResources, *, name: str
             raise _own_error(error) or error from error
 
 
-def _own_error(error: Any) -> ValueError | LockLost | None:
-    """Return a worker's error about settings, data or the lock, as this process would raise it; None without one."""
+def _own_error(error: Any) -> ValueError | LockLost | OSError | None:
+    """Return a worker's error about settings, data, the lock or a full disk, to be raised here; None without one."""
     for _, failure in sorted(error.worker_failures.items()):
         raised = getattr(failure, "_base_exc", failure)  # Ray wraps it with the text of its traceback
-        if isinstance(raised, ValueError | LockLost):
+        if isinstance(raised, ValueError | LockLost) or (isinstance(raised, OSError) and raised.errno in DISK_FULL):
             return raised
     return None
 

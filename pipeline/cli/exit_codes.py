@@ -26,9 +26,9 @@ from pipeline.errors import (
 )
 from pipeline.terminal import printable
 
-# Next to what `shards.files.errors` knows: the file system is read-only or gone, or a file is too large for it. Once
-# that is fixed, the same command resumes.
-_STORE_ENDED: Final = frozenset({errno.EROFS, errno.ENODEV, errno.ENXIO, errno.EFBIG, errno.ENOMEM})
+# Next to what `shards.files.errors` knows: the file system is read-only or gone. Once that is fixed, the same
+# command resumes.
+_STORE_ENDED: Final = frozenset({errno.EROFS, errno.ENODEV, errno.ENXIO, errno.ENOMEM})
 
 # Messages of loaders of libraries and of threads without memory: under `ulimit -v` they raise no MemoryError.
 _SHORT_OF_MEMORY: Final = ("allocate memory", "failed to map segment", "can't start new thread")

@@ -2,6 +2,7 @@
 
 import errno
 import os
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Final, Literal
@@ -15,7 +16,7 @@ _PASSING: Final = (
     *("ENETDOWN", "ENETRESET", "ENETUNREACH", "EHOSTDOWN", "EHOSTUNREACH"),
 )
 TRANSIENT: Final = frozenset(getattr(errno, name) for name in _PASSING if hasattr(errno, name))
-DISK_FULL: Final = frozenset({errno.ENOSPC, errno.EDQUOT})
+DISK_FULL: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 READ_ONLY: Final = frozenset({errno.EROFS, errno.EACCES, errno.EPERM})
 REFUSED_RENAME: Final = frozenset({errno.EACCES, errno.EPERM, errno.EBUSY})  # virus scanners and NFS, for moments
 # These say something about the path, not about the system: nothing there, or something of another kind.
@@ -54,6 +55,8 @@ def file_of(error: BaseException) -> str:
         values = trace.tb_frame.f_locals
         paths = [value for value in (values.get("path"), *values.values()) if isinstance(value, Path)]
         found = str(paths[0]) if paths else found
+        if any(value is stream for value in values.values() for stream in (sys.stdout, sys.stderr)):
+            found = "standard output"  # what is printed may go to a file on a full disk
         trace = trace.tb_next
     return found
 
