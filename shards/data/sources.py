@@ -158,7 +158,8 @@ class FolderSource:
                 raise
             raise UnreadableImage("unreadable_file", f"{path}: {error.strerror}") from error
         if hashlib.sha256(data).hexdigest() != ref.digest:
-            raise UnreadableImage("changed", f"{path} is not the file that was planned; put it back, or start a new run")
+            text = f"{path} is not the file that was planned; put it back, or start a new run"
+            raise UnreadableImage("changed", text)
         return data, path.suffix[1:].lower()
 
     def read_label(self, ref: SampleRef, frame: ImageFrame) -> SourceLabel | None:
