@@ -5,7 +5,7 @@ from typing import Final, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from shards.data.images import ORIENTATION_TAG, ImageFrame, Pixel, load_image, orientation_of, to_stored, to_upright
 from shards.data.vocabulary import IGNORE_8_BIT, Vocabulary
@@ -105,6 +105,8 @@ def decode_label(data: bytes) -> NDArray[np.int32]:
     try:
         image = load_image(data, ("PNG",)).image
         orientation = orientation_of(image)
+    except UnidentifiedImageError as error:  # whose message is the address of an object, another in each process
+        raise ValueError(f"not a PNG (it begins with {data[:16]!r}); expected an index PNG of class ids") from error
     except Exception as error:
         # Pillow raises any exception on hostile bytes.
         raise ValueError(f"not a readable label PNG ({error}); expected an index PNG of class ids") from error

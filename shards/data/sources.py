@@ -200,7 +200,8 @@ class FolderSource:
                 raise
             raise UnreadableImage("unreadable_file", f"{path}: {error.strerror}") from error
         if hashlib.sha256(data).hexdigest() != ref.digest:
-            raise UnreadableImage("changed", f"{path} is not the file that was planned; start a new run for new images")
+            text = f"{path} is not the file that was planned; put it back, or start a new run"
+            raise UnreadableImage("changed", text)
         return data, member_extension(path.name, data)
 
     def read_label(self, ref: SampleRef, frame: ImageFrame) -> SourceLabel | None:

@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 from run_setup import again, invoke, report, sets, snapshot
 
+from jobs.stages import evaluate
 from shards.data.images import ORIENTATION_TAG
 
 pytestmark = pytest.mark.slow
@@ -48,6 +49,12 @@ def own(root: Path) -> tuple[str, ...]:
     )
 
 
+def replace(path: Path, data: bytes) -> None:
+    """Replace a file between two commands: each lists the labelled splits once."""
+    path.write_bytes(data)
+    evaluate._cached_samples.cache_clear()
+
+
 def test_a_round_goes_on_without_a_faulty_label_names_it_once_and_takes_up_the_mended_one(
     root: Path, weights: dict[str, str]
 ) -> None:
@@ -71,14 +78,14 @@ def test_a_round_goes_on_without_a_faulty_label_names_it_once_and_takes_up_the_m
     preview = ("replay", "--run", str(run), "--dry-run", "--set", "gate.threshold=0.2", "--json")
     assert [one["key"] for one in json.loads(invoke(*preview)[1])["quarantined"]] == ["b"]
 
-    (root / "labels" / "b.png").write_bytes(GOOD[:60])  # mended badly: the page names the new fault
+    replace(root / "labels" / "b.png", GOOD[:60])  # mended badly: the page names the new fault
     assert again(run)[0] == code
     assert [one["reason"] for one in report(run, 1)["quarantined"]] == ["label_damaged"]
     files = snapshot(run)
     assert "nothing to do" in again(run)[2]
     assert snapshot(run) == files
 
-    (root / "labels" / "b.png").write_bytes(GOOD)
+    replace(root / "labels" / "b.png", GOOD)
     rows = json.loads(invoke("plan", "--run", str(run), "--json")[1])
     assert "1 label was replaced: b.png" in {row["because"] for row in rows}
     assert "1 label was replaced: b.png" in again(run)[2]
@@ -127,6 +134,37 @@ def test_stage_1_is_never_trained_on_a_faulty_label_and_trained_anew_when_it_is_
     assert [one["key"] for one in found["quarantined"]] == ["d"]
     assert json.loads(next(root.rglob("student/model.json")).read_bytes())["count"] == 3
     assert snapshot(root) != files
+
+
+def test_a_round_rehearses_no_faulty_label_of_its_source_and_takes_up_the_mended_one(
+    root: Path, weights: dict[str, str]
+) -> None:
+    source = {"kind": "folder", "images": str(root / "images"), "labels": str(root / "labels")}
+    (root / "data.yaml").write_text(json.dumps({"data": {"source": source}}))
+    few = {**weights, "refine.gate.threshold": "0.0", "train.steps": "1", "train.target_per_step": "1"}
+    few |= {"train.source_per_step": "1", "shard_size": "2"}
+    run = root / "run"
+    target = ("--images", str(root / "images"), "--classes", str(root / "names.txt"))
+    assert invoke("init", str(run), *target, "--config", str(root / "data.yaml"), *sets(few))[0] == 0
+    go_on = ("--set", "promotion.on_regression=keep", "--set", "alarms.stop=false")
+    code, out, err = again(run, *go_on)
+    assert code == 0, err
+    assert f"left out: 1 of 4 source labels of {root / 'labels'} (label_of_other_size 1): b" in out
+    record = run / "rounds" / "001" / "student" / "model.json"
+    trained = json.loads(record.read_bytes())
+    assert (trained["count"], "labels/000000" in trained["inputs"], "labels/000001" in trained["inputs"]) == (
+        7,
+        True,
+        False,
+    )
+    assert "nothing to do" in again(run)[2]
+    replace(root / "labels" / "b.png", GOOD)
+    code, out, err = again(run)
+    assert (code, "1 label was replaced: b.png" in err, "left out" in out) == (0, True, False), err
+    trained = json.loads(record.read_bytes())
+    assert (trained["count"], "labels/000000" in trained["inputs"]) == (8, False)
+    assert sorted(file.name for file in (run / "source_plan").iterdir()) == ["000000.1.json", "000001.json"]
+    assert sorted(file.name for file in (run / "plan").iterdir()) == ["000000.json", "000001.json"]
 
 
 def test_a_source_of_which_no_label_is_usable_ends_before_the_training(root: Path, weights: dict[str, str]) -> None:
