@@ -3,13 +3,17 @@ import pytest
 
 from models.evaluation.alarms import (
     AlarmConfig,
+    certainty,
     change_alarms,
     churn_alarms,
+    classes_in_use,
     coverage_alarms,
     divergence,
     evenness,
+    guessing_alarms,
     shares,
     state_alarms,
+    vocabulary_alarms,
 )
 
 CONFIG = AlarmConfig()
@@ -83,3 +87,65 @@ def test_coverage_collapses_by_itself_or_against_the_round_before() -> None:
     assert coverage_alarms("labels", 0.8, 0.7, CONFIG) == []
     for before, after in ((None, 0.01), (0.8, 0.3), (0.8, 0.0)):
         assert kinds(coverage_alarms("labels", before, after, CONFIG)) == [("coverage_collapse", None)]
+
+
+def test_classes_in_use_are_the_fewest_that_hold_99_percent() -> None:
+    assert classes_in_use(np.array([50, 0, 49, 1])) == 2
+    assert classes_in_use(np.array([50, 0, 48, 2])) == 3
+    assert classes_in_use(np.full(100, 3)) == 99
+    assert classes_in_use(np.array([7])) == 1
+    assert classes_in_use(np.zeros(4, int)) == 0
+
+
+def pixels(used: int, classes: int) -> np.ndarray:
+    """Equal shares for some of the classes."""
+    return np.repeat([100, 0], [used, classes - used])
+
+
+# Measured: the labels of preset tiny for photographs (used, of, images), and the true labels of such photographs.
+@pytest.mark.parametrize(("used", "classes", "images"), [(4, 133, 30), (6, 133, 16), (9, 171, 20), (6, 847, 30)])
+def test_a_large_vocabulary_of_which_few_classes_hold_all_pixels_is_an_alarm(
+    used: int, classes: int, images: int
+) -> None:
+    (alarm,) = vocabulary_alarms("labels", pixels(used, classes), images, CONFIG)
+    assert (alarm.kind, alarm.value) == ("few_classes", used)
+    assert f"{used} of {classes} classes hold 99 %" in alarm.message
+
+
+@pytest.mark.parametrize(
+    ("used", "classes", "images"),
+    [(31, 133, 16), (14, 133, 8), (2, 133, 1), (88, 133, 100), (10, 150, 3), (30, 171, 8), (6, 21, 16), (10, 21, 150)],
+)
+def test_true_labels_of_photographs_use_enough_classes(used: int, classes: int, images: int) -> None:
+    assert vocabulary_alarms("labels", pixels(used, classes), images, CONFIG) == []
+
+
+@pytest.mark.parametrize("classes", range(1, 11))
+def test_one_class_may_hold_all_pixels_of_a_small_vocabulary(classes: int) -> None:
+    assert vocabulary_alarms("labels", pixels(1, classes), 10_000, CONFIG) == []
+    assert vocabulary_alarms("labels", np.zeros(classes, int), 10_000, CONFIG) == []
+
+
+def test_certainty_goes_from_a_guess_to_no_doubt_for_any_number_of_classes() -> None:
+    for classes in (2, 3, 24, 847):
+        assert certainty(1 / classes, classes) == pytest.approx(0)
+        assert certainty(1.0, classes) == 1
+    assert certainty(0.0, 2) == 0  # rounding of stored probabilities
+    assert certainty(1.0, 1) is None
+
+
+# Measured means of the highest probability. Below: photographs and names that preset tiny does not know, and random
+# weights. Above: the scenes, with all of their names, and with two or three that few of their pixels have.
+@pytest.mark.parametrize(("confidence", "classes"), [(0.104, 21), (0.114, 20), (0.154, 20), (0.53, 2), (0.048, 24)])
+def test_a_model_that_is_hardly_surer_than_a_guess_is_an_alarm(confidence: float, classes: int) -> None:
+    (alarm,) = guessing_alarms("teacher", confidence, classes, CONFIG)
+    assert alarm.kind == "guessing"
+    assert f"{100 / classes:.0f} % of a guess among {classes} classes" in alarm.message
+
+
+@pytest.mark.parametrize(
+    ("confidence", "classes"),
+    [(0.877, 24), (0.943, 24), (0.681, 2), (0.737, 3), (0.623, 4), (0.793, 2), (1.0, 1), (None, 24)],
+)
+def test_a_model_that_knows_its_classes_is_none(confidence: float | None, classes: int) -> None:
+    assert guessing_alarms("teacher", confidence, classes, CONFIG) == []

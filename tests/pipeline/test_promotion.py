@@ -1,3 +1,4 @@
+import json
 from pathlib import Path
 
 import pytest
@@ -5,6 +6,7 @@ import pytest
 from jobs.stages.promote import (
     Comparison,
     Decision,
+    Floor,
     Measure,
     Settings,
     comparisons,
@@ -99,3 +101,66 @@ def test_a_decision_is_read_as_it_was_written(tmp_path: Path) -> None:
     path.write_text("{}")
     with pytest.raises(ValueError, match="delete its record"):
         read_decision(path)
+
+
+def above_floor(measure: Measure, floors: dict[str, float], **pairs: tuple[float, float]) -> Decision:
+    """Decide on a student by pairs of figures, its own and the best model's."""
+    before = start_decision(measure, CONFIG, None)
+    compared = tuple(Comparison(name, *pair) for name, pair in pairs.items())
+    return decide(1, measure, before, compared, 2.0, floors)
+
+
+# As measured in a round of the scenes, and on photographs that the model does not know.
+SCENES = {"agreement": (85.1, 76.7), "sam_agreement": (71.9, 66.6), "stability": (77.9, 76.4)}
+JUNK = {"agreement": (85.0, 80.7), "sam_agreement": (54.0, 47.3), "stability": (16.5, 16.5)}
+
+
+def test_a_better_student_that_is_hardly_stable_is_below_the_floor_whatever_the_other_figures_say() -> None:
+    floors = CONFIG.floors(133)
+    assert above_floor("proxies", floors, **SCENES).outcome == "promoted"
+    decision = above_floor("proxies", floors, **JUNK)
+    assert (decision.outcome, decision.best_round) == ("below_floor", 0)
+    assert "below the floor of promotion (stability 16.5, needs 30)" in decision.reason
+    assert decision.floors == {"agreement": 20, "sam_agreement": 20, "stability": 30}
+    assert above_floor("proxies", Settings(floor=None).floors(133), **JUNK).outcome == "promoted"
+    assert above_floor("proxies", Settings(floor=Floor(stability=10)).floors(133), **JUNK).outcome == "promoted"
+
+
+@pytest.mark.parametrize(
+    ("student", "best", "outcome"),
+    [
+        (31.0, 29.0, "promoted"),
+        (29.0, 28.0, "below_floor"),
+        (29.0, 30.5, "kept"),  # the best model is above it, and stays
+        (28.5, 29.0, "below_floor"),  # neither is
+        (20.0, 60.0, "regressed"),
+        (20.0, 29.0, "regressed"),
+    ],
+)
+def test_the_floor_is_for_who_would_teach(student: float, best: float, outcome: str) -> None:
+    assert above_floor("stability", CONFIG.floors(3), stability=(student, best)).outcome == outcome
+
+
+@pytest.mark.parametrize(("classes", "floor"), [(133, 100 / 133), (24, 100 / 24), (2, 50.0), (1, 0.0)])
+def test_on_labelled_images_the_floor_is_what_no_model_without_knowledge_reaches(classes: int, floor: float) -> None:
+    floors = CONFIG.floors(classes)
+    assert floors["holdout miou"] == pytest.approx(floor)
+    before = start_decision("holdout", CONFIG, {"miou": 0.0, "hiou": 0.0})
+    compared = comparisons("holdout", before, {"miou": floor + 0.1}, {}, CONFIG)
+    assert decide(1, "holdout", before, compared, 2.0, floors).outcome == "promoted"
+    if floor:
+        low = comparisons("holdout", before, {"miou": floor - 0.1}, {}, CONFIG)
+        assert decide(1, "holdout", before, low, 2.0, floors).outcome == "below_floor"
+
+
+def test_without_a_measure_there_is_no_floor() -> None:
+    start = start_decision("none", CONFIG, None)
+    assert decide(1, "none", start, (), 2.0, CONFIG.floors(24)).outcome == "promoted"
+
+
+def test_a_decision_of_a_version_without_floors_is_read(tmp_path: Path) -> None:
+    path = tmp_path / "promotion.json"
+    old = json.loads(by_holdout(61.0).as_json())
+    del old["floors"]
+    path.write_text(json.dumps(old))
+    assert read_decision(path) == by_holdout(61.0)

@@ -1,5 +1,7 @@
+import pytest
+
 from models.evaluation.alarms import AlarmConfig
-from pipeline.report.alarms import RoundFacts, round_alarms
+from pipeline.report.alarms import RoundFacts, round_alarms, teacher_confidence
 from shards.formats.records import Record
 
 NAMES = ("cat", "dog", "grass", "sky")
@@ -67,3 +69,26 @@ def test_labels_swapped_between_two_classes_are_noticed_though_the_histogram_may
 def test_a_gate_that_lets_hardly_anything_through_is_noticed() -> None:
     assert kinds(refined(40, 30, 20, 10, covered=0.01), []) == [("coverage_collapse", None)]
     assert kinds(refined(40, 30, 20, 10, covered=0.3), refined(40, 30, 20, 10)) == [("coverage_collapse", None)]
+
+
+def test_a_teacher_that_guesses_and_labels_of_few_of_many_classes_are_noticed() -> None:
+    names = tuple(f"class {index}" for index in range(133))
+    record = refined(40, 30, 20, 10)[0].model_copy(update={"count": 30})
+    check = {"images": 30, "changes": {"teacher_to_student": same(40, 30, 20, 10), "teacher_to_refined": []}}
+    guessed = round_alarms(RoundFacts(1, [record], [], check, 0.05), names, AlarmConfig())
+    assert [alarm.kind for alarm in guessed if alarm.kind in ("guessing", "few_classes")] == [
+        "guessing", "few_classes", "few_classes"
+    ]  # fmt: skip
+    assert {alarm.about.split(" of ")[0] for alarm in guessed} >= {"teacher", "pseudo-labels"}
+    sure = round_alarms(RoundFacts(1, [record], [], check, 0.7), names, AlarmConfig(few_classes=0))
+    assert [alarm.kind for alarm in sure if alarm.kind in ("guessing", "few_classes")] == []
+
+
+def test_the_confidence_of_a_round_is_that_of_all_images_and_none_with_sigmoid_probabilities() -> None:
+    records = [
+        refined(1)[0].model_copy(update={"stats": {"samples": count, "score_sum": total}})
+        for count, total in ((1.0, 0.9), (3.0, 0.3))
+    ]
+    assert teacher_confidence(records, softmax=True) == pytest.approx(0.3)
+    assert teacher_confidence(records, softmax=False) is None
+    assert teacher_confidence([], softmax=True) is None
