@@ -17,7 +17,7 @@ from pipeline.commands.import_sed import next_commands
 ROOT = Path(__file__).resolve().parents[1]
 OPTIONS = ROOT / "tests" / "options.txt"
 # What follows a command in a sentence, or on the line of an example.
-_END = re.compile(r"\n|;|\)|`|, |\. |\.$|: |  +| (?:and|if|adds|accepts|makes|continues)\b")
+_END = re.compile(r"\n|;|\)|`|, |\. |\.$|: |  +| (?:and|if|adds|accepts|makes|continues|says)\b")
 _FILLED = "1"  # what is filled in while the program runs, where an option or the stage needs a value
 
 
@@ -31,7 +31,7 @@ def texts_of(path: Path) -> Iterator[str]:
             for value in node.values:
                 if isinstance(value, ast.Constant):
                     text += str(value.value)
-                elif re.search(r"(--[a-z-]+ |=|stage )$", text):
+                elif re.search(r"(--[a-z-]+ |=|stage |init )$", text):
                     text += _FILLED
             yield text
         elif isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in parts:

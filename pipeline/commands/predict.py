@@ -128,8 +128,6 @@ def predict_images(
 
     todo = _todo(inputs, keys, request, made_by, done)
     first = next(todo, None)  # the model, and torch, are loaded only if there is something to do
-    if first is not None or any(entry.state == "skipped" for entry in results):
-        _write_class_list(request.out, chosen.vocabulary)
     cautions = [] if chosen.caution is None else [chosen.caution]
     if first is not None:
         from jobs.inference.labeller import Labeller
@@ -150,6 +148,7 @@ def predict_images(
             watched, side, windows=request.windows, probabilities=chosen.probabilities, batch_size=batch
         )
         keys.claim()
+        _write_class_list(request.out, chosen.vocabulary)  # before the first label map that needs it
         for work, image, label in labeller.labels((work, work.image) for work in chain([first], todo)):
             watched.count(label)
             files = _files(work, image, label, chosen.vocabulary, made_by)
@@ -157,6 +156,8 @@ def predict_images(
             with keys.lock():
                 done(_write(work, files, request.out, keys[work.input]))
         cautions += watched.alarms(chosen)
+    elif any(entry.state == "skipped" for entry in results):
+        _write_class_list(request.out, chosen.vocabulary)
     class_list = str(request.out / _class_list(chosen.vocabulary))
     facts = {"class_list": class_list, "cautions": cautions, "left_out": dict(left_out.most_common())}
     return _result(results, inputs) | facts

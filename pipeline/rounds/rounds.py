@@ -266,7 +266,7 @@ def result_lines(root: Path, reports: Sequence[RoundReport]) -> list[str]:
     layout = RunLayout(root)
     last = len(reports) - 1
     lines = [line for report in reports for line in (score_line(report), *alarm_lines(report))]
-    lines += [f"caution: {reports[-1].caution}"] if reports[-1].caution is not None else []
+    lines += [f"caution: {report.caution}" for report in reports[-1:] if report.caution is not None]
     lines += [*lines_of(of_reports(reports)), *turned_lines(turned_of_reports(reports))]
     lines.append(f"report: {as_shown(layout.report_html(last))}")
     if last:

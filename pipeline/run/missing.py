@@ -11,7 +11,7 @@ from pipeline.errors import DataFault
 from pipeline.settings import parse_set
 from shards.formats.layout import RunLayout
 from shards.storage.mirror import bring
-from shards.storage.store import as_shown, location_of
+from shards.storage.store import as_argument, as_shown, location_of
 
 DEFAULT_RUN: Final = Path("runs/default")  # of the command line: who names no run mistypes none
 # What a new run is made with. Whoever sets anything else alone changes a run that exists.
@@ -28,11 +28,11 @@ def is_missing(root: Path) -> bool:
 
 def no_run(root: Path) -> DataFault:
     """Return the error for a folder that holds no run: it names the nearest run, and the commands that make one."""
-    where, near = as_shown(root), nearest_run(root)
+    where, named, near = as_shown(root), as_argument(root), nearest_run(root)
     meant = f"did you mean {near}? Else make one" if near else "make one"
     return DataFault(
-        f"{where} holds no run (no config.yaml); {meant}: stseg-pipeline init {where} --images FOLDER --classes FILE, "
-        f"or, of generated scenes, stseg-pipeline round --run {where}"
+        f"{where} holds no run (no config.yaml); {meant}: stseg-pipeline init {named} --images FOLDER --classes FILE "
+        f"--preset base; or, of generated scenes: stseg-pipeline round --run {named}"
     )
 
 
@@ -63,7 +63,7 @@ def new_run_line(root: Path, images: int) -> str:
     """Return the line that says that a command made a run: who mistyped the name of one should notice."""
     near = nearest_run(root)
     beside = f"; the run {near} is another one" if near else ""
-    return f"{as_shown(root)}: new run, of {images} images; for a folder of your own: stseg-pipeline init{beside}"
+    return f"{as_shown(root)}: new run, of {images} images; `stseg-pipeline init` makes one of your own images{beside}"
 
 
 def nearest_run(root: Path) -> str | None:

@@ -51,6 +51,5 @@ def require_rounds(run: Run) -> None:
 def _refine_command(run: Run) -> str:
     target = run.data.target
     assert isinstance(target, FolderSourceConfig)
-    folders = [("--masks", target.labels or ""), ("--images", target.images)]
-    options = " ".join(f"{option} {shlex.quote(str(Path(folder)))}" for option, folder in folders)
-    return f"stseg-pipeline refine {options} --out {as_argument(run.layout.root)}"
+    masks, images = (shlex.quote(str(Path(folder or ""))) for folder in (target.labels, target.images))
+    return f"stseg-pipeline refine --masks {masks} --images {images} --out {as_argument(run.layout.root)}"

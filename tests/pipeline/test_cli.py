@@ -86,7 +86,7 @@ def test_init_then_plan_and_status_before_any_work(tmp_path: Path) -> None:
     arguments = ["init", run, "--images", str(images), "--classes", str(tmp_path / "names.txt"), "--preset", "tiny"]
     code, out, _ = invoke(*arguments, "--json")
     assert code == 0
-    assert json.loads(out) == {"run": run, "images": 1, "shards": 1, "classes": 2}
+    assert json.loads(out) == {"run": run, "images": 1, "shards": 1, "classes": 2, "inputs": [], "warnings": []}
     assert invoke(*arguments)[0] == 3
     code, out, _ = invoke("status", "--run", run, "--json")
     found = [(stage["round"], stage["stage"], stage["done"], stage["total"]) for stage in json.loads(out)["stages"]]

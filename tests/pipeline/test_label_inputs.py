@@ -49,7 +49,19 @@ def commands(root: Path, *more: str) -> dict[str, list[str]]:
     """The commands that take labels, up to their first work."""
     images, labels, names = str(root / "images"), str(root / "labels"), str(root / "names.txt")
     return {
-        "init": ["init", str(root / "run"), "--images", images, "--labels", labels, "--classes", names, *more],
+        "init": [
+            "init",
+            str(root / "run"),
+            "--images",
+            images,
+            "--labels",
+            labels,
+            "--classes",
+            names,
+            "--preset",
+            "tiny",
+        ]
+        + [*more],
         "pretrain": [
             *("pretrain", "--out", str(root / "x.safetensors"), "--images", images, "--labels", labels),
             *("--classes", names, "--set", "train.steps=1", *more),

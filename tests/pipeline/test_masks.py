@@ -106,8 +106,9 @@ def test_mask_of_another_size_is_left_out_with_both_sizes_and_the_file(folders: 
 def test_id_outside_the_class_list_is_refused_with_the_file(folders: Path) -> None:
     (folders / "names.txt").write_text("sky\ngrass\n")
     code, _, err = refine(folders, "--classes", str(folders / "names.txt"))
-    assert code == 4  # all three have it
-    assert "a.png holds id 2" in err
+    assert code == 2  # all three have it, which is found before any work
+    assert "id 2" in err
+    assert "not among the 2 classes" in err
 
 
 def test_a_run_for_other_masks_is_not_mixed_in(folders: Path) -> None:

@@ -23,7 +23,7 @@ def folder(tmp_path: Path) -> Path:
         shape = (8, 9) if name.startswith("masks") else (8, 9, 3)
         Image.fromarray(rng.integers(0, 2, shape, dtype=np.uint8)).save(path)
     (tmp_path / "names.txt").write_text("grass\nwater\n")
-    own = OwnImages(tmp_path / "photos", tmp_path / "names.txt", tmp_path / "masks", None)
+    own = OwnImages(tmp_path / "photos", tmp_path / "names.txt", tmp_path / "masks", "tiny")
     made = make_own_run(tmp_path / RUN, own, None, ["shard_size=2"])
     assert made.config.data.test == made.config.data.target
     return tmp_path

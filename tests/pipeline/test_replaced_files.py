@@ -190,15 +190,14 @@ def test_masks_that_are_all_replaced_under_way_are_faults_of_that_run_and_taken_
     assert "nothing to do" in refine(root)["err"]
 
 
-def test_a_wholly_wrong_folder_of_masks_ends_with_exit_4_and_names_the_fault(root: Path) -> None:
+def test_a_wholly_wrong_folder_of_masks_is_refused_before_any_work_and_names_the_fault(root: Path) -> None:
     (root / "names.txt").write_text("grass\nwater\nsand\n")
     classes = ("--classes", str(root / "names.txt"))
     for key in KEYS:
         (root / "masks" / f"{key}.png").write_bytes(OTHER_SIZE)
     for _ in range(2):
         found = refine(root, *classes)
-        assert found["code"] == 4
-        assert "4 of 4 target labels are unusable" in found["err"]
+        assert found["code"] == 2
         assert "has 60 x 20 pixels, its image 60 x 40" in found["err"]
     for key in KEYS:
         (root / "masks" / f"{key}.png").write_bytes(GOOD)
