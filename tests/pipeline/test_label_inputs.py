@@ -50,18 +50,9 @@ def commands(root: Path, *more: str) -> dict[str, list[str]]:
     images, labels, names = str(root / "images"), str(root / "labels"), str(root / "names.txt")
     return {
         "init": [
-            "init",
-            str(root / "run"),
-            "--images",
-            images,
-            "--labels",
-            labels,
-            "--classes",
-            names,
-            "--preset",
-            "tiny",
-        ]
-        + [*more],
+            *("init", str(root / "run"), "--images", images, "--labels", labels, "--classes", names),
+            *("--preset", "tiny", *more),
+        ],
         "pretrain": [
             *("pretrain", "--out", str(root / "x.safetensors"), "--images", images, "--labels", labels),
             *("--classes", names, "--set", "train.steps=1", *more),
