@@ -22,7 +22,7 @@ def given(tmp_path: Path) -> tuple[str, ...]:
     for index in range(3):
         coarse = Image.fromarray(rng.integers(0, 255, (4, 5, 3)).astype(np.uint8))
         coarse.resize((60, 50), Image.Resampling.BICUBIC).save(tmp_path / "photos" / f"{index}.png")
-    (tmp_path / "names.txt").write_text("elephant\ngiraffe\n")
+    (tmp_path / "names.txt").write_text("animal\nground\n")
     return "--images", str(tmp_path / "photos"), "--classes", str(tmp_path / "names.txt")
 
 
@@ -61,7 +61,7 @@ def test_a_run_made_by_round_with_images_of_the_users_needs_a_named_model_and_th
     tmp_path: Path, given: tuple[str, ...]
 ) -> None:
     target = sets({"data.target": f"{{kind: folder, images: {given[1]}}}", "data.source": "null", "data.test": "null"})
-    classes = sets({"vocabulary.classes": "[elephant, giraffe]", "vocabulary.seen": "null"})
+    classes = sets({"vocabulary.classes": "[animal, ground]", "vocabulary.seen": "null"})
     arguments = ("--run", str(tmp_path / "run"), "--n", "0", "--backend", "inline", *target, *classes)
     code, _, err = invoke("round", *arguments)
     assert (code, "--set model.preset=tiny" in err) == (2, True)
@@ -107,7 +107,7 @@ def test_labels_of_a_guess_raise_an_alarm_and_the_caution_is_in_result_and_repor
 
 
 def test_predict_says_that_it_guesses_and_what_the_shipped_model_knows(tmp_path: Path, given: tuple[str, ...]) -> None:
-    arguments = ("predict", given[1], "--classes", "elephant, giraffe", "--out", str(tmp_path / "out"))
+    arguments = ("predict", given[1], "--classes", "animal, ground", "--out", str(tmp_path / "out"))
     code, out, err = invoke(*arguments)
     assert code == 0, err
     told = [line for line in err.splitlines() if line.startswith("caution: ")]
