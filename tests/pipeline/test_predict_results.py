@@ -143,7 +143,15 @@ def test_a_damaged_index_is_made_again_from_the_results(tmp_path: Path) -> None:
 
 def test_an_index_from_elsewhere_leads_nowhere(tmp_path: Path) -> None:
     photo = picture(tmp_path / "a.png")
-    for keys in ({str(photo): "../evil"}, {str(photo): "a/b"}, {str(photo): ""}, {str(photo): 1}, [], None):
+    hostile: tuple[Any, ...] = (
+        {str(photo): "../evil"},
+        {str(photo): "a/b"},
+        {str(photo): ""},
+        {str(photo): 1},
+        [],
+        None,
+    )
+    for keys in hostile:
         body = (json.dumps({"version": 1, "keys": keys}, indent=1) + "\n").encode()
         write_bytes_atomic(tmp_path / "out" / "predict.index", sealed(body))
         with pytest.raises(ValueError, match="was not written by this program"):
