@@ -45,8 +45,9 @@ format: setup ## ruff: write the format, fix what it can
 types: setup ## mypy, strict
 	$(BIN)/mypy
 
-options: setup ## write tests/options.txt anew after a change of commands, options or settings
+options: setup ## write tests/options.txt and docs/settings.md anew after a change of commands, options or settings
 	PYTHONPATH=. $(BIN)/python tests/test_options.py
+	PYTHONPATH=.:tests/support $(BIN)/python tests/test_settings_page.py
 
 bench: setup ## speed and memory against the references (about fifteen minutes, a quiet machine)
 	$(BIN)/python -m benchmarks

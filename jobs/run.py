@@ -74,10 +74,15 @@ class DataSettings(Section):
 
 
 class RunSettings(Section):
-    """The settings that every run has; `pipeline.config.RunConfig` adds the sections of the stages."""
+    """The settings that every run has; `pipeline.config.RunConfig` adds the sections of the stages.
+
+    Attributes:
+        seed: Seed of all that is drawn: the trainings (with `train.seed`), the images that promotion and alarms use.
+        shard_size: Images per shard; a worker that dies loses one shard at most.
+    """
 
     seed: NonNegativeInt = 0
-    shard_size: PositiveInt = 50  # images; what a worker that dies loses at most
+    shard_size: PositiveInt = 50
 
     def section(self, kind: type[Settings]) -> Settings:
         """Return the section of a class; its defaults where the settings have no such section."""

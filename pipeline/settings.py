@@ -136,7 +136,8 @@ def validated(model: type[Settings], settings: Mapping[str, Any], *, where: str)
     for name in flat(settings):
         if name not in known and not _is_below_mapping(name, known):
             near = nearest(name, known)
-            hint = f"; did you mean {near!r}?" if near else f"; the sections are {', '.join(model.model_fields)}"
+            sections = f"; the sections are {', '.join(model.model_fields)} (docs/settings.md lists all settings)"
+            hint = f"; did you mean {near!r}?" if near else sections
             raise ValueError(f"{where}: unknown setting {name!r}{hint}")
     try:
         return model.model_validate(dict(settings))

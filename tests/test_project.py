@@ -82,6 +82,21 @@ def test_links_of_the_documentation_lead_somewhere(page: Path) -> None:
         assert path.exists(), f"{page.name}: {target} is not there"
 
 
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_links_to_a_heading_lead_to_one(page: Path) -> None:
+    for target, anchor in re.findall(r"\]\(([^)#\s]*)#([^)]+)\)", page.read_text()):
+        if "://" not in target:
+            there = (page.parent / target).resolve() if target else page
+            assert anchor in anchors_of(there), f"{page.name}: {target}#{anchor} is not there"
+
+
+def anchors_of(page: Path) -> set[str]:
+    """The names that GitHub gives the headings of a page."""
+    text = re.sub(r"```.*?```", "", page.read_text(), flags=re.DOTALL)
+    headings = re.findall(r"^#+ (.+)$", text, re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).strip().replace(" ", "-") for heading in headings}
+
+
 def test_markers_come_by_fixture_and_by_parameter() -> None:
     files = ["tests/jobs/test_executor.py", "tests/shards/test_store_lock.py"]
     command = [sys.executable, "-m", "pytest", "-o", "addopts=", "--collect-only", "-q", *files, "-m", "ray or s3"]

@@ -25,7 +25,7 @@ def shipped_weights(name: str | None, *, what: str) -> Path:
         return WEIGHTS_FOLDER / name
     raise ValueError(
         f"no weights for {what} are shipped with the package: name a file with --set model.clip_weights=FILE or "
-        "--set model.sam_weights=FILE, or use the preset 'tiny', which has its own"
+        "--set model.sam_weights=FILE; `stseg-pipeline doctor` with the preset says which, and how to get them"
     )
 
 

@@ -80,6 +80,7 @@ class PretrainConfig(Section):
         embed: The resources of an embedding worker.
         group: The training group.
         quarantine: The budget for unreadable images.
+        seed: Seed of the training, together with `train.seed`.
     """
 
     model: ModelSettings = ModelSettings()

@@ -58,7 +58,14 @@ class SampleRef(NamedTuple):
 
 
 class ScenesSourceConfig(BaseModel):
-    """The generated data set: the first `count` scenes of a split and seed."""
+    """The generated data set: the first `count` scenes of a split and seed.
+
+    Attributes:
+        kind: Generated scenes.
+        split: The split; each has its own scenes and camera.
+        seed: Seed of the scenes.
+        count: How many scenes.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -72,6 +79,7 @@ class FolderSourceConfig(BaseModel):
     """A folder of images, searched with its sub-folders, and optionally one of index PNGs.
 
     Attributes:
+        kind: A folder of images.
         images: The folder of images.
         labels: The folder of their labels.
         label_rules: How labels are found and read; null: as `data.labels` says.

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
@@ -16,6 +17,7 @@ logger = logging.getLogger(__name__)
 INDEX_NAME: Final = "predict.index"
 RESULT_ENDINGS: Final = (".png", ".label.png", ".json")
 _VERSION: Final = 1
+_KEY: Final = re.compile(r"[A-Za-z0-9_-]{1,80}")
 
 
 def read_index(folder: Path) -> dict[str, str]:
@@ -43,7 +45,11 @@ def read_index(folder: Path) -> dict[str, str]:
         return {}
     if content.get("version") != _VERSION:
         raise ValueError(f"{path} is of another version of this program; choose another folder for the results")
-    return dict(content["keys"])
+    keys = content.get("keys")
+    # Results are written under these names: an index from elsewhere must not lead out of the folder.
+    if not isinstance(keys, dict) or not all(isinstance(key, str) and _KEY.fullmatch(key) for key in keys.values()):
+        raise ValueError(f"{path} was not written by this program; move it away, or choose another folder")
+    return keys
 
 
 def write_index(folder: Path, keys: Mapping[str, str]) -> None:

@@ -17,6 +17,8 @@ from typer.testing import CliRunner
 from pipeline.cli.app import app
 from pipeline.commands.result_keys import ResultKeys
 from shards.data.inputs import find_images
+from shards.files.atomic import write_bytes_atomic
+from shards.formats.records import sealed
 from shards.formats.result_index import INDEX_NAME, read_index, result_facts, write_index
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -137,6 +139,23 @@ def test_a_damaged_index_is_made_again_from_the_results(tmp_path: Path) -> None:
     assert predict(tmp_path / "b", "--out", out)[0] == 0
     assert len(results(out)) == 2
     assert read_index(out)[str(tmp_path / "b" / "p0.png")] != "p0"
+
+
+def test_an_index_from_elsewhere_leads_nowhere(tmp_path: Path) -> None:
+    photo = picture(tmp_path / "a.png")
+    hostile: tuple[Any, ...] = (
+        {str(photo): "../evil"},
+        {str(photo): "a/b"},
+        {str(photo): ""},
+        {str(photo): 1},
+        [],
+        None,
+    )
+    for keys in hostile:
+        body = (json.dumps({"version": 1, "keys": keys}, indent=1) + "\n").encode()
+        write_bytes_atomic(tmp_path / "out" / "predict.index", sealed(body))
+        with pytest.raises(ValueError, match="was not written by this program"):
+            read_index(tmp_path / "out")
 
 
 def test_photographs_that_moved_keep_their_results(tmp_path: Path) -> None:
