@@ -40,6 +40,7 @@ logger = logging.getLogger(__name__)
 
 _SIDE: Final = 512
 _MOST_VIEWS: Final = 8
+_STRIP_ROWS: Final = 256
 # Classes x pixels of a batch: about 200 MB for each feature map of the decoder's finest level. A bound is needed
 # because a machine without a GPU raises no error on which the batch could be halved: the system kills the process.
 _CLASS_PIXELS: Final = 256 * 96**2
@@ -190,7 +191,9 @@ class _Watched:
     def count(self, label_HW: NDArray[np.int32]) -> None:
         """Count the pixels of an image's label."""
         self._images += 1
-        self._pixels_K += np.bincount(label_HW.ravel(), minlength=len(self._pixels_K))
+        for top in range(0, len(label_HW), _STRIP_ROWS):  # numpy counts 64-bit copies: of all pixels, a gigabyte
+            strip = label_HW[top : top + _STRIP_ROWS]
+            self._pixels_K += np.bincount(strip.ravel(), minlength=len(self._pixels_K))
 
     def alarms(self, chosen: ChosenModel) -> list[str]:
         """Return the alarms of all images together, as those of a round's teacher."""

@@ -5,8 +5,10 @@ import io
 import json
 import shutil
 import tarfile
+import tracemalloc
 import weakref
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -18,7 +20,7 @@ from typer.testing import CliRunner
 import jobs.inference.segmenter
 import models.sam.sam
 from pipeline.cli.app import app
-from pipeline.commands.predict import usual_batch
+from pipeline.commands.predict import _Watched, usual_batch
 from pipeline.progress import ImageProgress
 from shards.data.class_lists import load_class_names
 from shards.scenes.scenes import render_scene
@@ -240,3 +242,15 @@ def test_progress_is_a_line_per_interval_off_a_terminal() -> None:
         for worked in (True, True, False, False):
             progress.count(40, worked=worked)
     assert out.getvalue().splitlines() == ["2/40 images, 0.2 images/s", "4/40 images, 0.1 images/s"]
+
+
+def test_classes_are_counted_without_a_copy_of_all_pixels() -> None:
+    label = np.zeros((4000, 2000), np.int32)
+    label[:, 1500:] = 1
+    watched = _Watched(SimpleNamespace(needs_embedding=False), 2)  # type: ignore[arg-type]
+    tracemalloc.start()
+    watched.count(label)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert watched._pixels_K.tolist() == [6_000_000, 2_000_000]
+    assert peak < label.nbytes / 4
