@@ -1,5 +1,6 @@
 """`python -m pipeline` and the command `stseg-pipeline`: the command line, run with this project's own packages."""
 
+import os
 import sys
 from pathlib import Path
 
@@ -12,8 +13,18 @@ def own_packages_first() -> None:
     sys.path[:] = [root, *(entry for entry in sys.path if entry != root)]
 
 
+def require_working_folder() -> None:
+    """End the command where its working folder was removed, which libraries answer with words about themselves."""
+    try:
+        os.getcwd()  # noqa: PTH109 - before anything else is imported
+    except FileNotFoundError:
+        sys.stderr.write("stseg-pipeline: the working folder is gone; change to one that exists\n")
+        raise SystemExit(2) from None
+
+
 def main() -> None:
     """Run the command line."""
+    require_working_folder()
     own_packages_first()
     from pipeline.cli.app import main as run_command_line
 

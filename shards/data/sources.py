@@ -4,6 +4,7 @@ import contextlib
 import errno
 import hashlib
 import os
+import re
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -165,7 +166,11 @@ class FolderSource:
         self.label_folder = None if config.labels is None else Path(config.labels).expanduser()
         for folder in (self.image_folder, self.label_folder):
             if folder is not None and not is_folder(folder):
-                raise ValueError(f"{folder} is not a folder; give the folder of images, or of labels, that exists")
+                store = re.search(r"(?:^|/)[a-z][a-z0-9]+:/", str(folder)) is not None
+                hint = "; copy it to a folder, or mount it: only runs may be in a store" if store else ""
+                raise ValueError(
+                    f"{folder} is not a folder; give the folder of images, or of labels, that exists{hint}"
+                )
         self._shared = self.label_folder is not None and _overlap(self.image_folder, self.label_folder)
         self._vocabulary = vocabulary
         self.labelled = self.label_folder is not None

@@ -102,6 +102,12 @@ def test_predict_into_what_is_no_folder_is_refused_in_a_sentence(root: Path, kin
     assert (code, "is no folder; --out names the folder of the results" in err) == (2, True), err
 
 
+def test_images_in_a_store_are_refused_with_what_to_do(root: Path) -> None:
+    options = ("--images", "s3://bucket/photos", "--classes", str(root / "names.txt"), "--preset", "tiny")
+    code, _, err = invoke("init", str(root / "run"), *options)
+    assert (code, "only runs may be in a store" in err) == (2, True), err
+
+
 def test_init_on_a_run_names_the_command_that_goes_on_with_it(root: Path) -> None:
     options = ("--images", str(root / "images"), "--classes", str(root / "names.txt"), "--preset", "tiny")
     assert invoke("init", str(root / "run"), *options)[0] == 0

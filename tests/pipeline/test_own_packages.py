@@ -43,3 +43,12 @@ def test_python_m_runs_in_a_folder_with_other_packages_than_the_pipeline(foreign
     (foreign / "pipeline").rmdir()
     code, shown = status("-m", "pipeline", cwd=foreign, path=(foreign, ROOT))
     assert (code, "Traceback" in shown) == (4, False), shown
+
+
+def test_a_working_folder_that_is_gone_is_named(tmp_path: Path) -> None:
+    gone = tmp_path / "gone"
+    gone.mkdir()
+    command = f'cd "{gone}" && rmdir "{gone}" && "{sys.executable}" -m pipeline status'
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).resolve().parents[2])}
+    done = subprocess.run(["sh", "-c", command], capture_output=True, text=True, env=environment, check=False)
+    assert (done.returncode, "the working folder is gone" in done.stderr) == (2, True), done.stderr
