@@ -2,6 +2,7 @@
 
 import json
 import logging
+import sys
 from collections.abc import Mapping, Sequence
 from enum import StrEnum
 from pathlib import Path
@@ -157,11 +158,25 @@ class DebugGroup(TyperGroup):
         return super().parse_args(ctx, args)
 
 
+class _ToStandardError(logging.Handler):
+    """Writes to standard error as it is at the time, so that a line goes above the bars and not into them."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Write a record."""
+        try:
+            sys.stderr.write(self.format(record) + "\n")
+            sys.stderr.flush()
+        except Exception:  # noqa: BLE001 - as every handler of the library does
+            self.handleError(record)
+
+
 def set_up_logging(*, verbose: bool, debug: bool) -> None:
     """Log to standard error: warnings; with `verbose` more, with `debug` also tracebacks of failures."""
     # Only our packages go to DEBUG: the root logger would bring along every line of the libraries.
     logging.basicConfig(
-        level=logging.INFO if verbose or debug else logging.WARNING, format="%(levelname)s %(name)s: %(message)s"
+        level=logging.INFO if verbose or debug else logging.WARNING,
+        format="%(levelname)s %(name)s: %(message)s",
+        handlers=[_ToStandardError()],
     )
     for package in ("pipeline", "jobs", "models", "shards"):
         logging.getLogger(package).setLevel(logging.DEBUG if debug else logging.NOTSET)
