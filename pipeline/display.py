@@ -20,6 +20,8 @@ _SILENCES_S: Final = ((60.0, 4.0), (600.0, 10.0), (math.inf, 60.0))
 _BEAT_S: Final = 0.5
 _WIDEST_BAR: Final = 30
 _NARROWEST_BAR: Final = 6
+_WIDE: Final = 100
+_NAME_WIDTH: Final = 26
 
 
 def silence_s(age_s: float) -> float:
@@ -65,6 +67,7 @@ class Row:
         quiet: Whether a log gets no line of its beginning and its end: of what takes a moment.
         poll: Called every moment from another thread, to find out how far it is.
         waits: Whether it waits for another row, and has nothing to say.
+        over: Whether it came to its end.
     """
 
     name: str
@@ -80,6 +83,7 @@ class Row:
     quiet: bool = False
     poll: Callable[[], None] | None = None
     waits: bool = False
+    over: bool = False
     _said_at: float = field(default=-math.inf, repr=False)
     _said: str = field(default="", repr=False)
 
@@ -97,13 +101,16 @@ class Row:
 
     def facts(self, now: float) -> list[str]:
         """Rate, time left and the rest, the most important first."""
-        spent = now - (now if self.works_since is None else self.works_since)
+        spent = self._spent(now)
         left = ""
         if self.total is not None and 0 < self.done < self.total and self.worked and spent > 0:
             # By what this command did: a training that resumes at step 900 has not done these in its first second.
             share = self.worked if self.rate_unit == self.unit else self.done
             left = f"{duration((self.total - self.done) * spent / share)} left"
         return [text for text in (rate(self.worked, spent, self.rate_unit), left, self.extra) if text]
+
+    def _spent(self, now: float) -> float:
+        return 0.0 if self.works_since is None else now - self.works_since
 
     def line(self, now: float) -> str:
         """Return a line for a log, which says so where nothing has changed since the last one."""
@@ -125,24 +132,25 @@ class Row:
     def end(self, now: float) -> str:
         """Return the last line for a log."""
         counts = self.state or self.counts or "done"
-        speed = rate(self.worked, now - (self.works_since or now), self.rate_unit)
+        speed = rate(self.worked, self._spent(now), self.rate_unit)
         parts = [f"{counts} in {duration(now - self.began)}", speed, self.extra]
         return f"{self.name}: {', '.join(part for part in parts if part)}"
 
     def bar(self, now: float, width: int) -> Text:
         """Return one line of a terminal, no wider than that: what does not fit is left out, the name last of all."""
         age = _clock_time(now - self.began)
+        name = printable(self.name).ljust(_NAME_WIDTH if width >= _WIDE else 0)
         parts = [self.state, self.counts] if self.state else [self.counts, *self.facts(now)]
         parts = [part for part in parts if part]
-        while len(parts) > 1 and len("  ".join([self.name, *parts, age])) + _NARROWEST_BAR + 2 > width:
+        while len(parts) > 1 and len("  ".join([name, *parts, age])) + _NARROWEST_BAR + 2 > width:
             parts.pop()
         rest = "  ".join([*parts, age])
-        room = min(width - len(self.name) - len(rest) - 4, _WIDEST_BAR)
+        room = min(width - len(name) - len(rest) - 4, _WIDEST_BAR)
         text = Text(no_wrap=True, overflow="ellipsis")
-        text.append(printable(self.name))
+        text.append(name)
         text.append("  ")
         if room >= _NARROWEST_BAR:
-            share = 0.0 if not self.total else min(self.done / self.total, 1.0)
+            share = min(self.done / self.total, 1.0) if self.total else float(self.over)
             full = int(share * room)
             text.append("━" * full, style="green")
             text.append("─" * (room - full), style="bright_black")
@@ -150,6 +158,14 @@ class Row:
         text.append(rest)
         text.truncate(width, overflow="ellipsis")
         return text
+
+
+_open: "list[Display]" = []
+
+
+def open_display() -> "Display | None":
+    """Return the display that is shown now: two of them would draw over each other."""
+    return _open[-1] if _open else None
 
 
 class Display:
@@ -181,6 +197,8 @@ class Display:
         beat = threading.Thread(target=self._beat, args=(done,), name="progress", daemon=True)
         with ExitStack() as stack:
             stack.enter_context(spoken_by(self.say))
+            _open.append(self)
+            stack.callback(_open.remove, self)
             if self._console.is_interactive:
                 self._live = stack.enter_context(self._bars())
             beat.start()
@@ -197,8 +215,8 @@ class Display:
     def say(self, text: str) -> None:
         """Show a line."""
         self._spoke_at = self._clock()
-        # As plain text: rich would take brackets in names of files and classes for markup.
-        self._console.print(Text(printable(text)), soft_wrap=True)
+        # As plain text: rich would take brackets in names of files and classes for markup. A log gets its lines whole.
+        self._console.print(Text(printable(text)), soft_wrap=not self._console.is_interactive)
 
     def add(self, row: Row) -> None:
         """Show a row from now on."""
@@ -233,6 +251,7 @@ class Display:
         """
         if self._live is None and not row.quiet:
             self.say(row.end(self._clock()) if text is None else text)
+        row.over = True
         self._remove(row)
 
     def now(self) -> float:

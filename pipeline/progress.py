@@ -2,7 +2,7 @@
 
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from datetime import UTC, datetime
 from itertools import islice
@@ -15,7 +15,8 @@ from rich.console import Console
 from jobs.counting import counted_images
 from jobs.executor import StageEvent
 from jobs.stage import ShardTask, StagePlan
-from pipeline.display import Display, Row
+from pipeline.display import Display, Row, open_display
+from shards.data.sources import SampleRef
 from shards.files.untrusted import UnusableFile, parse_json, read_regular
 from shards.formats.events import append_event
 from shards.formats.records import Json
@@ -118,6 +119,7 @@ class RunProgress:
             self.say(f"{event.stage} {event.shard} {word}: {event.error}")
         if event.stage not in self._rows:
             self._rows[event.stage] = _StageRow(self._display, _shown_name(number, event.stage))
+            self._rows[event.stage].row.waits = True  # for the event: it has more to say
             self._display.add(self._rows[event.stage].row)
         self._rows[event.stage].take(event)
         for row in self._rows.values():
@@ -206,14 +208,14 @@ class ImageProgress:
     def __init__(
         self, console: Console | None = None, clock: Callable[[], float] = time.monotonic, name: str = "predict"
     ) -> None:
-        self._display = Display(console, clock)
+        self._display = (open_display() if console is None else None) or Display(console, clock)
         self._row = Row(name, clock(), quiet=True, state="starting")
         self._stack = ExitStack()
 
     def __enter__(self) -> Self:
         """Show a bar if there is a terminal, else a line now and then."""
         self._stack.enter_context(self._display.shown())
-        self._display.add(self._row)
+        self._stack.enter_context(self._display.showing([self._row]))
         return self
 
     def __exit__(
@@ -236,6 +238,22 @@ class ImageProgress:
         row.done += 1
         row.worked += worked
         self._display.changed(row)
+
+
+def counted(refs: Iterable[SampleRef], total: int | None) -> Iterator[SampleRef]:
+    """Yield samples of a folder while they are planned, which hashes their files; show how many.
+
+    Args:
+        refs: The samples.
+        total: How many there are; None: they are generated, and nothing is shown.
+    """
+    if total is None:
+        yield from refs
+        return
+    with ImageProgress(name="hashing") as progress:
+        for ref in refs:
+            progress.count(total)
+            yield ref
 
 
 @contextmanager

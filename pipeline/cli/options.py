@@ -11,6 +11,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
+from pipeline.errors import EXIT_RESUMABLE
 from pipeline.terminal import output_is_unicode, printable
 
 
@@ -146,7 +147,7 @@ def _cell(value: object) -> str:
 
 
 class DebugGroup(TyperGroup):
-    """Accepts `--debug` anywhere on the command line."""
+    """Accepts `--debug` anywhere on the command line, and ends commands as resumable on Ctrl-C."""
 
     # Who needs it adds it at the end of the command that has just failed, where click takes it for the subcommand's.
 
@@ -156,6 +157,14 @@ class DebugGroup(TyperGroup):
         if "--debug" in own:
             args = ["--debug", *(word for word in own if word != "--debug"), *args[len(own) :]]
         return super().parse_args(ctx, args)
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run the command; one that is stopped while its modules are loaded ends as a command does that works."""
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt:
+            typer.echo("stseg-pipeline: stopped: resume with the same command", err=True)
+            raise typer.Exit(EXIT_RESUMABLE) from None
 
 
 class _ToStandardError(logging.Handler):

@@ -208,14 +208,13 @@ class Driver:
         reason = self._why_stale(task)
         if reason is None:
             return
-        with self._progress.doing("training", "loading torch", quiet=True):
-            from jobs.training.group import run_training
-
         steps = self._run.config.train.steps
         self._progress.note("started", round=number, stage=plan.name, steps=steps, reason=reason)
-        self._ray.connect()
         name = f"round {number} {plan.name}" if number else plan.name
         with self._progress.training(name, steps) as row:
+            from jobs.training.group import run_training  # imports torch, which takes seconds
+
+            self._ray.connect()
             group = self._run.config.resources.train
             self._ray.idle_workers.make_room(group.amounts, group.workers)
             assert plan.load is not None
