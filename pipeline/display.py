@@ -18,6 +18,7 @@ from pipeline.terminal import printable, spoken_by
 # Off a terminal: who has just started a command looks at it, and waits 5 s at most; a log of a week stays readable.
 _SILENCES_S: Final = ((60.0, 4.0), (600.0, 10.0), (math.inf, 60.0))
 _BEAT_S: Final = 0.5
+_STANDS_STILL_S: Final = 10.0
 _WIDEST_BAR: Final = 30
 _NARROWEST_BAR: Final = 6
 _WIDE: Final = 100
@@ -86,6 +87,8 @@ class Row:
     over: bool = False
     _said_at: float = field(default=-math.inf, repr=False)
     _said: str = field(default="", repr=False)
+    _counted: float = field(default=0, repr=False)
+    _counted_at: float = field(default=-math.inf, repr=False)
 
     def work(self, now: float) -> None:
         """Note that it no longer starts or loads."""
@@ -110,7 +113,12 @@ class Row:
         return [text for text in (rate(self.worked, spent, self.rate_unit), left, self.extra) if text]
 
     def _spent(self, now: float) -> float:
-        return 0.0 if self.works_since is None else now - self.works_since
+        """Return the time in which `worked` was done."""
+        # Up to when it last grew, lest the rate falls and jumps between two batches; until it stands still.
+        if self.worked != self._counted:
+            self._counted, self._counted_at = self.worked, now
+        until = self._counted_at if now - self._counted_at < _STANDS_STILL_S else now
+        return 0.0 if self.works_since is None else until - self.works_since
 
     def line(self, now: float) -> str:
         """Return a line for a log, which says so where nothing has changed since the last one."""
@@ -133,7 +141,8 @@ class Row:
         """Return the last line for a log."""
         counts = self.state or self.counts or "done"
         speed = rate(self.worked, self._spent(now), self.rate_unit)
-        parts = [f"{counts} in {duration(now - self.began)}", speed, self.extra]
+        took = now - self.began
+        parts = [f"{counts} in {duration(took) if took >= 10 else f'{took:.1f} s'}", speed, self.extra]
         return f"{self.name}: {', '.join(part for part in parts if part)}"
 
     def bar(self, now: float, width: int) -> Text:

@@ -192,3 +192,10 @@ def test_what_is_said_elsewhere_goes_above_the_bars(capsys: pytest.CaptureFixtur
     speak("over\x1b[2J")
     assert out.getvalue() == "stopping\n"
     assert capsys.readouterr().err == "over\\x1b[2J\n"
+
+
+def test_a_speed_does_not_fall_between_two_batches_and_does_when_nothing_comes() -> None:
+    row = Row("embed", 0.0, total=100, done=20, worked=20, works_since=0.0)
+    assert row.facts(10.0)[0] == "2.0 images/s"
+    assert row.facts(15.0)[0] == "2.0 images/s"
+    assert row.facts(40.0)[0] == "2.0 s/image"

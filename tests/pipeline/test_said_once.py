@@ -7,7 +7,8 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-from run_setup import SMALL, sets
+from PIL import Image
+from run_setup import SMALL, invoke, sets
 
 from jobs.cluster.connection import ROOT
 
@@ -36,3 +37,17 @@ def test_scores_are_results_and_are_said_once_where_both_streams_are_read(
     assert both.stdout.count("mIoU") == 1 + both.stdout.count("plain baseline: mIoU")
     apart = subprocess.run([*COMMAND, *run], cwd=ROOT, env=environ, capture_output=True, text=True, check=True)
     assert "mIoU" in apart.stdout
+
+
+def test_images_are_counted_while_they_are_hashed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pipeline.display._SILENCES_S", ((float("inf"), 0.0),))
+    images = tmp_path / "images"
+    images.mkdir()
+    for name in ("a.png", "b.png"):
+        Image.new("RGB", (8, 8)).save(images / name)
+    (tmp_path / "names.txt").write_text("cat\ndog\n")
+    classes = str(tmp_path / "names.txt")
+    own = ["--images", str(images), "--classes", classes, "--preset", "tiny"]
+    code, _, err = invoke("init", str(tmp_path / "run"), *own)
+    assert code == 0, err
+    assert "hashing: 2/2 images" in err
