@@ -59,7 +59,7 @@ def run_rounds(root: Path, request: RoundRequest, progress: RunProgress | None =
     """
     shown = RunProgress(RunLayout(root).events) if progress is None else progress
     refuse_mistyped(root, request.sets)  # before the lock, which makes the folder
-    with holding(root):
+    with shown.shown(), holding(root):
         _repair_shared(root, request, shown)
         run = take_up_replaced(_opened(root, request, shown), shown)
         states = task_states(all_tasks(run, request.rounds), verify=request.verify)
@@ -119,7 +119,7 @@ def run_stage(root: Path, name: str, request: RoundRequest, progress: RunProgres
         raise ValueError(f"{name} runs alone: no stage follows it shard by shard")
     # The lock of the stage alone lets the chain's other jobs in; settings are then only read, as several could write
     # them.
-    with holding_stage(root, number, name) if request.concurrent else holding(root):
+    with shown.shown(), holding_stage(root, number, name) if request.concurrent else holding(root):
         if not request.concurrent:
             _repair_shared(root, request, shown)
         run = read_run(root) if request.concurrent else _opened(root, request, shown)
@@ -130,6 +130,7 @@ def run_stage(root: Path, name: str, request: RoundRequest, progress: RunProgres
         tidy(states)
         open_tasks = [state.task for state in states if state.state != "done"]
         if open_tasks:
+            shown.say(f"{name} of round {number}: {len(open_tasks)} of {len(states)} outputs to do")
             with Driver(run, request, shown).connected() as driver:
                 for one in names:
                     driver.stage(one, number)

@@ -234,9 +234,11 @@ def test_many_classes_and_large_presets_are_looked_at_in_smaller_batches() -> No
 def test_progress_is_a_line_per_interval_off_a_terminal() -> None:
     from rich.console import Console
 
-    clock = iter([0.0, 4.0, 12.0, 13.0, 30.0])
+    now = [0.0]
     out = io.StringIO()
-    with ImageProgress(Console(file=out), lambda: next(clock)) as progress:
-        for worked in (True, True, False, False):
+    with ImageProgress(Console(file=out), lambda: now[0]) as progress:
+        for seconds, worked in ((3.0, True), (12.0, True), (13.0, False), (30.0, False)):
+            now[0] = seconds
             progress.count(40, worked=worked)
-    assert out.getvalue().splitlines() == ["2/40 images, 0.2 images/s", "4/40 images, 0.1 images/s"]
+    lines = ["2/40 images, 6.0 s/image, 4 min left", "4/40 images, 15.0 s/image, 9 min left"]
+    assert out.getvalue().splitlines() == [f"predict: {line}" for line in lines]
