@@ -31,6 +31,7 @@ _OUTCOMES: Final = {
     "kept": "not promoted",
     "regressed": "regressed, not promoted",
     "below_floor": "below the floor, not promoted",
+    "class_vanished": "a class vanished, not promoted",
 }
 
 _STYLE: Final = """
