@@ -151,6 +151,9 @@ def build_report(run: Run, number: int) -> RoundReport:
     turned = turned_labels(_image_tasks(run, number))
     if turned:
         facts["turned_labels"] = turned
+    chosen = tuple(name for name in evaluate.INFERENCE if evaluated.get(name))
+    if chosen:
+        facts["inference"] = chosen
     caution = caution_of(settings, run.data)
     if caution is not None:
         facts["caution"] = caution
@@ -208,15 +211,20 @@ def score_line(report: RoundReport) -> str:
     if report.miou is not None:
         parts.append(
             f"mIoU {shown(report.miou)}, seen {shown(report.miou_seen)}, unseen {shown(report.miou_unseen)}, "
-            f"harmonic {shown(report.hiou)} ({report.split}, {report.images} images, seed {report.seed})"
+            f"harmonic {shown(report.hiou)} ({report.split}, {report.images} images, seed {report.seed}"
+            f"{''.join(f', {name}' for name in report.inference)})"
         )
     elif report.split is None:
         parts.append("no labelled test split, no mIoU")
     pseudo = report.pseudo_labels
     if pseudo is not None:
+        # Of the covered pixels alone, a strict gate looks better than its labels are.
         quality = f", mIoU {shown(pseudo.miou_before)} -> {shown(pseudo.miou_after)}"
-        measured = pseudo.miou_after is not None
-        parts.append(f"pseudo-labels: coverage {shown(pseudo.coverage)}{quality if measured else ''}")
+        on_all = f", uncovered = wrong {shown(pseudo.miou_after_all)}"
+        quality += on_all if pseudo.miou_after_all is not None else ""
+        parts.append(
+            f"pseudo-labels: coverage {shown(pseudo.coverage)}{quality if pseudo.miou_after is not None else ''}"
+        )
     if report.round == 0 and report.baseline is not None:
         parts.append(f"plain baseline: mIoU {shown(report.baseline.miou)}")
     if report.promotion is not None:

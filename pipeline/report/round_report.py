@@ -161,6 +161,7 @@ class RoundReport(_Facts):
     pixel_accuracy: float | None = None
     split: str | None = None
     images: int | None = None
+    inference: tuple[str, ...] = ()  # of evaluate.flip and evaluate.refine those that are on
     seed: int = 0
     split_seed: int | None = None
     baseline: Scores | None = None

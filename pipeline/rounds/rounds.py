@@ -186,7 +186,7 @@ def chain_before(run: OpenRun, name: str, number: int) -> list[ShardTask]:
 
 
 def require_no_regression(run: OpenRun, number: int, rounds: int) -> None:
-    """Raise after a regression, below the floor, if a class vanished or after an alarm, if the settings stop the run in that case.
+    """Raise if the settings stop the run after this round: a regression, a floor, a vanished class or an alarm.
 
     Args:
         run: The run.
