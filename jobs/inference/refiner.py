@@ -1,4 +1,4 @@
-"""SAM's mask decoder on a network's prediction: what the refine stage does with a teacher's, as a choice at inference."""
+"""SAM's mask decoder on a prediction, as a choice at inference: what the refine stage does with a teacher's."""
 
 # K class, k kept classes, h w score grid, H W image
 

@@ -172,9 +172,9 @@ def predict(
 
     Neither --flip nor --refine is what the paper does at inference; both work with windows, too.
 
-    What exists for the same image, model, classes and choices is skipped. Unreadable images are named; exit code 4 only
-    if none could be read. The folder's predict.index says which KEY is of which image; a file that is no result is never
-    replaced (exit code 2).
+    What exists for the same image, model, classes and choices is skipped. Unreadable images are named; exit code 4
+    only if none could be read. The folder's predict.index says which KEY is of which image; a file that is no result is
+    never replaced (exit code 2).
 
     \b
       stseg-pipeline predict photo.jpg --classes "red ring, grass, water" --out seen

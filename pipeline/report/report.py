@@ -101,7 +101,7 @@ def fingerprint(run: RunRef) -> dict[str, Json]:
 
 def _image_tasks(run: Run, number: int) -> list[ShardTask]:
     """Return the tasks behind a round's numbers that read images, those done once for all rounds first."""
-    once = [*embed.tasks(run, 0), *evaluate.embed_tasks(run, 0)]
+    once = [*embed.tasks(run, 0), *evaluate.embed_tasks(run, 0), *teacher.view_tasks(run, 0)]
     return [*once, *teacher.tasks(run, number), *write.tasks(run, number), *_label_tasks(run, number)]
 
 
@@ -278,6 +278,8 @@ def _pseudo_labels(run: Run, number: int, chain: Mapping[str, Sequence[Record]])
     found = read_json(run.layout.pseudo_scores(number)) or {}
     stats = _summed(chain["refine"])
     teacher_sum, teacher_count = _sum(chain["teacher"], "score_sum"), _sum(chain["teacher"], "samples")
+    if teacher_count and len(run.section(teacher.Settings).views) > 1:
+        found = {**found, "disagreement": 100 * _sum(chain["teacher"], "disagreement_sum") / teacher_count}
     return PseudoLabelFacts(
         **found,
         samples=sum(record.count for record in chain["write"]),
@@ -349,6 +351,8 @@ def _timings(
     seconds = {stage: sum(record.seconds for record in records) for stage, records in chain.items()}
     if number == 0:
         seconds["embed"] = sum(record.seconds for record in embedded)
+        if mirrored := stage_records(teacher.view_tasks(run, 0)):
+            seconds["embed-mirror"] = sum(record.seconds for record in mirrored)
     else:
         seconds["train"] = read_record(record_path(student_weights(run, number))).seconds
     for task in [*evaluate.tasks(run, number), *target_check.tasks(run, number)]:

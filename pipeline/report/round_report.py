@@ -61,6 +61,7 @@ class PseudoLabelFacts(_Facts):
     samples: int = 0
     samples_uncovered: int = 0
     mean_confidence: float | None = None
+    disagreement: float | None = None  # of the teacher's views, absent where it has but one
     masks: dict[str, int] = {}
     classes: dict[str, int] = {}
 
