@@ -218,13 +218,12 @@ def score_line(report: RoundReport) -> str:
         parts.append("no labelled test split, no mIoU")
     pseudo = report.pseudo_labels
     if pseudo is not None:
-        # Of the covered pixels alone, a strict gate looks better than its labels are.
-        quality = f", mIoU {shown(pseudo.miou_before)} -> {shown(pseudo.miou_after)}"
-        on_all = f", uncovered = wrong {shown(pseudo.miou_after_all)}"
-        quality += on_all if pseudo.miou_after_all is not None else ""
-        parts.append(
-            f"pseudo-labels: coverage {shown(pseudo.coverage)}{quality if pseudo.miou_after is not None else ''}"
-        )
+        text = f"pseudo-labels: coverage {shown(pseudo.coverage)}"
+        if pseudo.miou_after is not None:
+            text += f", mIoU {shown(pseudo.miou_before)} -> {shown(pseudo.miou_after)}"
+        if pseudo.miou_after_all is not None:  # on covered pixels alone, a strict gate looks better than its labels are
+            text += f" (uncovered = wrong: {shown(pseudo.miou_before_all)} -> {shown(pseudo.miou_after_all)})"
+        parts.append(text)
     if report.round == 0 and report.baseline is not None:
         parts.append(f"plain baseline: mIoU {shown(report.baseline.miou)}")
     if report.promotion is not None:
