@@ -70,7 +70,7 @@ def _all(
 
     \b
     Exit codes: 0 done, 2 wrong usage or setting, 3 settings that contradict the run's, 4 data, 5 a round
-    regressed, stayed below the floor or raised an alarm, 75 stopped: the same command resumes.
+    regressed, stayed below the floor, lost a class or raised an alarm, 75 stopped: the same command resumes.
     """
     escape_unencodable_output()
     set_up_logging(verbose=verbose, debug=debug)

@@ -31,6 +31,7 @@ _OUTCOMES: Final = {
     "kept": "not promoted",
     "regressed": "regressed, not promoted",
     "below_floor": "below the floor, not promoted",
+    "class_vanished": "a class vanished, not promoted",
 }
 
 _STYLE: Final = """
@@ -127,7 +128,8 @@ def row(name: str, cells: Sequence[object], kind: str = "", *, escaped: bool = F
 def _where_measured(report: RoundReport) -> str:
     if report.split is None:
         return f"There is no labelled test split: no mIoU can be given. Seed {report.seed}."
-    return f"Scores in per cent on the {report.split} split, {report.images} images; seed {report.seed}."
+    chosen = f", with {' and '.join(report.inference)} at inference" if report.inference else ""
+    return f"Scores in per cent on the {report.split} split, {report.images} images{chosen}; seed {report.seed}."
 
 
 def _scores(report: RoundReport, history: Sequence[RoundReport]) -> list[str]:

@@ -61,6 +61,7 @@ class PseudoLabelFacts(_Facts):
     samples: int = 0
     samples_uncovered: int = 0
     mean_confidence: float | None = None
+    disagreement: float | None = None  # of the teacher's views, absent where it has but one
     masks: dict[str, int] = {}
     classes: dict[str, int] = {}
 
@@ -161,6 +162,7 @@ class RoundReport(_Facts):
     pixel_accuracy: float | None = None
     split: str | None = None
     images: int | None = None
+    inference: tuple[str, ...] = ()  # of evaluate.flip and evaluate.refine those that are on
     seed: int = 0
     split_seed: int | None = None
     baseline: Scores | None = None
