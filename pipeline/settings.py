@@ -19,6 +19,8 @@ _SEAL = re.compile(rb"# checksum: ([0-9a-f]{64})\n")
 # names; nested aliases reach thousands of millions of values in ten lines.
 _MAX_VALUES: Final = 200_000
 _MAX_DEPTH: Final = 50
+_NEAR_WORD: Final = 0.8  # one letter too many or too few of three, one wrong of five
+_NEAR_NAME: Final = 0.7
 
 
 def read_settings(path: Path) -> dict[str, Any]:
@@ -154,14 +156,24 @@ def nearest(name: str, known: Mapping[str, bool]) -> str | None:
     ends = sorted((other for other in known if other.endswith("." + name)), key=len)
     if ends:
         return ends[0]
-    close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.7)
-    if close:
-        return close[0]
-    last = name.rpartition(".")[2]
-    for other in sorted(known, key=len):
-        if difflib.SequenceMatcher(None, last, other.rpartition(".")[2]).ratio() >= 0.75:
-            return other
-    return None
+    # A whole name is also near where only its sections are alike (train.foo, train.loss), and a last word where only
+    # some letters are (foo, floor): either hint would be about another setting. Hence the last word must be near, and
+    # the same where the sections are not.
+    found: list[tuple[float, int, str]] = []
+    for other in known:
+        last, whole = (_likeness(*pair) for pair in ((_last(name), _last(other)), (name, other)))
+        if last == 1 or (last >= _NEAR_WORD and (whole >= _NEAR_NAME or "." not in name)):
+            found.append((whole, -len(other), other))
+    return max(found)[2] if found else None
+
+
+def _last(name: str) -> str:
+    return name.rpartition(".")[2]
+
+
+def _likeness(name: str, other: str) -> float:
+    """Return the share of letters that two words have in common, in order: 1 if they are the same."""
+    return difflib.SequenceMatcher(None, name, other).ratio()
 
 
 def dotted_names(model: type[BaseModel]) -> dict[str, bool]:
