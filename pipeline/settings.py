@@ -10,9 +10,12 @@ from typing import Any, Final, TypeVar, get_args
 import yaml
 from pydantic import BaseModel, ValidationError
 
+from pipeline.setting_comments import without_comments
 from shards.files.untrusted import MAX_TEXT_BYTES, read_regular
 
 Settings = TypeVar("Settings", bound=BaseModel)
+
+COMMENTED: Final = "The settings of this run, all of them, each explained"  # how a file with comments begins
 
 _SEAL = re.compile(rb"# checksum: ([0-9a-f]{64})\n")
 # Settings files come from strangers, too (docs/security.md). The largest honest one is a class list of some thousand
@@ -32,7 +35,10 @@ def read_settings(path: Path) -> dict[str, Any]:
     """
     data = read_regular(path, MAX_TEXT_BYTES)
     try:
-        content = load_yaml(data.decode())
+        text = data.decode()
+        # Where every line that begins with # is known to be a comment of ours, the parser is spared them.
+        ours = text.startswith(f"# {COMMENTED}") and _fault_in(data) is None
+        content = load_yaml(without_comments(text) if ours else text)
     except ValueError as error:
         raise ValueError(f"{path} is not a YAML file of settings: {error}") from error
     if content is None:
@@ -70,7 +76,11 @@ def settings_fault(path: Path) -> str | None:
     Raises:
         FileNotFoundError: There is no such file.
     """
-    comment, _, rest = read_regular(path, MAX_TEXT_BYTES).partition(b"\n")
+    return _fault_in(read_regular(path, MAX_TEXT_BYTES))
+
+
+def _fault_in(data: bytes) -> str | None:
+    comment, _, rest = data.partition(b"\n")
     line, end, text = rest.partition(b"\n")
     seal = _SEAL.fullmatch(line + end)
     if seal is None:

@@ -44,7 +44,9 @@ def test_the_license_is_the_one_that_is_declared() -> None:
 
 def test_no_text_installs_an_extra_by_the_name_of_a_distribution_that_is_nowhere_to_be_had() -> None:
     listed = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
-    wrong = re.compile(re.escape(PROJECT["project"]["name"]) + r"\[|pip install (-\S+ )*['\"]?" + PROJECT["project"]["name"])
+    wrong = re.compile(
+        re.escape(PROJECT["project"]["name"]) + r"\[|pip install (-\S+ )*['\"]?" + PROJECT["project"]["name"]
+    )
     for name in listed.splitlines():
         path = ROOT / name
         if path.suffix in (".py", ".md", ".toml", ".txt", ".yaml", ".yml", ".sh", "") and path.is_file():
