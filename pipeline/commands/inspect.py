@@ -1,7 +1,10 @@
-"""`shards ls` and `show`: list the pseudo-label shards of a round, draw one sample."""
+"""`shards ls`, `keys` and `show`: list the pseudo-label shards and samples of a round, draw one sample."""
 
+import difflib
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Final
 
 import numpy as np
 
@@ -11,12 +14,15 @@ from pipeline.report.drawing import overlay, panels, png_bytes, with_legend
 from pipeline.report.gallery import sample_image
 from pipeline.run.next_command import next_command
 from pipeline.run.run import OpenRun, read_run
-from shards.data.sources import SampleRef
+from shards.data.plan import PlannedShard
+from shards.data.sources import FolderSourceConfig, SampleRef
 from shards.files.atomic import write_bytes_atomic
 from shards.files.untrusted import refuse_links_out
 from shards.formats.layout import OWN_NAMES, record_path
-from shards.formats.records import record_or_none
-from shards.storage.store import as_shown, is_in_store
+from shards.formats.records import read_drops, record_or_none
+from shards.storage.store import as_argument, as_shown, is_in_store
+
+_COMPARED: Final = 10_000  # keys among which a mistyped one is looked for: a quarter of a second
 
 
 @dataclass(frozen=True)
@@ -44,6 +50,25 @@ class ShardRow:
     path: str
 
 
+@dataclass(frozen=True)
+class KeyRow:
+    """One planned sample.
+
+    Attributes:
+        key: Its key, as in the tar.
+        shard: Name of its shard.
+        pseudo_label: Whether the round's tar holds it.
+        reason: Why not: "not written" yet, or the reason for which it was left out.
+        image: Path of the image's file; of a generated scene, its name.
+    """
+
+    key: str
+    shard: str
+    pseudo_label: bool
+    reason: str | None
+    image: str
+
+
 def list_shards(root: Path, number: int) -> list[ShardRow]:
     """Return the pseudo-label shards of a round, in order, including missing ones.
 
@@ -52,6 +77,28 @@ def list_shards(root: Path, number: int) -> list[ShardRow]:
     """
     run = _run_with_round(root, number)
     return [_row(run, number, shard.name) for shard in run.plan.shards]
+
+
+def list_keys(root: Path, number: int) -> Iterator[KeyRow]:
+    """Yield every planned sample in the order of the keys; the lists of two shards at most are in memory.
+
+    Raises:
+        DataFault: There is no run, or no such round.
+    """
+    run = _run_with_round(root, number)
+    source = run.data.target
+    folder = Path(source.images) if isinstance(source, FolderSourceConfig) else None
+    for shard in run.plan.shards:
+        tar = run.layout.pseudo(number, shard.name)
+        # By the records alone: tars may be in a store, and reading a member's name costs a read of the disk.
+        written = record_or_none(record_path(tar)) is not None and (tar.is_file() or is_in_store(tar))
+        embeddings = run.layout.embedding("target", shard.name)
+        made = [embeddings, run.layout.teacher(number, shard.name), run.layout.refine(number, shard.name), tar]
+        dropped = {drop.key: drop.reason for one in made for drop in read_drops(record_path(one))}
+        for ref in shard.samples:
+            reason = dropped.get(ref.key) or (None if written else "not written")
+            image = ref.uri if folder is None else str(folder / ref.uri)
+            yield KeyRow(ref.key, shard.name, reason is None, reason, image)
 
 
 def show_sample(root: Path, number: int, key: str, out: Path | None = None) -> Path:
@@ -126,8 +173,22 @@ def _planned(run: OpenRun, key: str) -> tuple[str, SampleRef]:
     found = run.plan.find(key)
     if found is not None:
         return found[0].name, found[1]
-    example = run.plan.shards[0].first
-    raise DataFault(f"{key!r} is not in the plan of {as_shown(run.layout.root)}; keys look like {example!r}")
+    command = f"stseg-pipeline shards keys --run {as_argument(run.layout.root)}"
+    raise DataFault(
+        f"{key!r} is not in the plan of {as_shown(run.layout.root)}; the nearest key is {_nearest_key(run, key)!r}, "
+        f"and this lists all: {command}"
+    )
+
+
+def _nearest_key(run: OpenRun, key: str) -> str:
+    """Return the planned key that is most like a mistyped one."""
+    stem = Path(key).stem  # a file's name for its key is the most frequent mistake
+    shards: list[PlannedShard] = list(run.plan.shards)
+    if run.plan.sample_count > _COMPARED:  # then only where the key would be in the order
+        after = next((index for index, shard in enumerate(shards) if shard.last >= stem), len(shards) - 1)
+        shards = shards[max(0, after - 1) : after + 1]
+    keys = [ref.key for shard in shards for ref in shard.samples]
+    return difflib.get_close_matches(stem, keys, n=1, cutoff=0.0)[0]
 
 
 def _how(run: OpenRun, number: int) -> str:

@@ -104,6 +104,15 @@ def number(value: object, digits: int = 1) -> str:
     return f"{value:.{digits}f}" if isinstance(value, int | float) else "-"
 
 
+def fact(value: object) -> str:
+    """Return a setting or result as text: whole numbers whole, fractions with as many digits as they need."""
+    # Counts of records are floats, and "200.0000 steps" reads like a measurement; four digits turned a learning rate
+    # of 0.00004 into 0.0000.
+    if isinstance(value, float):
+        return str(int(value)) if value.is_integer() else f"{value:.4g}"
+    return str(value)
+
+
 def swatch(colour: Sequence[int]) -> str:
     """Return a small square of a colour as HTML."""
     return f'<i class="swatch" style="background: rgb({",".join(str(int(c)) for c in colour)})"></i>'
@@ -217,7 +226,7 @@ def _facts(report: RoundReport) -> list[str]:
     parts = []
     if report.training is not None:
         facts = report.training.model_dump().items()
-        rows = [row(name, [number(value, 4) if isinstance(value, float) else str(value)]) for name, value in facts]
+        rows = [row(name, [fact(value)]) for name, value in facts]
         parts += ["<h2>Training</h2>", table(["", ""], rows, "")]
     if timings:
         rows = [row(name, [number(seconds)]) for name, seconds in timings.items()]

@@ -70,8 +70,8 @@ class TrainingFacts(_Facts):
     """The training of the student."""
 
     loss: float
-    steps: float  # counts, too, as statistics of records are floats
-    workers: float
+    steps: int
+    workers: int
     learning_rate: float
     target_per_step: int
     source_per_step: int
