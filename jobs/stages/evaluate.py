@@ -319,7 +319,7 @@ def named_scores(matrix_KK: NDArray[np.int64], vocabulary: Vocabulary) -> dict[s
 
 def split_name(source: SourceConfig) -> str:
     """Return the name of a labelled source in results: the scenes' split, or the name of the images' folder."""
-    return source.split if isinstance(source, ScenesSourceConfig) else Path(source.images).name
+    return source.split if isinstance(source, ScenesSourceConfig) else source.name or Path(source.images).name
 
 
 def evaluation_samples(

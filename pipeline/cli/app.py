@@ -270,18 +270,21 @@ def init(
     """
     from jobs.stages.start import caution_of
     from pipeline.run.run import OwnImages, make_own_run
+    from shards.data.counted import counted
     from shards.storage.store import as_argument
 
     with exit_codes():
         made = make_own_run(folder, OwnImages(images, classes, labels, preset), config, sets or ())
         facts: dict[str, Any] = {"run": str(folder), "images": made.plan.sample_count, "shards": len(made.plan.shards)}
         facts["classes"] = len(made.vocabulary)
+        found = made.inputs
         if as_json:
-            print_json({**facts, "inputs": [*made.inputs.lines], "warnings": [*made.inputs.warnings]})
+            print_json({**facts, "inputs": [*found.lines], "warnings": [*found.warnings]})
         else:
-            for line in (*made.inputs.lines, *(f"warning: {warning}" for warning in made.inputs.warnings)):
+            for line in found.told:
                 typer.echo(printable(line))
-            typer.echo(f"{folder}: {facts['images']} images in {facts['shards']} shards, {facts['classes']} classes")
+            planned = f"{counted(facts['images'], 'image')} in {counted(facts['shards'], 'shard')}"
+            typer.echo(f"{folder}: {planned}, {counted(facts['classes'], 'class', 'classes')}")
             typer.echo(f"next: stseg-pipeline round --n 3 --run {as_argument(folder)}")
         if (caution := caution_of(made.config.model, made.data)) is not None:
             typer.echo(f"caution: {caution}", err=True)

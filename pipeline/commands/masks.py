@@ -12,16 +12,16 @@ from jobs.commit import stage_records
 from jobs.stages import embed, refine, write
 from jobs.stages.refine import NO_MASK
 from models.refinement.settings import FOR_MASKS
-from pipeline.config import RunConfig, identity_changes, laid_over, load_config, resolve_config, save_config
-from pipeline.errors import SettingsConflict
+from pipeline.config import RunConfig, laid_over, load_config, resolve_config, save_config
 from pipeline.progress import RunProgress
 from pipeline.report.left_out import left_out, lines_of, turned_labels, turned_lines
 from pipeline.rounds.driver import Driver, RoundRequest
 from pipeline.run.inputs import survey_folder
 from pipeline.run.lock import holding
+from pipeline.run.moved import settled
 from pipeline.run.replaced import take_up_replaced
 from pipeline.run.run import BASE_SAM, OpenRun, load_run, make_run
-from pipeline.settings import read_settings
+from pipeline.settings import read_settings, settings_fault
 from pipeline.tasks.recipe import MASKS, all_tasks
 from pipeline.tasks.states import task_states
 from shards.data.label_survey import highest_id
@@ -110,12 +110,8 @@ def _open_or_make(root: Path, request: MasksRequest, shown: RunProgress) -> Open
     saved, config = _config(layout, request)
     if saved is None:
         return _make(root, request, config, shown)
-    changes = identity_changes(saved, config)
-    if changes:
-        raise SettingsConflict(
-            f"{as_shown(root)} was made with other settings: {'; '.join(changes)}. Name another folder with --out"
-        )
-    if config != saved:
+    config = settled(layout, saved, config, "Name another folder with --out")
+    if config != saved or settings_fault(layout.config) is not None:  # edited by hand: taken, as by `round`
         save_config(layout.config, config)
     run = load_run(layout, config)
     run.publish(layout.config)
@@ -142,7 +138,7 @@ def _make(root: Path, request: MasksRequest, config: RunConfig, shown: RunProgre
         names = _numbered_classes(config, shown)
         config = config.model_copy(update={"vocabulary": config.vocabulary.model_copy(update={"classes": names})})
     run = make_run(root, config, masks=True)
-    for line in (*run.inputs.lines, *(f"warning: {warning}" for warning in run.inputs.warnings)):
+    for line in run.inputs.told:
         shown.say(line)
     return run
 

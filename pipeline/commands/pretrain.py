@@ -148,7 +148,7 @@ def run_pretrain(request: PretrainRequest, progress: RunProgress | None = None) 
         if all(state.state == "done" for state in states):
             shown.say("stage 1: nothing to do, its weights are done")
         else:
-            for line in (*inputs.lines, *(f"warning: {warning}" for warning in inputs.warnings)):
+            for line in inputs.told:
                 shown.say(line)
             shown.say(f"stage 1: {config.train.steps} steps on {images} images …")
             with Driver(run, RoundRequest(rounds=0, backend=request.backend), shown).connected() as driver:

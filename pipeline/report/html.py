@@ -13,6 +13,8 @@ from models.refinement.types import ACCEPTED
 from pipeline.report.curves import Curve, curves_svg
 from pipeline.report.left_out import turned_lines
 from pipeline.report.round_report import RoundReport
+from shards.data.counted import counted
+from shards.data.label_advice import LEFT_OUT, TURNED
 
 COLOURS: Final = {"miou": "#1d4ed8", "miou_seen": "#6b7280", "miou_unseen": "#b45309", "hiou": "#047857"}
 TITLES: Final = {"miou": "mIoU", "miou_seen": "seen", "miou_unseen": "unseen", "hiou": "harmonic mean"}
@@ -237,14 +239,17 @@ def _facts(report: RoundReport) -> list[str]:
 def _inputs(report: RoundReport) -> list[str]:
     if report.inputs is None:
         return []
-    rows = [row("", [text], text=True) for text in report.inputs.lines]
-    rows += [row("warning", [text], text=True) for text in report.inputs.warnings]
+    # What the round itself found of single files is on the page once, where all of them are.
+    found_again = [TURNED] if report.turned_labels else []
+    found_again += [LEFT_OUT] if any(drop.what == "labels" for drop in report.quarantined) else []
+    texts = [("", text) for text in report.inputs.lines] + [("warning", text) for text in report.inputs.warnings]
+    rows = [row(kind, [text], text=True) for kind, text in texts if not any(words in text for words in found_again)]
     return ["<h2>Inputs</h2>", table(["", "found when the run was made"], rows, "", text=True)]
 
 
 def _quarantined(report: RoundReport) -> list[str]:
     parts = []
-    faults = {"images": "could not be read and were left out", "labels": "are unusable and were left out"}
+    faults = {"images": "could not be read and {be} left out", "labels": "{are} unusable and {be} left out"}
     for what, fault in faults.items():
         drops = [drop for drop in report.quarantined if drop.what == what]
         if not drops:
@@ -253,7 +258,8 @@ def _quarantined(report: RoundReport) -> list[str]:
         where = [f"{one.total} {one.dataset} {what} in {one.folder}" for one in report.left_out if one.what == what]
         more = f" {len(drops) - _MAX_DROPS} more are in report.json." if len(drops) > _MAX_DROPS else ""
         of = f" of {', '.join(where)}" if where else ""
-        note = f"{len(drops)} {what} {fault}{of}.{more}"
+        are, be = ("is", "was") if len(drops) == 1 else ("are", "were")
+        note = f"{counted(len(drops), what[:-1])} {fault.format(are=are, be=be)}{of}.{more}"
         parts += [f"<h2>Quarantined {what}</h2>", table(["key", "reason", "detail"], rows, note, text=True)]
     return parts
 

@@ -13,6 +13,7 @@ from jobs.stages.refine import NO_MASK
 from jobs.stages.write import ALL_IGNORED
 from pipeline.errors import DataFault
 from pipeline.report.round_report import LeftOutFacts, RoundReport
+from shards.data.counted import counted
 from shards.data.images import PASSING_REASONS
 from shards.data.label_reader import TURNED
 from shards.data.labels import LABEL_REASONS, PASSING_LABEL_REASONS
@@ -118,8 +119,7 @@ def turned_labels(tasks: Iterable[ShardTask]) -> dict[str, int]:
 def turned_lines(counts: Mapping[str, int]) -> Iterator[str]:
     """Yield the lines about turned labels that end a command."""
     for dataset, count in counts.items():
-        masks = "1 mask" if count == 1 else f"{count} masks"
-        yield f"{masks} taken in the stored frame of photographs turned by EXIF ({dataset})"
+        yield f"{counted(count, 'mask')} taken in the stored frame of photographs turned by EXIF ({dataset})"
 
 
 def summary_of(tasks: Sequence[ShardTask]) -> dict[str, Any]:
@@ -213,9 +213,12 @@ def check_quarantine(found: LeftOut, allowed: int) -> None:
     back = f"put back what is missing or changed ({_BACK[found.what]})"
     hint = back if found.may_return else "repair or replace them and run the same command, which takes them up"
     faulty = "unreadable" if found.what == "images" else "unusable"
-    counted = f"{count} of {total} {found.dataset} {found.what} are {faulty}, {min(allowed, total)} are allowed"
+    are, room = ("is" if count == 1 else "are"), min(allowed, total)
+    numbers = (
+        f"{count} of {total} {found.dataset} {found.what} {are} {faulty}, {room} {'is' if room == 1 else 'are'} allowed"
+    )
     first = "" if found.what == "images" else f". The first: {found.drops[0].detail}"
     raise DataFault(
-        f"{counted} ({found.reasons}): {named}{', …' if count > NAMED else ''}. They are in {found.folder}: {hint}, or "
+        f"{numbers} ({found.reasons}): {named}{', …' if count > NAMED else ''}. They are in {found.folder}: {hint}, or "
         f"allow more with --set quarantine.max_share=SHARE{first}"
     )

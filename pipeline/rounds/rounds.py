@@ -61,7 +61,7 @@ def run_rounds(root: Path, request: RoundRequest, progress: RunProgress | None =
     refuse_mistyped(root, request.sets)  # before the lock, which makes the folder
     with shown.shown(), holding(root):
         _repair_shared(root, request, shown)
-        run = take_up_replaced(_opened(root, request, shown), shown)
+        run = take_up_replaced(opened(root, request, shown), shown)
         states = task_states(all_tasks(run, request.rounds), verify=request.verify)
         tidy(states)
         # Pages have no record, so that a lost one makes nothing stale; it is only drawn again.
@@ -122,7 +122,7 @@ def run_stage(root: Path, name: str, request: RoundRequest, progress: RunProgres
     with shown.shown(), holding_stage(root, number, name) if request.concurrent else holding(root):
         if not request.concurrent:
             _repair_shared(root, request, shown)
-        run = read_run(root) if request.concurrent else _opened(root, request, shown)
+        run = read_run(root) if request.concurrent else opened(root, request, shown)
         tasks = [task for one in names for task in stage_tasks(run, one, number)]
         before = chain_before(run, name, number) if request.concurrent else []
         _refuse_incomplete(run, [*before, *tasks], number)
@@ -244,8 +244,12 @@ def _repair_shared(root: Path, request: RoundRequest, shown: RunProgress) -> Non
             shown.say(f"damaged, has been made again: {as_shown(fault.output)}: {fault.reason}")
 
 
-def _opened(root: Path, request: RoundRequest, shown: RunProgress) -> OpenRun:
-    """Open the run, or make one and say so; call it under the run lock."""
+def opened(root: Path, request: RoundRequest, shown: RunProgress) -> OpenRun:
+    """Open the run, or make one and say so; call it under the run lock.
+
+    Raises:
+        SettingsConflict, DataFault, ValueError: As `open_or_make_run`.
+    """
     is_new = not RunLayout(root).config.is_file()
     run = open_or_make_run(root, request.file, request.sets)
     if is_new:

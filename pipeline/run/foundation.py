@@ -11,8 +11,7 @@ from pathlib import Path
 from pipeline.config import RunConfig, load_config
 from pipeline.errors import DataFault
 from pipeline.run.inputs import input_facts, survey_inputs
-from pipeline.run.next_command import next_command
-from pipeline.run.run import build_vocabulary, load_run
+from pipeline.run.run import build_vocabulary, command_going_on, load_run
 from pipeline.settings import settings_fault
 from pipeline.tasks.recipe import refines_given_masks
 from shards.data.input_facts import InputFacts
@@ -24,7 +23,7 @@ from shards.data.vocabulary import Vocabulary
 from shards.formats.layout import Dataset, RunLayout, record_path
 from shards.formats.records import record_or_none
 from shards.storage.mirror import bring_files, discard, put_files, upload
-from shards.storage.store import as_argument, as_shown, location_of
+from shards.storage.store import as_shown, location_of
 
 logger = logging.getLogger(__name__)
 
@@ -81,7 +80,7 @@ def repair_foundation(root: Path) -> list[Fault]:
     if faults[0].output == layout.config:
         raise DataFault(
             f"{as_shown(layout.config)}: {faults[0].reason}. Correct or restore it; if its settings are the intended "
-            f"ones, {_accepting_command(layout)} accepts them as they are"
+            f"ones, {command_going_on(layout)} accepts them as they are"
         )
     config = load_config(layout.config)
     _repair_vocabulary(layout, config)
@@ -98,14 +97,6 @@ def repair_foundation(root: Path) -> list[Fault]:
     upload(location, [fault.output for fault in faults if fault.output.is_file()])
     put_files(location, [layout.vocabulary, layout.plan, layout.source_plan, layout.inputs])
     return faults
-
-
-def _accepting_command(layout: RunLayout) -> str:
-    """Return the command that takes edited settings as they are."""
-    try:
-        return next_command(load_run(layout, load_config(layout.config)), 1)
-    except (OSError, ValueError):  # the plan or the settings themselves cannot be read
-        return f"stseg-pipeline round --run {as_argument(layout.root)}"
 
 
 def _plans(layout: RunLayout, config: RunConfig) -> Iterator[tuple[Path, Dataset, SourceConfig]]:

@@ -7,11 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from jobs.run import DATASETS, DataSettings
+from shards.data.counted import counted
 from shards.data.input_facts import InputFacts
 from shards.data.label_advice import Advice, advise
 from shards.data.label_files import LabelsAmongImages
 from shards.data.label_patterns import suggest_pattern
 from shards.data.label_survey import LabelSurvey, survey_labels
+from shards.data.listing import left_out_line
 from shards.data.plan import Plan
 from shards.data.sources import FolderSource, FolderSourceConfig
 from shards.data.vocabulary import Vocabulary
@@ -130,11 +132,12 @@ def _labels_text(folder: SurveyedFolder, plan: Plan | None) -> str:
         total, labelled, without = _planned(plan)
     elif survey.looked_for < survey.images:
         seen = " looked at"
-    text = f"{labelled} of {total} images{seen} have one"
+    text = f"{labelled} of {counted(total, 'image')}{seen} {'has' if total == 1 else 'have'} one"
     if labelled < total and without is not None:
         expected = survey.expected if without == survey.without else None
         looked_for = "" if expected is None else f", looked for as {expected}"
-        text += f", {total - labelled} have none (the first: {without}{looked_for})"
+        none = f"{total - labelled} {'has' if total - labelled == 1 else 'have'} none"
+        text += f", {none} (the first: {without}{looked_for})"
     part = f" ({len(survey.files)} looked at)" if len(survey.files) < labelled else ""
     return f"{text}; {advice.ids}{part}"
 
@@ -152,13 +155,12 @@ def _planned(plan: Plan) -> tuple[int, int, str | None]:
 
 def _left_out_lines(folder: SurveyedFolder) -> Iterator[str]:
     if folder.left_out:
-        kinds = ", ".join(f"{count} {kind}" for kind, count in folder.left_out.most_common())
-        yield f"left out of {folder.images}: {kinds}"
+        yield f"{left_out_line(folder.left_out, f'left out of {folder.images}')}"
     among = folder.label_files
     if among.count:
         more = ", …" if among.count > len(among.first) else ""
         names = f"{', '.join(name for name, _ in among.first)}{more}"
-        number = "1 label file" if among.count == 1 else f"{among.count} label files"
+        number = counted(among.count, "label file")
         label, photograph = among.first[0]
         use = "" if folder.survey is not None or photograph is None else _how_to_use(folder.images, label, photograph)
         yield f"{number} among the images of {folder.images}, left out of them: {names}{use}"

@@ -14,20 +14,21 @@ from shards.formats.layout import RunLayout
 from shards.storage.mirror import bring_files
 from shards.storage.store import as_shown, location_of
 
-_PATHS: Final = {"images", "labels"}
+_PATHS: Final = {"images", "labels", "name"}
 
 
-def settled(layout: RunLayout, saved: RunConfig, config: RunConfig, hint: str) -> RunConfig:
+def settled(layout: RunLayout, saved: RunConfig, config: RunConfig, hint: str, *, compare: bool = True) -> RunConfig:
     """Return the settings that a run goes on with, given its saved ones and those that were requested.
 
     Another folder of images or labels is taken if it holds what was planned, byte for byte. Labelled splits that name
-    the old folder follow.
+    the old folder follow, and results go on under its old name.
 
     Args:
         layout: The run.
         saved: Its settings.
         config: The settings that were requested.
         hint: What to do if they make it another run.
+        compare: Whether to compare the files of a moved folder, which are all read for it.
 
     Raises:
         SettingsConflict: They would make it another run; of a moved folder, the first file that differs is named.
@@ -42,9 +43,9 @@ def settled(layout: RunLayout, saved: RunConfig, config: RunConfig, hint: str) -
     if changes:
         raise SettingsConflict(f"{as_shown(layout.root)} was made with other settings: {'; '.join(changes)}. {hint}")
     for dataset, path in (("target", layout.plan), ("source", layout.source_plan)):
-        if dataset in moved:
+        if dataset in moved and compare:
             _require_planned(dataset, moved[dataset], path, layout)
-    return config
+    return _with_old_names(saved, config) if moved else config
 
 
 def _moved(saved: RunConfig, config: RunConfig) -> dict[str, FolderSourceConfig]:
@@ -76,6 +77,17 @@ def _followed(saved: RunConfig, config: RunConfig) -> RunConfig:
     return config.model_copy(update={"data": config.data.model_copy(update=update)})
 
 
+def _with_old_names(saved: RunConfig, config: RunConfig) -> RunConfig:
+    """Return the settings with each folder of images under the name that results have for it."""
+    update = {}
+    for name in DataSettings.model_fields:
+        old, new = getattr(saved.data, name), getattr(config.data, name)
+        if isinstance(old, FolderSourceConfig) and isinstance(new, FolderSourceConfig) and new.images != old.images:
+            known = old.name or Path(old.images).name
+            update[name] = new.model_copy(update={"name": None if known == Path(new.images).name else known})
+    return config.model_copy(update={"data": config.data.model_copy(update=update)})
+
+
 def _require_planned(dataset: str, new: FolderSourceConfig, path: Path, layout: RunLayout) -> None:
     """Raise unless a folder holds every planned sample with its planned bytes."""
     # All of them are hashed: a folder of the same names but other images would make labels of one set pass for those
@@ -100,24 +112,27 @@ def _compared(dataset: str, plan: Plan, source: Source, new: FolderSourceConfig,
     for planned in plan.samples:
         while here is not None and here.key < planned.key:
             here, further = next(found, None), further + 1
-        fault = _difference(planned, here)
+        kind, fault = _difference(planned, here)
         if fault:
+            of = f"data.{dataset}.labels" if kind == "labels" else f"data.{dataset}"
             raise SettingsConflict(
-                f"{new.images} is not the folder of data.{dataset} under another name: {fault}. Put back the planned "
-                "files, or make a new run for other images"
+                f"{getattr(new, kind)} is not the folder of {of} under another name: {fault}. Put back the planned "
+                "files, or make a new run for others"
             )
         progress.count(plan.sample_count)
         here = next(found, None)
     return further + (here is not None) + sum(1 for _ in found)
 
 
-def _difference(planned: SampleRef, found: SampleRef | None) -> str | None:
+def _difference(planned: SampleRef, found: SampleRef | None) -> tuple[str, str | None]:
+    """Return the folder in which a sample differs from the planned one, and how; None: it does not."""
     if found is None or (found.key, found.uri) != (planned.key, planned.uri):
-        return f"{planned.uri} is missing"
+        return "images", f"{planned.uri} is missing"
     if found.digest != planned.digest:
-        return f"{planned.uri} is another file than the planned one"
+        return "images", f"{planned.uri} is another file than the planned one"
     if found.label_digest == planned.label_digest:
-        return None
+        return "labels", None
+    label = f"the label of {planned.uri}"
     if found.label_digest is None or planned.label_digest is None:
-        return f"the label of {planned.uri} is {'missing' if planned.label_digest else 'one that was not there before'}"
-    return f"the label of {planned.uri} is another file than the planned one"
+        return "labels", f"{label} is {'missing' if planned.label_digest else 'one that was not there before'}"
+    return "labels", f"{label} is another file than the planned one"

@@ -22,7 +22,7 @@ from pipeline.run.inputs import input_facts, survey_inputs
 from pipeline.run.lock import holding
 from pipeline.run.missing import no_run, refuse_mistyped
 from pipeline.run.moved import settled
-from pipeline.run.next_command import require_rounds
+from pipeline.run.next_command import next_command, require_rounds
 from pipeline.settings import flat, read_settings, settings_fault, with_sets
 from shards.data.input_facts import InputFacts
 from shards.data.plan import OtherVersion, Plan, is_list_name, write_plan
@@ -132,17 +132,21 @@ def check_settings(root: Path, file: Path | None, sets: Sequence[str]) -> None:
     if saved is None:
         _resolved(file, sets, None)
     else:
-        requested_config(root, saved, file, sets)
+        requested_config(root, saved, file, sets, compare=False)
 
 
-def requested_config(root: Path, saved: RunConfig, file: Path | None, sets: Sequence[str]) -> RunConfig:
+def requested_config(
+    root: Path, saved: RunConfig, file: Path | None, sets: Sequence[str], *, compare: bool = True
+) -> RunConfig:
     """Return a run's settings with the requested ones laid over; a moved folder of images is taken.
+
+    `compare`: as for `settled`.
 
     Raises:
         SettingsConflict: They would make it another run.
     """
     hint = "Name another folder with --run, or leave the setting as it is"
-    return settled(RunLayout(root.absolute()), saved, _resolved(file, sets, saved), hint)
+    return settled(RunLayout(root.absolute()), saved, _resolved(file, sets, saved), hint, compare=compare)
 
 
 def make_run(root: Path, config: RunConfig, *, masks: bool = False) -> OpenRun:
@@ -160,7 +164,7 @@ def make_run(root: Path, config: RunConfig, *, masks: bool = False) -> OpenRun:
     # finds the file finds vocabulary and plans, too.
     foreign = sorted(path.name for path in root.iterdir() if not _is_own(path)) if root.is_dir() else []
     if foreign:
-        raise ValueError(f"{as_shown(root)} holds {foreign[0]} and is no run; name a new folder with --run")
+        raise ValueError(f"{as_shown(root)} holds {foreign[0]} and is no run; name a new folder for it")
     layout = RunLayout(root.absolute())  # workers have working folders of their own
     vocabulary = build_vocabulary(config)
     data = config.data.with_rules()
@@ -216,8 +220,9 @@ def make_own_run(folder: Path, own: OwnImages, file: Path | None, sets: Sequence
         SettingsConflict: The folder holds a run.
         ValueError: A folder or file is missing or empty, a setting is wrong, or no model is named.
     """
-    if RunLayout(folder).config.is_file():
-        raise SettingsConflict(f"{folder} holds a run; go on with: stseg-pipeline round --run {as_argument(folder)}")
+    layout = RunLayout(folder.absolute())
+    if layout.config.is_file():
+        raise SettingsConflict(f"{as_shown(folder)} holds a run; go on with: {command_going_on(layout)}")
     if own.labels is not None and not own.labels.is_dir():
         raise ValueError(f"{own.labels} is not a folder; --labels names the folder of index PNGs")
     target = {"kind": "folder", "images": str(own.images), "labels": None if own.labels is None else str(own.labels)}
@@ -292,6 +297,14 @@ def load_run(layout: RunLayout, config: RunConfig) -> OpenRun:
             f"{error}; the run folder is damaged: {hint}; otherwise restore the file or start a new run"
         ) from error
     return OpenRun(run.layout, config, run.vocabulary, run.plan, run.source_plan)
+
+
+def command_going_on(layout: RunLayout) -> str:
+    """Return the command that goes on with a run, also where its settings or plan cannot be read."""
+    try:
+        return next_command(load_run(layout, load_config(layout.config)), 1)
+    except (OSError, ValueError):
+        return f"stseg-pipeline round --run {as_argument(layout.root)}"
 
 
 def _is_own(path: Path) -> bool:

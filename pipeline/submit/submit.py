@@ -23,11 +23,11 @@ from pipeline.progress import RunProgress
 from pipeline.report.left_out import check_quarantine, left_out
 from pipeline.report.round_report import RoundReport
 from pipeline.rounds.driver import RoundRequest
-from pipeline.rounds.rounds import reports_of, require_no_regression, stage_tasks
+from pipeline.rounds.rounds import opened, reports_of, require_no_regression, stage_tasks
 from pipeline.run.jobs import read_outcome
 from pipeline.run.lock import holding
 from pipeline.run.replaced import take_up_replaced
-from pipeline.run.run import OpenRun, open_or_make_run, read_run
+from pipeline.run.run import OpenRun, read_run
 from pipeline.submit.logs import POLL_INTERVAL_S, JobLogs, missing_environment
 from pipeline.tasks.recipe import job_groups
 from pipeline.tasks.states import task_states
@@ -197,7 +197,7 @@ class SubmittedRun:
                 )
             return run
         with holding(self._root):
-            return take_up_replaced(open_or_make_run(self._root, request.file, request.sets), self._progress)
+            return take_up_replaced(opened(self._root, request, self._progress), self._progress)
 
     def _jobs(self) -> list[Job]:
         return [job for job in self._server.jobs() if job.metadata.get("run") == str(self._root)]

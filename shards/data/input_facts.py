@@ -25,6 +25,11 @@ class InputFacts(BaseModel):
     lines: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
 
+    @property
+    def told(self) -> tuple[str, ...]:
+        """All of it as a command prints it."""
+        return (*self.lines, *(f"warning: {warning}" for warning in self.warnings))
+
     @classmethod
     def load(cls, path: Path) -> Self:
         """Read an `inputs.json`.

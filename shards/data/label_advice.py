@@ -7,10 +7,14 @@ from typing import Final
 
 import numpy as np
 
+from shards.data.counted import counted
 from shards.data.label_rules import IGNORED, LabelRules
 from shards.data.label_survey import LabelFacts, LabelSurvey
 from shards.data.vocabulary import IGNORE_8_BIT, IGNORE_16_BIT
 
+# Words of what a round counts once more, with all files: its page has it once.
+LEFT_OUT: Final = "looked at cannot be used and are left out"
+TURNED: Final = "looked at in the stored frame of a photograph with an EXIF turn"
 _NAMED: Final = 5  # ids in a message
 # A mask with soft edges: nearly all pixels are 0 or the highest value, and there are more values than in a label map.
 _EXTREME: Final = 0.8
@@ -100,9 +104,7 @@ def _add_faults(advice: Advice, files: Iterable[LabelFacts], usable: int, what: 
     faults = [file for file in files if file.fault is not None]
     if faults and usable:
         first = _first_fault(faults)
-        advice.warnings.append(
-            f"{len(faults)} of {len(faults) + usable} {what}s looked at cannot be used and are left out: {first}"
-        )
+        advice.warnings.append(f"{len(faults)} of {len(faults) + usable} {what}s {LEFT_OUT}: {first}")
 
 
 def _first_fault(files: Iterable[LabelFacts]) -> str:
@@ -113,12 +115,10 @@ def _first_fault(files: Iterable[LabelFacts]) -> str:
 def _add_frames(advice: Advice, files: Iterable[LabelFacts], what: str) -> None:
     turned, ambiguous = (sum(getattr(file, name) for file in files) for name in ("turned", "ambiguous"))
     if turned:
-        advice.lines.append(
-            f"{_count(turned, what)} looked at in the stored frame of a photograph with an EXIF turn: turned with it"
-        )
+        advice.lines.append(f"{counted(turned, what)} {TURNED}: turned with it")
     if ambiguous:
         advice.lines.append(
-            f"{_count(ambiguous, what)} looked at of photographs that EXIF mirrors or turns by 180 degrees, or that "
+            f"{counted(ambiguous, what)} looked at of photographs that EXIF mirrors or turns by 180 degrees, or that "
             "are square: taken as upright; where drawn on the pixels as stored, --set data.labels.frame=stored"
         )
 
@@ -208,10 +208,6 @@ def _hint(read: list[_Read], rules: LabelRules, classes: int, outside: Counter[i
         value = next(iter(outside))
         return f"If {value} stands for no class: --set data.labels.ignore={value}"
     return "Is this the list of classes that the files were made with? Ids may be moved with --set data.labels.shift=N"
-
-
-def _count(number: int, what: str) -> str:
-    return f"1 {what}" if number == 1 else f"{number} {what}s"
 
 
 def _listed(values: list[int]) -> str:

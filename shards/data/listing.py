@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
+from shards.data.counted import counted
 from shards.data.image_kinds import IMAGE_ENDINGS, START_BYTES, ending_of, kind_of
 from shards.files.errors import is_transient
 from shards.files.retry import patiently
@@ -108,17 +109,18 @@ def list_images(folder: Path) -> ImageListing:
     return ImageListing(folder)
 
 
-def left_out_line(left_out: Mapping[str, int]) -> str:
+def left_out_line(left_out: Mapping[str, int], said: str = "left out") -> str:
     """Return one line about what was left out, the most frequent kind first, such as "left out: 3 .heic, 1 .gif".
 
     Args:
         left_out: Numbers by kind; none give "".
+        said: What the line begins with.
     """
     kinds = sorted(((kind, count) for kind, count in left_out.items() if count), key=lambda one: (-one[1], one[0]))
-    shown = [f"{count} {kind if count == 1 else _plural(kind)}" for kind, count in kinds[:_MOST_KINDS]]
+    shown = [counted(count, kind, _plural(kind)) for kind, count in kinds[:_MOST_KINDS]]
     if len(kinds) > _MOST_KINDS:
         shown.append(f"{sum(count for _, count in kinds[_MOST_KINDS:])} more")
-    return f"left out: {', '.join(shown)}" if shown else ""
+    return f"{said}: {', '.join(shown)}" if shown else ""
 
 
 def no_image(where: Path, left_out: Mapping[str, int]) -> str:

@@ -83,6 +83,7 @@ class FolderSourceConfig(BaseModel):
         images: The folder of images.
         labels: The folder of their labels.
         label_rules: How labels are found and read; null: as `data.labels` says.
+        name: The name of the images in results; null: that of their folder. A folder that moves keeps its name.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -91,6 +92,7 @@ class FolderSourceConfig(BaseModel):
     images: str
     labels: str | None = None
     label_rules: LabelRules | None = None
+    name: str | None = None
 
     def with_rules(self, default: LabelRules) -> "FolderSourceConfig":
         """Return the source with its own rules, or else the default ones; without labels it needs none."""

@@ -113,7 +113,7 @@ def test_missing_labels_are_counted_and_the_first_is_named(root: Path) -> None:
     (root / "labels" / "b.png").unlink()
     code, out, _ = invoke(*commands(root)["init"])
     assert code == 0
-    assert "labels: 2 of 3 images have one, 1 have none (the first: b.jpg, looked for as b.png)" in out
+    assert "labels: 2 of 3 images have one, 1 has none (the first: b.jpg, looked for as b.png)" in out
 
 
 @pytest.mark.parametrize("command", ["init", "pretrain", "refine"])

@@ -20,6 +20,7 @@ from pipeline.cli.app import app
 from pipeline.run.next_command import next_command, verify_command
 from pipeline.run.run import read_run
 from pipeline.run.verify import verify_run
+from pipeline.settings import settings_fault
 from shards.files.atomic import sha256_path
 from shards.formats.events import append_event
 from shards.formats.layout import RunLayout
@@ -115,9 +116,31 @@ def test_a_run_for_other_masks_is_not_mixed_in(folders: Path) -> None:
     assert refine(folders)[0] == 0
     (folders / "masks").rename(folders / "others")
     (folders / "masks").symlink_to(folders / "images")
+    Image.fromarray(np.zeros((40, 60), np.uint8)).save(folders / "others" / "b.png")
     code, _, err = refine(folders, "--masks", str(folders / "others"))
     assert code == 3
-    assert "data.target.labels" in err
+    assert (
+        "others is not the folder of data.target.labels under another name: the label of b.png is another file" in err
+    )
+
+
+def test_renamed_folders_of_images_and_masks_are_taken_where_they_hold_the_planned_bytes(folders: Path) -> None:
+    assert refine(folders)[0] == 0
+    (folders / "masks").rename(folders / "others")
+    (folders / "images").rename(folders / "photos")
+    moved = ("--masks", str(folders / "others"), "--images", str(folders / "photos"))
+    code, _, err = refine(folders, *moved)
+    assert (code, "nothing to do" in err, err.count("comparing 3 target images")) == (0, True, 1)
+    assert read_run(folders / "out").config.data.target.images == str(folders / "photos")  # type: ignore[union-attr]
+
+
+def test_settings_of_a_run_of_masks_that_were_edited_by_hand_are_taken_and_sealed_again(folders: Path) -> None:
+    assert refine(folders)[0] == 0
+    path = folders / "out" / "config.yaml"
+    path.write_text(path.read_text() + "\n")
+    assert settings_fault(path) is not None
+    assert refine(folders)[0] == 0
+    assert settings_fault(path) is None
 
 
 def test_mask_that_changed_since_it_was_planned_is_left_out_and_taken_up_by_the_next_command(

@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from run_setup import invoke
 
 from pipeline.errors import SettingsConflict
 from pipeline.run.run import OwnImages, make_own_run, open_or_make_run, read_run
@@ -118,3 +119,33 @@ def test_a_labelled_source_is_compared_with_its_own_plan(folder: Path) -> None:
 def test_a_folder_that_does_not_exist_is_no_moved_one(folder: Path) -> None:
     with pytest.raises(ValueError, match="is not a folder"):
         open_or_make_run(folder / RUN, sets=[f"data.target.images={folder / 'nowhere'}"])
+
+
+def test_a_renamed_folder_keeps_its_name_in_results_so_that_none_is_measured_again(folder: Path) -> None:
+    before = evaluations(folder)
+    (folder / "photos").rename(folder / "moved")
+    open_or_make_run(folder / RUN, sets=[f"data.target.images={folder / 'moved'}"])
+    assert evaluations(folder) == before
+    (folder / "moved").rename(folder / "again")
+    open_or_make_run(folder / RUN, sets=[f"data.target.images={folder / 'again'}"])
+    assert evaluations(folder) == before
+    (folder / "again").rename(folder / "photos")
+    open_or_make_run(folder / RUN, sets=[f"data.target.images={folder / 'photos'}"])
+    assert evaluations(folder) == before
+    assert read_run(folder / RUN).config.data.of("test").model_dump()["name"] is None
+
+
+def evaluations(folder: Path) -> list[object]:
+    run = read_run(folder / RUN)
+    found: list[object] = [task.fingerprint for task in all_tasks(run, 0) if task.stage.startswith("evaluate")]
+    assert found
+    return found
+
+
+def test_a_command_compares_a_moved_folder_once(folder: Path) -> None:
+    (folder / "photos").rename(folder / "moved")
+    change = f"data.target.images={folder / 'moved'}"
+    code, _, err = invoke(
+        "stage", "embed", "--round", "0", "--run", str(folder / RUN), "--set", change, "--backend", "inline"
+    )
+    assert (code, err.count("comparing 3 target images")) == (0, 1), err
