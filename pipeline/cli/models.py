@@ -13,6 +13,7 @@ from pipeline.cli.options import (
     BackendOption,
     ConfigOption,
     JsonOption,
+    OpacityOption,
     RoundOption,
     RunOption,
     SetOption,
@@ -155,6 +156,7 @@ def predict(
     ] = None,
     device: Annotated[str, typer.Option("--device", help="auto, cpu, cuda or mps.")] = "auto",
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Predict again where there are results.")] = False,
+    opacity: OpacityOption = None,
     config: ConfigOption = None,
     sets: SetOption = None,
     as_json: JsonOption = False,
@@ -180,11 +182,19 @@ def predict(
         from pipeline.commands.choose_model import ModelRequest, choose_model
         from pipeline.commands.predict import Prediction, PredictRequest, predict_images
         from pipeline.progress import ImageProgress
+        from pipeline.report.drawing import OPACITY
 
         model = ModelRequest(
             run=run, weights=weights, classes=classes, classes_file=classes_file, file=config, sets=tuple(sets or ())
         )
-        request = PredictRequest(out=out, windows=windows, batch_size=batch, device=device, overwrite=overwrite)
+        request = PredictRequest(
+            out=out,
+            windows=windows,
+            batch_size=batch,
+            device=device,
+            overwrite=overwrite,
+            opacity=OPACITY if opacity is None else opacity,
+        )
         with ImageProgress() as progress:
 
             def notify(found: Prediction, total: int) -> None:

@@ -20,7 +20,7 @@ from models.presets import load_preset
 from pipeline.commands.choose_model import ChosenModel
 from pipeline.commands.result_keys import ResultKeys
 from pipeline.errors import DataFault
-from pipeline.report.drawing import classes_by_size, overlay, panels, png_bytes, scaled, scaled_overlay, with_legend
+from pipeline.report.drawing import OPACITY, classes_by_size, labelled, panels, png_bytes, scaled, with_legend
 from shards.data.images import UnreadableImage, decode_image
 from shards.data.inputs import ImageInput, find_images
 from shards.data.labels import encode_label, legend_of
@@ -54,6 +54,7 @@ class PredictRequest:
         batch_size: Views of images per batch; None: 8, fewer with many classes or a large preset.
         device: auto, cpu, cuda or mps.
         overwrite: Predict images again that have results.
+        opacity: Share of the classes' colours in overlays, 0..1.
     """
 
     out: Path
@@ -61,6 +62,7 @@ class PredictRequest:
     batch_size: int | None = None
     device: str = "auto"
     overwrite: bool = False
+    opacity: float = OPACITY
 
 
 @dataclass(frozen=True)
@@ -151,7 +153,7 @@ def predict_images(
         _write_class_list(request.out, chosen.vocabulary)  # before the first label map that needs it
         for work, image, label in labeller.labels((work, work.image) for work in chain([first], todo)):
             watched.count(label)
-            files = _files(work, image, label, chosen.vocabulary, made_by)
+            files = _files(work, image, label, chosen.vocabulary, made_by, request.opacity)
             # Two commands may label one image with other classes: its three files are always of one of them.
             with keys.lock():
                 done(_write(work, files, request.out, keys[work.input]))
@@ -273,13 +275,15 @@ class _Files:
 
 
 def _files(
-    work: _Work, image: NDArray[np.uint8], label: NDArray[np.int32], vocabulary: Vocabulary, made_by: str
+    work: _Work,
+    image: NDArray[np.uint8],
+    label: NDArray[np.int32],
+    vocabulary: Vocabulary,
+    made_by: str,
+    opacity: float,
 ) -> _Files:
-    if max(label.shape) <= _SIDE:  # enlarged by `panels`
-        shown, drawn = image, overlay(image, label, vocabulary)
-    else:
-        shown, drawn = scaled(image, _SIDE), scaled_overlay(image, label, vocabulary, _SIDE)
-    sheet = panels([("image", shown), ("prediction", drawn)], side=_SIDE)
+    drawn = labelled(image, label, vocabulary, side=_SIDE, opacity=opacity)
+    sheet = panels([("image", scaled(image, _SIDE)), ("prediction", drawn)], side=_SIDE)
     found = [vocabulary.names[index] for index in classes_by_size([label], vocabulary)]
     facts = {"image": work.input.shown, "source": work.input.source, "sha256": work.digest, "classes": found}
     facts["class_list"] = _class_list(vocabulary)
@@ -304,6 +308,8 @@ def _write(work: _Work, files: _Files, out: Path, key: str) -> Prediction:
 
 
 def _fingerprint(chosen: ChosenModel, request: PredictRequest) -> str:
+    # Only where it is not the default: results of earlier versions stay done.
+    drawn = {} if request.opacity == OPACITY else {"opacity": request.opacity}
     return fingerprint_digest(
         {
             "model": stseg_fingerprint(chosen.model),
@@ -311,6 +317,7 @@ def _fingerprint(chosen: ChosenModel, request: PredictRequest) -> str:
             "vocabulary": chosen.vocabulary.digest,
             "windows": request.windows,
             "merged": chosen.probabilities if request.windows > 1 else None,
+            **drawn,
         }
     )
 

@@ -15,11 +15,11 @@ from pipeline.run.next_command import next_command
 from pipeline.run.run import build_vocabulary, load_run
 from pipeline.settings import settings_fault
 from pipeline.tasks.recipe import refines_given_masks
+from shards.data.colours import colours_of_indices
 from shards.data.input_facts import InputFacts
 from shards.data.plan import Plan
 from shards.data.plan_repair import damaged_lists, rebuild_lists, rebuild_plan
 from shards.data.sources import SourceConfig, open_source
-from shards.data.colours import colours_of_indices
 from shards.data.vocabulary import Vocabulary
 from shards.formats.layout import Dataset, RunLayout, record_path
 from shards.formats.records import record_or_none
