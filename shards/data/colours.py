@@ -38,15 +38,15 @@ _RANGES: Final[dict[str, _Range]] = {
     "orange": ((52, 76), (55, 80), (55, 200)),
     "brown": ((45, 78), (28, 50), (18, 60)),
     "gold": ((76, 88), (62, 84), (50, 200)),
-    "yellow": ((88, 104), (76, 93), (50, 200)),
+    "yellow": ((88, 104), (76, 93), (65, 200)),
     "beige": ((70, 100), (74, 90), (10, 32)),
     "olive": ((100, 118), (38, 62), (28, 200)),
     "green": ((120, 165), (32, 90), (28, 200)),
     "teal": ((180, 215), (38, 60), (16, 200)),
     "cyan": ((185, 225), (68, 93), (18, 200)),
-    "blue": ((250, 302), (28, 76), (22, 200)),
+    "blue": ((245, 298), (28, 66), (42, 200)),
     "navy": ((260, 306), (28, 42), (18, 200)),
-    "purple": ((312, 329), (28, 72), (28, 200)),
+    "purple": ((312, 329), (28, 66), (36, 200)),
     "magenta": ((322, 350), (42, 72), (60, 200)),
     "pink": ((340, 382), (60, 88), (18, 70)),
     "black": ((0, 360), (28, 44), (0, 9)),
@@ -146,20 +146,18 @@ def _spaced(words: Sequence[frozenset[str]], hashes: Sequence[int], order: Seque
     rgb, lab = _even_candidates()
     wanted = min(_WIDEST, _SPACING / float(np.cbrt(max(1, len(order)))))
     nearest = np.full(len(lab), np.inf, np.float32)  # squared distance of each candidate to the chosen ones
-    groups: dict[frozenset[str], Indices] = {}
+    groups = {named: _group(lab, named) for named in set(words)}
     chosen = [0] * len(order)
     for index in order:
-        group = groups.setdefault(words[index], _group(lab, words[index]))
-        if not nearest[group].any():  # all of a small range are taken
-            group = np.arange(len(lab))
-        preferred = group[hashes[index] % len(group)]
-        far = group[nearest[group] >= wanted**2]
-        if not len(far):
-            chosen[index] = int(group[nearest[group].argmax()])
-        elif nearest[preferred] >= wanted**2:
-            chosen[index] = int(preferred)
-        else:
-            chosen[index] = int(far[_squared(lab[far], lab[preferred]).argmin()])
+        group = groups[words[index]]
+        taken = int(group[hashes[index] % len(group)])
+        if nearest[taken] < wanted**2:
+            room = nearest[group]
+            far = group[room >= wanted**2]
+            taken = int(far[_squared(lab[far], lab[taken]).argmin()] if len(far) else group[room.argmax()])
+            if nearest[taken] == 0:  # all of a small range are taken
+                taken = int(nearest.argmax())
+        chosen[index] = taken
         np.minimum(nearest, _squared(lab, lab[chosen[index]]), out=nearest)
     return [_as_rgb(rgb[index]) for index in chosen]
 
