@@ -13,6 +13,7 @@ from pipeline.cli.options import (
     BackendOption,
     ConfigOption,
     JsonOption,
+    OpacityOption,
     RoundOption,
     RunOption,
     SetOption,
@@ -159,6 +160,7 @@ def predict(
     ] = False,
     refine: Annotated[bool, typer.Option("--refine", help="Refine the prediction with SAM's mask decoder.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Predict again where there are results.")] = False,
+    opacity: OpacityOption = None,
     config: ConfigOption = None,
     sets: SetOption = None,
     as_json: JsonOption = False,
@@ -187,6 +189,7 @@ def predict(
         from pipeline.commands.choose_model import ModelRequest, choose_model
         from pipeline.commands.predict import Prediction, PredictRequest, predict_images
         from pipeline.progress import ImageProgress
+        from pipeline.report.drawing import OPACITY
 
         model = ModelRequest(
             run=run, weights=weights, classes=classes, classes_file=classes_file, file=config, sets=tuple(sets or ())
@@ -199,6 +202,7 @@ def predict(
             overwrite=overwrite,
             flip=flip,
             refine=refine,
+            opacity=OPACITY if opacity is None else opacity,
         )
         with ImageProgress() as progress:
 

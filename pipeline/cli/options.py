@@ -52,6 +52,16 @@ JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON on standard
 AddressOption = Annotated[
     str | None, typer.Option("--address", metavar="HOST:PORT", help="Join the Ray that runs there ('auto': find one).")
 ]
+OpacityOption = Annotated[
+    float | None,
+    typer.Option(
+        "--opacity",
+        metavar="O",
+        min=0,
+        max=1,
+        help="Share of the classes' colours over the image, 0 to 1; default: that of the report.",
+    ),
+]
 VerifyOption = Annotated[
     bool,
     typer.Option("--verify", help="Read all outputs and compare their checksums; do damaged ones again."),

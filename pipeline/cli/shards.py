@@ -13,6 +13,7 @@ from pipeline.cli.options import (
     BackendName,
     BackendOption,
     JsonOption,
+    OpacityOption,
     RoundOption,
     RunOption,
     local_path,
@@ -93,17 +94,19 @@ def show(
     out: Annotated[
         Path | None, typer.Option("--out", metavar="FILE", parser=local_path, help="The PNG to write.")
     ] = None,
+    opacity: OpacityOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Draw one sample (image, teacher's label, refined label, legend) and print the path of the PNG.
+    """Draw one sample (image, teacher's label or given mask, refined label, legend) and print the path of the PNG.
 
     \b
       stseg-pipeline shards show target-000007 --run my-run --round 1
     """
     from pipeline.commands.inspect import show_sample
+    from pipeline.report.drawing import OPACITY
 
     with exit_codes():
-        path = show_sample(run, number, key, out)
+        path = show_sample(run, number, key, out, OPACITY if opacity is None else opacity)
         if as_json:
             print_json({"key": key, "round": number, "picture": str(path)})
         else:

@@ -10,10 +10,11 @@ import numpy as np
 
 from jobs.artifacts.labels import read_refined_map
 from pipeline.errors import DataFault
-from pipeline.report.drawing import overlay, panels, png_bytes, with_legend
+from pipeline.report.drawing import OPACITY, labelled, panels, png_bytes, scaled, with_legend
 from pipeline.report.gallery import sample_image
 from pipeline.run.next_command import next_command
 from pipeline.run.run import OpenRun, read_run
+from pipeline.tasks.recipe import refines_given_masks
 from shards.data.plan import PlannedShard
 from shards.data.sources import FolderSourceConfig, SampleRef
 from shards.files.atomic import write_bytes_atomic
@@ -23,6 +24,8 @@ from shards.formats.records import read_drops, record_or_none
 from shards.storage.store import as_argument, as_shown, is_in_store
 
 _COMPARED: Final = 10_000  # keys among which a mistyped one is looked for: a quarter of a second
+
+_SIDE: Final = 384
 
 
 @dataclass(frozen=True)
@@ -101,14 +104,15 @@ def list_keys(root: Path, number: int) -> Iterator[KeyRow]:
             yield KeyRow(ref.key, shard.name, reason is None, reason, image)
 
 
-def show_sample(root: Path, number: int, key: str, out: Path | None = None) -> Path:
-    """Draw a sample (image, teacher's label, refined label) and return the path of the picture.
+def show_sample(root: Path, number: int, key: str, out: Path | None = None, opacity: float = OPACITY) -> Path:
+    """Draw a sample (image, teacher's label or given mask, refined label) and return the path of the picture.
 
     Args:
         root: The run folder.
         number: The round.
         key: The sample's key.
         out: The PNG to write; None: in the round's folder, under `shown/`.
+        opacity: Share of the classes' colours over the image, 0..1.
 
     Raises:
         DataFault: The sample is not in the run, was quarantined, or its shard is not refined.
@@ -125,14 +129,11 @@ def show_sample(root: Path, number: int, key: str, out: Path | None = None) -> P
         raise DataFault(f"{key} is not in shard {shard} of round {number}: it was left out as unreadable") from error
     image = sample_image(run, number, shard, ref).image
     # No truth here, in contrast to the report's pictures: `show` has to work without the source's labels.
-    sheet = panels(
-        [
-            ("image", image),
-            ("teacher", overlay(image, labels["teacher"], run.vocabulary)),
-            ("refined", overlay(image, labels["label"], run.vocabulary)),
-        ],
-        side=384,
-    )
+    coarse = "mask" if refines_given_masks(run) else "teacher"
+    columns = [("image", scaled(image, _SIDE))]
+    for title, label in ((coarse, labels["teacher"]), ("refined", labels["label"])):
+        columns.append((title, labelled(image, label, run.vocabulary, side=_SIDE, opacity=opacity)))
+    sheet = panels(columns, side=_SIDE)
     picture = with_legend(sheet, run.vocabulary, labels.values())
     target = run.layout.round(number) / "shown" / f"{key}.png" if out is None else out
     if out is None:  # a run folder from elsewhere must not make this write through a link of its own

@@ -21,7 +21,7 @@ from models.presets import load_preset
 from pipeline.commands.choose_model import ChosenModel
 from pipeline.commands.result_keys import ResultKeys
 from pipeline.errors import DataFault
-from pipeline.report.drawing import classes_by_size, overlay, panels, png_bytes, scaled, scaled_overlay, with_legend
+from pipeline.report.drawing import OPACITY, classes_by_size, labelled, panels, png_bytes, scaled, with_legend
 from shards.data.images import UnreadableImage, decode_image
 from shards.data.inputs import ImageInput, find_images
 from shards.data.labels import encode_label, legend_of
@@ -57,6 +57,7 @@ class PredictRequest:
         overwrite: Predict images again that have results.
         flip: Merge each prediction with that of the mirror image.
         refine: Refine each prediction with SAM's mask decoder.
+        opacity: Share of the classes' colours in overlays, 0..1.
     """
 
     out: Path
@@ -66,6 +67,7 @@ class PredictRequest:
     overwrite: bool = False
     flip: bool = False
     refine: bool = False
+    opacity: float = OPACITY
 
 
 @dataclass(frozen=True)
@@ -155,7 +157,7 @@ def predict_images(
         _write_class_list(request.out, chosen.vocabulary)  # before the first label map that needs it
         for work, image, label in labeller.labels(((work, work.image) for work in chain([first], todo)), embedded):
             watched.count(label)
-            files = _files(work, image, label, chosen.vocabulary, made_by)
+            files = _files(work, image, label, chosen.vocabulary, made_by, request.opacity)
             # Two commands may label one image with other classes: its three files are always of one of them.
             with keys.lock():
                 done(_write(work, files, request.out, keys[work.input]))
@@ -299,13 +301,15 @@ class _Files:
 
 
 def _files(
-    work: _Work, image: NDArray[np.uint8], label: NDArray[np.int32], vocabulary: Vocabulary, made_by: str
+    work: _Work,
+    image: NDArray[np.uint8],
+    label: NDArray[np.int32],
+    vocabulary: Vocabulary,
+    made_by: str,
+    opacity: float,
 ) -> _Files:
-    if max(label.shape) <= _SIDE:  # enlarged by `panels`
-        shown, drawn = image, overlay(image, label, vocabulary)
-    else:
-        shown, drawn = scaled(image, _SIDE), scaled_overlay(image, label, vocabulary, _SIDE)
-    sheet = panels([("image", shown), ("prediction", drawn)], side=_SIDE)
+    drawn = labelled(image, label, vocabulary, side=_SIDE, opacity=opacity)
+    sheet = panels([("image", scaled(image, _SIDE)), ("prediction", drawn)], side=_SIDE)
     found = [vocabulary.names[index] for index in classes_by_size([label], vocabulary)]
     facts = {"image": work.input.shown, "source": work.input.source, "sha256": work.digest, "classes": found}
     facts["class_list"] = _class_list(vocabulary)
@@ -330,6 +334,8 @@ def _write(work: _Work, files: _Files, out: Path, key: str) -> Prediction:
 
 
 def _fingerprint(chosen: ChosenModel, request: PredictRequest) -> str:
+    # Only where it is not the default: results of earlier versions stay done.
+    drawn = {} if request.opacity == OPACITY else {"opacity": request.opacity}
     return fingerprint_digest(
         {
             "model": stseg_fingerprint(chosen.model),
@@ -340,6 +346,7 @@ def _fingerprint(chosen: ChosenModel, request: PredictRequest) -> str:
             # Absent by default, so that results of earlier versions stay valid.
             **({"flip": True} if request.flip else {}),
             **({"refine": _refining(chosen).fingerprint(chosen.model)} if request.refine else {}),
+            **drawn,
         }
     )
 

@@ -142,6 +142,19 @@ def test_again_skips_what_stands_and_does_what_is_missing(photos: Path, done: tu
     assert [e["state"] for e in third["images"]] == ["predicted", "skipped", "skipped"]
 
 
+def test_another_opacity_draws_other_overlays_of_the_same_labels(
+    photos: Path, done: tuple[Path, dict[str, Any]], tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    shutil.copytree(done[0], out)
+    assert predict(photos, out, "--opacity", "0.62")["skipped"] == 3  # the default
+    assert predict(photos, out, "--opacity", "0.2")["predicted"] == 3
+    assert (out / "a.label.png").read_bytes() == (done[0] / "a.label.png").read_bytes()
+    assert (out / "a.png").read_bytes() != (done[0] / "a.png").read_bytes()
+    for wrong in ("1.5", "-0.1", "thick"):
+        assert invoke("predict", str(photos), "--classes", "a", "--out", str(out), "--opacity", wrong)[0] == 2
+
+
 @pytest.mark.slow
 def test_other_classes_or_overwrite_predict_anew(
     photos: Path, done: tuple[Path, dict[str, Any]], tmp_path: Path
