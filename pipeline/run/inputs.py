@@ -13,10 +13,12 @@ from shards.data.label_advice import Advice, advise
 from shards.data.label_files import LabelsAmongImages
 from shards.data.label_patterns import suggest_pattern
 from shards.data.label_survey import LabelSurvey, survey_labels
+from shards.data.labels import decode_label
 from shards.data.listing import left_out_line
 from shards.data.plan import Plan
 from shards.data.sources import FolderSource, FolderSourceConfig
 from shards.data.vocabulary import Vocabulary
+from shards.files.untrusted import read_regular
 from shards.formats.layout import Dataset
 
 
@@ -167,7 +169,11 @@ def _left_out_lines(folder: SurveyedFolder) -> Iterator[str]:
 
 
 def _how_to_use(images: Path, label: str, photograph: str) -> str:
-    """Return the options that take label files among images as labels."""
+    """Return the options that take label files among images as labels, or why there are none."""
+    try:
+        decode_label(read_regular(images / label))
+    except (OSError, ValueError):  # colours, or another format
+        return f" (that of {photograph}); labels are index PNGs, which these are not"
     first, second = PurePosixPath(photograph).parts, PurePosixPath(label).parts
     folders, own = (images, images), (PurePosixPath(photograph), PurePosixPath(label))
     if len(first) == len(second):

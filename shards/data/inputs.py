@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from shards.data.images import UnreadableImage
-from shards.data.listing import list_images, no_image
+from shards.data.label_files import LabelsAmongImages, without_labels
+from shards.data.listing import LABEL, list_images, no_image
 from shards.data.sample_keys import sample_keys
 from shards.data.tar_listing import is_tar, list_tar, refuse_archive
 from shards.files.untrusted import MAX_FILE_BYTES, UnusableFile, read_regular
@@ -39,9 +40,7 @@ class ImageInput:
     @cached_property
     def source(self) -> str:
         """Its name wherever the command runs: the absolute path, or "tar: member"."""
-        # The folder's links are followed, the file's own is not: two links to one file are two images.
-        path = f"{_real_folder(os.path.abspath(self.path.parent))}/{self.path.name}"  # noqa: PTH100 - cached by text
-        return path if self.member is None else path + self.shown.removeprefix(str(self.path))
+        return _source(self.path, self.shown)
 
     def read(self) -> bytes:
         """Return the image file's bytes.
@@ -65,6 +64,12 @@ class ImageInput:
             raise
         except ValueError as error:  # the tar has become shorter
             raise UnreadableImage("changed", str(error)) from error
+
+
+def _source(path: Path, shown: str) -> str:
+    # The folder's links are followed, the file's own is not: two links to one file are two images.
+    whole = f"{_real_folder(os.path.abspath(path.parent))}/{path.name}"  # noqa: PTH100 - cached by text
+    return whole + shown.removeprefix(str(path))
 
 
 @lru_cache(maxsize=1024)
@@ -102,21 +107,30 @@ def find_images(paths: Sequence[Path], left_out: Counter[str] | None = None) -> 
             left_out.update(without)
     if not found:
         raise ValueError("name at least one image, folder or tar")
-    found = list(dict.fromkeys(found))  # the same image named twice is one
+    found = list({_source(one.path, one.shown): one for one in reversed(found)}.values())[::-1]  # named twice: one
     return [ImageInput(key, one.shown, one.path, one.member) for key, one in zip(_keys(found), found, strict=True)]
 
 
 def _found_at(path: Path) -> tuple[list[_Found], Counter[str]]:
     if path.is_dir():
-        listing = list_images(path)
-        return [_Found(name, str(path / name), path / name) for name in sorted(listing.names())], listing.left_out
+        listing, labels = list_images(path), LabelsAmongImages()
+        names = sorted(without_labels(listing.names(), lambda name: read_regular(path / name), labels))
+        found = [_Found(name, str(path / name), path / name) for name in names]
+        return found, listing.left_out + _labels(labels)
     if not path.exists():
         raise FileNotFoundError(2, "no such file or folder", str(path))
     refuse_archive(path)
     if not is_tar(path):
         return [_Found(path.name, str(path), path)], Counter()
     images, left_out = list_tar(path)
-    return [_Found(name, f"{path}: {name}", path, member) for name, member in images.items()], left_out
+    labels = LabelsAmongImages()
+    kept = set(without_labels(images, lambda name: read_member(path, *images[name]), labels))
+    found = [_Found(name, f"{path}: {name}", path, images[name]) for name in images if name in kept]
+    return found, left_out + _labels(labels)
+
+
+def _labels(found: LabelsAmongImages) -> Counter[str]:
+    return Counter({LABEL: found.count} if found.count else {})
 
 
 def _keys(found: Sequence[_Found]) -> list[str]:

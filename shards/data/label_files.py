@@ -5,29 +5,35 @@ from collections.abc import Callable, Iterable, Iterator
 from itertools import groupby
 from operator import itemgetter
 from pathlib import Path, PurePosixPath
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from shards.data.image_kinds import START_BYTES, image_format
 from shards.data.images import decode_image
 from shards.data.labels import bit_depth, decode_label
 from shards.data.sample_keys import sorted_table
-from shards.files.untrusted import open_regular, read_regular
+from shards.files.untrusted import read_regular
 
 _NAMED: Final = 3  # files of each kind that messages name
 _PALETTE, _GREY = 3, 0  # a PNG's colour types
 _COLOUR_TYPE_BYTE: Final = 25
 
-# What labelling tools append to the name of the photograph.
+# What labelling tools append to the name of the photograph, or put before it.
 _LABEL_ENDING: Final = re.compile(
-    r"[_-](?:(?:gt(?:fine|coarse)[_-])?(?:label(?:train)?|instance)ids|gt(?:fine|coarse)[_-]color"
-    r"|seg(?:mentation)?|masks?|labels?|gt|parts[_-]\d+)$",
+    r"[_.-](?:(?:gt(?:fine|coarse)[_-])?(?:label(?:train)?|instance)ids|gt(?:fine|coarse)[_-]color"
+    r"|seg(?:mentation)?|masks?|labels?|gt|L|parts[_-]\d+)$",
     re.IGNORECASE,
 )
-_IMAGE_ENDING: Final = re.compile(r"_leftimg8bit$", re.IGNORECASE)
+_LABEL_START: Final = re.compile(r"^(?:seg(?:mentation)?|masks?|labels?|gt)[_-]", re.IGNORECASE)
+_IMAGE_PART: Final = re.compile(r"_leftimg8bit$|^(?:image|img|photo|pic)[_-]", re.IGNORECASE)
 _MAX_IDS: Final = 64  # distinct values; photographs, reduced to a palette as well, have 200 and more
 _FLAT: Final = 0.75  # share of pixels like their right neighbour: labels 0.95 and more, grey photographs below 0.4
+
+_EXACT: Final = frozenset({".png", ".tif", ".tiff", ".bmp", ".webp"})  # formats that keep ids as they are
+_COARSE_COLOURS: Final = 16
+_FILLED: Final = 0.98
 
 _SAMPLED: Final = 16  # files of a kind whose content decides for all of them
 _MOSTLY: Final = 0.9
@@ -36,16 +42,16 @@ Folder = tuple[str | None, ...]
 
 
 class _Kind(NamedTuple):
-    """PNGs of one folder that are named alike, next to other files of the same names.
+    """Files of one folder that are named alike, next to others that share their names.
 
     Attributes:
         folder: Where they are.
-        ending: What their names have after those of the photographs: "", "_seg".
-        near: Whether a file that is no PNG has the same name in the same folder.
+        naming: What their names have more than those of the photographs, and their ending: ".png", "_seg.png".
+        near: Whether a file of the same name with another ending is in the same folder.
     """
 
     folder: tuple[str, ...]
-    ending: str
+    naming: str
     near: bool
 
 
@@ -77,9 +83,8 @@ def photographs(
 ) -> Iterator[str]:
     """Yield the images of a folder without the label files among them.
 
-    Left out are: what a folder of labels inside the folder of images holds; the label of another image; index PNGs
-    that share the name of a photograph in the same folder, a folder next to it, or one inside or above it ("p0.png" of
-    "p0.jpg", "labels/p0.png" of "images/p0.jpg", "x_seg.png" of "x.jpg").
+    Left out are: what a folder of labels inside the folder of images holds; the label of another image; and what
+    `without_labels` leaves out.
 
     Args:
         listed: Returns the paths of all files that may be images, relative to `images`.
@@ -90,18 +95,32 @@ def photographs(
     """
     declared = _declared_labels(listed, images, labels, label_of)
     remaining = (name for name in listed() if not _is_declared(name, declared, found))
-    with sorted_table((_shared_name(name), name) for name in remaining) as table:
+    yield from without_labels(remaining, lambda name: read_regular(images / name), found)
+
+
+def without_labels(names: Iterable[str], read: Callable[[str], bytes], found: LabelsAmongImages) -> Iterator[str]:
+    """Yield the images among files without those that hold ids and share the name of a photograph.
+
+    Both are in the same folder, in folders next to each other, or one inside or above the other: "p0.png" of "p0.jpg",
+    "labels/p0.png" of "images/p0.jpg", "x_seg.png" or "mask_x.png" of "x.jpg".
+
+    Args:
+        names: The paths of all files that may be images.
+        read: Returns the bytes of one; may raise OSError or ValueError.
+        found: Collects what is left out.
+    """
+    with sorted_table((_shared_name(name), name) for name in names) as table:
 
         def groups() -> Iterator[list[str]]:
             for _, group in groupby(table(), key=itemgetter(0)):
                 yield [name for _, name in group]
 
-        kinds = _Kinds(images, groups())
-        for names in groups():
-            if len(names) == 1:
-                yield from names
+        kinds = _Kinds(read, groups())
+        for group in groups():
+            if len(group) == 1:
+                yield from group
                 continue
-            for name, photograph in kinds.photographs_of(names):
+            for name, photograph in kinds.photographs_of(group):
                 if photograph is None:
                     yield name
                 else:
@@ -146,17 +165,17 @@ def _is_declared(name: str, declared: tuple[str, set[str]], found: LabelsAmongIm
 def _shared_name(name: str) -> str:
     """Return what the names of a photograph and its label have in common, without folders."""
     stem = PurePosixPath(name).stem
-    return _LABEL_ENDING.sub("", _IMAGE_ENDING.sub("", stem)) or stem
+    return _LABEL_ENDING.sub("", _LABEL_START.sub("", _IMAGE_PART.sub("", stem))) or stem
 
 
 class _Kinds:
-    """Which PNGs that share a name with other files are labels."""
+    """Which files that share a name with others are labels."""
 
     # By kind, not by file: among the slices of a scan there are empty ones, which look like a label, and of a million
     # masks only a few are decoded.
 
-    def __init__(self, images: Path, groups: Iterable[list[str]]) -> None:
-        self._images = images
+    def __init__(self, read: Callable[[str], bytes], groups: Iterable[list[str]]) -> None:
+        self._read = read
         samples: dict[_Kind, list[str]] = {}
         for names in groups:
             for name, kind in _kinds_of(names).items():
@@ -181,22 +200,25 @@ class _Kinds:
     def _is_label(self, name: str, kind: _Kind) -> bool:
         share = self._shares[kind]
         # Photographs and masks may be mixed next to photographs of the same names; then each file is looked at.
-        return share >= _MOSTLY or (kind.near and share > 0 and _looks_like_label(self._images / name, name))
+        return share >= _MOSTLY or (kind.near and share > 0 and _looks_like_label(self._read, name))
 
     def _share(self, names: list[str]) -> float:
-        return sum(_looks_like_label(self._images / name, name) for name in names) / len(names)
+        return sum(_looks_like_label(self._read, name) for name in names) / len(names)
 
 
 def _kinds_of(names: list[str]) -> dict[str, _Kind]:
-    """Return the kind of each PNG among files that share a name."""
-    if len(names) == 1 or not any(map(_is_png, names)):
+    """Return the kind of each file among those that share a name, if it may hold ids at all."""
+    if len(names) == 1:
         return {}
-    others = {PurePosixPath(name).parts[:-1] for name in names if not _is_png(name)}
+    paths = [PurePosixPath(name) for name in names]
+    endings = {(path.parts[:-1], path.suffix.lower()) for path in paths}
     found = {}
-    for name in filter(_is_png, names):
-        path = PurePosixPath(name)
-        folder, ending = path.parts[:-1], path.stem.removeprefix(_shared_name(name))
-        found[name] = _Kind(folder, ending, folder in others)
+    for name, path in zip(names, paths, strict=True):
+        ending, folder = path.suffix.lower(), path.parts[:-1]
+        if ending in _EXACT or _is_named_label(path.stem):
+            naming = path.stem.replace(_shared_name(name), "*", 1) + ending
+            near = any(other == folder and suffix != ending for other, suffix in endings)
+            found[name] = _Kind(folder, naming, near)
     return found
 
 
@@ -209,26 +231,51 @@ def _related(folders: tuple[str, ...]) -> Iterator[Folder]:
     yield (*folders, None)
 
 
-def _is_png(name: str) -> bool:
-    return name.lower().endswith(".png")
+def _is_named_label(stem: str) -> bool:
+    return any(pattern.search(stem) is not None for pattern in (_LABEL_ENDING, _LABEL_START))
 
 
-def _looks_like_label(path: Path, name: str) -> bool:
-    """Return whether a PNG file holds ids, or colours in areas under a label's name; False if it cannot be read."""
-    named = _LABEL_ENDING.search(PurePosixPath(name).stem) is not None
+def _looks_like_label(read: Callable[[str], bytes], name: str) -> bool:
+    """Return whether a file holds ids, or colours in areas under a label's name; False if it cannot be read."""
+    path = PurePosixPath(name)
+    named = _is_named_label(path.stem)
     try:
-        with open_regular(path) as file:
-            head = file.read(_COLOUR_TYPE_BYTE + 1)
-        kind = head[_COLOUR_TYPE_BYTE] if len(head) > _COLOUR_TYPE_BYTE else None
+        data = read(name)
+        if image_format(data[:START_BYTES]) != "PNG":
+            return _holds_areas(data, ids=path.suffix.lower() in _EXACT, named=named)
+        kind = data[_COLOUR_TYPE_BYTE] if len(data) > _COLOUR_TYPE_BYTE else None
         if kind in (_PALETTE, _GREY):
-            data = read_regular(path)
             label = decode_label(data)
             return holds_ids(label, bit_depth(data), in_palette=kind == _PALETTE) or (named and _is_flat(label))
         if kind is None or not named:
             return False
-        return _is_flat(decode_image(read_regular(path)).image.astype(np.int32) @ np.array([1 << 16, 1 << 8, 1]))
+        return _is_flat(_packed(decode_image(data).image))
     except (OSError, ValueError):
         return False
+
+
+def _holds_areas(data: bytes, *, ids: bool, named: bool) -> bool:
+    """Return whether a file that is no PNG holds grey ids, or, under a label's name, few colours in areas.
+
+    Args:
+        data: The file.
+        ids: Whether its format keeps ids as they are.
+        named: Whether it is called like a label.
+    """
+    image_HW3 = decode_image(data).image
+    if (image_HW3 == image_HW3[..., :1]).all() and ids:
+        return holds_ids(image_HW3[..., 0].astype(np.int32), 8, in_palette=False)
+    if not named:
+        return False
+    # JPEG smears the values: few colours, coarsely taken, fill nearly all of a label and of no photograph.
+    counts = np.unique(_packed(image_HW3 // 32), return_counts=True)[1]
+    return bool(np.sort(counts)[-_COARSE_COLOURS:].sum() >= _FILLED * counts.sum())
+
+
+def _packed(image_HW3: NDArray[Any]) -> NDArray[np.int_]:
+    """Return one number per pixel, (H, W), equal where the colours are."""
+    packed: NDArray[np.int_] = image_HW3.astype(np.int64) @ np.array([1 << 16, 1 << 8, 1])
+    return packed
 
 
 def holds_ids(values: NDArray[np.int32], bits: int, *, in_palette: bool) -> bool:

@@ -14,6 +14,7 @@ from shards.files.errors import is_transient
 from shards.files.retry import patiently
 from shards.files.untrusted import UnusableFile, open_regular
 from shards.formats.layout import OWN_NAMES
+from shards.formats.records import read_json
 from shards.formats.result_index import INDEX_NAME, RESULT_ENDINGS, indexed_keys, is_result
 
 logger = logging.getLogger(__name__)
@@ -31,10 +32,15 @@ CLOSED: Final = "folder without permission"
 OWN_RESULT: Final = "file that predict made"
 OWN_RUN: Final = "run folder of this program"
 _ARRAY: Final = "array"
+MAP: Final = "label or weight map"
+LABEL: Final = "label file of another image"
+MAP_ENDINGS: Final = (".label.png", ".weight.png")  # in a tar of this program, next to `KEY.jpg`
+_PROVENANCE: Final = frozenset(("key", "source", "fingerprint", "vocabulary", "ignore_index"))  # of its `KEY.json`
 _PLURALS: Final = {
     CLOSED: "folders without permission",
     OWN_RESULT: "files that predict made",
     OWN_RUN: "run folders of this program",
+    LABEL: "label files of other images",
 }
 _MOST_KINDS: Final = 12  # in one line
 
@@ -58,7 +64,7 @@ class ImageListing:
 
         A file is an image by its ending; one with another ending, or none, is opened, and is an image if it begins
         like one that can be decoded. Links to folders are not followed. What this program made is left out: the
-        results of `predict`, and of a run folder all but what users put there.
+        results of `predict`, the maps of its unpacked tars, and of a run folder all but what users put there.
 
         Raises:
             OSError: A folder or file cannot be read.
@@ -90,7 +96,9 @@ class ImageListing:
         results = _results(here, found)
         if results and (count := sum(name in results for name in found.files())):
             self.left_out[OWN_RESULT] += count
-        return frozenset(names | results)
+        maps = _unpacked_maps(here, found)
+        self.left_out.update({MAP: len(maps)} if maps else {})
+        return frozenset(names | results | maps)
 
     def _images(self, here: Path, found: "_Folder", own: frozenset[str]) -> Iterator[str]:
         prefix = here.relative_to(self._folder).as_posix() + "/" if here != self._folder else ""
@@ -176,7 +184,7 @@ def _scanned(folder: Path) -> _Folder:
                 found.folders.append(name)
             else:  # a broken link counts as a file: reading it reports what is wrong
                 found.encoded += os.fsencode(name) + b"\0"
-                if name in ("config.yaml", "zarr.json") or name.endswith(".label.png"):
+                if name in ("config.yaml", "zarr.json") or name.endswith(MAP_ENDINGS[0]):
                     found.marks.add(".label.png" if name.endswith(".label.png") else name)
     return found
 
@@ -203,13 +211,29 @@ def _is_run(here: Path, marks: set[str]) -> bool:
     return "config.yaml" in marks and _start_of(here / "config.yaml").startswith(_SETTINGS_START)
 
 
+def _unpacked_maps(here: Path, found: _Folder) -> set[str]:
+    """Return the names of the label and weight maps that unpacked tars of a run put next to their images."""
+    if ".label.png" not in found.marks:
+        return set()
+    names = set(found.files())
+    keys = [name.removesuffix(MAP_ENDINGS[0]) for name in names if name.endswith(MAP_ENDINGS[0])]
+    whole = sorted(key for key in keys if {f"{key}{ending}" for ending in (*MAP_ENDINGS, ".json")} <= names)
+    # As for results, the facts in one of them tell.
+    facts = read_json(here / f"{whole[0]}.json") if whole else None
+    if facts is None or not facts.keys() >= _PROVENANCE:
+        return set()
+    return {f"{key}{ending}" for key in whole for ending in MAP_ENDINGS}
+
+
 def _results(here: Path, found: _Folder) -> set[str]:
     """Return the names of the files that `predict` wrote into a folder."""
     keys = indexed_keys(here) if INDEX_NAME in found.marks else None
     if keys is None and ".label.png" in found.marks:
-        # Folders of earlier versions have no index: there three files and the facts in one of them tell.
+        # Folders of earlier versions have no index: there three files and the facts in one of them tell. Pictures whose
+        # facts a killed command did not write are then results, too.
         names = set(found.files())
         stems = [name.removesuffix(".label.png") for name in names if name.endswith(".label.png")]
         whole = sorted(stem for stem in stems if {f"{stem}.png", f"{stem}.json"} <= names)
-        keys = set(whole) if whole and is_result(here / f"{whole[0]}.json") else set()
+        ours = bool(whole) and is_result(here / f"{whole[0]}.json")
+        keys = {stem for stem in stems if f"{stem}.png" in names} if ours else set()
     return {f"{key}{ending}" for key in keys or () for ending in RESULT_ENDINGS}

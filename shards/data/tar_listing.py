@@ -5,16 +5,14 @@ from pathlib import Path, PurePosixPath
 from typing import Final
 
 from shards.data.image_kinds import IMAGE_ENDINGS, OTHER, START_BYTES, ending_of, kind_of
-from shards.data.listing import HIDDEN
+from shards.data.listing import HIDDEN, MAP, MAP_ENDINGS
 from shards.files.retry import patiently
 from shards.files.untrusted import UnusableFile, open_regular
 from shards.formats.tar import MemberRange
 from shards.formats.tar_members import tar_members
 
-MAP: Final = "label or weight map"
 PART: Final = "picture that belongs to another of its key"
 
-_MAPS: Final = (".label", ".weight")
 _PACKED: Final = (
     (b"\x1f\x8b", "compressed with gzip", "gunzip -k {path}"),
     (b"BZh", "compressed with bzip2", "bunzip2 -k {path}"),
@@ -80,7 +78,7 @@ def list_tar(path: Path) -> tuple[dict[str, MemberRange], Counter[str]]:
         raise ValueError(f"{path} is no readable tar (uncompressed): {error}") from error
     plain = {_group(name) for name in images if _is_plain(name)}
     for name in [name for name in images if not _is_plain(name)]:
-        is_map = PurePosixPath(PurePosixPath(name).stem).suffix.lower() in _MAPS
+        is_map = name.lower().endswith(MAP_ENDINGS)
         if is_map or _group(name) in plain:
             kinds[name] = MAP if is_map else PART
             del images[name]

@@ -145,7 +145,6 @@ def evaluations(folder: Path) -> list[object]:
 def test_a_command_compares_a_moved_folder_once(folder: Path) -> None:
     (folder / "photos").rename(folder / "moved")
     change = f"data.target.images={folder / 'moved'}"
-    code, _, err = invoke(
-        "stage", "embed", "--round", "0", "--run", str(folder / RUN), "--set", change, "--backend", "inline"
-    )
+    where = ("--run", str(folder / RUN), "--backend", "inline")
+    code, _, err = invoke("stage", "embed", "--round", "0", *where, "--set", change)
     assert (code, err.count("comparing 3 target images")) == (0, 1), err

@@ -4,12 +4,17 @@ import hashlib
 import io
 import os
 import tarfile
+from collections import Counter
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from shards.data.images import UnreadableImage
 from shards.data.inputs import find_images
+
+RNG = np.random.default_rng(0)
 
 
 def write_tar(path: Path, members: dict[str, bytes]) -> Path:
@@ -41,6 +46,35 @@ def test_images_of_the_same_name_get_keys_of_their_own_and_twice_the_same_is_one
     found = find_images([tmp_path / "a", tmp_path / "b", tar, tmp_path / "a" / "same.jpg"])
     assert len(found) == 4
     assert len({entry.key for entry in found}) == 4
+
+
+def test_one_image_under_several_paths_is_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    photo = tmp_path / "photos" / "a.png"
+    photo.parent.mkdir()
+    Image.fromarray(RNG.integers(0, 256, (8, 9, 3), dtype=np.uint8)).save(photo)
+    (tmp_path / "link").symlink_to(photo.parent)
+    monkeypatch.chdir(tmp_path)
+    found = find_images(
+        [photo, Path("photos/a.png"), Path("photos"), tmp_path / "link", Path("photos/../photos/a.png")]
+    )
+    assert [(entry.key, entry.shown) for entry in found] == [("a", str(photo))]
+
+
+def test_label_files_next_to_images_are_left_out_and_counted_in_folders_and_tars(tmp_path: Path) -> None:
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    for name in ("a", "b"):
+        Image.fromarray(RNG.integers(0, 256, (32, 48, 3), dtype=np.uint8)).save(folder / f"{name}.jpg")
+        Image.fromarray(np.repeat(np.arange(32, dtype=np.uint8)[:, None] // 16, 48, axis=1)).save(
+            folder / f"{name}.png"
+        )
+    with tarfile.open(tmp_path / "photos.tar", "w") as tar:
+        tar.add(folder, "photos")
+    for path in (folder, tmp_path / "photos.tar"):
+        left_out: Counter[str] = Counter()
+        assert [entry.key for entry in find_images([path], left_out)] in (["a", "b"], ["photos_a", "photos_b"])
+        assert left_out["label file of another image"] == 2
+    assert len(find_images([folder / "a.png"])) == 1  # named itself, it is wanted
 
 
 def test_what_is_not_there_holds_nothing_or_is_no_tar_says_so(tmp_path: Path) -> None:

@@ -67,6 +67,38 @@ def test_without_labels_option_id_pngs_that_share_the_name_of_a_photograph_are_l
     assert images(tmp_path) == ([image], [label])
 
 
+@pytest.mark.parametrize(
+    ("image", "label"),
+    [
+        ("p.jpg", "mask_p.png"),
+        ("p.jpg", "p_L.png"),
+        ("p.jpg", "p.mask.png"),
+        ("p.jpg", "p.tif"),
+        ("p.tif", "p.png"),
+        ("p.jpg", "masks/p.bmp"),
+        ("p.jpg", "p_mask.jpg"),
+        ("images/p.webp", "masks/p.webp"),
+        ("images/image_01.jpg", "masks/mask_01.png"),
+        ("img_01.png", "gt_01.png"),
+    ],
+)
+def test_labels_of_other_names_and_formats_are_no_images_either(tmp_path: Path, image: str, label: str) -> None:
+    photo(tmp_path / image)
+    ids = np.zeros((32, 48), np.uint8)
+    ids[8:20, 10:30] = 2
+    (tmp_path / label).parent.mkdir(exist_ok=True)
+    Image.fromarray(ids * 90 if label.endswith(".jpg") else ids).save(tmp_path / label, lossless=True)
+    assert images(tmp_path) == ([image], [label])
+
+
+def test_photographs_of_a_pair_of_cameras_and_grey_scans_stay_images(tmp_path: Path) -> None:
+    names = ["p.png", "p_L.png", "p_R.png", "scan.jpg", "scan.tif", "mask_01.jpg", "img_01.jpg"]
+    for name in names:
+        photo(tmp_path / name)
+    Image.fromarray(RNG.integers(0, 256, (32, 48), dtype=np.uint8)).save(tmp_path / "scan.tif")
+    assert images(tmp_path) == (sorted(names), [])
+
+
 def test_colour_labels_are_left_out_under_a_labels_name_only(tmp_path: Path) -> None:
     photo(tmp_path / "p.jpg")
     mask(tmp_path / "p_seg.png", "colours")

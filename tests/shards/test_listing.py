@@ -130,6 +130,25 @@ def test_a_run_and_results_of_predict_are_left_out_by_what_is_in_them_and_the_re
     assert listed(tmp_path / "out")[0] == ["photo.png"]
 
 
+def test_the_maps_of_an_unpacked_tar_of_a_run_are_no_images(tmp_path: Path) -> None:
+    png = file_of("PNG")
+    facts = b'{"key": "a", "source": {}, "fingerprint": "0", "vocabulary": "0", "ignore_index": 255}'
+    ours = {"a.jpg": file_of("JPEG"), "a.label.png": png, "a.weight.png": png, "a.json": facts}
+    folder_of(tmp_path / "ours", ours)
+    folder_of(tmp_path / "theirs", {**ours, "a.json": b'{"shapes": []}'})
+    names, left_out = listed(tmp_path)
+    assert names == ["ours/a.jpg", "theirs/a.jpg", "theirs/a.label.png", "theirs/a.weight.png"]
+    assert left_out["label or weight map"] == 2
+
+
+def test_pictures_without_facts_of_a_killed_predict_of_an_earlier_version_are_results(tmp_path: Path) -> None:
+    png = file_of("PNG")
+    facts = b'{"image": "a.png", "sha256": "0", "made_by": "0"}'
+    folder_of(tmp_path, {"a.png": png, "a.label.png": png, "a.json": facts, "b.png": png, "b.label.png": png})
+    names, left_out = listed(tmp_path)
+    assert (names, left_out["file that predict made"]) == ([], 5)
+
+
 def test_a_folder_of_nothing_that_can_be_decoded_says_what_it_holds(tmp_path: Path) -> None:
     folder_of(tmp_path, {"a.heic": b"\0\0\0\x20ftypheic", INDEX_NAME: b"mine"})
     with pytest.raises(ValueError, match=r"holds no image; expected JPEG.*left out: 1 \.heic"):
