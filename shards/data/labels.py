@@ -106,7 +106,7 @@ def decode_label(data: bytes) -> NDArray[np.int32]:
         image = load_image(data, ("PNG",)).image
         orientation = orientation_of(image)
     except UnidentifiedImageError as error:  # whose message is the address of an object, another in each process
-        raise ValueError(f"not a PNG (it begins with {data[:16]!r}); expected an index PNG of class ids") from error
+        raise ValueError(f"not a readable label PNG (it begins with {data[:16]!r}); expected class ids") from error
     except Exception as error:
         # Pillow raises any exception on hostile bytes.
         raise ValueError(f"not a readable label PNG ({error}); expected an index PNG of class ids") from error
