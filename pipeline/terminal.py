@@ -73,12 +73,14 @@ def escape_unencodable_output() -> None:
             if isinstance(raw, io.FileIO) and not isinstance(raw, _Unread):
                 stream.flush()
                 file = _Unread(raw.fileno(), "w", closefd=False)
+                file.only_notes = name == "stderr"
                 setattr(sys, name, _like(stream, file if raw is stream.buffer else io.BufferedWriter(file)))
 
 
 class _Unread(io.FileIO):
     """A file that takes everything once nobody reads it, or after its first other error."""
 
+    only_notes = False
     _failed = False
 
     def write(self, data: "Buffer", /) -> int:
@@ -87,7 +89,8 @@ class _Unread(io.FileIO):
             return super().write(data)
         except OSError as error:
             # A full disk is raised once, as results may be what is lost; then the message about it needs this stream.
-            if error.errno not in _GONE and not self._failed:
+            # Notes on the work are not worth its end.
+            if error.errno not in _GONE and not self._failed and not self.only_notes:
                 self._failed = True
                 raise
             return memoryview(data).nbytes

@@ -101,6 +101,7 @@ def load_weights_into(module: "nn.Module", path: Path) -> None:
         name: value.to(torch.float32) if value.is_floating_point() else value
         for name, value in read_weights(path).items()
     }
+    state = _of_part(state, set(module.state_dict()), path)
     try:
         module.load_state_dict(state)
     except RuntimeError as error:  # whose message has a line for each of hundreds of names
@@ -112,6 +113,21 @@ def load_weights_into(module: "nn.Module", path: Path) -> None:
         }
         told = "; ".join(f"{what}: {listed(sorted(names))}" for what, names in faults.items() if names)
         raise ValueError(f"{path} does not fit {type(module).__name__}: {told or 'it cannot be loaded'}") from error
+
+
+def _of_part(state: "dict[str, Tensor]", wanted: set[str], path: Path) -> "dict[str, Tensor]":
+    """Return the weights of a network that is a part of a larger model, as Lightning saves them: `sam.*`."""
+    if not wanted or wanted & state.keys():
+        return state
+    last = min(wanted)
+    prefixes = [name.removesuffix(last) for name in sorted(state) if name.endswith(f".{last}")]
+    for prefix in prefixes:
+        if all(f"{prefix}{name}" in state for name in wanted):
+            others = [name for name in sorted(state) if not name.startswith(prefix)]
+            left_out = f", {listed(others)} left out" if others else ""
+            _say_once(path, f"the prefix {prefix!r} is removed{left_out}")
+            return {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
+    return state
 
 
 def write_weights(state: "dict[str, Tensor]", path: Path, *, half: bool = False) -> None:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 
 import numpy as np
 
+from shards.files.stand_ins import stand_in
 from shards.files.untrusted import open_regular
 
 if TYPE_CHECKING:
@@ -21,10 +22,8 @@ _HEAD_BYTES: Final = 1024
 _MAX_TABLE_BYTES: Final = 100_000_000  # of safetensors' own format
 _LISTED: Final = 6  # names in a message
 
-# What comes instead of a checkpoint: half-made downloads and clones, and the formats of others.
+# What comes instead of a checkpoint: the formats of others.
 _STARTS: Final = (
-    (rb"version https://git-lfs", "a Git LFS pointer, not the file itself: run `git lfs pull` in its repository"),
-    (rb"\s*(<!doctype|<html|<\?xml)", "a web page (HTML): the address of the download led to a page, not to the file"),
     (rb"\x1f\x8b", "a gzip archive: unpack it and name the file of weights"),
     (rb"\x89HDF", "an HDF5 file, as Keras writes: save a PyTorch state dict"),
     (rb"\x93NUMPY", "a NumPy array: save a PyTorch state dict"),
@@ -60,9 +59,9 @@ def kind_of_file(path: Path) -> Kind:
     if head[8:9] == b"{" and table_bytes < _MAX_TABLE_BYTES:
         _require_whole_safetensors(path, size, table_bytes)
         return "safetensors"
-    for start, what in _STARTS:
-        if re.match(start, head, re.IGNORECASE):
-            raise ValueError(f"{path} holds no weights: it is {what}")
+    known = (what for start, what in _STARTS if re.match(start, head))
+    if (what := stand_in(head) or next(known, None)) is not None:
+        raise ValueError(f"{path} holds no weights: it is {what}")
     if head[:4] == b"PK\x03\x04":
         _require_checkpoint_zip(path)
     elif head[:1] != b"\x80":  # of a pickle, as torch.save wrote before version 1.6

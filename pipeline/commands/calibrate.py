@@ -18,6 +18,7 @@ from models.refinement.calibration import (
     joined,
     labelled_cells,
 )
+from pipeline.commands.outputs import require_free
 from pipeline.commands.replay import refuse_without_scores
 from pipeline.run.run import OpenRun, read_run
 from shards.data.label_reader import LabelReader
@@ -45,9 +46,10 @@ def calibrate_round(root: Path, number: int, out: Path, images: int) -> dict[str
 
     Raises:
         DataFault: There is no run, or no scores.
-        ValueError: The run's images have no labels.
+        ValueError: The run's images have no labels, or `out` is a file of another kind.
     """
     run = read_run(root)
+    require_free(out, lambda: _is_calibration(out))
     refuse_without_scores(run, number)
     drops: list[Drop] = []
     cells = _cells(run, number, _draw(run, images), drops)
@@ -84,6 +86,14 @@ def _draw(run: OpenRun, images: int) -> dict[str, SampleRef]:
     order = (refs[index] for index in np.random.default_rng(run.config.seed).permutation(len(refs)).tolist())
     labelled = (ref for ref in order if drawn or ref.label_digest is not None)
     return {ref.key: ref for ref in islice(labelled, images)}
+
+
+def _is_calibration(path: Path) -> bool:
+    try:
+        Calibration.load(path)
+    except ValueError:
+        return False
+    return True
 
 
 def _cells(run: OpenRun, number: int, drawn: dict[str, SampleRef], drops: list[Drop]) -> LabelledCells:

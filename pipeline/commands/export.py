@@ -14,8 +14,10 @@ from jobs.inference.segmenter import StsegSegmenter
 from models.interop.export import FixedVocabulary, check_format, read_exported, without_text_tower, write_exported
 from models.presets import load_preset
 from pipeline.commands.choose_model import ChosenModel
+from pipeline.commands.outputs import require_free
 from pipeline.errors import DataFault
 from shards.files.atomic import drop_temporary, rename, sha256_file, temporary_sibling, write_bytes_atomic
+from shards.formats.records import read_json
 
 # Exporters fuse and reorder sums, which rounds differently; a wrongly translated operator is off by far more than this.
 LARGEST_ERROR: Final = 1e-4
@@ -37,11 +39,13 @@ def export_model(chosen: ChosenModel, out: Path, kind: str) -> dict[str, Any]:
 
     Raises:
         DataFault: Its logits differ from the running model's by more than 1e-4; nothing is left behind.
-        ValueError: There is no such format here, or weights are missing.
+        ValueError: There is no such format here, weights are missing, or a file of another kind has the name.
     """
     check_format(kind)
     if out.suffix != f".{kind}":
         raise ValueError(f"--out {out} must end in .{kind} for --format {kind}")
+    require_free(out, lambda: _is_exported(out))
+    require_free(card_of(out), lambda: (read_json(card_of(out)) or {}).keys() >= {"format", "sha256", "largest_error"})
     preset, device = load_preset(chosen.model.preset), torch.device("cpu")
     running = StsegSegmenter(chosen.model, chosen.vocabulary, with_encoder=True, device=device)
     model = load_stseg(chosen.model)
@@ -88,6 +92,11 @@ def export_model(chosen: ChosenModel, out: Path, kind: str) -> dict[str, Any]:
 def card_of(out: Path) -> Path:
     """Return the path of an exported file's card."""
     return out.with_name(f"{out.name}.json")
+
+
+def _is_exported(out: Path) -> bool:
+    card = read_json(card_of(out))
+    return out.is_file() and card is not None and card.get("sha256") == sha256_file(out)
 
 
 def _trial_images(side: int) -> Sequence[NDArray[np.uint8]]:

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import logging
+import os
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -122,6 +123,8 @@ def predict_images(
     """
     require_device_name(request.device)
     left_out: Counter[str] = Counter()
+    if os.path.lexists(request.out) and not request.out.is_dir():
+        raise ValueError(f"{request.out} is no folder; --out names the folder of the results")
     inputs = find_images(paths, left_out)
     keys = ResultKeys(request.out, inputs)
     if line := left_out_line(left_out):

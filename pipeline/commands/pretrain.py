@@ -11,6 +11,7 @@ from jobs.inference.model import ModelSettings
 from jobs.resources import Resources
 from jobs.run import DataSettings, Section, student_weights
 from jobs.training.config import GroupResources, TrainConfig, require_group_fits
+from pipeline.commands.outputs import require_free
 from pipeline.config import (
     QuarantineSettings,
     ResourceSettings,
@@ -126,7 +127,7 @@ def run_pretrain(request: PretrainRequest, progress: RunProgress | None = None) 
     """Train stage 1 and write its weights as float16; return steps, loss, and what `summary_of` says was left out.
 
     Raises:
-        ValueError: Settings or data are wrong.
+        ValueError: Settings or data are wrong, or a name is taken by files of others.
         StageFailed: Images could not be embedded.
         DataFault: Too many of them are unreadable, or too many labels unusable.
     """
@@ -137,6 +138,9 @@ def run_pretrain(request: PretrainRequest, progress: RunProgress | None = None) 
     layout = RunLayout(work.absolute())
     shown = RunProgress(layout.events) if progress is None else progress
     refuse_links_out(layout.root, OWN_NAMES)
+    _require_own_work(layout)
+    # What an earlier call of the same command wrote, perhaps with other settings, is written anew.
+    require_free(request.out, lambda: record_path(layout.round(0) / "student" / "model.safetensors").is_file())
     foreign = config.model.preset == "tiny" and not isinstance(config.source, ScenesSourceConfig)
     if foreign and config.model.clip_weights is None:
         shown.say(f"caution: {CAUTION}")
@@ -161,6 +165,21 @@ def run_pretrain(request: PretrainRequest, progress: RunProgress | None = None) 
         write_weights(read_weights(weights), request.out, half=True)
     stats = read_record(record_path(weights)).stats
     return {"out": str(request.out), "images": images, **stats, **summary_of(tasks)}
+
+
+def _require_own_work(layout: RunLayout) -> None:
+    """Raise where the work folder is a run, or holds what this command did not put there."""
+    if layout.config.is_file():
+        raise ValueError(f"{layout.root} is a run, whose files would be replaced; name another folder with --work")
+    names = sorted(path.name for path in layout.root.iterdir()) if layout.root.is_dir() else []
+    foreign = [name for name in names if name not in OWN_NAMES and not name.startswith(("run.lock", ".tmp"))]
+    if not foreign and layout.vocabulary.is_file():
+        try:
+            Vocabulary.load(layout.vocabulary)
+        except ValueError:
+            foreign = [layout.vocabulary.name]
+    if foreign:
+        raise ValueError(f"{layout.root} holds {foreign[0]} and is no work folder of pretrain; name one with --work")
 
 
 def pretrain_config(request: PretrainRequest) -> PretrainConfig:

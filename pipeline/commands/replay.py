@@ -68,6 +68,7 @@ def replay_round(root: Path, request: ReplayRequest, progress: RunProgress | Non
     shown = RunProgress(RunLayout(root).events) if progress is None else progress
     # Opened before it is locked: taking the lock makes the folder, and a mistyped --run would leave an empty one.
     own = read_run(root)
+    require_rounds(own)
     _with_sets(own, request.sets)  # a wrong setting is reported before a lock that others hold
     with holding(own.layout.root):
         own = read_run(root)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Final
 
 from jobs.stage import ShardTask
-from jobs.stages import embed, pseudo_scores, refine, source_labels, target_check
+from jobs.stages import embed, pseudo_scores, refine, source_labels, target_check, write
 from jobs.stages.evaluate import NO_LABEL
 from jobs.stages.refine import NO_MASK
 from jobs.stages.write import ALL_IGNORED
@@ -28,7 +28,7 @@ from shards.storage.mirror import forget, replace_file, upload
 from shards.storage.store import location_of
 
 _NAMED: Final = 5
-_OF_THE_LABEL: Final = LABEL_REASONS | {NO_MASK, NO_LABEL}
+_OF_THE_LABEL: Final = LABEL_REASONS | {NO_MASK, NO_LABEL, ALL_IGNORED}
 
 
 @dataclass(frozen=True)
@@ -113,6 +113,7 @@ def _target_tasks(run: OpenRun) -> Iterator[ShardTask]:
     yield from embed.dataset_tasks(run, "target", run.plan)
     if refines_given_masks(run):
         yield from refine.mask_tasks(run, 1)
+        yield from write.tasks(run, 1)  # a mask without a class is found there
         return
     for number in begun_rounds(run.layout):
         yield from pseudo_scores.tasks(run, number)
@@ -127,8 +128,9 @@ def _source_tasks(run: OpenRun) -> Iterator[ShardTask]:
 def _replaced(plan: Plan, path: Path, source: FolderSourceConfig, tasks: Iterable[ShardTask]) -> ReplacedFiles:
     reasons: dict[str, set[str]] = {}
     for task in tasks:
+        of_masks = task.stage == "write"
         for drop in read_drops(task.record):
-            if drop.reason != ALL_IGNORED:
+            if drop.reason == ALL_IGNORED if of_masks else drop.reason != ALL_IGNORED:
                 reasons.setdefault(drop.key, set()).add(drop.reason)
     samples: dict[str, dict[str, SampleRef]] = {}
     images: list[str] = []

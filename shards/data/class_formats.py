@@ -12,12 +12,20 @@ Entry = tuple[int | None, str]  # the id, if the list has one, and the name with
 Found = tuple[list[Entry], list[str]]  # the classes, and notes on what the list was taken for
 
 # Where other programs keep their list: ours and mmsegmentation, COCO, YOLO, Mapillary, transformers, detectron2.
-_LISTS: Final = ("classes", "categories", "names", "labels", "id2label", "stuff_classes", "thing_classes")
-_IDS: Final = ("id", "class_id", "category_id", "label_id", "index", "idx")
-_TRAIN_IDS: Final = ("trainId", "train_id", "trainid")
+_LISTS: Final = ("classes", "categories", "names", "labels", "id2label", "label2id", "stuff_classes", "thing_classes")
+# Keys of an entry, in small letters.
+_IDS: Final = ("id", "class_id", "category_id", "label_id", "index", "idx", "value", "pixel_value", "number", "label")
+_TRAIN_IDS: Final = ("train_id", "trainid")
+_SPELT: Final = {"trainid": "trainId"}
+_NAMES: Final = ("name", "class_name", "category_name", "label_name", "label", "class", "title")
 _CVAT: Final = re.compile(r"(?P<name>[^:]*):(?:\d+,\d+,\d+)?:[^:]*:[^:]*")
-_WITH_ID: Final = re.compile(r"(?P<id>-?\d+)(?:\s*[:,;]\s*|\s+)(?P<name>\S.*)")
-_HEADER: Final = re.compile(r"(id|idx|index|class_?id)\W+(name|class|label)s?", re.IGNORECASE)
+_WITH_ID: Final = re.compile(r"(?P<id>-?\d+)(?:\s*[:=,;]\s*|\s+)(?P<name>\S.*)")
+_WITH_ID_LAST: Final = re.compile(r"(?P<name>.*[^\s:=,;])(?:\s*[:=,;]\s*|\s+)(?P<id>\d+)")
+_BULLET: Final = re.compile(r"[-*\u2022]\s+(?=\S)")
+_HEADER: Final = re.compile(
+    r"(id|idx|index|class_?id|value)\W+(name|class|label)s?|(name|class|label)s?\W+(id|idx|index|class_?id|value)",
+    re.IGNORECASE,
+)
 _COLOUR: Final = re.compile(r"(?:^|[\s\[(:,])\d{1,3}[\s,]+\d{1,3}[\s,]+\d{1,3}(?:$|[\s\]),:;])")
 
 
@@ -102,10 +110,25 @@ def entries_of_lines(text: str) -> Found:
     numbered = [(int(match["id"]), _plain(match["name"])) for match in found if match is not None]
     if rows and len(numbered) == len(rows):
         return [*numbered], []
+    if last := _with_ids_last(rows):
+        return [*last], ["the numbers at the ends of its lines are taken for ids"]
+    notes = []
+    if _all_match(re.compile(_BULLET.pattern + ".*"), named):
+        named, notes = [_BULLET.sub("", line, count=1) for line in named], ["the bullets of its lines are left out"]
     names = [_plain(line) for line in named]
     commas = sum(line.endswith(",") for line in named)
-    notes = [f"the comma at the end of {commas} of {len(named)} lines is left out"] if commas else []
+    notes += [f"the comma at the end of {commas} of {len(named)} lines is left out"] if commas else []
     return [(None, name) for name in names], notes
+
+
+def _with_ids_last(rows: Sequence[str]) -> list[Entry]:
+    """Return the classes of lines such as "cat: 0", or [] if the numbers belong to the names."""
+    found = [_WITH_ID_LAST.fullmatch(row) for row in rows]
+    entries = [(int(match["id"]), _plain(match["name"])) for match in found if match is not None]
+    ids, names = {number for number, _ in entries}, {name for _, name in entries}
+    # "type 1", "type 2" are names; "cat 0", "dog 1" are not: without the numbers they still differ.
+    complete = len(rows) > 1 and len(entries) == len(rows) == len(ids) == len(names)
+    return list(entries) if complete and max(ids) - min(ids) == len(ids) - 1 and min(ids) <= 1 else []
 
 
 def _all_match(pattern: re.Pattern[str], lines: Sequence[str]) -> bool:
@@ -164,7 +187,33 @@ def entries_of_content(content: Any) -> Found:
         return _of_mapping(content), notes
     if not isinstance(content, list):
         raise ValueError('expected a list of names, {"classes": [...]} or {"0": "name", ...}')
-    return [_entry_of(index, item) for index, item in enumerate(content)], notes
+    items = [_lowered(item) for item in content]
+    unread = _unread_numbers(items)
+    if unread is not None:
+        notes = [*notes, f"its numbers {unread!r} are not taken for ids: call them id if masks hold them"]
+    return [_entry_of(index, item) for index, item in enumerate(items)], notes
+
+
+def _lowered(item: Any) -> Any:
+    return {str(key).lower(): value for key, value in item.items()} if isinstance(item, Mapping) else item
+
+
+def _unread_numbers(items: Sequence[Any]) -> str | None:
+    """Return the key under which all entries have a number of their own that is not read; None if there is none."""
+    if len(items) < 2 or not all(isinstance(item, Mapping) for item in items) or _id_keys(items[0]):
+        return None
+    for key in items[0]:
+        numbers = [_whole(item.get(key)) for item in items]
+        if None not in numbers and len(set(numbers)) == len(numbers):
+            return str(key)
+    return None
+
+
+def _id_keys(item: Mapping[Any, Any]) -> list[str]:
+    # "label" may be a name: then it is no number, and no id.
+    wanted = [key for key in _IDS if item.get(key) is not None]
+    trained = [key for key in _TRAIN_IDS if key in item]
+    return [key for key in wanted if key != "label" or _whole(item[key]) is not None] + trained
 
 
 def _of_mapping(content: Mapping[Any, Any]) -> list[Entry]:
@@ -182,14 +231,13 @@ def _of_mapping(content: Mapping[Any, Any]) -> list[Entry]:
 def _entry_of(index: int, item: Any) -> Entry:
     if not isinstance(item, Mapping):
         return None, _name_of(index, item)
-    trained = [key for key in _TRAIN_IDS if key in item]
-    keys = [key for key in _IDS if item.get(key) is not None]
-    if trained and keys:
+    keys = _id_keys(item)
+    if len({key in _TRAIN_IDS for key in keys}) > 1:
+        last = _SPELT.get(keys[-1], keys[-1])
         raise ValueError(
-            f"class {index} has both {keys[0]} and {trained[0]}; keep the one that the masks hold, as id, and leave "
-            "out the classes that are ignored"
+            f"class {index} has both {keys[0]} and {last}; keep the one that the masks hold, as id, and leave out the "
+            "classes that are ignored"
         )
-    keys = keys or trained
     if not keys:
         return None, _name_of(index, item)
     number = _whole(item[keys[0]])
@@ -201,7 +249,8 @@ def _entry_of(index: int, item: Any) -> Entry:
 def _name_of(index: int, item: Any) -> str:
     words = item
     if isinstance(item, Mapping):
-        name, words = item.get("name"), item.get("synonyms") or item.get("name")
+        name = next((item[key] for key in _NAMES if isinstance(item.get(key), str)), item.get("name"))
+        words = item.get("synonyms") or name
         # LVIS repeats the name among the synonyms, others list the further ones alone.
         if isinstance(words, list) and isinstance(name, str) and name not in (*words, ", ".join(map(str, words))):
             words = [name, *words]
@@ -214,5 +263,7 @@ def _name_of(index: int, item: Any) -> str:
 
 def _whole(value: Any) -> int | None:
     if isinstance(value, str) and re.fullmatch(r"-?[0-9]{1,9}", value.strip()):
+        return int(value)
+    if isinstance(value, float) and value.is_integer():  # tables that once had a gap hold all of them so
         return int(value)
     return value if isinstance(value, int) and not isinstance(value, bool) else None

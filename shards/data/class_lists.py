@@ -2,6 +2,7 @@
 
 import logging
 import re
+import unicodedata
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
@@ -11,7 +12,7 @@ from shards.files.untrusted import MAX_TEXT_BYTES, read_regular
 
 logger = logging.getLogger(__name__)
 
-_TEXT_ENDINGS: Final = (".txt", ".names")
+_TEXT_ENDINGS: Final = (".txt", ".names", ".csv", ".tsv")
 _YAML_ENDINGS: Final = (".yaml", ".yml")
 # Rows of pixels that belong to no class. Only ids that our masks ignore anyway may go without a class.
 _IGNORED: Final = re.compile(r"_*(ignored?|void|unlabell?ed|don'?t[ _]?care)_*", re.IGNORECASE)
@@ -29,9 +30,9 @@ def load_class_names(path: Path) -> list[str]:
     of names was taken for is logged.
 
     Args:
-        path: `.txt` with one class per line (blank lines and lines starting with # are skipped), or `.json` or `.yaml`:
-            a list, {"classes": [...]}, {id: name} or a vocabulary.json. Items are texts or objects with "name" or
-            "synonyms", and perhaps "id". Also CVAT's labelmap.txt, LabelMe's class_names.txt, ADE20K's table, COCO's
+        path: `.txt` or `.csv` with one class per line (blank lines and lines starting with # are skipped), or `.json`
+            or `.yaml`: a list, {"classes": [...]}, {id: name} or a vocabulary.json. Items are texts or objects with
+            "name" or "synonyms", and perhaps "id". Also CVAT's labelmap.txt, LabelMe's class_names.txt, ADE20K's table, COCO's
             categories, YOLO's data.yaml and detectron2's metadata.
 
     Raises:
@@ -61,7 +62,7 @@ def _entries(text: str, ending: str) -> tuple[list[Entry], list[str]]:
         return entries_of_content(parse_yaml(text))
     if ending in _TEXT_ENDINGS:
         return entries_of_lines(text)
-    raise ValueError(f"its ending is {ending!r}; expected .txt (one class a line), .json or .yaml (a list)")
+    raise ValueError(f"its ending is {ending!r}; expected .txt or .csv (one class a line), .json or .yaml (a list)")
 
 
 def _ordered(entries: Sequence[Entry], notes: list[str]) -> tuple[list[str], list[str]]:
@@ -75,7 +76,7 @@ def _ordered(entries: Sequence[Entry], notes: list[str]) -> tuple[list[str], lis
     bare = [name for number, name in entries if number is None]
     if len(bare) == len(entries):
         _require_once(bare)
-        return bare, notes
+        return bare, [*notes, *_doubtful(bare)]
     if bare:
         raise ValueError(f"{bare[0]!r} has no id and others have one; give every class an id, or none")
     kept = [(number, name) for number, name in entries if number is not None and not _is_ignored(number, name)]
@@ -101,7 +102,19 @@ def _ordered(entries: Sequence[Entry], notes: list[str]) -> tuple[list[str], lis
             f", as 0 to {len(ids) - 1}: if masks hold these ids, with 0 for unlabelled pixels, "
             "add --set data.labels.shift=-1"
         )
-    return [by_id[number] for number in ids], [*notes, note]
+    names = [by_id[number] for number in ids]
+    return names, [*notes, note, *_doubtful(names)]
+
+
+def _doubtful(names: Sequence[str]) -> list[str]:
+    """Return a note on a name that stands for no class elsewhere."""
+    number = next((index for index, name in enumerate(names) if _IGNORED.fullmatch(name)), None)
+    if number is None:
+        return []
+    return [
+        f"{names[number]!r} is a class like any other, with id {number}: where masks hold {number} for no class, add "
+        f"--set data.labels.ignore={number}"
+    ]
 
 
 def _gap_text(ids: Sequence[int], missing: Sequence[int]) -> str:
@@ -130,7 +143,10 @@ def _require_once(names: Sequence[str]) -> None:
 
 
 def _require_single_names(names: Sequence[str]) -> None:
-    """Raise where several classes seem to share a line."""
+    """Raise where several classes seem to share a line, or a name is no text."""
+    for name in names:
+        if any(unicodedata.category(letter) == "Cc" and letter != "\t" for letter in name):
+            raise ValueError(f"{name!r:.80} holds control characters; is it a file of text?")
     # "person, child, man" is one class with synonyms, here and in ADE20K; without blanks it is a list of classes.
     for name in names:
         parts = [part.strip() for part in _JOINED.split(name) if part.strip()]

@@ -14,6 +14,7 @@ from PIL import Image, ImageFile, UnidentifiedImageError
 
 from shards.data.extras import without_extras
 from shards.data.image_kinds import ENDINGS, IMAGE_ENDINGS, START_BYTES, image_format, other_picture
+from shards.files.stand_ins import stand_in
 
 logger = logging.getLogger(__name__)
 
@@ -314,12 +315,13 @@ def _warn_once(note: str) -> None:
 def _unidentified(data: bytes) -> UnreadableImage:
     foreign = other_picture(data[:START_BYTES])
     if foreign in (".heic", ".avif", ".cr3"):
-        return UnreadableImage("unsupported_format", f"a {data[8:12]!r} file (HEIC, AVIF); save it as JPEG or PNG")
+        return UnreadableImage("unsupported_format", f"a {foreign} file; save it as JPEG or PNG")
     if foreign not in (None, ".svg"):
         return UnreadableImage("unsupported_format", f"a {foreign} file; expected one of {', '.join(IMAGE_FORMATS)}")
     if data.startswith(_KNOWN_STARTS) or any(start.startswith(data) for start in _KNOWN_STARTS):
         return UnreadableImage("truncated", f"begins like an image and breaks off ({len(data)} bytes)")
-    return UnreadableImage("not_an_image", f"begins with {data[:16]!r}")
+    what = stand_in(data[:START_BYTES])
+    return UnreadableImage("not_an_image", f"begins with {data[:16]!r}" if what is None else f"is {what}")
 
 
 def _tells_of_missing_bytes(error: Exception, data: bytes) -> bool:

@@ -206,7 +206,11 @@ def _hint(read: list[_Read], rules: LabelRules, classes: int, outside: Counter[i
         return f"Ids seem to begin at 1 ({zero}), so that all are one off: --set data.labels.shift=-1"
     if len(outside) == 1 and rules.ignore is None:
         value = next(iter(outside))
-        return f"If {value} stands for no class: --set data.labels.ignore={value}"
+        # What lies above the middle, next to nothing but 0, may as well be the object of a mask.
+        alone = {found for file in read for found in file.facts.values} == {0, value}
+        high = alone and not rules.binary and all(value >= 1 << (file.facts.bits - 1) for file in read)
+        object_ = f"Where {value} is the object of a mask: --set data.labels.binary=true. " if high else ""
+        return f"{object_}If {value} stands for no class: --set data.labels.ignore={value}"
     return "Is this the list of classes that the files were made with? Ids may be moved with --set data.labels.shift=N"
 
 

@@ -116,6 +116,10 @@ def _patterns(image: str, labels: Iterable[str]) -> Iterator[str]:
             yield label.replace(path.stem, "{stem}", 1)
             continue
         field = "name" if path.name in base else "stem"
+        folder = _folder(PurePosixPath(label))
+        if path.stem in folder.split("/"):  # in a folder for each image, and named after it as well
+            parts = ["{stem}" if part == path.stem else part for part in folder.split("/")]
+            yield f"{'/'.join(parts)}/{base.replace(getattr(path, field), f'{{{field}}}', 1)}"
         yield from _with_folder(path, label, base.replace(getattr(path, field), f"{{{field}}}", 1))
     for label in () if contained else closest[:_CLOSEST]:
         for base in _replaced(path.stem, PurePosixPath(label)):

@@ -9,6 +9,7 @@ from PIL import Image, UnidentifiedImageError
 
 from shards.data.images import ORIENTATION_TAG, ImageFrame, Pixel, load_image, orientation_of, to_stored, to_upright
 from shards.data.vocabulary import IGNORE_8_BIT, Vocabulary
+from shards.files.stand_ins import stand_in
 from shards.formats.legend import Legend, LegendClass
 
 LabelFrame = Literal["auto", "upright", "stored"]
@@ -106,19 +107,28 @@ def decode_label(data: bytes) -> NDArray[np.int32]:
         image = load_image(data, ("PNG",)).image
         orientation = orientation_of(image)
     except UnidentifiedImageError as error:  # whose message is the address of an object, another in each process
-        raise ValueError(f"not a readable label PNG (it begins with {data[:16]!r}); expected class ids") from error
+        what = stand_in(data[:64]) or f"begins with {data[:16]!r}"
+        raise ValueError(f"not a readable label PNG ({what}); expected an index PNG of class ids") from error
     except Exception as error:
         # Pillow raises any exception on hostile bytes.
         raise ValueError(f"not a readable label PNG ({error}); expected an index PNG of class ids") from error
     if image.mode not in ("P", "L", "1", "I;16", "I"):
-        raise ValueError(
-            f"a label PNG holds class ids (palette or grey); this one holds colours, not ids (mode {image.mode}): "
-            "replace each colour by the id of its class"
-        )
+        raise ValueError(f"a label PNG holds class ids (palette or grey); this one {_colours_text(image)}")
     ids = np.asarray(image).astype(np.int32)
     if image.mode == "L" and bit_depth(data) < 8:
         ids //= 255 // (2 ** bit_depth(data) - 1)  # Pillow spreads 2- and 4-bit grey over 0..255
     return to_upright(ids, orientation)
+
+
+def _colours_text(image: Image.Image) -> str:
+    """Return what a PNG with more than one channel holds, and how it becomes a label."""
+    # Not taken even where it is grey: of a folder of coloured labels one that is black may look so.
+    channels = [np.asarray(channel) for channel in image.split()]
+    colours = channels[:-1] if image.mode in ("LA", "RGBA") else channels
+    text = f"holds colours, not ids (mode {image.mode}): replace each colour by the id of its class"
+    if colours[0].any() and all((colour == colours[0]).all() for colour in colours[1:]):
+        return f"{text}, or, as all of them are grey, save one channel alone, without transparency"
+    return text
 
 
 def bit_depth(data: bytes) -> int:

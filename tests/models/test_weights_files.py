@@ -210,3 +210,18 @@ def test_weights_of_another_network_are_refused_in_one_line(tmp_path: Path) -> N
     assert "missing: 1.bias; left over: 10.weight, 11.weight" in text
     assert "and 12 more; of another shape: 0.weight" in text
     assert "\n" not in text
+
+
+def test_a_network_inside_a_larger_model_is_found_by_its_prefix(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    module, other = torch.nn.Linear(2, 3), torch.nn.Linear(2, 3)
+    state = {f"backbone.sam.{name}": value for name, value in module.state_dict().items()}
+    torch.save({"state_dict": {**state, "loss.weight": torch.ones(1)}}, tmp_path / "part.ckpt")
+    load_weights_into(other, tmp_path / "part.ckpt")
+    assert torch.equal(other.weight, module.weight)
+    assert "the prefix 'backbone.sam.' is removed, loss.weight left out" in caplog.text
+    del state["backbone.sam.bias"]
+    torch.save(state, tmp_path / "lacking.ckpt")
+    with pytest.raises(ValueError, match="does not fit Linear: missing: bias, weight; left over"):
+        load_weights_into(other, tmp_path / "lacking.ckpt")

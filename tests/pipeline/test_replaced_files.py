@@ -143,6 +143,16 @@ def test_a_mended_mask_that_is_faulty_again_is_named_anew_and_then_left_alone(ro
     assert Plan.load(root / "out" / "plan.json").shard("000000").revision == 2
 
 
+def test_a_mask_that_held_no_class_is_taken_up_once_it_is_mended(root: Path, whole: dict[str, str]) -> None:
+    (root / "masks" / "b.png").write_bytes(png(np.full((40, 60), 255, np.uint8)))
+    assert reasons(refine(root)) == {"b": "all_ignored"}
+    assert "nothing to do" in refine(root)["err"]
+    (root / "masks" / "b.png").write_bytes(GOOD)
+    found = refine(root)
+    assert ("1 label was replaced: b.png" in found["err"], found["refined"]) == (True, 4)
+    assert results(root / "out") == whole
+
+
 def test_a_mask_for_an_image_that_had_none_and_a_mended_image_are_taken_up(root: Path, whole: dict[str, str]) -> None:
     (root / "masks" / "b.png").unlink()
     image = root / "images" / "c.png"

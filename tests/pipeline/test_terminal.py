@@ -74,3 +74,13 @@ def test_a_full_disk_under_standard_output_ends_with_its_reason(tmp_path: Path) 
         _, err = process.communicate(timeout=60)
     assert process.returncode == 1
     assert b"No space left" in err
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no full device")
+def test_notes_that_fit_nowhere_end_no_work() -> None:
+    code = "import sys; from pipeline.terminal import escape_unencodable_output as take; take(); "
+    code += "print('x' * 9999, file=sys.stderr, flush=True); print('done')"
+    command = [sys.executable, "-c", code]
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(command, stderr=full, stdout=subprocess.PIPE, check=False, cwd=Path(__file__).parents[2])
+    assert (done.returncode, done.stdout) == (0, b"done\n")

@@ -164,6 +164,59 @@ def test_lists_that_cannot_be_right_are_refused_in_one_sentence(
 
 
 @pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("after.txt", "bird: 2\ndog: 0\ncat: 1\n"),
+        ("after.txt", "bird 2\ndog 0\ncat 1\n"),
+        ("equals.txt", "bird=3\ndog=1\ncat=2\n"),
+        ("before.txt", "2=bird\n0=dog\n1=cat\n"),
+        ("table.csv", "id,name\n2,bird\n0,dog\n1,cat\n"),
+        ("table.csv", "name;id\nbird;2\ndog;0\ncat;1\n"),
+        ("table.tsv", "2\tbird\n0\tdog\n1\tcat\n"),
+        ("value.json", [{"value": 2, "name": "bird"}, {"value": 0, "name": "dog"}, {"value": 1, "name": "cat"}]),
+        ("capitals.json", [{"ID": 2, "Name": "bird"}, {"ID": 0, "Name": "dog"}, {"ID": 1, "Name": "cat"}]),
+        ("label.json", [{"label": 2, "name": "bird"}, {"label": 0, "name": "dog"}, {"label": 1, "name": "cat"}]),
+        ("floats.json", [{"id": 2.0, "name": "bird"}, {"id": 0.0, "name": "dog"}, {"id": 1.0, "name": "cat"}]),
+        ("long.json", [{"class_id": n, "class_name": name} for n, name in ((2, "bird"), (0, "dog"), (1, "cat"))]),
+        ("label2id.json", {"label2id": {"bird": 2, "dog": 0, "cat": 1}}),
+    ],
+)
+def test_ids_after_the_names_or_under_other_keys_count_as_ids(tmp_path: Path, name: str, content: Any) -> None:
+    assert load_class_names(written(tmp_path, name, content)) == ["dog", "cat", "bird"]
+
+
+@pytest.mark.parametrize(
+    ("content", "note"),
+    [
+        ("- a\n- b\n", "bullets"),
+        ("cat: 1\ndog: 0\n", "numbers at the ends of its lines are taken for ids"),
+        ("road\nvoid\n", "'void' is a class like any other, with id 1"),
+        ("ignore\nroad\n", "--set data.labels.ignore=0"),
+    ],
+)
+def test_what_could_mean_something_else_is_said(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, content: str, note: str
+) -> None:
+    load_class_names(written(tmp_path, "names.txt", content))
+    assert note in caplog.text
+
+
+def test_numbers_that_belong_to_names_and_numbers_that_are_not_read_change_no_order(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    for content in ("type 2\ntype 1\n", "route 66\nroute 7\n", "phase 3\nstep 9\n"):
+        assert load_class_names(written(tmp_path, "names.txt", content)) == content.splitlines()
+    rows = [{"name": "a", "weight": 2}, {"name": "b", "weight": 1}]
+    assert load_class_names(written(tmp_path, "rows.json", rows)) == ["a", "b"]
+    assert "its numbers 'weight' are not taken for ids" in caplog.text
+
+
+def test_a_name_with_control_characters_is_no_name(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="control characters"):
+        load_class_names(written(tmp_path, "names.txt", "road\x00\n"))
+
+
+@pytest.mark.parametrize(
     "content",
     ["person, child, man\nsky\n", "1,000 dollars\nsky\n", "2 euro coin\nsky\n", "TV 55 inch\nsky\n", "a: b\nc\n"],
 )

@@ -193,3 +193,15 @@ def test_no_bytes_raise_anything_else(kind: str, monkeypatch: pytest.MonkeyPatch
 def test_reason_survives_the_way_from_a_worker() -> None:
     error = pickle.loads(pickle.dumps(UnreadableImage("empty", "no bytes")))  # noqa: S301
     assert (error.reason, error.detail) == ("empty", "no bytes")
+
+
+def test_what_a_download_or_a_clone_left_in_place_of_an_image_is_named() -> None:
+    for data, what in (
+        (b"version https://git-lfs.github.com/spec/v1\n", "Git LFS pointer"),
+        (b"<!doctype html>", "page"),
+    ):
+        with pytest.raises(UnreadableImage, match=what) as caught:
+            decode_image(data)
+        assert caught.value.reason == "not_an_image"
+    with pytest.raises(UnreadableImage, match=r"a \.heic file; save it as JPEG or PNG"):
+        decode_image(b"\0\0\0\x18ftypheic" + bytes(64))

@@ -59,3 +59,10 @@ def test_one_label_for_all_images_is_no_match() -> None:
     found = suggest_pattern(["p1.jpg", "p2.jpg", "p3.jpg"], labels, set(labels).__contains__)
     assert found is not None
     assert found.images == 1
+
+
+def test_a_folder_for_each_image_with_its_name_twice_is_one_pattern() -> None:
+    images, labels = [f"p{number}.jpg" for number in range(3)], [f"p{number}/p{number}_mask.png" for number in range(3)]
+    found = suggest_pattern(images, labels, set(labels).__contains__)
+    assert found is not None
+    assert (found.pattern, found.images) == ("{stem}/{stem}_mask.png", 3)

@@ -221,3 +221,10 @@ def test_the_highest_id_is_that_of_labels_with_an_image_and_not_of_side_files(fo
     image(folder, "q.jpg")
     (folder / "labels" / "q.png").write_bytes(b"no PNG")
     assert highest_id(source_of(folder)) == 2
+
+
+def test_masks_of_0_and_another_high_value_are_told_with_both_settings(folder: Path) -> None:
+    pairs(folder, (LABEL > 0).astype(np.uint8) * 254, (LABEL > 0).astype(np.uint8) * 254)
+    refusal = str(look(folder)[1].refusal)
+    assert "Where 254 is the object of a mask: --set data.labels.binary=true" in refusal
+    assert "--set data.labels.ignore=254" in refusal

@@ -152,3 +152,17 @@ def test_weights_survive_and_other_types_are_refused() -> None:
         encode_weight(weight.astype(np.int32))
     with pytest.raises(ValueError, match="values 0 to 255"):
         decode_weight(encode_label(np.array([[299]]), vocabulary_of(300)))
+
+
+def test_grey_in_several_channels_is_refused_with_what_to_save() -> None:
+    for mode in ("RGB", "RGBA", "LA"):
+        data = io.BytesIO()
+        Image.fromarray(np.array([[0, 1], [2, 3]], np.uint8)).convert(mode).save(data, "PNG")
+        with pytest.raises(ValueError, match=f"mode {mode}.*all of them are grey, save one channel alone"):
+            decode_label(data.getvalue())
+
+
+def test_a_pointer_and_a_page_in_place_of_a_label_are_named() -> None:
+    for data, what in ((b"version https://git-lfs.github.com/spec/v1\n", "Git LFS pointer"), (b"<html>", "web page")):
+        with pytest.raises(ValueError, match=what):
+            decode_label(data)
