@@ -2,8 +2,9 @@
 
 `python -m benchmarks.students --runs runs/ablation/seed-0/dea_st runs/ablation/seed-1/dea_st` takes runs whose round 1
 is done (the ablation leaves such), and does round 1 again from the teacher's stored scores with other gates, without
-SAM, and with two classes exchanged in the labels (then a second round, with promotion and without). The runs
-themselves stay as they are. It writes `benchmarks/students.json`; stopped and started again, it goes on.
+SAM, with a teacher that sees the mirror image too, and with two classes exchanged in the labels (then a second round,
+with promotion and without). The runs themselves stay as they are. It writes `benchmarks/students.json`; stopped and
+started again, it goes on.
 """
 
 import argparse
@@ -32,6 +33,8 @@ VARIANTS: Final[dict[str, dict[str, str]]] = {
     "area_mean > 0.8": {"gate.statistic": "area_mean", "gate.threshold": "0.8"},
     "area_mean > 0.9": {"gate.statistic": "area_mean"},
     "without SAM": {"refinement.accept.min_iou": "1"},  # no mask of SAM's equals the teacher's to the pixel
+    "two views, max > 0.9": {"teacher.views": "[identity, mirror]"},
+    "two views, max > 0.7": {"teacher.views": "[identity, mirror]", "gate.threshold": "0.7"},
 }
 POISONED: Final = ("promotion, round 1", "promotion, round 2", "no promotion, round 2")
 
@@ -67,7 +70,10 @@ def variant(run: Path, work: Path, name: str) -> dict[str, float]:
     """Do round 1 from the stored scores with a variant's settings; give the student's and its labels' figures."""
     folder = work / name.replace(" ", "_").replace(">", "over").replace(":", "-").replace(",", "")
     copy_scores(run, folder)
-    return figures(self_train(folder, 1, [f"refine.{key}={value}" for key, value in VARIANTS[name].items()]))
+    sets = [
+        f"{key if key.startswith('teacher.') else f'refine.{key}'}={value}" for key, value in VARIANTS[name].items()
+    ]
+    return figures(self_train(folder, 1, sets))
 
 
 def poison(run: Path, work: Path) -> dict[str, dict[str, float]]:
@@ -141,11 +147,12 @@ def exchange_classes(folder: Path, sets: Sequence[str]) -> None:
 
 
 def figures(report: dict[str, Any]) -> dict[str, float]:
-    """Give the student's scores and its labels' coverage and mIoU after SAM, in points."""
+    """Give the student's scores and its labels' coverage and mIoU after SAM, covered pixels and all, in points."""
     labels = report["pseudo_labels"]
     found = {name: report[name] for name in METRICS} | {
         "label_coverage": labels["coverage"],
         "label_miou": labels["miou_after"],
+        "label_miou_all": labels["miou_after_all"],
     }
     return {name: round(value, 2) for name, value in found.items() if value is not None}
 
@@ -160,7 +167,7 @@ def table(result: dict[str, Any]) -> str:
     """Give the rows as text: means over the runs."""
     rows = {name: entry["mean"] for name, entry in result["variants"].items()}
     rows |= {f"poisoned: {name}": mean(entry["runs"]) for name, entry in result["poison"].items()}
-    columns = (*METRICS, "label_coverage", "label_miou")
+    columns = (*METRICS, "label_coverage", "label_miou", "label_miou_all")
     lines = [f"{'':32}" + "".join(f"{name:>16}" for name in columns)]
     lines += [f"{name:32}" + "".join(f"{row.get(name, '-'):>16}" for name in columns) for name, row in rows.items()]
     return "\n".join(lines)

@@ -4,7 +4,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
-import yaml
 from pydantic import Field, NonNegativeInt
 
 from jobs.cluster.job_server import SubmitConfig
@@ -19,7 +18,8 @@ from jobs.stages.refine import Settings as RefineSettings
 from jobs.stages.teacher import Settings as TeacherSettings
 from jobs.training.config import GroupResources, TrainConfig, require_group_fits
 from models.evaluation.alarms import AlarmConfig
-from pipeline.settings import flat, read_settings, sealed_settings, validated, with_sets
+from pipeline.setting_comments import commented_yaml
+from pipeline.settings import COMMENTED, flat, read_settings, sealed_settings, validated, with_sets
 from shards.data.class_lists import load_class_names
 from shards.data.sources import FolderSourceConfig, SourceConfig
 from shards.files.atomic import write_bytes_atomic
@@ -150,8 +150,7 @@ def load_config(path: Path) -> RunConfig:
 def save_config(path: Path, config: RunConfig) -> None:
     """Write all settings as YAML, atomically."""
     # Defaults are written out, too: a later version with other defaults must not change what an old run means.
-    text = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True, width=120)
-    write_bytes_atomic(path, sealed_settings("The settings of this run, all of them. Change them with --set.", text))
+    write_bytes_atomic(path, sealed_settings(f"{COMMENTED}. Change them with --set.", commented_yaml(config)))
 
 
 def identity_changes(saved: RunConfig, requested: RunConfig) -> list[str]:

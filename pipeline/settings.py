@@ -10,15 +10,20 @@ from typing import Any, Final, TypeVar, get_args
 import yaml
 from pydantic import BaseModel, ValidationError
 
+from pipeline.setting_comments import without_comments
 from shards.files.untrusted import MAX_TEXT_BYTES, read_regular
 
 Settings = TypeVar("Settings", bound=BaseModel)
+
+COMMENTED: Final = "The settings of this run, all of them, each explained"  # how a file with comments begins
 
 _SEAL = re.compile(rb"# checksum: ([0-9a-f]{64})\n")
 # Settings files come from strangers, too (docs/security.md). The largest honest one is a class list of some thousand
 # names; nested aliases reach thousands of millions of values in ten lines.
 _MAX_VALUES: Final = 200_000
 _MAX_DEPTH: Final = 50
+_NEAR_WORD: Final = 0.8  # one letter too many or too few of three, one wrong of five
+_NEAR_NAME: Final = 0.7
 
 
 def read_settings(path: Path) -> dict[str, Any]:
@@ -30,7 +35,10 @@ def read_settings(path: Path) -> dict[str, Any]:
     """
     data = read_regular(path, MAX_TEXT_BYTES)
     try:
-        content = load_yaml(data.decode())
+        text = data.decode()
+        # Where every line that begins with # is known to be a comment of ours, the parser is spared them.
+        ours = text.startswith(f"# {COMMENTED}") and _fault_in(data) is None
+        content = load_yaml(without_comments(text) if ours else text)
     except ValueError as error:
         raise ValueError(f"{path} is not a YAML file of settings: {error}") from error
     if content is None:
@@ -68,7 +76,11 @@ def settings_fault(path: Path) -> str | None:
     Raises:
         FileNotFoundError: There is no such file.
     """
-    comment, _, rest = read_regular(path, MAX_TEXT_BYTES).partition(b"\n")
+    return _fault_in(read_regular(path, MAX_TEXT_BYTES))
+
+
+def _fault_in(data: bytes) -> str | None:
+    comment, _, rest = data.partition(b"\n")
     line, end, text = rest.partition(b"\n")
     seal = _SEAL.fullmatch(line + end)
     if seal is None:
@@ -154,14 +166,24 @@ def nearest(name: str, known: Mapping[str, bool]) -> str | None:
     ends = sorted((other for other in known if other.endswith("." + name)), key=len)
     if ends:
         return ends[0]
-    close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.7)
-    if close:
-        return close[0]
-    last = name.rpartition(".")[2]
-    for other in sorted(known, key=len):
-        if difflib.SequenceMatcher(None, last, other.rpartition(".")[2]).ratio() >= 0.75:
-            return other
-    return None
+    # A whole name is also near where only its sections are alike (train.foo, train.loss), and a last word where only
+    # some letters are (foo, floor): either hint would be about another setting. Hence the last word must be near, and
+    # the same where the sections are not.
+    found: list[tuple[float, int, str]] = []
+    for other in known:
+        last, whole = (_likeness(*pair) for pair in ((_last(name), _last(other)), (name, other)))
+        if last == 1 or (last >= _NEAR_WORD and (whole >= _NEAR_NAME or "." not in name)):
+            found.append((whole, -len(other), other))
+    return max(found)[2] if found else None
+
+
+def _last(name: str) -> str:
+    return name.rpartition(".")[2]
+
+
+def _likeness(name: str, other: str) -> float:
+    """Return the share of letters that two words have in common, in order: 1 if they are the same."""
+    return difflib.SequenceMatcher(None, name, other).ratio()
 
 
 def dotted_names(model: type[BaseModel]) -> dict[str, bool]:

@@ -5,6 +5,8 @@ import io
 import os
 import re
 import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
@@ -21,6 +23,36 @@ _CONTROL: Final = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]")
 def printable(text: str) -> str:
     r"""Return a text with control codes and bytes that are not UTF-8 as escapes, such as \x1b and \udce9."""
     return _CONTROL.sub(lambda found: found[0].encode("unicode_escape", "surrogatepass").decode("ascii"), text)
+
+
+_speakers: list[Callable[[str], None]] = []
+
+
+@contextmanager
+def spoken_by(say: Callable[[str], None]) -> Iterator[None]:
+    """Let `speak` use a function for the length of the block: it knows how to write where bars are drawn."""
+    _speakers.append(say)
+    try:
+        yield
+    finally:
+        _speakers.remove(say)
+
+
+def speak(text: str) -> None:
+    """Write a line to standard error, above the bars if there are any."""
+    if _speakers:
+        _speakers[-1](text)
+    else:
+        sys.stderr.write(f"{printable(text)}\n")
+        sys.stderr.flush()
+
+
+def same_output() -> bool:
+    """Return whether standard output and standard error end in the same terminal or file."""
+    try:
+        return os.path.sameopenfile(sys.stdout.fileno(), sys.stderr.fileno())
+    except (OSError, ValueError, AttributeError):  # closed, or replaced by something in memory
+        return False
 
 
 def escape_unencodable_output() -> None:

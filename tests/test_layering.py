@@ -13,7 +13,7 @@ TORCH = {"torch", "torchvision", "timm", "open_clip", "segment_anything", "ray"}
 SLOW = TORCH | {"scipy", "zarr", "fsspec", "safetensors", "webdataset"}
 # Which parts of its own package each part may import. A part is a folder, or a file that lies in no folder.
 SAM = {"sam", "weights"}
-STAGE = {"run", "resources", "stage", "commit"}
+STAGE = {"run", "resources", "counting", "stage", "commit"}
 WORKING = {*STAGE, "artifacts", "inference", "quality", "execution"}
 ASKED = {"errors", "terminal", "settings", "progress"}
 PARTS: dict[str, dict[str, set[str]]] = {
@@ -27,6 +27,7 @@ PARTS: dict[str, dict[str, set[str]]] = {
     "jobs": {
         "run": set(),
         "resources": set(),
+        "counting": set(),
         "stage": {"run", "resources"},
         "commit": {"run", "stage"},
         "artifacts": STAGE,
@@ -41,11 +42,13 @@ PARTS: dict[str, dict[str, set[str]]] = {
     "pipeline": {
         "terminal": set(),
         "errors": set(),
-        "settings": set(),
-        "progress": {"terminal"},
+        "setting_comments": set(),
+        "settings": {"setting_comments"},
+        "display": {"terminal"},
+        "progress": {"terminal", "display"},
         "report": ASKED,
         "tasks": {"report"},
-        "config": {"settings"},
+        "config": {"setting_comments", "settings"},
         "run": {*ASKED, "config", "tasks"},
         "rounds": {*ASKED, "config", "tasks", "run", "report"},
         "submit": {*ASKED, "config", "tasks", "run", "report", "rounds"},

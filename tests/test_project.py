@@ -1,9 +1,11 @@
 """What the project consists of besides code: what the wheel takes along, what make and the hooks offer, links."""
 
 import re
+import shutil
 import subprocess
 import sys
 import tomllib
+import zipfile
 from fnmatch import fnmatch
 from pathlib import Path
 
@@ -38,6 +40,40 @@ def test_the_license_is_the_one_that_is_declared() -> None:
     text = " ".join((ROOT / "LICENSE").read_text().split())
     assert text.startswith("Apache License Version 2.0, January 2004")
     assert "END OF TERMS AND CONDITIONS" in text
+
+
+def test_no_text_installs_an_extra_by_the_name_of_a_distribution_that_is_nowhere_to_be_had() -> None:
+    listed = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    wrong = re.compile(
+        re.escape(PROJECT["project"]["name"]) + r"\[|pip install (-\S+ )*['\"]?" + PROJECT["project"]["name"]
+    )
+    for name in listed.splitlines():
+        path = ROOT / name
+        if path.suffix in (".py", ".md", ".toml", ".txt", ".yaml", ".yml", ".sh", "") and path.is_file():
+            assert not wrong.search(path.read_text(encoding="utf-8")), name
+    extras = set(PROJECT["project"]["optional-dependencies"])
+    for page in PAGES:
+        named = re.findall(r"\.\[([a-z0-9,]+)\]", page.read_text(encoding="utf-8"))
+        assert {extra for one in named for extra in one.split(",")} <= extras, page
+
+
+@pytest.mark.slow
+def test_a_wheel_holds_the_license_the_weights_and_every_module(tmp_path: Path) -> None:
+    listed = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    files = [name for name in listed.split("\0") if name and (ROOT / name).is_file()]
+    for name in files:  # a copy: the build leaves folders in its source
+        (tmp_path / "source" / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(ROOT / name, tmp_path / "source" / name)
+    build = [sys.executable, "-m", "pip", "wheel", "./source", "--no-deps", "--no-build-isolation", "--no-index"]
+    subprocess.run([*build, "-w", "wheels"], cwd=tmp_path, capture_output=True, check=True)
+    (wheel,) = (tmp_path / "wheels").glob("*.whl")
+    with zipfile.ZipFile(wheel) as archive:
+        inside = set(archive.namelist())
+        (license_file,) = (name for name in inside if name.endswith(".dist-info/licenses/LICENSE"))
+        assert archive.read(license_file) == (ROOT / "LICENSE").read_bytes()
+        (metadata,) = (name for name in inside if name.endswith(".dist-info/METADATA"))
+        assert "License-File: LICENSE\n" in archive.read(metadata).decode()
+    assert {name for name in files if name.startswith(tuple(f"{package}/" for package in PACKAGES))} <= inside
 
 
 def test_version_and_license_are_the_same_everywhere() -> None:

@@ -10,6 +10,7 @@ from pydantic import BaseModel
 
 from pipeline.commands.pretrain import PretrainConfig
 from pipeline.config import RunConfig
+from pipeline.setting_comments import sentences
 from pipeline.settings import dotted_names
 
 PAGE: Final = Path(__file__).resolve().parents[1] / "docs" / "settings.md"
@@ -51,7 +52,7 @@ def test_a_setting_without_a_sentence_stops_the_page() -> None:
         known: int = 1
         unknown: int = 2
 
-    assert settings_page.sentences(Section) == {"known": "A setting on two lines."}
+    assert sentences(Section) == {"known": "A setting on two lines."}
     here = settings_page.Occurrence("", "section.", {"known": 1, "unknown": 2}, {"known": 1, "unknown": 2})
     with pytest.raises(ValueError, match="the docstring has no sentence on 'unknown'"):
         settings_page.rows(Section, [here])

@@ -9,6 +9,7 @@ from functools import partial
 from typing import Any
 
 from jobs.commit import commit, prepare, why_stale
+from jobs.counting import counting
 from jobs.execution.code import import_all
 from jobs.execution.faults import Fault, fault_of
 from jobs.run import RunRef
@@ -65,7 +66,8 @@ class StageWorker:
             loaded = self._load()
             started = time.monotonic()
             assert self._stage.work is not None, f"{self._stage.name} is done by a group"
-            done = self._stage.work(loaded, task)
+            with counting(task.output):
+                done = self._stage.work(loaded, task)
             record = commit(task, done, time.monotonic() - started)
             mirror.publish(self._location, task.output, task.record)
         return record

@@ -9,6 +9,7 @@ from typing import TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from jobs.counting import count_images
 from jobs.stage import OutOfMemory
 from shards.data.images import ImageFrame, UnreadableImage, decode_image
 from shards.data.sources import SampleRef, Source
@@ -52,8 +53,9 @@ def load_images(refs: Iterable[SampleRef], source: Source, drops: list[Drop]) ->
             decoded = decode_image(source.read_image(ref)[0])
         except UnreadableImage as error:
             drops.append(Drop(key=ref.key, reason=error.reason, detail=error.detail))
-            continue
-        yield LoadedImage(ref, decoded.image, decoded.exif_orientation)
+        else:
+            yield LoadedImage(ref, decoded.image, decoded.exif_orientation)
+        count_images()  # after it was taken up: that is when its batch is worked on, or soon will be
 
 
 def in_batches(items: Iterable[Item], size: int) -> Iterator[list[Item]]:

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from jobs.inference.batching import BatchLimit
+from jobs.inference.refiner import Refiner
 from jobs.inference.segmenter import Segmenter
 from jobs.stage import OutOfMemory
 from models.devices import is_out_of_memory
@@ -50,6 +51,7 @@ class Labeller:
         windows: int = 1,
         probabilities: Probabilities = "sigmoid",
         batch_size: int = 8,
+        refiner: Refiner | None = None,
     ) -> None:
         """Label with a network whose input is a square of `side` pixels.
 
@@ -59,6 +61,7 @@ class Labeller:
             windows: Windows per side; 1 is the whole image, 2 is SED's sliding window.
             probabilities: What is averaged over windows: "sigmoid", or "softmax" as the network was trained.
             batch_size: Views per batch; halved for good on OOM.
+            refiner: Refines each prediction with SAM; None: they stay as they are.
 
         Raises:
             ValueError: Less than one window, or a batch size below 1.
@@ -70,6 +73,7 @@ class Labeller:
         self._windows = windows
         self._probabilities = probabilities
         self._limit = BatchLimit(batch_size, of="views", hint=_HINT)
+        self._refiner = refiner
 
     def labels(
         self, images: Iterable[tuple[Name, Image]], stored: Callable[[Name], SamEmbedding] | None = None
@@ -99,11 +103,11 @@ class Labeller:
             # A full batch as soon as there are views for it, so that few images are in memory at a time.
             while views >= self._limit.size or (views and pixels > _MOST_PIXELS):
                 views -= self._advance(waiting)
-                yield from _finished(waiting)
+                yield from self._finished(waiting)
                 pixels = sum(one.image.shape[0] * one.image.shape[1] for one in waiting)
         while waiting:
             self._advance(waiting)
-            yield from _finished(waiting)
+            yield from self._finished(waiting)
 
     def _advance(self, waiting: deque[_Pending[Name]]) -> int:
         """Run the next batch of views; return their number."""
@@ -121,24 +125,27 @@ class Labeller:
     def _logits(self, chosen: Sequence[tuple[_Pending[Name], Image]]) -> Tensor:
         return self._model.logits([view for _, view in chosen], _stored([owner for owner, _ in chosen]))
 
+    def _finished(self, waiting: deque[_Pending[Name]]) -> Iterator[tuple[Name, Image, NDArray[np.int32]]]:
+        # In order: an image that is complete waits for those before it.
+        while waiting and waiting[0].merged.complete:
+            done = waiting.popleft()
+            with _scores_named(done.name):
+                label = self._label(done)
+            yield done.name, done.image, label
+
+    def _label(self, done: _Pending[Name]) -> NDArray[np.int32]:
+        scores_Khw = done.merged.scores()
+        if self._refiner is None:
+            return label_at_size(scores_Khw, (done.image.shape[0], done.image.shape[1]))
+        # Of one view the logits come as they are, of windows the mean of probabilities.
+        return self._refiner.label(done.image, scores_Khw, done.sam, are_logits=self._windows == 1)
+
 
 def _stored(owners: list[_Pending[Name]]) -> SamEmbedding | None:
     parts = [owner.sam for owner in owners if owner.sam is not None]
     if not parts:
         return None
     return SamEmbedding(torch.cat([p.embedding_BCHW for p in parts]), torch.cat([p.valid_B2 for p in parts]))
-
-
-def _finished(
-    waiting: deque[_Pending[Name]],
-) -> Iterator[tuple[Name, Image, NDArray[np.int32]]]:
-    # In order: an image that is complete waits for those before it.
-    while waiting and waiting[0].merged.complete:
-        done = waiting.popleft()
-        size = (done.image.shape[0], done.image.shape[1])
-        with _scores_named(done.name):
-            label = label_at_size(done.merged.scores(), size)
-        yield done.name, done.image, label
 
 
 @contextmanager

@@ -17,6 +17,7 @@ from models.devices import mixed_precision
 from models.presets import load_preset
 from models.sam.sam import SamEmbedding
 from models.stseg.sliding import to_network_input
+from models.stseg.views import merge_views, seen_as, seen_upright
 from shards.data.vocabulary import Vocabulary
 
 
@@ -39,6 +40,9 @@ class StsegSegmenter:
 
     With `with_encoder` it also holds SAM's image encoder and computes embeddings that are not passed in. `text_cache`
     is a folder that keeps the text embeddings.
+
+    Attributes:
+        encoder: SAM's image encoder; None where embeddings are passed in, or not needed.
     """
 
     def __init__(
@@ -58,8 +62,8 @@ class StsegSegmenter:
         self._model = load_stseg(config).to(self._device)
         self._text_KPD = embed_vocabulary(self._model, vocabulary, text_cache)
         self._size = load_preset(config.preset).image_size
-        self._encoder = load_sam_encoder(config).to(self._device) if with_encoder and config.dea else None
-        self.needs_embedding = config.dea and self._encoder is None
+        self.encoder = load_sam_encoder(config).to(self._device) if with_encoder and config.dea else None
+        self.needs_embedding = config.dea and self.encoder is None
 
     @torch.inference_mode()
     def logits(self, images: Sequence[NDArray[np.uint8]], sam: SamEmbedding | None = None) -> Tensor:
@@ -76,8 +80,8 @@ class StsegSegmenter:
             ValueError: The network needs embeddings and there are none.
         """
         with mixed_precision(self._device) if self._mixed else nullcontext():
-            if sam is None and self._encoder is not None:
-                sam = self._encoder.encode(images)
+            if sam is None and self.encoder is not None:
+                sam = self.encoder.encode(images)
             if sam is not None:
                 sam = sam.to(self._device)
             image_B3SS = torch.stack([to_network_input(image, self._size) for image in images]).to(self._device)
@@ -85,6 +89,23 @@ class StsegSegmenter:
                 return self._model.reject_early(image_B3SS, self._text_KPD, sam, top_k=self._top_k).float()
             logits: Tensor = self._model(image_B3SS, self._text_KPD, sam).logits_BKHW
         return logits.float()
+
+
+class MirrorSegmenter:
+    """A network that sees each image and its mirror image, and merges the two with `merge_views`."""
+
+    def __init__(self, model: Segmenter) -> None:
+        """Take a network that computes SAM's embeddings of mirrored images itself, or needs none."""
+        assert not model.needs_embedding
+        self.needs_embedding = False
+        self._model = model
+
+    def logits(self, images: Sequence[NDArray[np.uint8]], sam: SamEmbedding | None) -> Tensor:
+        """Return the merged (B, K, h, w) logits; `sam` has embeddings of the images as they are, if they are stored."""
+        # Two calls of B images, not one of 2 B: a batch then needs no more memory than without the mirror.
+        mirrored = [seen_as(image, "mirror") for image in images]
+        upright_BKhw = self._model.logits(images, sam)
+        return merge_views([upright_BKhw, seen_upright(self._model.logits(mirrored, None), "mirror")])
 
 
 def worker_device() -> torch.device:

@@ -4,7 +4,7 @@
 # label maps are then scored on the same pixels, and a gate cannot look better by ignoring more of them.
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Final, Literal
 
 import numpy as np
@@ -82,10 +82,17 @@ CHANGES: Final = ("teacher_to_student", "teacher_to_refined", "before_to_refined
 
 @dataclass(frozen=True)
 class Views:
-    """The student's refined label of an image, and both models' labels of its mirror image if stability is measured."""
+    """What was found of an image.
+
+    Attributes:
+        student: The student's refined label.
+        mirrored: Both models' labels of the mirror image, mirrored back; empty unless stability is measured.
+        upright: Both models' labels of the image as it is, where `student.teacher` is not that; else empty.
+    """
 
     student: RefinedLabel
     mirrored: dict[Who, NDArray[np.int32]]
+    upright: dict[Who, NDArray[np.int32]] = field(default_factory=dict)
 
 
 class Findings:
@@ -121,7 +128,8 @@ class Findings:
         self._count("teacher_to_refined", teacher, refined)
         self._count("refined_to_student", refined, student)
         for who, label in views.mirrored.items():
-            self._count(f"mirrored_{who}", {"student": student, "teacher": teacher}[who], label)
+            upright = {"student": student, "teacher": teacher, **views.upright}
+            self._count(f"mirrored_{who}", upright[who], label)
         if earlier is not None and key in earlier.keys:
             self._earlier = True
             self._count("before_to_refined", earlier.maps["label"][earlier.keys.index(key)], refined)

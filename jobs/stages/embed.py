@@ -16,6 +16,7 @@ from jobs.inference.model import ImageEncoder, load_sam_encoder, model_of, sam_f
 from jobs.run import Run, RunRef, Section
 from jobs.stage import Done, ShardTask, Stage, memory_hint
 from jobs.training.config import TrainConfig
+from models.stseg.views import View, seen_as
 from shards.data.plan import Plan
 from shards.data.sources import Source
 from shards.formats.arrays import write_arrays
@@ -46,11 +47,13 @@ class Embedder:
         encoder: SAM's image encoder.
         source: The images.
         limit: Images in memory at a time, kept from shard to shard.
+        view: What SAM sees of each image.
     """
 
     encoder: ImageEncoder
     source: Source
     limit: BatchLimit
+    view: View = "identity"
 
 
 def tasks(run: Run, round: int) -> list[ShardTask]:
@@ -93,9 +96,11 @@ def load(run: RunRef) -> Embedder:
     """Load SAM's encoder and open the data set that the part is about."""
     from jobs.inference.segmenter import worker_device
 
-    dataset: Dataset = run.part.partition("-")[2] or "target"  # type: ignore[assignment]
+    name = run.part.partition("-")[2]
+    view: View = "mirror" if name == "mirror" else "identity"  # of the target alone
+    dataset: Dataset = name if name and view == "identity" else "target"  # type: ignore[assignment]
     encoder = load_sam_encoder(model_of(run)).to(worker_device())
-    return Embedder(encoder, run.open(dataset), batch_limit(run.section(Settings).batch_size))
+    return Embedder(encoder, run.open(dataset), batch_limit(run.section(Settings).batch_size), view)
 
 
 def batch_limit(size: int) -> BatchLimit:
@@ -120,7 +125,7 @@ def work(embedder: Embedder, task: ShardTask) -> Done:
     valid: list[NDArray[np.float32]] = []
     encode = embedder.limit.batches(
         load_images(task.samples, embedder.source, drops),
-        lambda some: embedder.encoder.encode([loaded.image for loaded in some]),
+        lambda some: embedder.encoder.encode([seen_as(loaded.image, embedder.view) for loaded in some]),
     )
     for batch, encoded in encode:
         _add(encoded, embeddings, valid)

@@ -17,9 +17,10 @@ from pydantic import PositiveInt
 from jobs.artifacts.embeddings import StoredEmbeddings
 from jobs.inference.batching import load_images
 from jobs.inference.model import ModelConfig, model_of, stseg_fingerprint, weights_checksum
+from jobs.inference.refiner import Refiner, Refining, load_refiner
 from jobs.run import WHOLE_ROUND, Run, RunRef, Section, baseline_weights, label_fingerprint, student_weights
 from jobs.stage import Done, ShardTask, Stage
-from jobs.stages import embed
+from jobs.stages import embed, refine, teacher
 from jobs.stages.promote import promotion_measure
 from jobs.stages.start import has_baseline
 from jobs.stages.teacher import Probabilities, probabilities_of
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
 
 VERSION: Final = 3  # goes up when the same model and images give other scores
 NO_LABEL: Final = "no_label"
+INFERENCE: Final = ("flip", "refine")  # what may be done at inference that the paper does not do
 SCORES: Final = ("miou", "miou_seen", "miou_unseen", "hiou")  # what reports compare
 
 Split = Literal["test", "validation"]
@@ -49,11 +51,17 @@ class Settings(Section):
     Attributes:
         windows: Windows per side of labelled images; 1 is the whole image, 2 is SED's sliding window, at five times the
             work, and more for SAM, whose stored embeddings of whole images are then of no use.
+        flip: Merge the prediction of each image with that of its mirror image, at twice the work; SAM then embeds the
+            mirrored ones in every evaluation, as only embeddings of images as they are are stored.
+        refine: Run SAM's mask decoder on the prediction, by the settings of `refine.refinement`. The paper uses it in
+            training only.
         holdout_images: Images of `data.validation`, where these decide on promotion.
         target_images: Images of the target, for the waterfall, the alarms and promotion without labels.
     """
 
     windows: PositiveInt = 1
+    flip: bool = False
+    refine: bool = False
     holdout_images: PositiveInt = 100
     target_images: PositiveInt = 100
 
@@ -71,6 +79,7 @@ class Evaluation:
         facts: What the result holds next to the scores: split, seed, preset, weights, ...
         side: Side of the model's input, pixels.
         batch_size: Views per batch; halved on OOM.
+        refiner: Refines each prediction with SAM; None: they stay as they are.
     """
 
     model: "Segmenter"
@@ -81,6 +90,7 @@ class Evaluation:
     facts: dict[str, Any]
     side: int
     batch_size: int = 8
+    refiner: Refiner | None = None
 
 
 def tasks(run: Run, round: int) -> list[ShardTask]:
@@ -157,10 +167,11 @@ def _task(run: Run, round: int, part: str, split: Split, weights: Path, output: 
 
 def _stored(run: Run | RunRef, part: str) -> bool:
     """Return whether the images' SAM embeddings are stored, so that no encoder is loaded."""
-    # The whole validation split is evaluated once, on request; the baseline has no DEA; windows need embeddings of
-    # their own.
+    # The whole validation split is evaluated once, on request; the baseline has no DEA, so that only SAM's decoder
+    # wants them; windows need embeddings of their own.
     return (
-        part not in ("evaluate-validation", "evaluate-baseline")
+        part != "evaluate-validation"
+        and (part != "evaluate-baseline" or run.section(Settings).refine)
         and model_of(run).dea
         and (run.section(Settings).windows == 1)
     )
@@ -169,6 +180,9 @@ def _stored(run: Run | RunRef, part: str) -> bool:
 def fingerprint(run: RunRef) -> dict[str, Json]:
     """Return what changes the scores, except the head's weights, which are an input of the task ("weights")."""
     windows = run.section(Settings).windows
+    chosen: dict[str, Json] = {"flip": True} if run.section(Settings).flip else {}
+    if run.section(Settings).refine:
+        chosen["refine"] = _refining(run).fingerprint(_model(run, None))
     return {
         "code": VERSION,
         "model": stseg_fingerprint(_model(run, None)),
@@ -177,31 +191,53 @@ def fingerprint(run: RunRef) -> dict[str, Json]:
         "seed": run.config.seed,
         "windows": windows,
         "probabilities": probabilities_of(run) if windows > 1 else None,
+        **chosen,
         **label_fingerprint(run, _split(run)),
     }
 
 
+def _refining(run: RunRef) -> Refining:
+    """Return how predictions are refined: as the teacher's."""
+    refinement, top_k = run.section(refine.Settings).refinement, run.section(teacher.Settings).top_k
+    return Refining(refinement, top_k, probabilities_of(run))
+
+
 def load(run: RunRef) -> Evaluation:
     """Load the model of the part and open its images."""
-    from jobs.inference.segmenter import StsegSegmenter
+    from jobs.inference.segmenter import MirrorSegmenter, StsegSegmenter, worker_device
 
     weights = baseline_weights(run) if run.part == "evaluate-baseline" else student_weights(run, run.round)
     config, source = _model(run, weights), run.data.of(_split(run))
-    windows = run.section(Settings).windows
+    settings = run.section(Settings)
     facts = {
         "split": split_name(source),
         "seed": source.seed if isinstance(source, ScenesSourceConfig) else run.config.seed,
         "preset": config.preset,
         "dea": config.dea,
-        "windows": windows,
+        "windows": settings.windows,
         "weights": weights_checksum(weights),
+        **{name: True for name in INFERENCE if getattr(settings, name)},
     }
-    model = StsegSegmenter(
-        config, run.vocabulary, with_encoder=not _stored(run, run.part), text_cache=run.layout.text_embeddings
+    network = StsegSegmenter(
+        config,
+        run.vocabulary,
+        with_encoder=not _stored(run, run.part) or settings.flip,
+        text_cache=run.layout.text_embeddings,
     )
-    side = load_preset(config.preset).image_size
+    refiner = (
+        load_refiner(config, _refining(run), encoder=network.encoder, device=worker_device())
+        if settings.refine
+        else None
+    )
     return Evaluation(
-        model, open_source(source, run.vocabulary), run.vocabulary, windows, probabilities_of(run), facts, side
+        model=MirrorSegmenter(network) if settings.flip else network,
+        source=open_source(source, run.vocabulary),
+        vocabulary=run.vocabulary,
+        windows=settings.windows,
+        probabilities=probabilities_of(run),
+        facts=facts,
+        side=load_preset(config.preset).image_size,
+        refiner=refiner,
     )
 
 
@@ -238,6 +274,7 @@ def work(evaluation: Evaluation, task: ShardTask) -> Done:
         windows=evaluation.windows,
         probabilities=evaluation.probabilities,
         batch_size=evaluation.batch_size,
+        refiner=evaluation.refiner,
     )
     stored = StoredEmbeddings(stores).__getitem__ if stores else None
     # One confusion matrix over all images: mIoU is not the mean of the images' scores.

@@ -2,14 +2,16 @@
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final, Literal
 
 from pydantic import Field
 
+from jobs.quality.vanished import why_vanished
 from jobs.run import WHOLE_ROUND, Run, RunRef, Section, best_weights, student_weights
 from jobs.stage import Done, ShardTask, Stage
+from models.evaluation.alarms import AlarmConfig
 from shards.files.atomic import write_bytes_atomic
 from shards.files.untrusted import read_json_file, read_regular
 from shards.formats.records import Json
@@ -19,7 +21,8 @@ VERSION: Final = 3  # goes up when the same scores give another decision
 # None of the proxies sees a class name that is wrong everywhere: with two classes swapped in the labels, the student
 # agrees with them more. So labelled images decide where there are any, and never the test split, which is reported.
 Measure = Literal["auto", "holdout", "proxies", "agreement", "sam_agreement", "stability", "none"]
-Outcome = Literal["start", "promoted", "kept", "regressed", "below_floor"]
+Outcome = Literal["start", "promoted", "kept", "regressed", "below_floor", "class_vanished"]
+BLOCKED: Final = ("regressed", "below_floor", "class_vanished")  # the outcomes that `on_regression` is about
 
 PROXIES: Final = ("agreement", "sam_agreement", "stability")
 
@@ -54,15 +57,19 @@ class Settings(Section):
         holdout_score: "miou", or "hiou" for the harmonic mean of seen and unseen classes.
         tolerance: Points below the best from which a student counts as a regression.
         floor: What a student needs at least; null: nothing.
-        on_regression: "stop": after a regression, or below the floor, the run ends with exit code 5, as the next round
-            would only repeat the same lesson; "keep": it goes on with the best teacher. In neither case does such a
-            student become the teacher.
+        allow_vanished: Promote a student for whom a class vanished, too. Without it such a student is not promoted,
+            whatever the measure: a class of at least `alarms.min_share` of the labels that its teacher, or the start,
+            gives the sampled target images has less than `alarms.vanished` of that share of the student's.
+        on_regression: "stop": after a regression, below the floor, or if a class vanished, the run ends with exit code
+            5, as the next round would only repeat the same lesson; "keep": it goes on with the best teacher. In neither
+            case does such a student become the teacher.
     """
 
     measure: Measure = "auto"
     holdout_score: Literal["miou", "hiou"] = "miou"
     tolerance: float = Field(default=2.0, ge=0)  # one training differs from the next by a point or two
     floor: Floor | None = Floor()
+    allow_vanished: bool = False
     on_regression: Literal["stop", "keep"] = "stop"
 
     def floors(self, classes: int) -> dict[str, float]:
@@ -110,7 +117,8 @@ class Decision:
     Attributes:
         round: The student's round; 0 for the start.
         outcome: "start"; "promoted": it is better; "kept": it is not, the best model stays; "regressed": worse by more
-            than the tolerance; "below_floor": what is needed at least is not there, better or not.
+            than the tolerance; "below_floor": what is needed at least is not there, better or not; "class_vanished":
+            it would be promoted, but no longer labels a class that its teacher or the start does.
         best_round: The round of the best model from now on.
         measure: What decided.
         compared: The figures compared.
@@ -205,7 +213,7 @@ def decide(
     Raises:
         ValueError: Nothing could be compared.
     """
-    figures = "; ".join(f"{row.name} {_points(row)}" for row in compared)
+    figures = _figures(compared)
     changes = [change for row in compared if (change := row.change) is not None]
     if not changes and measure != "none":
         raise ValueError(
@@ -225,13 +233,41 @@ def decide(
         score = compared[0].student if measure == "holdout" else None
         reason = f"round {number}'s student teaches on ({figures or 'promotion.measure is none'})"
         return Decision(number, "promoted", number, measure, compared, tolerance, score, reason, own)
-    best = "the start" if before.best_round == 0 else f"round {before.best_round}'s student"
     needs = "; ".join(f"{row.name} {row.student:.1f}, needs {own[row.name]:.3g}" for row in below)
     outcome: Outcome = "regressed" if regressed else "below_floor" if below else "kept"
     text = f"is below the floor of promotion ({needs})" if below else "is not better"
     text = f"regressed by more than {tolerance:g} points" if regressed else text
-    reason = f"round {number}'s student {text}, {best} stays the teacher ({figures})"
+    reason = f"round {number}'s student {text}, {_best(before)} stays the teacher ({figures})"
     return Decision(number, outcome, before.best_round, measure, compared, tolerance, before.holdout, reason, own)
+
+
+def without_vanished(decision: Decision, before: Decision, vanished: str | None) -> Decision:
+    """Return a decision, or that its student is not promoted since classes vanished.
+
+    Args:
+        decision: Any; only one that promotes is changed.
+        before: The decision of the round before.
+        vanished: Which, as `why_vanished` returns them; None: none did.
+    """
+    # Labelled images may not show it: a class that few of them have costs their mean little, and no proxy asks what is
+    # no longer said. In self-training it never returns: what the teacher does not label, no student learns.
+    if decision.outcome != "promoted" or vanished is None:
+        return decision
+    figures = _figures(decision.compared) or "promotion.measure is none"
+    reason = (
+        f"round {decision.round}'s student no longer labels {vanished}; {_best(before)} stays the teacher ({figures})"
+    )
+    return replace(
+        decision, outcome="class_vanished", best_round=before.best_round, holdout=before.holdout, reason=reason
+    )
+
+
+def _figures(compared: Sequence[Comparison]) -> str:
+    return "; ".join(f"{row.name} {_points(row)}" for row in compared)
+
+
+def _best(before: Decision) -> str:
+    return "the start" if before.best_round == 0 else f"round {before.best_round}'s student"
 
 
 def _points(row: Comparison) -> str:
@@ -259,8 +295,10 @@ def tasks(run: Run, round: int) -> list[ShardTask]:
     inputs = {} if round == 0 else {"before": run.layout.promotion(round - 1)}
     if measure == "holdout":
         inputs["holdout"] = run.layout.holdout(round)
-    elif round > 0 and (measure == "proxies" or measure in PROXIES):
+    if round > 0 and (measure == "proxies" or measure in PROXIES or not run.section(Settings).allow_vanished):
         inputs["target"] = run.layout.target_check(round)
+    if round > 1 and not run.section(Settings).allow_vanished:
+        inputs["first"] = run.layout.target_check(1)  # has the start's labels of the same images
     # Each decision reads the one before: it has the best model's score, which need not be the last student's.
     decision = ShardTask(
         stage="promote", round=round, shard=WHOLE_ROUND, output=run.layout.promotion(round), inputs=inputs
@@ -289,7 +327,15 @@ def fingerprint(run: RunRef) -> dict[str, Json]:
     found: dict[str, Json] = {"code": VERSION, "measure": measure, "tolerance": settings.tolerance}
     if settings.floor != Floor():  # left out as it is, so that decisions of versions without a floor stay valid
         found["floor"] = None if settings.floor is None else settings.floor.model_dump(mode="json")
+    if settings.allow_vanished:
+        found["allow_vanished"] = True
+    elif (limits := _limits(run.section(AlarmConfig))) != _limits(AlarmConfig()):
+        found["vanished"] = limits
     return {**found, "score": settings.holdout_score} if measure == "holdout" else found
+
+
+def _limits(config: AlarmConfig) -> dict[str, Json]:
+    return config.model_dump(mode="json", include={"min_share", "vanished"})
 
 
 def load(run: RunRef) -> RunRef:
@@ -318,6 +364,10 @@ def work(run: RunRef, task: ShardTask) -> Done:
         compared = comparisons(measure, before, holdout, target.get("proxies", {}), settings)
         floors = settings.floors(len(run.vocabulary))
         decision = decide(task.round, measure, before, compared, settings.tolerance, floors)
+        if not settings.allow_vanished:
+            first = _read_json(task.inputs["first"]) if "first" in task.inputs else None
+            vanished = why_vanished(target, first, run.vocabulary.names, run.section(AlarmConfig))
+            decision = without_vanished(decision, before, vanished)
     write_bytes_atomic(task.output, decision.as_json().encode())
     return Done(1)
 

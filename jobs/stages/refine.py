@@ -14,6 +14,7 @@ from pydantic import PositiveInt
 
 from jobs.artifacts.embeddings import EmbeddingStore
 from jobs.artifacts.labels import write_refined
+from jobs.counting import count_images
 from jobs.inference.batching import BatchLimit
 from jobs.inference.model import load_sam_decoder, model_of, sam_fingerprint
 from jobs.run import Run, RunRef, Section, label_fingerprint
@@ -198,6 +199,7 @@ def _refine(
     for batch, labels in refiner.limit.batches(inputs, refine):
         keys += [key for key, _ in batch]
         refined += labels
+        count_images(len(batch))
     write_refined(
         task.output,
         keys,

@@ -4,7 +4,7 @@
 
 import json
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
@@ -24,6 +24,7 @@ from jobs.stages.teacher import Probabilities, top_scores
 from models.refinement.gate import ClassGate, GateConfig
 from models.refinement.settings import RefinementConfig
 from models.refinement.types import RefineInput
+from models.stseg.views import IDENTITY, View, merge_views, seen_as
 from shards.data.label_reader import LabelReader
 from shards.data.samples import Samples
 from shards.data.sources import Source
@@ -32,6 +33,8 @@ from shards.files.atomic import write_bytes_atomic
 from shards.formats.records import Drop, Json
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from jobs.inference.segmenter import Segmenter
     from models.refinement.predict import PromptDecoder
     from models.sam.sam import SamEmbedding
@@ -53,6 +56,7 @@ class TargetCheck:
         top_k: Classes kept per cell.
         probabilities: How logits become probabilities.
         batch_size: Images at a time.
+        views: What the student sees of each image, as it would as a teacher.
     """
 
     student: "Segmenter"
@@ -66,6 +70,7 @@ class TargetCheck:
     top_k: int
     probabilities: Probabilities
     batch_size: int
+    views: tuple[View, ...] = IDENTITY
 
 
 def tasks(run: Run, round: int) -> list[ShardTask]:
@@ -80,6 +85,7 @@ def tasks(run: Run, round: int) -> list[ShardTask]:
         inputs["thresholds"] = run.layout.thresholds(round)
     for name in picked:
         inputs[f"embedding/{name}"] = run.layout.embedding("target", name)
+        inputs |= teacher.mirror_inputs(run, name, f"/{name}")
         inputs[f"refine/{name}"] = run.layout.refine(round, name)
         if round > 1:
             inputs[f"before/{name}"] = run.layout.refine(round - 1, name)
@@ -134,6 +140,7 @@ def load(run: RunRef) -> TargetCheck:
         top_k=run.section(teacher.Settings).top_k,
         probabilities=teacher.probabilities_of(run),
         batch_size=run.section(teacher.Settings).batch_size,
+        views=run.section(teacher.Settings).views,
     )
 
 
@@ -166,10 +173,10 @@ def work(check: TargetCheck, task: ShardTask) -> Done:
         store = read_refined(task.inputs[f"refine/{shard}"], LABEL_MAPS, refs)
         before = task.inputs.get(f"before/{shard}")
         earlier = None if before is None else read_refined(before, ("label",), refs)
-        embeddings = EmbeddingStore.open(task.inputs[f"embedding/{shard}"])
+        stores = teacher.open_stores(task.inputs, check.views, f"/{shard}")
         images = load_images([refs[key] for key in store.keys], check.source, drops)
         for batch in in_batches(images, check.batch_size):
-            for loaded, views in zip(batch, _views(batch, check, embeddings, gate), strict=True):
+            for loaded, views in zip(batch, _views(batch, check, stores, gate), strict=True):
                 truth = read_label(loaded.ref, loaded.frame)  # with an unusable label, it is an unlabelled image
                 found.add(loaded.ref.key, views, store, earlier, truth)
     if not found.images:
@@ -180,14 +187,13 @@ def work(check: TargetCheck, task: ShardTask) -> Done:
 
 
 def _views(
-    batch: Sequence[LoadedImage], check: TargetCheck, embeddings: EmbeddingStore, gate: ClassGate
+    batch: Sequence[LoadedImage], check: TargetCheck, stores: Mapping[View, EmbeddingStore], gate: ClassGate
 ) -> Iterator[Views]:
     from models.refinement.refine import refine_batch
 
-    images = [loaded.image for loaded in batch]
-    keys = [loaded.ref.key for loaded in batch]
-    sam = embeddings.batch(keys) if check.student.needs_embedding else None
-    ids, scores, _ = top_scores(check.student.logits(images, sam), check.top_k, check.probabilities)
+    embeddings = stores["identity"]
+    logits = teacher.view_logits(check.student, batch, check.views, stores)
+    ids, scores, _ = top_scores(merge_views(logits), check.top_k, check.probabilities)
     inputs = [
         RefineInput(
             ids=ids[index],
@@ -196,20 +202,37 @@ def _views(
             valid_hw=embeddings.valid_hw(row),
             original_hw=embeddings.sizes_hw[row],
         )
-        for index, row in enumerate(embeddings.rows[key] for key in keys)
+        for index, row in enumerate(embeddings.rows[loaded.ref.key] for loaded in batch)
     ]
     # Only its masks and the student's own labels are used, so that any id outside the classes serves to ignore.
     refined = refine_batch(inputs, check.decoder, gate, check.refinement, ignore_index=IGNORE_16_BIT)
-    mirrored = _mirrored(images, check)
+    images = [loaded.image for loaded in batch]
+    mirrored, upright = _mirrored(images, check), _upright(batch, logits[0], check, embeddings)
     for index, one in enumerate(refined):
-        yield Views(one, {who: labels[index] for who, labels in mirrored.items()})
+        yield Views(one, *({who: found[index] for who, found in labels.items()} for labels in (mirrored, upright)))
+
+
+def _upright(
+    batch: Sequence[LoadedImage], student_BKhw: "Tensor", check: TargetCheck, embeddings: EmbeddingStore
+) -> dict[Who, list[NDArray[np.int32]]]:
+    """Return both models' labels of the images as they are, for stability where their labels are of several views."""
+    # Labels that are a mean with the mirror image are stable by themselves, whatever the model.
+    if check.teacher is None or check.views == IDENTITY:
+        return {}
+    sam = embeddings.batch([loaded.ref.key for loaded in batch]) if check.teacher.needs_embedding else None
+    teacher_BKhw = check.teacher.logits([loaded.image for loaded in batch], sam)
+    sizes = [loaded.size_hw for loaded in batch]
+    return {
+        "student": _labels(student_BKhw, sizes, check.probabilities),
+        "teacher": _labels(teacher_BKhw, sizes, check.probabilities),
+    }
 
 
 def _mirrored(images: Sequence[NDArray[np.uint8]], check: TargetCheck) -> dict[Who, list[NDArray[np.int32]]]:
     """Return both models' labels of the mirrored images; empty where stability is not measured."""
     if check.teacher is None:
         return {}
-    flipped = [np.ascontiguousarray(image[:, ::-1]) for image in images]  # torch accepts no negative strides
+    flipped = [seen_as(image, "mirror") for image in images]
     # Encoded anew: a mirrored embedding is not that of the mirrored image.
     sam = None if check.encoder is None else check.encoder.encode(flipped)
     return {
@@ -222,12 +245,16 @@ def _mirrored_labels(
     model: "Segmenter", flipped: Sequence[NDArray[np.uint8]], sam: "SamEmbedding | None", kind: Probabilities
 ) -> list[NDArray[np.int32]]:
     """Return the labels of mirrored images, mirrored back; made as the refined labels' `teacher` maps are."""
+    logits = model.logits(flipped, sam if model.needs_embedding else None)
+    sizes = [(image.shape[0], image.shape[1]) for image in flipped]
+    return [label_HW[:, ::-1] for label_HW in _labels(logits, sizes, kind)]
+
+
+def _labels(logits_BKhw: "Tensor", sizes: Sequence[tuple[int, int]], kind: Probabilities) -> list[NDArray[np.int32]]:
     from models.stseg.label_map import label_at_size
 
-    logits = model.logits(flipped, sam if model.needs_embedding else None)
-    scores = logits.softmax(dim=1) if kind == "softmax" else logits.sigmoid()
-    sizes = [(image.shape[0], image.shape[1]) for image in flipped]
-    return [label_at_size(one, size)[:, ::-1] for one, size in zip(scores, sizes, strict=True)]
+    scores = logits_BKhw.softmax(dim=1) if kind == "softmax" else logits_BKhw.sigmoid()
+    return [label_at_size(one, size) for one, size in zip(scores, sizes, strict=True)]
 
 
 STAGE: Final = Stage("evaluate-target", tasks, fingerprint, load, work, resources="evaluate")

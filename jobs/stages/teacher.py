@@ -2,22 +2,24 @@
 
 # B image, K class, k kept classes, h w score grid
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Final, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import PositiveInt
+from pydantic import PositiveInt, field_validator
 
 from jobs.artifacts.embeddings import EmbeddingStore
 from jobs.inference.batching import BatchLimit, LoadedImage, load_images
-from jobs.inference.model import ModelConfig, model_of, stseg_fingerprint, weights_checksum
+from jobs.inference.model import model_of, stseg_fingerprint, weights_checksum
 from jobs.run import Run, RunRef, Section, best_weights
 from jobs.stage import Done, ShardTask, Stage, memory_hint
+from jobs.stages import embed
 from jobs.training.config import TrainConfig
+from models.stseg.views import IDENTITY, View, disagreement, merge_views, seen_as, seen_upright
 from shards.data.sources import Source
-from shards.data.vocabulary import Vocabulary
 from shards.formats.arrays import write_arrays
 from shards.formats.records import Drop, Json
 
@@ -38,11 +40,21 @@ class Settings(Section):
     Attributes:
         top_k: Classes kept per pixel.
         batch_size: Images at a time; halved on OOM.
+        views: What it sees of each image, "identity" and perhaps "mirror"; the probabilities of several are merged by
+            their geometric mean. Each view takes as long as the first, and with DEA SAM embeds it once for all rounds.
     """
 
     # Not only the first choice: with the best k stored, `replay` tries another gate without inference.
     top_k: PositiveInt = 4
     batch_size: PositiveInt = 8
+    views: tuple[View, ...] = IDENTITY
+
+    @field_validator("views")
+    @classmethod
+    def _known_once(cls, views: tuple[View, ...]) -> tuple[View, ...]:
+        if "identity" not in views or len(set(views)) != len(views):
+            raise ValueError(f"the views are {views}; expected identity, and perhaps mirror, each once")
+        return tuple(sorted(views))  # in one order, which is that of the sum over them
 
 
 @dataclass(frozen=True)
@@ -66,6 +78,23 @@ class Teacher:
     limit: BatchLimit
 
 
+def view_tasks(run: Run, round: int) -> list[ShardTask]:
+    """Plan the embedding of the mirrored target, once for all rounds; none where the teacher does not see it."""
+    if round > 0 or "mirror" not in run.section(Settings).views or not model_of(run).dea:
+        return []
+    return [
+        task.model_copy(update={"stage": "embed-mirror", "output": run.layout.mirror_embedding(task.shard)})
+        for task in embed.dataset_tasks(run, "target", run.plan)
+    ]
+
+
+def mirror_inputs(run: Run, shard: str, suffix: str = "") -> dict[str, Path]:
+    """Return the embeddings of the mirrored images of a shard by role, where the teacher needs them."""
+    if "mirror" not in run.section(Settings).views or not model_of(run).dea:
+        return {}
+    return {f"mirror{suffix}": run.layout.mirror_embedding(shard)}
+
+
 def tasks(run: Run, round: int) -> list[ShardTask]:
     """Plan the shards of the target; the teacher of a round is the best model so far."""
     if round == 0:
@@ -79,7 +108,11 @@ def tasks(run: Run, round: int) -> list[ShardTask]:
             samples=shard.samples,
             output=run.layout.teacher(round, shard.name),
             source=run.data.target,
-            inputs={"embedding": run.layout.embedding("target", shard.name), "weights": weights},
+            inputs={
+                "embedding": run.layout.embedding("target", shard.name),
+                "weights": weights,
+                **mirror_inputs(run, shard.name),
+            },
         )
         for shard in run.plan.shards
     ]
@@ -93,20 +126,16 @@ def probabilities_of(run: Run | RunRef) -> Probabilities:
 
 def fingerprint(run: RunRef) -> dict[str, Json]:
     """Return what changes the scores, except the head's weights, which are an input of the task ("weights")."""
-    return scores_fingerprint(model_of(run), run.vocabulary, run.section(Settings).top_k, probabilities_of(run))
-
-
-def scores_fingerprint(
-    model: ModelConfig, vocabulary: Vocabulary, top_k: int, probabilities: Probabilities
-) -> dict[str, Json]:
-    """Return what changes a model's scores, except its head's weights."""
-    return {
+    settings = run.section(Settings)
+    found: dict[str, Json] = {
         "code": VERSION,
-        "model": stseg_fingerprint(model),
-        "vocabulary": vocabulary.digest,
-        "top_k": top_k,
-        "probabilities": probabilities,
+        "model": stseg_fingerprint(model_of(run)),
+        "vocabulary": run.vocabulary.digest,
+        "top_k": settings.top_k,
+        "probabilities": probabilities_of(run),
     }
+    # Left out by default, so that scores of versions without views stay valid.
+    return found if settings.views == IDENTITY else {**found, "views": list(settings.views)}
 
 
 def load(run: RunRef) -> Teacher:
@@ -128,32 +157,58 @@ def work(teacher: Teacher, task: ShardTask) -> Done:
     """Predict the images of a shard.
 
     Writes `ids` (n, k, h, w) uint16 and `scores` (n, k, h, w) float16, highest first, and `class_max` (n, K) float16,
-    each class's highest probability; attrs `keys`, `teacher_weights`.
+    each class's highest probability; attrs `keys`, `teacher_weights`. Of several views it also writes `disagreement`
+    (n,) float32, see `models.stseg.views.disagreement`.
 
     Raises:
         OutOfMemory: Not even one image fits.
         ValueError: The logits are not finite.
     """
-    store = EmbeddingStore.open(task.inputs["embedding"])
+    views = teacher.settings.views
+    stores = open_stores(task.inputs, views)
     drops: list[Drop] = []
     keys: list[str] = []
     parts: list[TopScores] = []
+    apart: list[NDArray[np.float32]] = []
 
-    def predict(batch: Sequence[LoadedImage]) -> TopScores:
-        sam = store.batch([loaded.ref.key for loaded in batch]) if teacher.model.needs_embedding else None
-        logits_BKhw = teacher.model.logits([loaded.image for loaded in batch], sam)
-        return top_scores(logits_BKhw, teacher.settings.top_k, teacher.probabilities)
+    def predict(batch: Sequence[LoadedImage]) -> tuple[TopScores, NDArray[np.float32]]:
+        logits = view_logits(teacher.model, batch, views, stores)
+        gap_B = disagreement(logits, softmax=teacher.probabilities == "softmax").cpu().numpy()
+        return top_scores(merge_views(logits), teacher.settings.top_k, teacher.probabilities), gap_B
 
-    refs = [ref for ref in task.samples if ref.key in store.rows]  # the others could not be read by embed
-    for batch, top in teacher.limit.batches(load_images(refs, teacher.source, drops), predict):
+    # The others could not be read by embed.
+    refs = [ref for ref in task.samples if all(ref.key in one.rows for one in stores.values())]
+    for batch, (top, gap_B) in teacher.limit.batches(load_images(refs, teacher.source, drops), predict):
         keys += [loaded.ref.key for loaded in batch]
         parts.append(top)
+        apart.append(gap_B)
     names = ("ids", "scores", "class_max")
     arrays = dict(zip(names, map(np.concatenate, zip(*(parts or [_no_scores()]), strict=True)), strict=True))
     attrs: dict[str, Json] = {"keys": list(keys), "teacher_weights": teacher.weights}
-    write_arrays(task.output, arrays, attrs)
     stats = {"samples": float(len(keys)), "dropped": float(len(drops)), "score_sum": _score_sum(arrays["scores"])}
-    return Done(len(keys), stats, drops, arrived=len(store.rows))
+    if len(views) > 1:
+        arrays["disagreement"] = np.concatenate([np.zeros(0, np.float32), *apart])
+        stats["disagreement_sum"] = float(arrays["disagreement"].astype(np.float64).sum())
+    write_arrays(task.output, arrays, attrs)
+    return Done(len(keys), stats, drops, arrived=len(refs))
+
+
+def open_stores(inputs: Mapping[str, Path], views: Sequence[View], suffix: str = "") -> dict[View, EmbeddingStore]:
+    """Open the stores of SAM's embeddings of a shard, by view; without DEA a mirrored view has none."""
+    roles: dict[View, str] = {"identity": f"embedding{suffix}", "mirror": f"mirror{suffix}"}
+    return {view: EmbeddingStore.open(inputs[roles[view]]) for view in views if roles[view] in inputs}
+
+
+def view_logits(
+    model: "Segmenter", batch: Sequence[LoadedImage], views: Sequence[View], stores: Mapping[View, EmbeddingStore]
+) -> "list[Tensor]":
+    """Return the (B, K, h, w) logits of each view of some images, turned upright, in the order of the views."""
+    keys = [loaded.ref.key for loaded in batch]
+    found = []
+    for view in views:
+        sam = stores[view].batch(keys) if model.needs_embedding else None
+        found.append(seen_upright(model.logits([seen_as(loaded.image, view) for loaded in batch], sam), view))
+    return found
 
 
 def top_scores(logits_BKHW: "Tensor", top_k: int, probabilities: Probabilities) -> TopScores:
@@ -192,4 +247,5 @@ def _score_sum(scores: NDArray[np.float16]) -> float:
     return float(scores[:, 0].astype(np.float64).mean(axis=(1, 2)).sum()) if len(scores) else 0.0
 
 
+VIEWS_STAGE: Final = Stage("embed-views", view_tasks, embed.fingerprint, embed.load, embed.work, resources="embed")
 STAGE: Final = Stage("teacher", tasks, fingerprint, load, work)

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from jobs.counting import count_steps
 from jobs.training.checkpoint_files import NAME, TrainingProgress, checkpoint_fault, read_facts
 from models.weights.files import read_weights, write_weights
 from shards.files.atomic import remove_path, remove_stale_temporaries, sha256_file, write_bytes_atomic
@@ -166,6 +167,8 @@ class TrainingMetrics:
     def add(self, step: int, loss: float) -> None:
         """Add the loss of a step; steps count from 0."""
         self._losses = [*self._losses[1 - _KEPT_LOSSES :], loss]
+        if self._path is not None:
+            count_steps(step + 1, self.mean())
         if self._path is not None and (step + 1) % LINE_EVERY == 0:
             self._lines.append({"step": step + 1, "loss": round(self.mean(), 5)})
             # Whole each time: a worker that is taken for dead and still writes cannot double a line.

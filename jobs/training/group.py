@@ -5,13 +5,14 @@ import os
 import re
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, Final, Literal
 
 from torch import nn
 
 from jobs.commit import prepare, why_stale
+from jobs.counting import counting
 from jobs.execution.code import WORKERS_PACKAGES, import_all
 from jobs.inference.batching import oom_named
 from jobs.inference.model import text_cache_folder
@@ -147,7 +148,9 @@ def _train(task: ShardTask, job: TrainJob, group: Group, location: RunLocation |
     with _files_here(run, task, job):
         if run.store is not None and group.rank == 0:
             prepare(task)
-        if train_model(task, job, group) is not None:
+        with counting(task.output) if group.rank == 0 else nullcontext():
+            record = train_model(task, job, group)
+        if record is not None:
             mirror.publish(run, task.output, task.record)
             mirror.put_files(run, [task.output.parent / "metrics.jsonl"])
             mirror.push_checkpoints(run, task.output.parent / "checkpoints")

@@ -129,6 +129,21 @@ def state_alarms(about: str, counts_K: Counts, names: Sequence[str], config: Ala
     return [Alarm("entropy_collapse", about, even, config.min_entropy, message, names[top])]
 
 
+def vanished_classes(before_K: Counts, after_K: Counts, config: AlarmConfig) -> list[int]:
+    """Return the classes that vanished: of at least `min_share` before, with less than `vanished` of their share after.
+
+    Args:
+        before_K: (K,) pixels of each class before.
+        after_K: And after; where either is empty, nothing vanished.
+        config: `min_share` and `vanished`.
+    """
+    p_K, q_K = shares(before_K), shares(after_K)
+    if not p_K.any() or not q_K.any():
+        return []
+    gone_K = (p_K >= config.min_share) & (q_K < config.vanished * p_K)
+    return [int(class_id) for class_id in np.flatnonzero(gone_K)]
+
+
 def change_alarms(
     about: str, before_K: Counts, after_K: Counts, names: Sequence[str], config: AlarmConfig
 ) -> list[Alarm]:
@@ -154,9 +169,10 @@ def change_alarms(
         kept = even_after / even_before
         message = f"{about}: {100 * kept:.0f} % of the entropy is left (at least {100 * config.entropy_kept:g} %)"
         alarms.append(Alarm("entropy_collapse", about, kept, config.entropy_kept, message))
-    for name, p, q in zip(names, p_K.tolist(), q_K.tolist(), strict=True):
+    vanished = set(vanished_classes(before_K, after_K, config))
+    for class_id, (name, p, q) in enumerate(zip(names, p_K.tolist(), q_K.tolist(), strict=True)):
         seen = f"{about}: {name!r} went from {100 * p:.2f} to {100 * q:.2f} % of the labelled pixels"
-        if p >= config.min_share and q < config.vanished * p:
+        if class_id in vanished:
             alarms.append(Alarm("class_vanished", about, q / p, config.vanished, seen, name))
         # A class from nothing is not infinite growth: below `min_share` it counts as that.
         grown = q / max(p, config.min_share)

@@ -93,7 +93,8 @@ def check_format(name: str, module: nn.Module | None = None) -> Format:
     missing = [package for package in _ONNX_PACKAGES if importlib.util.find_spec(package) is None]
     if missing:
         raise ValueError(
-            f"--format onnx needs {', '.join(missing)}: pip install 'stseg-pipeline[onnx]' (or use --format pt2)"
+            # Not the extra: it can only be installed from a checkout.
+            f"--format onnx needs {', '.join(missing)}: pip install {' '.join(missing)} (or use --format pt2)"
         )
     size = 0 if module is None else sum(t.numel() * t.element_size() for t in module.state_dict().values())
     if size > _ONNX_BYTES:

@@ -18,6 +18,11 @@ _HUB_FILES: Final = (
     "open_clip_pytorch_model.safetensors",
     "open_clip_pytorch_model.bin",
 )
+# Where the authors publish their weights: pages to read and click on, which nothing here opens.
+SAM_PAGE: Final = "https://github.com/facebookresearch/segment-anything#model-checkpoints"
+SED_PAGE: Final = "https://github.com/xb534/SED"
+_CLIP_HUB: Final = "https://huggingface.co/"
+_CLIP_PAGE: Final = "https://github.com/mlfoundations/open_clip"
 _SAM_FILES: Final = {768: "sam_vit_b_01ec64.pth", 1024: "sam_vit_l_0b3195.pth"}
 
 
@@ -77,16 +82,27 @@ def clip_locations(config: ClipConfig) -> list[Location]:
     """Return the folders where open_clip and the model hub keep the CLIP of a preset, with patterns."""
     if config.weights is None or (WEIGHTS_FOLDER / config.weights).is_file() or config.architecture == "stseg_tiny":
         return []
-    from open_clip import get_pretrained_cfg
-
-    published = get_pretrained_cfg(config.architecture, config.weights) or {}
     locations = []
-    repository = str(published.get("hf_hub", "")).strip("/")
+    repository = _hub_repository(config)
     if repository:
         folder = _hub_folder() / f"models--{repository.replace('/', '--')}"
         locations += [Location(folder, f"snapshots/*/{name}") for name in _HUB_FILES]
     locations.append(Location(Path.home() / ".cache" / "clip", f"*{config.architecture}*{config.weights}*"))
     return locations
+
+
+def clip_page(config: ClipConfig) -> str:
+    """Return the page where the CLIP of a preset can be downloaded: open_clip's of these weights, or of all."""
+    repository = _hub_repository(config)
+    return _CLIP_HUB + repository if repository else _CLIP_PAGE
+
+
+def _hub_repository(config: ClipConfig) -> str:
+    """Return the name of the hub's repository that open_clip has a CLIP from; "" if it has none there."""
+    from open_clip import get_pretrained_cfg
+
+    published = get_pretrained_cfg(config.architecture, config.weights) or {}
+    return str(published.get("hf_hub", "")).strip("/")
 
 
 def sam_file(config: SamConfig) -> str:

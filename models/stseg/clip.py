@@ -2,7 +2,9 @@
 
 # B image, D embedding width, C channel, H W pixels of the input or cells of a grid, N text
 
-from collections.abc import Callable
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -103,8 +105,26 @@ def build_clip(config: ClipConfig) -> DenseClip:
     import open_clip
 
     # `pretrained=None`: open_clip never downloads; `load_clip` takes a file.
-    clip = open_clip.create_model(config.architecture, pretrained=None)
+    with _not_said_to_be_random():
+        clip = open_clip.create_model(config.architecture, pretrained=None)
     return DenseClip(clip, open_clip.get_tokenizer(config.architecture)).eval()
+
+
+@contextmanager
+def _not_said_to_be_random() -> Iterator[None]:
+    """Keep open_clip's warning that a model is random to itself for the length of the block."""
+    # It is right, for a moment: whoever builds a network here loads weights into it next, and read three times that the
+    # weights named had not been loaded. What else open_clip says is shown.
+
+    def wanted(record: logging.LogRecord) -> bool:
+        return not str(record.msg).startswith("No pretrained weights loaded")
+
+    log = logging.getLogger()  # open_clip has no logger of its own
+    log.addFilter(wanted)
+    try:
+        yield
+    finally:
+        log.removeFilter(wanted)
 
 
 def load_clip(config: ClipConfig, weights: Path | None = None) -> DenseClip:

@@ -33,7 +33,7 @@ from pipeline.cli.options import (
     run_location,
     set_up_logging,
 )
-from pipeline.terminal import escape_unencodable_output, printable
+from pipeline.terminal import escape_unencodable_output, printable, same_output
 
 if TYPE_CHECKING:
     from pipeline.run.status import RunStatus
@@ -70,7 +70,7 @@ def _all(
 
     \b
     Exit codes: 0 done, 2 wrong usage or setting, 3 settings that contradict the run's, 4 data, 5 a round
-    regressed, stayed below the floor or raised an alarm, 75 stopped: the same command resumes.
+    regressed, stayed below the floor, lost a class or raised an alarm, 75 stopped: the same command resumes.
     """
     escape_unencodable_output()
     set_up_logging(verbose=verbose, debug=debug)
@@ -106,9 +106,11 @@ def run_round(
       stseg-pipeline round --n 3 --run /shared/my-run --address auto
       stseg-pipeline round --n 3 --run /shared/my-run --submit http://127.0.0.1:8265
     """
+    from pipeline.progress import RunProgress
     from pipeline.rounds.driver import RoundRequest
     from pipeline.rounds.rounds import result_lines, run_rounds
     from pipeline.run.run import check_settings
+    from shards.formats.layout import RunLayout
 
     with exit_codes():
         request = RoundRequest(
@@ -116,8 +118,9 @@ def run_round(
         )
         require_one_location(backend, address, submit)
         check_settings(run, config, sets or ())
+        progress = RunProgress(RunLayout(run).events)
         if submit is None:
-            reports = run_rounds(run, request)
+            reports = run_rounds(run, request, progress)
         else:
             from pipeline.submit.submit import submit_rounds
 
@@ -125,7 +128,9 @@ def run_round(
         if as_json:
             print_json([report.model_dump(mode="json", exclude_unset=True) for report in reports])
         else:
-            typer.echo("\n".join(result_lines(run, reports)))
+            # Scores are shown when a round ends, on standard error, and are results: who sees both sees them once.
+            said = progress.said if same_output() else ()
+            typer.echo("\n".join(line for line in result_lines(run, reports) if line not in said))
 
 
 @app.command()

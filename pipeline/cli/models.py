@@ -13,6 +13,7 @@ from pipeline.cli.options import (
     BackendOption,
     ConfigOption,
     JsonOption,
+    OpacityOption,
     RoundOption,
     RunOption,
     SetOption,
@@ -154,7 +155,12 @@ def predict(
         ),
     ] = None,
     device: Annotated[str, typer.Option("--device", help="auto, cpu, cuda or mps.")] = "auto",
+    flip: Annotated[
+        bool, typer.Option("--flip", help="Merge with the prediction of the mirror image; twice the work.")
+    ] = False,
+    refine: Annotated[bool, typer.Option("--refine", help="Refine the prediction with SAM's mask decoder.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Predict again where there are results.")] = False,
+    opacity: OpacityOption = None,
     config: ConfigOption = None,
     sets: SetOption = None,
     as_json: JsonOption = False,
@@ -166,13 +172,16 @@ def predict(
     classes/….json, once for all images of the same classes; KEY.json and --json name the file as class_list.
     Label maps for training are those of a run's shards: plain grey, as data loaders need them.
 
-    What exists for the same image, model and classes is skipped. Unreadable images are named; exit code 4 only if none
-    could be read. The folder's predict.index says which KEY is of which image; a file that is no result is never
-    replaced (exit code 2).
+    Neither --flip nor --refine is what the paper does at inference; both work with windows, too.
+
+    What exists for the same image, model, classes and choices is skipped. Unreadable images are named; exit code 4
+    only if none could be read. The folder's predict.index says which KEY is of which image; a file that is no result is
+    never replaced (exit code 2).
 
     \b
       stseg-pipeline predict photo.jpg --classes "red ring, grass, water" --out seen
       stseg-pipeline predict photos/ more.tar --classes-file names.txt --run my-run --windows 2
+      stseg-pipeline predict photos/ --run my-run --flip --refine
       stseg-pipeline predict photos/ --classes "cat, grass" --set model.preset=base --set model.dea=false \\
         --set train.loss.kind=bce --set model.clip_weights=sed/clip.safetensors --weights sed/stage1.safetensors
     """
@@ -180,11 +189,21 @@ def predict(
         from pipeline.commands.choose_model import ModelRequest, choose_model
         from pipeline.commands.predict import Prediction, PredictRequest, predict_images
         from pipeline.progress import ImageProgress
+        from pipeline.report.drawing import OPACITY
 
         model = ModelRequest(
             run=run, weights=weights, classes=classes, classes_file=classes_file, file=config, sets=tuple(sets or ())
         )
-        request = PredictRequest(out=out, windows=windows, batch_size=batch, device=device, overwrite=overwrite)
+        request = PredictRequest(
+            out=out,
+            windows=windows,
+            batch_size=batch,
+            device=device,
+            overwrite=overwrite,
+            flip=flip,
+            refine=refine,
+            opacity=OPACITY if opacity is None else opacity,
+        )
         with ImageProgress() as progress:
 
             def notify(found: Prediction, total: int) -> None:

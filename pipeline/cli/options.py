@@ -2,6 +2,7 @@
 
 import json
 import logging
+import sys
 from collections.abc import Mapping, Sequence
 from enum import StrEnum
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
+from pipeline.errors import EXIT_RESUMABLE
 from pipeline.terminal import output_is_unicode, printable
 
 
@@ -49,6 +51,16 @@ SetOption = Annotated[
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON on standard output.")]
 AddressOption = Annotated[
     str | None, typer.Option("--address", metavar="HOST:PORT", help="Join the Ray that runs there ('auto': find one).")
+]
+OpacityOption = Annotated[
+    float | None,
+    typer.Option(
+        "--opacity",
+        metavar="O",
+        min=0,
+        max=1,
+        help="Share of the classes' colours over the image, 0 to 1; default: that of the report.",
+    ),
 ]
 VerifyOption = Annotated[
     bool,
@@ -145,7 +157,7 @@ def _cell(value: object) -> str:
 
 
 class DebugGroup(TyperGroup):
-    """Accepts `--debug` anywhere on the command line."""
+    """Accepts `--debug` anywhere on the command line, and ends commands as resumable on Ctrl-C."""
 
     # Who needs it adds it at the end of the command that has just failed, where click takes it for the subcommand's.
 
@@ -156,12 +168,34 @@ class DebugGroup(TyperGroup):
             args = ["--debug", *(word for word in own if word != "--debug"), *args[len(own) :]]
         return super().parse_args(ctx, args)
 
+    def invoke(self, ctx: Any) -> Any:
+        """Run the command; one that is stopped while its modules are loaded ends as a command does that works."""
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt:
+            typer.echo("stseg-pipeline: stopped: resume with the same command", err=True)
+            raise typer.Exit(EXIT_RESUMABLE) from None
+
+
+class _ToStandardError(logging.Handler):
+    """Writes to standard error as it is at the time, so that a line goes above the bars and not into them."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Write a record."""
+        try:
+            sys.stderr.write(self.format(record) + "\n")
+            sys.stderr.flush()
+        except Exception:  # noqa: BLE001 - as every handler of the library does
+            self.handleError(record)
+
 
 def set_up_logging(*, verbose: bool, debug: bool) -> None:
     """Log to standard error: warnings; with `verbose` more, with `debug` also tracebacks of failures."""
     # Only our packages go to DEBUG: the root logger would bring along every line of the libraries.
     logging.basicConfig(
-        level=logging.INFO if verbose or debug else logging.WARNING, format="%(levelname)s %(name)s: %(message)s"
+        level=logging.INFO if verbose or debug else logging.WARNING,
+        format="%(levelname)s %(name)s: %(message)s",
+        handlers=[_ToStandardError()],
     )
     for package in ("pipeline", "jobs", "models", "shards"):
         logging.getLogger(package).setLevel(logging.DEBUG if debug else logging.NOTSET)

@@ -1,4 +1,4 @@
-"""`shards ls`, `show`, `verify` and `repair`: inspect a round's pseudo-labels, check and repair a whole run."""
+"""`shards ls`, `keys`, `show`, `verify` and `repair`: inspect a round's pseudo-labels, check and repair a whole run."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,6 +13,7 @@ from pipeline.cli.options import (
     BackendName,
     BackendOption,
     JsonOption,
+    OpacityOption,
     RoundOption,
     RunOption,
     local_path,
@@ -20,7 +21,7 @@ from pipeline.cli.options import (
     print_table,
 )
 from pipeline.errors import EXIT_DATA
-from pipeline.terminal import printable
+from pipeline.terminal import output_is_unicode, printable
 
 if TYPE_CHECKING:
     from pipeline.run.foundation import Fault
@@ -54,24 +55,58 @@ def ls(run: RunOption = DEFAULT_RUN, number: RoundOption = 1, as_json: JsonOptio
 
 
 @app.command()
+def keys(run: RunOption = DEFAULT_RUN, number: RoundOption = 1, as_json: JsonOption = False) -> None:
+    """List the keys of all images with their shard and file, and whether the round has a pseudo-label for each.
+
+    Lines come as they are read, with tabs between the columns; `shards show KEY` draws one.
+
+    \b
+      stseg-pipeline shards keys --run my-run --round 3
+    """
+    import json
+    from dataclasses import asdict
+
+    from pipeline.commands.inspect import list_keys
+
+    with exit_codes():
+        # A line per image as it is read, in JSON too: a run may have millions.
+        empty = True
+        for row in list_keys(run, number):
+            if as_json:
+                line = json.dumps(asdict(row), ensure_ascii=not output_is_unicode())
+                typer.echo(f"{'[' if empty else ','}\n{line}", nl=False)
+            else:
+                if empty:
+                    typer.echo("key\tshard\tpseudo-label\timage")
+                typer.echo(printable(f"{row.key}\t{row.shard}\t{row.reason or 'yes'}\t{row.image}"))
+            empty = False
+        if as_json:
+            typer.echo("\n]")
+
+
+@app.command()
 def show(
-    key: Annotated[str, typer.Argument(metavar="KEY", help="The sample's key, as in the tar.")],
+    key: Annotated[
+        str, typer.Argument(metavar="KEY", help="The sample's key, as in the tar; `shards keys` lists them.")
+    ],
     run: RunOption = DEFAULT_RUN,
     number: RoundOption = 1,
     out: Annotated[
         Path | None, typer.Option("--out", metavar="FILE", parser=local_path, help="The PNG to write.")
     ] = None,
+    opacity: OpacityOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Draw one sample (image, teacher's label, refined label, legend) and print the path of the PNG.
+    """Draw one sample (image, teacher's label or given mask, refined label, legend) and print the path of the PNG.
 
     \b
       stseg-pipeline shards show target-000007 --run my-run --round 1
     """
     from pipeline.commands.inspect import show_sample
+    from pipeline.report.drawing import OPACITY
 
     with exit_codes():
-        path = show_sample(run, number, key, out)
+        path = show_sample(run, number, key, out, OPACITY if opacity is None else opacity)
         if as_json:
             print_json({"key": key, "round": number, "picture": str(path)})
         else:

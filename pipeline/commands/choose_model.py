@@ -16,6 +16,7 @@ from jobs.stages.evaluate import Split
 from jobs.stages.start import CAUTION, caution_of, start_weights, uses_shipped
 from jobs.stages.teacher import Probabilities
 from models.evaluation.alarms import AlarmConfig
+from models.refinement.settings import RefinementConfig
 from pipeline.config import RunConfig, resolve_config
 from pipeline.errors import DataFault
 from pipeline.report.left_out import check_quarantine, left_out, summary_of
@@ -100,6 +101,8 @@ class ChosenModel:
         text_cache: Folder for text embeddings; None: they are not stored.
         alarms: When its labels are no better than guesses.
         caution: What is known to be wrong with its labels of most images; None: nothing.
+        refinement: How SAM refines its predictions, where that is wanted.
+        top_k: Classes kept per cell for that.
     """
 
     model: ModelConfig
@@ -108,6 +111,8 @@ class ChosenModel:
     text_cache: Path | None = None
     alarms: AlarmConfig = field(default_factory=AlarmConfig)
     caution: str | None = None
+    refinement: RefinementConfig = field(default_factory=RefinementConfig)
+    top_k: int = 4
 
 
 @dataclass(frozen=True)
@@ -156,7 +161,16 @@ def choose_model(request: ModelRequest) -> ChosenModel:
     else:
         model = settings.with_weights(start_weights(settings, dea=settings.dea))
         caution = CAUTION if uses_shipped(settings) else None
-    return ChosenModel(model, vocabulary, probabilities, text_cache, config.alarms, caution)
+    return ChosenModel(
+        model=model,
+        vocabulary=vocabulary,
+        probabilities=probabilities,
+        text_cache=text_cache,
+        alarms=config.alarms,
+        caution=caution,
+        refinement=config.refine.refinement,
+        top_k=config.teacher.top_k,
+    )
 
 
 def _config(request: ModelRequest) -> RunConfig:

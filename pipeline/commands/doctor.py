@@ -16,7 +16,16 @@ from typing import Any, Final
 from jobs.cluster.connection import refuse_foreign_packages
 from jobs.inference.model import ModelSettings
 from jobs.stages.start import SHIPPED
-from models.interop.find_weights import Found, clip_locations, find_weights, sam_file, sam_locations
+from models.interop.find_weights import (
+    SAM_PAGE,
+    SED_PAGE,
+    Found,
+    clip_locations,
+    clip_page,
+    find_weights,
+    sam_file,
+    sam_locations,
+)
 from models.presets import Preset, load_preset
 from pipeline.config import resolve_config
 
@@ -70,15 +79,14 @@ def _weights(settings: ModelSettings, preset: Preset) -> list[dict[str, Any]]:
 
 
 def _entry(setting: str, what: str, found: Found, hint: str) -> dict[str, Any]:
-    if found.state == "damaged":
-        hint = f"{found.reason}; replace it. {hint}"
+    fault = f"damaged: {found.reason}; " if found.state == "damaged" else "missing: "
     return {
         "what": what,
         "setting": f"model.{setting}",
         "state": found.state,
         "path": None if found.path is None else str(found.path),
         "looked": list(found.looked),
-        "next": None if found.usable else hint,
+        "next": None if found.usable else fault + hint,
     }
 
 
@@ -87,28 +95,28 @@ def _clip_hint(preset: Preset) -> str:
         return "CLIP: the package is incomplete; install it again"
     name, tag = preset.clip.architecture, preset.clip.weights
     return (
-        f"CLIP: where there is a network, run: python -c \"import open_clip; open_clip.create_model('{name}', "
-        f"pretrained='{tag}')\" (it fills the cache that is searched), or name a copy: --set model.clip_weights=FILE"
+        f"CLIP {name}, get it from {clip_page(preset.clip)}, then --set model.clip_weights=FILE; or fill the cache "
+        f"that is searched, where there is a network: python -c \"import open_clip; open_clip.create_model('{name}', "
+        f"pretrained='{tag}')\""
     )
 
 
 def _sam_hint(preset: Preset) -> str:
     if preset.name == "tiny":
         return "SAM: the package is incomplete; install it again"
-    return (
-        f"SAM: get {sam_file(preset.sam)} (segment-anything's README, 'Model Checkpoints'), and name it: "
-        "--set model.sam_weights=FILE"
-    )
+    return f"SAM's {sam_file(preset.sam)}, get it from {SAM_PAGE}, then --set model.sam_weights=FILE"
 
 
 def _head_hint(settings: ModelSettings, preset: Preset) -> str:
     if preset.name == "tiny":
         return "stage 1: stseg-pipeline pretrain --out stage1.safetensors, then --set model.stage1_weights=FILE"
+    letter = {"base": "B", "large": "L"}.get(preset.name, "B")
+    source = f"stage 1, which SED's checkpoint for ConvNeXt-{letter} gives (CLIP, too), get it from {SED_PAGE}"
     imported, loss = "stseg-pipeline import sed CHECKPOINT --out sed", "--set train.loss.kind=bce"  # SED's own loss
     if not settings.dea:
-        return f"stage 1: {imported}, then --set model.stage1_weights=sed/stage1.safetensors {loss}"
+        return f"{source}, then {imported}, and --set model.stage1_weights=sed/stage1.safetensors {loss}"
     return (
-        f"stage 1: {imported}, then the pretrain command that it prints; or without DEA: --set model.dea=false "
+        f"{source}, then {imported}, and the pretrain command that it prints; or without DEA: --set model.dea=false "
         f"--set model.stage1_weights=sed/stage1.safetensors {loss}"
     )
 

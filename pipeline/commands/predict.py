@@ -15,13 +15,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from jobs.inference.model import stseg_fingerprint, weights_checksum
+from jobs.inference.refiner import Refiner, Refining, load_refiner
 from models.devices import chosen_device, require_device_name
 from models.evaluation.alarms import guessing_alarms, vocabulary_alarms
 from models.presets import load_preset
 from pipeline.commands.choose_model import ChosenModel
 from pipeline.commands.result_keys import ResultKeys
 from pipeline.errors import DataFault
-from pipeline.report.drawing import classes_by_size, overlay, panels, png_bytes, scaled, scaled_overlay, with_legend
+from pipeline.report.drawing import OPACITY, classes_by_size, labelled, panels, png_bytes, scaled, with_legend
 from shards.data.images import UnreadableImage, decode_image
 from shards.data.inputs import ImageInput, find_images
 from shards.data.labels import encode_label, legend_of
@@ -56,6 +57,9 @@ class PredictRequest:
         batch_size: Views of images per batch; None: 8, fewer with many classes or a large preset.
         device: auto, cpu, cuda or mps.
         overwrite: Predict images again that have results.
+        flip: Merge each prediction with that of the mirror image.
+        refine: Refine each prediction with SAM's mask decoder.
+        opacity: Share of the classes' colours in overlays, 0..1.
     """
 
     out: Path
@@ -63,6 +67,9 @@ class PredictRequest:
     batch_size: int | None = None
     device: str = "auto"
     overwrite: bool = False
+    flip: bool = False
+    refine: bool = False
+    opacity: float = OPACITY
 
 
 @dataclass(frozen=True)
@@ -135,27 +142,26 @@ def predict_images(
     cautions = [] if chosen.caution is None else [chosen.caution]
     if first is not None:
         from jobs.inference.labeller import Labeller
-        from jobs.inference.segmenter import StsegSegmenter
 
-        segmenter = StsegSegmenter(
-            chosen.model,
-            chosen.vocabulary,
-            with_encoder=True,
-            text_cache=chosen.text_cache,
-            device=chosen_device(request.device),
-            mixed=True,
-        )
+        segmenter, refiner = _networks(chosen, request)
         side = load_preset(chosen.model.preset).image_size
         batch = request.batch_size or usual_batch(side, len(chosen.vocabulary))
         watched = _Watched(segmenter, len(chosen.vocabulary))
         labeller = Labeller(
-            watched, side, windows=request.windows, probabilities=chosen.probabilities, batch_size=batch
+            watched,
+            side,
+            windows=request.windows,
+            probabilities=chosen.probabilities,
+            batch_size=batch,
+            refiner=refiner,
         )
+        # The network and SAM's decoder read one embedding of the whole image; windows have their own.
+        embedded = None if refiner is None or request.windows > 1 else lambda work: refiner.embedding(work.image)
         keys.claim()
         _write_class_list(request.out, chosen.vocabulary)  # before the first label map that needs it
-        for work, image, label in labeller.labels((work, work.image) for work in chain([first], todo)):
+        for work, image, label in labeller.labels(((work, work.image) for work in chain([first], todo)), embedded):
             watched.count(label)
-            files = _files(work, image, label, chosen.vocabulary, made_by)
+            files = _files(work, image, label, chosen.vocabulary, made_by, request.opacity)
             # Two commands may label one image with other classes: its three files are always of one of them.
             with keys.lock():
                 done(_write(work, files, request.out, keys[work.input]))
@@ -165,6 +171,28 @@ def predict_images(
     class_list = str(request.out / _class_list(chosen.vocabulary))
     facts = {"class_list": class_list, "cautions": cautions, "left_out": dict(left_out.most_common())}
     return _result(results, inputs) | facts
+
+
+def _networks(chosen: ChosenModel, request: PredictRequest) -> "tuple[Segmenter, Refiner | None]":
+    from jobs.inference.segmenter import MirrorSegmenter, StsegSegmenter
+
+    device = chosen_device(request.device)
+    network = StsegSegmenter(
+        chosen.model,
+        chosen.vocabulary,
+        with_encoder=True,
+        text_cache=chosen.text_cache,
+        device=device,
+        mixed=True,
+    )
+    refiner = None
+    if request.refine:
+        refiner = load_refiner(chosen.model, _refining(chosen), encoder=network.encoder, device=device)
+    return (MirrorSegmenter(network) if request.flip else network), refiner
+
+
+def _refining(chosen: ChosenModel) -> Refining:
+    return Refining(chosen.refinement, chosen.top_k, chosen.probabilities)
 
 
 def usual_batch(side: int, classes: int) -> int:
@@ -279,13 +307,15 @@ class _Files:
 
 
 def _files(
-    work: _Work, image: NDArray[np.uint8], label: NDArray[np.int32], vocabulary: Vocabulary, made_by: str
+    work: _Work,
+    image: NDArray[np.uint8],
+    label: NDArray[np.int32],
+    vocabulary: Vocabulary,
+    made_by: str,
+    opacity: float,
 ) -> _Files:
-    if max(label.shape) <= _SIDE:  # enlarged by `panels`
-        shown, drawn = image, overlay(image, label, vocabulary)
-    else:
-        shown, drawn = scaled(image, _SIDE), scaled_overlay(image, label, vocabulary, _SIDE)
-    sheet = panels([("image", shown), ("prediction", drawn)], side=_SIDE)
+    drawn = labelled(image, label, vocabulary, side=_SIDE, opacity=opacity)
+    sheet = panels([("image", scaled(image, _SIDE)), ("prediction", drawn)], side=_SIDE)
     found = [vocabulary.names[index] for index in classes_by_size([label], vocabulary)]
     facts = {"image": work.input.shown, "source": work.input.source, "sha256": work.digest, "classes": found}
     facts["class_list"] = _class_list(vocabulary)
@@ -310,6 +340,8 @@ def _write(work: _Work, files: _Files, out: Path, key: str) -> Prediction:
 
 
 def _fingerprint(chosen: ChosenModel, request: PredictRequest) -> str:
+    # Only where it is not the default: results of earlier versions stay done.
+    drawn = {} if request.opacity == OPACITY else {"opacity": request.opacity}
     return fingerprint_digest(
         {
             "model": stseg_fingerprint(chosen.model),
@@ -317,6 +349,10 @@ def _fingerprint(chosen: ChosenModel, request: PredictRequest) -> str:
             "vocabulary": chosen.vocabulary.digest,
             "windows": request.windows,
             "merged": chosen.probabilities if request.windows > 1 else None,
+            # Absent by default, so that results of earlier versions stay valid.
+            **({"flip": True} if request.flip else {}),
+            **({"refine": _refining(chosen).fingerprint(chosen.model)} if request.refine else {}),
+            **drawn,
         }
     )
 

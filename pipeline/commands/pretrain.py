@@ -219,7 +219,7 @@ def _open(config: PretrainConfig, layout: RunLayout) -> tuple[OpenRun, InputFact
     """Return stage 1 as a run with a labelled source and an empty target, and what was found of its images."""
     # As a run, stage 1 is a recipe of two stages for the same driver: it resumes, quarantines and uses Ray as rounds
     # do.
-    vocabulary = _vocabulary(config)
+    vocabulary = _in_earlier_colours(_vocabulary(config), layout)
     vocabulary.save(layout.vocabulary)
     data = DataSettings(source=config.source, test=None, validation=None, labels=config.data.labels)
     source = open_source(data.with_rules().of("source"), vocabulary)
@@ -239,6 +239,18 @@ def _open(config: PretrainConfig, layout: RunLayout) -> tuple[OpenRun, InputFact
     drawn = isinstance(config.source, ScenesSourceConfig)
     plan = make_plan((ref for ref in source.refs() if drawn or ref.label_digest is not None), config.shard_size)
     return OpenRun(layout, settings, vocabulary, Plan(config.shard_size, ()), plan), input_facts(surveyed, {})
+
+
+def _in_earlier_colours(vocabulary: Vocabulary, layout: RunLayout) -> Vocabulary:
+    """Return the vocabulary that the folder has, where only colours differ: stage 1 then resumes, not begins again."""
+    try:
+        earlier = Vocabulary.load(layout.vocabulary)
+    except (OSError, ValueError):
+        return vocabulary
+    if len(earlier) != len(vocabulary):
+        return vocabulary
+    recoloured = vocabulary.with_colours([entry.colour for entry in earlier.classes])
+    return recoloured if recoloured == earlier else vocabulary
 
 
 def _vocabulary(config: PretrainConfig) -> Vocabulary:

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from jobs.artifacts.labels import read_refined
 from jobs.run import Run, has_target_labels
-from pipeline.report.drawing import MAX_NAMED, classes_by_size, overlay, panels, png_bytes
+from pipeline.report.drawing import MAX_NAMED, classes_by_size, labelled, panels, png_bytes, scaled
 from pipeline.report.html import Picture
 from shards.data.images import DecodedImage, ImageFrame, UnreadableImage, decode_image
 from shards.data.label_reader import LabelReader
@@ -91,7 +91,8 @@ def _picture(
     maps = dict(zip(("teacher", "refined"), labels, strict=True))
     if truth is not None:
         maps["truth"] = truth
-    columns = [("image", image)] + [(title, overlay(image, label, run.vocabulary)) for title, label in maps.items()]
+    columns = [("image", scaled(image, _SIDE))]
+    columns += [(title, labelled(image, label, run.vocabulary, side=_SIDE)) for title, label in maps.items()]
     entries = [run.vocabulary.classes[index] for index in classes_by_size(maps.values(), run.vocabulary)[:MAX_NAMED]]
     legend = tuple((entry.name, entry.colour) for entry in entries)
     return Picture(shown.caption, png_bytes(panels(columns, side=_SIDE)), legend)

@@ -33,6 +33,7 @@ _OUTCOMES: Final = {
     "kept": "not promoted",
     "regressed": "regressed, not promoted",
     "below_floor": "below the floor, not promoted",
+    "class_vanished": "a class vanished, not promoted",
 }
 
 _STYLE: Final = """
@@ -105,6 +106,15 @@ def number(value: object, digits: int = 1) -> str:
     return f"{value:.{digits}f}" if isinstance(value, int | float) else "-"
 
 
+def fact(value: object) -> str:
+    """Return a setting or result as text: whole numbers whole, fractions with as many digits as they need."""
+    # Counts of records are floats, and "200.0000 steps" reads like a measurement; four digits turned a learning rate
+    # of 0.00004 into 0.0000.
+    if isinstance(value, float):
+        return str(int(value)) if value.is_integer() else f"{value:.4g}"
+    return str(value)
+
+
 def swatch(colour: Sequence[int]) -> str:
     """Return a small square of a colour as HTML."""
     return f'<i class="swatch" style="background: rgb({",".join(str(int(c)) for c in colour)})"></i>'
@@ -129,7 +139,8 @@ def row(name: str, cells: Sequence[object], kind: str = "", *, escaped: bool = F
 def _where_measured(report: RoundReport) -> str:
     if report.split is None:
         return f"There is no labelled test split: no mIoU can be given. Seed {report.seed}."
-    return f"Scores in per cent on the {report.split} split, {report.images} images; seed {report.seed}."
+    chosen = f", with {' and '.join(report.inference)} at inference" if report.inference else ""
+    return f"Scores in per cent on the {report.split} split, {report.images} images{chosen}; seed {report.seed}."
 
 
 def _scores(report: RoundReport, history: Sequence[RoundReport]) -> list[str]:
@@ -217,7 +228,7 @@ def _facts(report: RoundReport) -> list[str]:
     parts = []
     if report.training is not None:
         facts = report.training.model_dump().items()
-        rows = [row(name, [number(value, 4) if isinstance(value, float) else str(value)]) for name, value in facts]
+        rows = [row(name, [fact(value)]) for name, value in facts]
         parts += ["<h2>Training</h2>", table(["", ""], rows, "")]
     if timings:
         rows = [row(name, [number(seconds)]) for name, seconds in timings.items()]

@@ -190,7 +190,9 @@ def lines_of(found: Iterable[LeftOut]) -> Iterator[str]:
 
 def _dataset(stage: str) -> str:
     kind, _, rest = stage.partition("-")
-    return (rest.removesuffix("-labels") or "target") if kind == "embed" else _EVALUATED.get(stage, "target")
+    if kind != "embed" or rest == "mirror":  # the mirrored target
+        return _EVALUATED.get(stage, "target")
+    return rest.removesuffix("-labels") or "target"
 
 
 def check_quarantine(found: LeftOut, allowed: int) -> None:

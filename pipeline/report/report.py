@@ -101,7 +101,7 @@ def fingerprint(run: RunRef) -> dict[str, Json]:
 
 def _image_tasks(run: Run, number: int) -> list[ShardTask]:
     """Return the tasks behind a round's numbers that read images, those done once for all rounds first."""
-    once = [*embed.tasks(run, 0), *evaluate.embed_tasks(run, 0)]
+    once = [*embed.tasks(run, 0), *evaluate.embed_tasks(run, 0), *teacher.view_tasks(run, 0)]
     return [*once, *teacher.tasks(run, number), *write.tasks(run, number), *_label_tasks(run, number)]
 
 
@@ -151,6 +151,9 @@ def build_report(run: Run, number: int) -> RoundReport:
     turned = turned_labels(_image_tasks(run, number))
     if turned:
         facts["turned_labels"] = turned
+    chosen = tuple(name for name in evaluate.INFERENCE if evaluated.get(name))
+    if chosen:
+        facts["inference"] = chosen
     caution = caution_of(settings, run.data)
     if caution is not None:
         facts["caution"] = caution
@@ -208,15 +211,19 @@ def score_line(report: RoundReport) -> str:
     if report.miou is not None:
         parts.append(
             f"mIoU {shown(report.miou)}, seen {shown(report.miou_seen)}, unseen {shown(report.miou_unseen)}, "
-            f"harmonic {shown(report.hiou)} ({report.split}, {report.images} images, seed {report.seed})"
+            f"harmonic {shown(report.hiou)} ({report.split}, {report.images} images, seed {report.seed}"
+            f"{''.join(f', {name}' for name in report.inference)})"
         )
     elif report.split is None:
         parts.append("no labelled test split, no mIoU")
     pseudo = report.pseudo_labels
     if pseudo is not None:
-        quality = f", mIoU {shown(pseudo.miou_before)} -> {shown(pseudo.miou_after)}"
-        measured = pseudo.miou_after is not None
-        parts.append(f"pseudo-labels: coverage {shown(pseudo.coverage)}{quality if measured else ''}")
+        text = f"pseudo-labels: coverage {shown(pseudo.coverage)}"
+        if pseudo.miou_after is not None:
+            text += f", mIoU {shown(pseudo.miou_before)} -> {shown(pseudo.miou_after)}"
+        if pseudo.miou_after_all is not None:  # on covered pixels alone, a strict gate looks better than its labels are
+            text += f" (uncovered = wrong: {shown(pseudo.miou_before_all)} -> {shown(pseudo.miou_after_all)})"
+        parts.append(text)
     if report.round == 0 and report.baseline is not None:
         parts.append(f"plain baseline: mIoU {shown(report.baseline.miou)}")
     if report.promotion is not None:
@@ -270,6 +277,8 @@ def _pseudo_labels(run: Run, number: int, chain: Mapping[str, Sequence[Record]])
     found = read_json(run.layout.pseudo_scores(number)) or {}
     stats = _summed(chain["refine"])
     teacher_sum, teacher_count = _sum(chain["teacher"], "score_sum"), _sum(chain["teacher"], "samples")
+    if teacher_count and len(run.section(teacher.Settings).views) > 1:
+        found = {**found, "disagreement": 100 * _sum(chain["teacher"], "disagreement_sum") / teacher_count}
     return PseudoLabelFacts(
         **found,
         samples=sum(record.count for record in chain["write"]),
@@ -341,6 +350,8 @@ def _timings(
     seconds = {stage: sum(record.seconds for record in records) for stage, records in chain.items()}
     if number == 0:
         seconds["embed"] = sum(record.seconds for record in embedded)
+        if mirrored := stage_records(teacher.view_tasks(run, 0)):
+            seconds["embed-mirror"] = sum(record.seconds for record in mirrored)
     else:
         seconds["train"] = read_record(record_path(student_weights(run, number))).seconds
     for task in [*evaluate.tasks(run, number), *target_check.tasks(run, number)]:

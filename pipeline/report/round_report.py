@@ -61,6 +61,7 @@ class PseudoLabelFacts(_Facts):
     samples: int = 0
     samples_uncovered: int = 0
     mean_confidence: float | None = None
+    disagreement: float | None = None  # of the teacher's views, absent where it has but one
     masks: dict[str, int] = {}
     classes: dict[str, int] = {}
 
@@ -69,8 +70,8 @@ class TrainingFacts(_Facts):
     """The training of the student."""
 
     loss: float
-    steps: float  # counts, too, as statistics of records are floats
-    workers: float
+    steps: int
+    workers: int
     learning_rate: float
     target_per_step: int
     source_per_step: int
@@ -161,6 +162,7 @@ class RoundReport(_Facts):
     pixel_accuracy: float | None = None
     split: str | None = None
     images: int | None = None
+    inference: tuple[str, ...] = ()  # of evaluate.flip and evaluate.refine those that are on
     seed: int = 0
     split_seed: int | None = None
     baseline: Scores | None = None

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from jobs.commit import require_samples, stage_records, why_stale
+from jobs.counting import count_file
 from jobs.execution.worker import lazily
 from jobs.executor import Backend, StageEvent, StageFailed, run_chain
 from jobs.stage import EmptyStage, ShardTask, StagePlan
@@ -70,7 +71,7 @@ class Driver:
         # Half-written files of killed commands are removed before, and once more after: an orphaned worker was seen to
         # go on writing for 12 s after its machine was lost.
         remove_stale_temporaries_below(self._run.layout.root)
-        with self._ray:
+        with self._progress.shown(), self._ray:
             try:
                 yield self
             except KeyboardInterrupt:
@@ -82,10 +83,13 @@ class Driver:
         remove_stale_temporaries_below(self._run.layout.root)
 
     def note_start(self, states: Sequence[TaskState]) -> None:
-        """Report what has to be done again, and why."""
-        open_stages = [summary for summary in summarise(states) if not summary.complete]
+        """Report how much is to be done, what of it again, and why."""
+        summaries = summarise(states)
+        open_stages = [summary for summary in summaries if not summary.complete]
         stale = [f"round {s.round} {s.stage}: {reason}" for s in open_stages for reason in s.reasons]
         self._progress.note("run_started", rounds=self._request.rounds, open=len(open_stages), stale=list(stale))
+        rounds = f"rounds 0 to {self._request.rounds}" if self._request.rounds else "round 0"
+        self._progress.say(f"{rounds}: {len(open_stages)} of {len(summaries)} stages to do")
         for line in stale:
             self._progress.say(f"stale, will be done again: {line}")
 
@@ -193,36 +197,34 @@ class Driver:
                 if task.stage == "report" and not self._run.layout.report_html(number).is_file():
                     report.work(self._run, task)  # the page has no record, and nothing reads it
                 continue
-            worker = plan.worker() if worker is None else worker
-            record = worker.run(task)
+            name = plan.name if number == 0 else f"round {number} {plan.name}"
+            with self._progress.doing(name, quiet=True):
+                worker = plan.worker() if worker is None else worker
+                record = worker.run(task)
             self._announce(number, task, record)
 
     def _train(self, number: int, plan: StagePlan) -> None:
-        from jobs.training.group import run_training
-
         (task,) = plan.tasks
         reason = self._why_stale(task)
         if reason is None:
             return
         steps = self._run.config.train.steps
         self._progress.note("started", round=number, stage=plan.name, steps=steps, reason=reason)
-        self._progress.say(f"round {number} {plan.name}: {steps} steps …")
-        self._ray.connect()
-        group = self._run.config.resources.train
-        self._ray.idle_workers.make_room(group.amounts, group.workers)
+        name = f"round {number} {plan.name}" if number else plan.name
+        with self._progress.training(name, steps) as row:
+            from jobs.training.group import run_training  # imports torch, which takes seconds
 
-        # `run_training` blocks to the end, so progress is read from the metrics file that the first worker writes.
-        def show(step: int, loss: float) -> None:
-            self._progress.say(f"round {number} {plan.name}: step {step}/{steps}, loss {loss:.3f}")
-
-        assert plan.load is not None
-        with followed(task.output.parent / "metrics.jsonl", show):
-            record = run_training(task, plan.load(), group, backend=self._request.backend, run=self._run.name)
-        self._run.refresh()
+            self._ray.connect()
+            group = self._run.config.resources.train
+            self._ray.idle_workers.make_room(group.amounts, group.workers)
+            assert plan.load is not None
+            # `run_training` blocks to the end, so progress is read from a file that the first worker writes.
+            with followed(count_file(task.output), row.step, interval_s=0.5):
+                record = run_training(task, plan.load(), group, backend=self._request.backend, run=self._run.name)
+            self._run.refresh()
+            row.end(f"{name}: {steps} steps in {record.seconds:.0f} s, loss {record.stats['loss']:.3f}")
         self._ray.count(number, plan.name, record)
         self._progress.note("finished", round=number, stage=plan.name, seconds=round(record.seconds, 2))
-        done = f"done in {record.seconds:.0f} s, loss {record.stats['loss']:.3f}"
-        self._progress.say(f"round {number} {plan.name}: {done}")
 
     def _announce(self, number: int, task: ShardTask, record: Record) -> None:
         """Show the content of a decision or of a report, and note it in the log."""
@@ -254,7 +256,7 @@ class Driver:
             depends = any(to_do[(task.stage, task.shard)] == "depends" for task in tasks)
             wanted.append(replace(stage, tasks=tasks, worker=lazily(stage.worker) if depends else stage.worker))
         self._ray.connect()
-        with self._progress.stages(number) as on_event:
+        with self._progress.stages(number, wanted) as on_event:
 
             def forward(event: StageEvent) -> None:
                 self._refuse_when_gone()

@@ -1,6 +1,6 @@
 """A command's connection to Ray, made when there is work; what Ray says of its machines goes to the run's log."""
 
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
@@ -40,7 +40,12 @@ class RaySession:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._stack.close()
+        with (
+            self._progress.doing("Ray", "stopping", ended="stopped", quiet=True)
+            if self._metrics is not None
+            else nullcontext()
+        ):
+            self._stack.close()
 
     def connect(self) -> None:
         """Connect, if that has not been done."""
@@ -50,7 +55,9 @@ class RaySession:
         from jobs.cluster.connection import connection
         from jobs.cluster.metrics import RunMetrics
 
-        self._stack.enter_context(connection(self._address, on_message=self._note))
+        state = "starting on this machine" if self._address is None else f"connecting to {self._address}"
+        with self._progress.doing("Ray", state, ended="ready"):
+            self._stack.enter_context(connection(self._address, on_message=self._note))
         self._stack.callback(self.idle_workers.let_go)
         self._metrics = RunMetrics(self._run.name)
 

@@ -9,7 +9,7 @@ from jobs.commit import SAMPLES_ROLE
 from jobs.run import best_weights
 from jobs.stage import ShardTask
 from jobs.stages import embed
-from jobs.stages.promote import read_decision
+from jobs.stages.promote import BLOCKED, read_decision
 from jobs.training.checkpoint_files import remove_left_checkpoints
 from pipeline.errors import DataFault, GateFailed
 from pipeline.progress import RunProgress
@@ -59,7 +59,7 @@ def run_rounds(root: Path, request: RoundRequest, progress: RunProgress | None =
     """
     shown = RunProgress(RunLayout(root).events) if progress is None else progress
     refuse_mistyped(root, request.sets)  # before the lock, which makes the folder
-    with holding(root):
+    with shown.shown(), holding(root):
         _repair_shared(root, request, shown)
         run = take_up_replaced(opened(root, request, shown), shown)
         states = task_states(all_tasks(run, request.rounds), verify=request.verify)
@@ -119,7 +119,7 @@ def run_stage(root: Path, name: str, request: RoundRequest, progress: RunProgres
         raise ValueError(f"{name} runs alone: no stage follows it shard by shard")
     # The lock of the stage alone lets the chain's other jobs in; settings are then only read, as several could write
     # them.
-    with holding_stage(root, number, name) if request.concurrent else holding(root):
+    with shown.shown(), holding_stage(root, number, name) if request.concurrent else holding(root):
         if not request.concurrent:
             _repair_shared(root, request, shown)
         run = read_run(root) if request.concurrent else opened(root, request, shown)
@@ -130,6 +130,7 @@ def run_stage(root: Path, name: str, request: RoundRequest, progress: RunProgres
         tidy(states)
         open_tasks = [state.task for state in states if state.state != "done"]
         if open_tasks:
+            shown.say(f"{name} of round {number}: {len(open_tasks)} of {len(states)} outputs to do")
             with Driver(run, request, shown).connected() as driver:
                 for one in names:
                     driver.stage(one, number)
@@ -186,7 +187,7 @@ def chain_before(run: OpenRun, name: str, number: int) -> list[ShardTask]:
 
 
 def require_no_regression(run: OpenRun, number: int, rounds: int) -> None:
-    """Raise after a regression, below the floor or after an alarm if the settings stop the run in that case.
+    """Raise if the settings stop the run after this round: a regression, a floor, a vanished class or an alarm.
 
     Args:
         run: The run.
@@ -201,10 +202,12 @@ def require_no_regression(run: OpenRun, number: int, rounds: int) -> None:
     decision = read_decision(run.layout.promotion(number))
     again = f"stseg-pipeline round --n {rounds} --run {as_argument(run.layout.root)}"
     page = as_shown(run.layout.report_html(number))
-    if decision.outcome in ("regressed", "below_floor") and run.config.promotion.on_regression == "stop":
-        floor = " To promote such students: --set promotion.floor=null." if decision.outcome == "below_floor" else ""
+    if decision.outcome in BLOCKED and run.config.promotion.on_regression == "stop":
+        setting = {"below_floor": "promotion.floor=null", "class_vanished": "promotion.allow_vanished=true"}
+        needed = setting.get(decision.outcome)
+        allow = "" if needed is None else f" To promote such students: --set {needed}."
         raise GateFailed(
-            f"{decision.reason}. See {page}; the best model is {as_shown(best_weights(run, number))}.{floor} "
+            f"{decision.reason}. See {page}; the best model is {as_shown(best_weights(run, number))}.{allow} "
             f"To continue with it: {again} --set promotion.on_regression=keep"
         )
     report = read_report(run.layout.report_json(number))

@@ -14,6 +14,7 @@ from pipeline.run.inputs import input_facts, survey_inputs
 from pipeline.run.run import build_vocabulary, command_going_on, load_run
 from pipeline.settings import settings_fault
 from pipeline.tasks.recipe import refines_given_masks
+from shards.data.colours import colours_of_indices
 from shards.data.input_facts import InputFacts
 from shards.data.plan import Plan
 from shards.data.plan_repair import damaged_lists, rebuild_lists, rebuild_plan
@@ -146,9 +147,12 @@ def _repair_vocabulary(layout: RunLayout, config: RunConfig) -> None:
     try:
         Vocabulary.load(layout.vocabulary)
     except (OSError, ValueError):
-        made = build_vocabulary(config)
-        if made.digest in _recorded_vocabularies(layout) or not _recorded_vocabularies(layout):
-            made.save(layout.vocabulary)
+        made, recorded = build_vocabulary(config), _recorded_vocabularies(layout)
+        # Runs of earlier versions have colours by index; their records hold only with these.
+        for candidate in (made, made.with_colours(colours_of_indices(len(made)))):
+            if candidate.digest in recorded or not recorded:
+                candidate.save(layout.vocabulary)
+                return
 
 
 def _recorded_vocabularies(layout: RunLayout) -> set[object]:

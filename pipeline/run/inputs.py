@@ -1,7 +1,7 @@
 """A look at a run's images and labels before any work, and what is said of it."""
 
 import shlex
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -31,6 +31,7 @@ class SurveyedFolder:
         images: The folder of images.
         label_files: Label files among the images.
         left_out: Other files that are no images, by kind.
+        count: The number of images.
         what: How messages call its labels: "label" or "mask".
         survey: What was found of the labels; None: there is no folder of labels.
         advice: What that means.
@@ -40,6 +41,7 @@ class SurveyedFolder:
     images: Path
     label_files: LabelsAmongImages
     left_out: Counter[str]
+    count: int
     what: str = "label"
     survey: LabelSurvey | None = None
     advice: Advice | None = None
@@ -91,14 +93,15 @@ def survey_folder(
         ValueError: No image has a label although there is a folder of them, or not one label can be used.
     """
     if not source.labelled:
-        deque(source.names(), maxlen=0)
-        return SurveyedFolder(datasets, source.image_folder, source.label_files, source.left_out)
+        count = sum(1 for _ in source.names())
+        return SurveyedFolder(datasets, source.image_folder, source.label_files, source.left_out, count)
     survey = survey_labels(source)
     advice = advise(survey, source.rules, classes, what)
     refusal = advice.refusal or (advice.warnings[-1] if advice.binary and strict else None)
     if refusal is not None and survey.images:  # a folder without images has a message of its own
         raise ValueError(f"{source.label_folder}: {refusal}")
-    return SurveyedFolder(datasets, source.image_folder, source.label_files, source.left_out, what, survey, advice)
+    found = source.label_files, source.left_out, survey.images
+    return SurveyedFolder(datasets, source.image_folder, *found, what, survey, advice)
 
 
 def input_facts(surveyed: Iterable[SurveyedFolder], plans: Mapping[Dataset, Plan | None]) -> InputFacts:

@@ -94,7 +94,7 @@ def _require_planned(dataset: str, new: FolderSourceConfig, path: Path, layout: 
     # of another, and no later check compares what is already labelled.
     plan = Plan.load(path)
     bring_files(location_of(path), plan.samples.paths)
-    with ImageProgress() as progress:
+    with ImageProgress(name="comparing") as progress:
         progress.say(f"{new.images}: comparing {plan.sample_count} {dataset} images with those that were planned …")
         further = _compared(dataset, plan, open_source(new, Vocabulary.load(layout.vocabulary)), new, progress)
         left_out = f"; {further} further images there are no part of the run" if further else ""

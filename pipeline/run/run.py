@@ -17,6 +17,7 @@ from pipeline.config import (
     save_config,
 )
 from pipeline.errors import DataFault, SettingsConflict
+from pipeline.progress import counted
 from pipeline.run.inputs import input_facts, survey_inputs
 from pipeline.run.lock import holding
 from pipeline.run.missing import no_run, refuse_mistyped
@@ -173,8 +174,11 @@ def make_run(root: Path, config: RunConfig, *, masks: bool = False) -> OpenRun:
         raise ValueError("data.source has no labels; name their folder in data.source.labels, or set data.source=null")
     # Before the plan, which hashes every file.
     surveyed = survey_inputs(data, vocabulary, masks=masks)
-    plan = write_plan(layout.plan, target.refs(), config.shard_size)
-    source_plan = None if source is None else write_plan(layout.source_plan, source.refs(), config.shard_size)
+    counts = {dataset: folder.count for folder in surveyed for dataset in folder.datasets}
+    plan = write_plan(layout.plan, counted(target.refs(), counts.get("target")), config.shard_size)
+    source_plan = None
+    if source is not None:
+        source_plan = write_plan(layout.source_plan, counted(source.refs(), counts.get("source")), config.shard_size)
     vocabulary.save(layout.vocabulary)
     inputs = input_facts(surveyed, {"target": plan, "source": source_plan})
     if inputs != InputFacts():

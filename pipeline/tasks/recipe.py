@@ -40,6 +40,7 @@ ROUND: Final[Recipe] = (
     embed.STAGE,
     source_labels.STAGE,
     evaluate.EMBED_STAGE,
+    teacher.VIEWS_STAGE,
     start.STAGE,
     teacher.STAGE,
     thresholds.STAGE,

@@ -32,8 +32,8 @@ def load_class_names(path: Path) -> list[str]:
     Args:
         path: `.txt` or `.csv` with one class per line (blank lines and lines starting with # are skipped), or `.json`
             or `.yaml`: a list, {"classes": [...]}, {id: name} or a vocabulary.json. Items are texts or objects with
-            "name" or "synonyms", and perhaps "id". Also CVAT's labelmap.txt, LabelMe's class_names.txt, ADE20K's
-            table, COCO's categories, YOLO's data.yaml and detectron2's metadata.
+            "name" or "synonyms", and perhaps "id". Also CVAT's labelmap.txt, LabelMe's class_names.txt, ADE20K's table,
+            COCO's categories, YOLO's data.yaml and detectron2's metadata.
 
     Raises:
         FileNotFoundError: There is no such file.

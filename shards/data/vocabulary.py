@@ -1,6 +1,5 @@
 """The classes of a run: names, synonyms, ids, colours, templates, and which were seen with labels."""
 
-import colorsys
 import difflib
 import hashlib
 import json
@@ -11,6 +10,7 @@ from typing import Annotated, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from shards.data.colours import colours_of_names
 from shards.files.atomic import write_bytes_atomic
 from shards.files.untrusted import MAX_TEXT_BYTES, read_regular
 from shards.formats.records import sealed, unsealed
@@ -18,7 +18,6 @@ from shards.formats.records import sealed, unsealed
 DEFAULT_TEMPLATES: tuple[str, ...] = ("a photo of a {}.",)
 IGNORE_8_BIT = 255
 IGNORE_16_BIT = 65535
-_GOLDEN_RATIO = 0.6180339887498949
 
 Channel = Annotated[int, Field(ge=0, le=255)]
 Colour = tuple[Channel, Channel, Channel]
@@ -134,7 +133,7 @@ class Vocabulary(BaseModel):
         wanted = set(called)
         if seen is not None:
             wanted = {_known_name(", ".join(_synonyms(name, index)), known) for index, name in enumerate(seen)}
-        colours = distinct_colours(len(lines))
+        colours = colours_of_names(called)
         classes = tuple(
             ClassEntry(name=name, synonyms=words, seen=name in wanted, colour=colour)
             for name, words, colour in zip(called, lines, colours, strict=True)
@@ -159,30 +158,18 @@ class Vocabulary(BaseModel):
         except ValueError as error:
             raise ValueError(f"{path} is not the vocabulary that was written: {error}") from error
 
+    def with_colours(self, colours: Sequence[Colour]) -> Self:
+        """Return the same classes in other colours, one per class."""
+        entries = zip(self.classes, colours, strict=True)
+        recoloured = tuple(entry.model_copy(update={"colour": colour}) for entry, colour in entries)
+        return self.model_copy(update={"classes": recoloured})
+
     def save(self, path: Path) -> None:
         """Write it as JSON, atomically; the first field is the digest, a checksum of the rest."""
         write_bytes_atomic(path, sealed(self._bytes()))
 
     def _bytes(self) -> bytes:
         return (json.dumps(self.model_dump(mode="json"), ensure_ascii=False, indent=1) + "\n").encode()
-
-
-def distinct_colours(count: int) -> list[Colour]:
-    """Return distinct colours, none of them black; the n-th is the same whatever the count."""
-    # Steps of the golden ratio in hue keep neighbouring ids far apart.
-    colours: list[Colour] = []
-    used = {(0, 0, 0)}
-    for index in range(count):
-        hue = (index * _GOLDEN_RATIO + 0.58) % 1.0
-        saturation = (0.75, 0.5, 0.95)[index // 7 % 3]
-        value = (0.95, 0.65, 0.8)[index // 3 % 3]
-        red, green, blue = (round(255 * channel) for channel in colorsys.hsv_to_rgb(hue, saturation, value))
-        while (red, green, blue) in used:  # with thousands of classes: jump elsewhere in the cube
-            jumped = ((red << 16 | green << 8 | blue) + 0x5BD1E9) % (1 << 24)
-            red, green, blue = jumped >> 16, jumped >> 8 & 255, jumped & 255
-        used.add((red, green, blue))
-        colours.append((red, green, blue))
-    return colours
 
 
 def _reason(error: ValidationError) -> str:

@@ -11,7 +11,7 @@ _REPLAY_NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9_.-]{0,79}")
 _STAGE_NAME = re.compile(r"[a-z][a-z0-9_-]*")
 _SHARD_NAME = re.compile(r"[0-9]{6,}")
 _OUTPUT_NAME = re.compile(
-    r"((source|test|validation)-)?[0-9]{6,}\.zarr|pseudo-[0-9]{6,}\.tar|(model|[0-9a-f]{64})\.safetensors"
+    r"((source|test|validation|mirror)-)?[0-9]{6,}\.zarr|pseudo-[0-9]{6,}\.tar|(model|[0-9a-f]{64})\.safetensors"
     r"|source-labels-[0-9]{6,}\.json"
     r"|(evaluate(-[a-z]+)?|holdout|target|promotion|report|thresholds|pseudo_labels|index)\.json|step-[0-9]{8,}\.json"
 )
@@ -120,6 +120,10 @@ class RunLayout:
         """The SAM embeddings of a shard, once for all rounds."""
         prefix = "" if dataset == "target" else f"{dataset}-"
         return self.root / "embeddings" / "sam" / f"{prefix}{_checked(shard)}.zarr"
+
+    def mirror_embedding(self, shard: str) -> Path:
+        """The SAM embeddings of the mirrored images of a shard of the target, where the teacher sees them."""
+        return self.root / "embeddings" / "sam" / f"mirror-{_checked(shard)}.zarr"
 
     def source_labels(self, shard: str) -> Path:
         """The samples of a shard of the labelled source that cannot be trained on, once for all rounds."""

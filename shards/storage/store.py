@@ -16,7 +16,8 @@ from shards.storage.store_calls import persistently
 
 MIRROR_VARIABLE: Final = "STSEG_MIRROR"
 DEFAULT_MIRROR: Final = "/tmp/stseg-pipeline"  # the same on every machine; on a local disk, never a shared home
-_EXTRAS: Final = {"s3": "s3", "s3a": "s3", "gs": "gcs", "gcs": "gcs"}
+# Named by package: an extra (`.[s3]`) can only be installed from a checkout, not where a wheel was.
+_PACKAGES: Final = {"s3": "s3fs", "s3a": "s3fs", "gs": "gcsfs", "gcs": "gcsfs"}
 ARRAYS: Final = ".zarr"
 _MARKER: Final = "mirror.json"
 _AT_ONCE: Final = 8
@@ -275,8 +276,8 @@ def _file_system(url: str) -> Any:
         # A cached listing would hide what other machines wrote.
         return fsspec.filesystem(protocol, use_listings_cache=False, **options)
     except ImportError as error:
-        extra = _EXTRAS.get(protocol)
-        hint = f"pip install 'stseg-pipeline[{extra}]'" if extra else str(error)
+        package = _PACKAGES.get(protocol)
+        hint = f"pip install {package}" if package else str(error)
         raise ValueError(f"{url}: no package for {protocol}:// is installed; {hint}") from error
     except ValueError as error:
         raise ValueError(f"{url}: {protocol}:// is no kind of store that fsspec knows; try s3:// or gs://") from error

@@ -24,11 +24,12 @@ from jobs.artifacts.labels import read_refined
 from jobs.commit import why_stale
 from jobs.quality.waterfall import counted_changes
 from jobs.stage import EmptyShard, ShardTask
-from jobs.stages import target_check
+from jobs.stages import embed, target_check
 from models.evaluation.alarms import AlarmConfig
 from models.refinement.gate import GateConfig
 from models.refinement.settings import RefinementConfig
 from models.sam.sam import SamEmbedding
+from models.stseg.views import View
 from pipeline.report.alarms import RoundFacts, round_alarms
 from shards.data.images import ImageFrame
 from shards.data.labels import SourceLabel
@@ -78,7 +79,9 @@ class WithLabels:
         return None if label is None else SourceLabel(label)
 
 
-def check_of(student: FakeSegmenter, source: Source) -> target_check.TargetCheck:
+def check_of(
+    student: FakeSegmenter, source: Source, views: tuple[View, ...] = ("identity",)
+) -> target_check.TargetCheck:
     """A student whose teacher is `FakeSegmenter`, with what else looks at it."""
     return target_check.TargetCheck(
         student=student,
@@ -92,10 +95,13 @@ def check_of(student: FakeSegmenter, source: Source) -> target_check.TargetCheck
         top_k=4,
         probabilities="softmax",
         batch_size=3,
+        views=views,
     )
 
 
-def checked(root: Path, student: FakeSegmenter, *, labelled: bool = False) -> tuple[dict[str, Any], ShardTask]:
+def checked(
+    root: Path, student: FakeSegmenter, *, labelled: bool = False, views: tuple[View, ...] = ("identity",)
+) -> tuple[dict[str, Any], ShardTask]:
     """Look at a student whose teacher is `FakeSegmenter`; the truth, if wanted, is what the teacher says."""
     refine, source = refined_shard(root)
     store = read_refined(refine.output)
@@ -108,7 +114,13 @@ def checked(root: Path, student: FakeSegmenter, *, labelled: bool = False) -> tu
         output=root / "target.json",
         inputs={"embedding/000000": refine.inputs["embedding"], "refine/000000": refine.output},
     )
-    do(target_check.work, check_of(student, WithLabels(source, truth)), task)
+    if len(views) > 1:
+        mirror = ShardTask(
+            stage="embed-mirror", shard="000000", samples=refine.samples, output=root / "embed" / "mirror-000000.zarr"
+        )
+        do(embed.work, embed.Embedder(FakeEncoder(), source, embed.batch_limit(8), "mirror"), mirror)
+        task = task.model_copy(update={"inputs": {**task.inputs, "mirror/000000": mirror.output}})
+    do(target_check.work, check_of(student, WithLabels(source, truth), views), task)
     assert why_stale(task) is None
     found: dict[str, Any] = json.loads(task.output.read_text())
     assert found["images"] == len(SIZES_HW)
@@ -135,6 +147,24 @@ def test_stability_is_what_a_model_says_of_the_mirrored_image(tmp_path: Path) ->
     assert checked(tmp_path / "a", Mirror())[0]["proxies"]["stability"]["student"] > 95
     assert checked(tmp_path / "b", FakeSegmenter())[0]["proxies"]["stability"]["student"] < 10
     assert checked(tmp_path / "c", OneClass())[0]["proxies"]["stability"]["student"] == 100
+
+
+def test_stability_is_measured_on_one_view_whatever_the_teacher_sees(tmp_path: Path) -> None:
+    # Merged with its mirror image, the labels of any model are stable.
+    one = checked(tmp_path / "one", FakeSegmenter())[0]["proxies"]["stability"]
+    two = checked(tmp_path / "two", FakeSegmenter(), views=("identity", "mirror"))[0]["proxies"]["stability"]
+    assert two["student"] == pytest.approx(one["student"], abs=1)  # float16 is stored of the other
+    assert two["student"] < 10
+
+
+def test_a_student_sees_the_views_that_it_would_see_as_a_teacher(tmp_path: Path) -> None:
+    # `left` on the left of any image: with the mirror image merged, neither side is surer than the other.
+    alone = checked(tmp_path / "one", FakeSegmenter())[0]["changes"]["teacher_to_student"]
+    merged = checked(tmp_path / "two", FakeSegmenter(), views=("identity", "mirror"))[0]["changes"][
+        "teacher_to_student"
+    ]
+    changed = [sum(pixels for before, after, pixels in moved if before != after) for moved in (alone, merged)]
+    assert changed[0] == 0 < changed[1]
 
 
 def test_a_student_that_says_one_class_agrees_with_nothing_and_raises_alarms(tmp_path: Path) -> None:

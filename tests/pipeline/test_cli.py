@@ -1,5 +1,6 @@
 import json
 import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -93,6 +94,18 @@ def test_init_then_plan_and_status_before_any_work(tmp_path: Path) -> None:
     assert found == [(0, stage, 0, 1) for stage in ("embed", "start", "promote", "report")]
     code, out, _ = invoke("plan", "--n", "0", "--run", run, "--json")
     assert [(row["round"], row["stage"], row["to do"]) for row in json.loads(out)] == [(*row[:2], 1) for row in found]
+
+
+def test_status_of_a_finished_run_lists_nothing_undone(one_round: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(one_round, run)
+    where = ("--run", str(run))
+    # Neither results on request nor what is looked at make a stage that a round would have to do.
+    assert invoke("evaluate", *where, "--round", "1", "--split", "validation")[0] == 0
+    assert invoke("shards", "show", "target-000000", *where)[0] == 0
+    stages = json.loads(invoke("status", *where, "--json")[1])["stages"]
+    assert {"evaluate", "evaluate-baseline", "evaluate-holdout", "evaluate-target"} <= {one["stage"] for one in stages}
+    assert [one for one in stages if one["done"] != one["total"]] == []
 
 
 def test_init_needs_images_and_names(tmp_path: Path) -> None:

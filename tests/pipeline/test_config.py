@@ -144,6 +144,9 @@ def test_saved_settings_tell_whether_they_are_as_they_were_written(tmp_path: Pat
         path.write_bytes(whole[:index] + bytes([whole[index] ^ (1 << index % 8)]) + whole[index + 1 :])
         assert settings_fault(path) is not None, index
     comment, _, text = whole.split(b"\n", 2)
-    path.write_bytes(comment + b"\n" + text)  # as earlier versions wrote it
-    assert settings_fault(path) is None
+    path.write_bytes(comment + b"\n" + text)
+    assert settings_fault(path) == "its checksum cannot be read"
+    plain = b"".join(line for line in text.splitlines(keepends=True) if not line.lstrip().startswith(b"#"))
+    path.write_bytes(b"# The settings of this run, all of them. Change them with --set.\n" + plain)
+    assert settings_fault(path) is None  # as the first versions wrote it
     assert load_config(path) == RunConfig()

@@ -1,6 +1,7 @@
 """`doctor`: what is here, what is missing and how to get it, without a network."""
 
 import json
+import re
 import socket
 from pathlib import Path
 from typing import Any
@@ -60,6 +61,26 @@ def test_the_full_size_model_without_weights_is_exit_4_and_says_where_to_get_eac
     assert "sam_vit_b_01ec64.pth" in sam
     assert "stseg-pipeline import sed" in head
     assert all("--set model." in cure for cure in found["next"])
+
+
+@pytest.mark.parametrize("preset", ["base", "large"])
+@pytest.mark.parametrize("dea", ["true", "false"])
+def test_each_missing_file_is_one_line_with_the_page_of_its_authors(preset: str, dea: str) -> None:
+    code, found = doctor("--preset", preset, "--set", f"model.dea={dea}")
+    assert code == 4
+    for line, page in zip(
+        found["next"],
+        [
+            "https://huggingface.co/laion/CLIP-convnext_",
+            "https://github.com/facebookresearch/segment-anything#model-checkpoints",
+            "https://github.com/xb534/SED",
+        ],
+        strict=True,
+    ):
+        assert line.startswith("missing: ")
+        assert f"get it from {page}" in line
+        assert re.search(r", then (stseg-pipeline import sed .*)?--set model\.\w+=", line)
+        assert "\n" not in line
 
 
 def test_files_in_caches_are_found_and_the_next_command_names_them(

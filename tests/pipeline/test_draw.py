@@ -8,7 +8,9 @@ from PIL import Image
 
 from pipeline.report import drawing, fonts
 from pipeline.report.drawing import (
+    OPACITY,
     classes_by_size,
+    labelled,
     overlay,
     panels,
     png_bytes,
@@ -90,6 +92,66 @@ def test_strips_draw_the_same_picture_and_count_the_same_classes(monkeypatch: py
     assert np.abs(scaled(whole, 40).astype(int) - small).max() <= 1
 
 
+def test_thin_lines_part_neighbours_and_nothing_else() -> None:
+    image = np.full((300, 400, 3), 100, np.uint8)
+    label = np.full((300, 400), 0, np.int32)
+    label[:, 200:] = 2
+    label[:4, :4] = 255
+    one = Vocabulary.from_names(["a" * 200, "b", "c" * 200])  # too long to be written
+    plain, drawn = overlay(image, label, one), labelled(image, label, one, side=400)
+    changed = (plain != drawn).any(axis=2)
+    assert changed[4:, 199].all()
+    assert not changed[5:, :199].any()
+    assert not changed[5:, 200:].any()
+    assert drawn[100, 199].astype(int).sum() > plain[100, 199].astype(int).sum()
+    np.testing.assert_array_equal(labelled(image, np.zeros_like(label), one, side=400), overlay(image, 0 * label, one))
+
+
+@pytest.mark.parametrize(
+    ("size", "side"), [((96, 96), 240), ((1, 1), 240), ((3, 900), 240), ((900, 3), 240), ((50, 40), 512)]
+)
+def test_labelled_pictures_are_as_large_as_the_image_next_to_them(size: tuple[int, int], side: int) -> None:
+    image, label = np.zeros((*size, 3), np.uint8), np.zeros(size, np.int32)
+    assert labelled(image, label, VOCABULARY, side=side).shape == scaled(image, side).shape
+    assert labelled(image, label + 255, VOCABULARY, side=side).shape == scaled(image, side).shape
+
+
+def test_a_name_is_written_inside_its_region_where_it_fits() -> None:
+    image, label = np.full((200, 200, 3), 90, np.uint8), np.full((200, 200), 1, np.int32)
+    label[60:140, 20:180] = 0
+    label[:30, :12] = 2  # too narrow for its name
+    plain, drawn = overlay(image, label, VOCABULARY), labelled(image, label, VOCABULARY, side=200)
+    inner = (plain != drawn).any(axis=2)
+    inner[:-1] &= label[:-1] == label[1:]
+    inner[:, :-1] &= label[:, :-1] == label[:, 1:]
+    rows, columns = np.nonzero(inner & (label == 0))
+    assert len(rows) > 50
+    assert abs(rows.mean() - 100) < 5
+    assert abs(columns.mean() - 100) < 5
+    assert not inner[:29, :11].any()
+
+
+def test_room_for_a_name_is_never_outside_the_region() -> None:
+    region = np.zeros((60, 90), bool)
+    region[10:40, 5:60] = True
+    region[20, 30] = False
+    left, top = drawing._room_for(region, 20, 6) or (-1, -1)
+    assert region[top : top + 6, left : left + 20].all()
+    assert drawing._room_for(region, 56, 6) is None
+    assert drawing._room_for(np.ones((5, 5), bool), 20, 6) is None
+
+
+def test_opacity_is_the_share_of_the_class_colour() -> None:
+    image, label = np.full((4, 4, 3), 80, np.uint8), np.zeros((4, 4), np.int32)
+    colour = VOCABULARY.classes[0].colour
+    assert tuple(overlay(image, label, VOCABULARY, 1)[0, 0].tolist()) == colour
+    assert overlay(image, label, VOCABULARY, 0)[0, 0].tolist() == [80, 80, 80]
+    np.testing.assert_array_equal(overlay(image, label, VOCABULARY), overlay(image, label, VOCABULARY, OPACITY))
+    for wrong in (-0.1, 1.1, float("nan")):
+        with pytest.raises(ValueError, match="opacity is"):
+            overlay(image, label, VOCABULARY, wrong)
+
+
 SCRIPTS = ["grass", "трава", "猫", "قطة", "แมว", "हिन्दी", "cat 🐱", "Bär", "👩‍🌾", "a\ufe0f", "\U000e0001 tag"]
 
 
@@ -115,6 +177,7 @@ def test_a_name_that_no_font_can_draw_is_drawn_as_its_id(no_fonts: None) -> None
     pixels, label = np.zeros((96, 64, 3), np.uint8), np.array([[0, 1]])
     sheet = panels([("image", pixels)])
     named, numbered = (Vocabulary.from_names(names) for names in (["grass", "трава"], ["grass", "class 1"]))
+    numbered = numbered.with_colours([entry.colour for entry in named.classes])
     assert png_bytes(with_legend(sheet, named, [label])) == png_bytes(with_legend(sheet, numbered, [label]))
     assert png_bytes(panels([("猫", pixels)])) == png_bytes(panels([("\\u732b", pixels)]))
 

@@ -52,6 +52,38 @@ def test_a_student_below_the_held_out_score_ends_the_run_with_exit_5_and_the_bes
     assert "regressed, best: round 0" in out
 
 
+@pytest.mark.parametrize("measure", ["holdout", "none"])
+def test_a_student_without_a_class_of_its_teacher_ends_the_run_with_exit_5_unless_a_setting_allows_it(
+    copied: Path, measure: str
+) -> None:
+    spoil_holdout(copied)  # by labelled images alone, the student would be promoted
+    check = copied / "rounds" / "001" / "target.json"
+    (task,) = tasks_of(copied, 1, "evaluate-target")
+    found = json.loads(check.read_bytes())
+    found["changes"]["teacher_to_student"] = [[0, 0, 900], [1, 0, 100]]
+    check.write_text(json.dumps(found))
+    commit(task, Done(1), 0.0)
+    names = [entry["name"] for entry in report(copied, 1)["classes"]]
+    code, _, err = again(copied, "--set", f"promotion.measure={measure}")
+    assert code == 5
+    assert f"no longer labels {names[1]!r} (0.00 % of the target sample, 10.00 % of its teacher's labels)" in err
+    assert "--set promotion.allow_vanished=true" in err
+    promotion = report(copied, 1)["promotion"]
+    assert (promotion["outcome"], promotion["best_round"]) == ("class_vanished", 0)
+    best, start = (copied / "rounds" / part / "model.safetensors" for part in ("001/best", "000/student"))
+    assert sha256_file(best) == sha256_file(start)
+    assert "a class vanished, not promoted" in (copied / "rounds" / "001" / "report.html").read_text()
+    assert again(copied, "--set", "promotion.on_regression=keep")[0] == 0
+    assert report(copied, 1)["promotion"]["outcome"] == "class_vanished"
+    assert again(copied, "--set", "promotion.on_regression=stop", "--set", "promotion.allow_vanished=true")[0] == 0
+    assert report(copied, 1)["promotion"]["outcome"] == "promoted"
+
+
+def test_decisions_of_a_default_run_name_no_setting_of_vanished_classes(copied: Path) -> None:
+    (decision, _) = [task for task in all_tasks(read_run(copied), 1) if task.round == 1 and "promote" in task.stage]
+    assert not {"allow_vanished", "vanished"} & set(decision.fingerprint)
+
+
 @pytest.mark.slow
 def test_labels_swapped_between_two_classes_raise_alarms_that_name_both(copied: Path) -> None:
     # Random weights guess, and change much in two steps; what is to be told are the classes.
@@ -95,6 +127,14 @@ def test_a_teacher_that_says_one_class_raises_alarms_and_ends_the_run_with_exit_
     shares = {entry["name"]: entry["pixel_share"] for entry in report(copied, 1)["classes"]}
     assert vanished >= {name for name, share in shares.items() if share > 0.5} - {first["name"]}
     assert f"100.0 % of the labelled pixels are {first['name']!r}" in err
+
+
+def spoil_holdout(run: Path) -> None:
+    """Make the start worse on labelled images than any student."""
+    (task,) = tasks_of(run, 0, "evaluate-holdout")
+    scores = {**json.loads(task.output.read_bytes()), "miou": 0.0}
+    task.output.write_text(json.dumps(scores))
+    commit(task, Done(1), 0.0)
 
 
 def say_one_class(task: ShardTask, class_id: int) -> None:

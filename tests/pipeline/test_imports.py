@@ -55,7 +55,9 @@ def test_init_loads_no_slow_library(photos: Path, tmp_path: Path, preset: str, l
     assert err == "" or (preset == "tiny" and err.startswith("caution: preset tiny knows only"))
 
 
-@pytest.mark.parametrize("command", [["plan", "--n", "2"], ["status"], ["shards", "ls"], ["shards", "verify"]])
+@pytest.mark.parametrize(
+    "command", [["plan", "--n", "2"], ["status"], ["shards", "ls"], ["shards", "keys"], ["shards", "verify"]]
+)
 def test_looking_at_a_finished_round_loads_no_slow_library(one_round: Path, command: list[str]) -> None:
     assert ended(*command, "--run", str(one_round)) == (0, [], "")
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import yaml
 from PIL import Image
 from run_setup import invoke, random_weights, sets, snapshot
 
@@ -221,10 +222,12 @@ def test_settings_of_an_earlier_version_without_rules_are_read_as_the_defaults(r
     assert invoke(*commands(root)["init"])[0] == 0
     path = root / "run" / "config.yaml"
     now = load_config(path)
-    lines = [line for line in path.read_text().splitlines() if "checksum" not in line]
-    at = lines.index("  labels:")
-    del lines[at : at + 1 + len(LabelRules.model_fields)]
-    path.write_text("\n".join(line for line in lines if "label_rules" not in line) + "\n")
+    content = yaml.safe_load(path.read_text())
+    del content["data"]["labels"]
+    for source in content["data"].values():
+        if source is not None:
+            del source["label_rules"]
+    path.write_text(yaml.safe_dump(content, sort_keys=False))
     assert "pattern" not in path.read_text()
     assert load_config(path) == now
     assert isinstance(now.data.target, FolderSourceConfig)

@@ -144,6 +144,19 @@ def test_again_skips_what_stands_and_does_what_is_missing(photos: Path, done: tu
     assert [e["state"] for e in third["images"]] == ["predicted", "skipped", "skipped"]
 
 
+def test_another_opacity_draws_other_overlays_of_the_same_labels(
+    photos: Path, done: tuple[Path, dict[str, Any]], tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    shutil.copytree(done[0], out)
+    assert predict(photos, out, "--opacity", "0.62")["skipped"] == 3  # the default
+    assert predict(photos, out, "--opacity", "0.2")["predicted"] == 3
+    assert (out / "a.label.png").read_bytes() == (done[0] / "a.label.png").read_bytes()
+    assert (out / "a.png").read_bytes() != (done[0] / "a.png").read_bytes()
+    for wrong in ("1.5", "-0.1", "thick"):
+        assert invoke("predict", str(photos), "--classes", "a", "--out", str(out), "--opacity", wrong)[0] == 2
+
+
 @pytest.mark.slow
 def test_other_classes_or_overwrite_predict_anew(
     photos: Path, done: tuple[Path, dict[str, Any]], tmp_path: Path
@@ -236,12 +249,14 @@ def test_many_classes_and_large_presets_are_looked_at_in_smaller_batches() -> No
 def test_progress_is_a_line_per_interval_off_a_terminal() -> None:
     from rich.console import Console
 
-    clock = iter([0.0, 4.0, 12.0, 13.0, 30.0])
+    now = [0.0]
     out = io.StringIO()
-    with ImageProgress(Console(file=out), lambda: next(clock)) as progress:
-        for worked in (True, True, False, False):
+    with ImageProgress(Console(file=out), lambda: now[0]) as progress:
+        for seconds, worked in ((3.0, True), (12.0, True), (13.0, False), (30.0, False)):
+            now[0] = seconds
             progress.count(40, worked=worked)
-    assert out.getvalue().splitlines() == ["2/40 images, 0.2 images/s", "4/40 images, 0.1 images/s"]
+    lines = ["2/40 images, 6.0 s/image, 4 min left", "4/40 images, 15.0 s/image, 9 min left"]
+    assert out.getvalue().splitlines() == [f"predict: {line}" for line in lines]
 
 
 def test_classes_are_counted_without_a_copy_of_all_pixels() -> None:

@@ -3,6 +3,7 @@ from pathlib import Path
 
 import pytest
 
+from jobs.quality.vanished import why_vanished
 from jobs.stages.promote import (
     Comparison,
     Decision,
@@ -13,7 +14,9 @@ from jobs.stages.promote import (
     decide,
     read_decision,
     start_decision,
+    without_vanished,
 )
+from models.evaluation.alarms import AlarmConfig
 
 CONFIG = Settings()
 
@@ -164,3 +167,62 @@ def test_a_decision_of_a_version_without_floors_is_read(tmp_path: Path) -> None:
     del old["floors"]
     path.write_text(json.dumps(old))
     assert read_decision(path) == by_holdout(61.0)
+
+
+NAMES = ("road", "car", "pole")
+
+
+def moved(*triples: tuple[int, int, int]) -> dict[str, object]:
+    """A target check in which pixels of one label became another: (the teacher's, the student's, pixels)."""
+    return {"changes": {"teacher_to_student": [list(one) for one in triples]}}
+
+
+@pytest.mark.parametrize("measure", ["holdout", "proxies", "none"])
+def test_a_student_for_whom_a_class_vanished_is_not_promoted_whatever_the_measure(measure: Measure) -> None:
+    before = start_decision(measure, CONFIG, {"miou": 60.0, "hiou": 0.0} if measure == "holdout" else None)
+    pairs = {name: {"student": 60.0, "teacher": 50.0} for name in ("agreement", "sam_agreement", "stability")}
+    compared = comparisons(measure, before, {"miou": 65.0}, pairs, CONFIG)
+    promoted = decide(1, measure, before, compared, 2.0)
+    assert promoted.outcome == "promoted"
+    lost = why_vanished(moved((0, 0, 900), (1, 0, 95), (1, 1, 5)), None, NAMES, AlarmConfig())
+    decision = without_vanished(promoted, before, lost)
+    assert (decision.outcome, decision.best_round, decision.holdout) == ("class_vanished", 0, before.holdout)
+    assert "no longer labels 'car' (0.50 % of the target sample, 10.00 % of its teacher's labels)" in decision.reason
+    assert "the start stays the teacher" in decision.reason
+    assert without_vanished(promoted, before, None) == promoted
+
+
+def test_a_student_that_is_not_promoted_anyway_keeps_its_outcome() -> None:
+    for score in (59.0, 50.0):
+        decision = by_holdout(score)
+        assert without_vanished(decision, decision, "'car'") == decision
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "gone"),
+    [
+        (100, 9, True),
+        (100, 11, False),  # a tenth of it is left
+        (4, 0, False),  # under half a per cent: too few pixels to judge by
+        (6, 0, True),
+        (0, 0, False),
+    ],
+)
+def test_a_class_has_vanished_below_a_tenth_of_a_share_that_is_large_enough(
+    before: int, after: int, gone: bool
+) -> None:
+    matrix = moved((0, 0, 1000 - before), (1, 1, after), (1, 0, before - after))
+    assert (why_vanished(matrix, None, NAMES, AlarmConfig()) is not None) == gone
+    assert why_vanished(matrix, None, NAMES, AlarmConfig(min_share=0.2)) is None
+
+
+def test_a_class_that_fades_over_rounds_has_vanished_against_the_start() -> None:
+    first, third = moved((0, 0, 900), (1, 1, 40), (1, 0, 60)), moved((0, 0, 980), (1, 1, 8), (1, 0, 12))
+    assert why_vanished(third, None, NAMES, AlarmConfig()) is None
+    assert why_vanished(third, first, NAMES, AlarmConfig()) == (
+        "'car' (0.80 % of the target sample, 10.00 % of the start's labels)"
+    )
+
+
+def test_nothing_vanishes_where_no_pixel_was_labelled() -> None:
+    assert why_vanished(moved(), None, NAMES, AlarmConfig()) is None

@@ -3,7 +3,8 @@ from pathlib import Path
 import pytest
 
 from models.refinement.gate import AdaptiveThreshold, GateConfig
-from pipeline.report.report import gate_facts
+from pipeline.report.report import gate_facts, score_line
+from pipeline.report.round_report import PseudoLabelFacts, RoundReport
 
 
 def test_the_default_gate_in_a_sentence() -> None:
@@ -34,3 +35,21 @@ def test_every_setting_of_the_gate_is_said(config: GateConfig, said: str) -> Non
 
 def test_probabilities_are_called_what_they_are() -> None:
     assert "sigmoid probabilities" in gate_facts(GateConfig(), sigmoid=True).definition
+
+
+def test_the_line_of_a_round_scores_uncovered_pixels_as_wrong_too() -> None:
+    labels = PseudoLabelFacts(
+        coverage=95.4, miou_before=68.0, miou_after=80.2, miou_before_all=59.5, miou_after_all=70.6
+    )
+    line = score_line(RoundReport(round=1, run="r", pseudo_labels=labels))
+    assert "coverage 95.4, mIoU 68.0 -> 80.2 (uncovered = wrong: 59.5 -> 70.6)" in line
+    unlabelled = RoundReport(round=1, run="r", pseudo_labels=PseudoLabelFacts(coverage=95.4))
+    assert score_line(unlabelled).endswith("pseudo-labels: coverage 95.4")
+
+
+def test_the_line_of_a_round_names_what_is_done_at_inference_beyond_the_paper() -> None:
+    plain = RoundReport(round=1, run="r", miou=50.0, split="test", images=2)
+    assert "(test, 2 images, seed 0)" in score_line(plain)
+    assert "(test, 2 images, seed 0, flip, refine)" in score_line(
+        plain.model_copy(update={"inference": ("flip", "refine")})
+    )

@@ -2,7 +2,7 @@ import re
 from html.parser import HTMLParser
 from typing import Any
 
-from pipeline.report.html import Picture, number, render_page
+from pipeline.report.html import Picture, fact, number, render_page
 from pipeline.report.round_report import RoundReport, TrainingFacts
 
 NASTY = '<script>alert("x")</script>'
@@ -124,3 +124,22 @@ def test_promotion_alarms_and_waterfall_stand_on_the_page_with_every_name_escape
 def test_a_round_without_alarms_says_so_and_the_start_has_neither() -> None:
     assert "<h2>Alarms</h2>" in render_page(report(1, alarms=[]), [report(0), report(1)], [], "")
     assert "Alarms" not in render_page(report(0), [report(0)], [], "")
+
+
+def test_counts_of_a_training_are_shown_whole_and_fractions_as_they_are() -> None:
+    stats = {"steps": 200.0, "workers": 2.0, "loss": 0.0384217, "learning_rate": 0.00004, "ema": 0.0}
+    training = TrainingFacts.model_validate(
+        {**dict.fromkeys(TrainingFacts.model_fields, 3), "start": "teacher", "loss_kind": "bce", **stats}
+    )
+    page = render_page(report(1).model_copy(update={"training": training}), [report(0), report(1)], [], "")
+    rows = re.findall(r"<td>(\w+)</td><td[^>]*>([^<]*)</td>", page)
+    shown = {name: value for name, value in rows if name in stats}
+    assert shown == {"steps": "200", "workers": "2", "loss": "0.03842", "learning_rate": "4e-05", "ema": "0"}
+    assert training.model_dump(mode="json")["steps"] == 200
+    assert "200.0" not in training.model_dump_json()
+
+
+def test_a_whole_number_has_no_digits_after_the_point() -> None:
+    assert [fact(value) for value in (200.0, 3, 0.5, 1e-7, 0.00012345, "all", True, None)] == [
+        *("200", "3", "0.5", "1e-07", "0.0001234", "all", "True", "None")
+    ]

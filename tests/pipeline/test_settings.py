@@ -3,6 +3,7 @@ from pathlib import Path
 import pytest
 from pydantic import BaseModel, ConfigDict
 
+from pipeline.config import RunConfig
 from pipeline.settings import dotted_names, flat, nearest, parse_set, read_settings, validated, with_sets
 
 
@@ -71,6 +72,31 @@ def test_a_set_below_a_plain_value_is_refused() -> None:
 def test_an_unknown_name_is_refused_with_the_nearest_known_one(settings: dict[str, object], meant: str) -> None:
     with pytest.raises(ValueError, match=f"unknown setting .* did you mean '{meant}'"):
         validated(Settings, settings, where="--set")
+
+
+@pytest.mark.parametrize(
+    "name", ["bogus.foo", "train.foo", "foo", "bogus.flor", "train.lr", "execution.max_retries", "model.steep"]
+)
+def test_a_name_that_only_shares_letters_or_a_section_with_a_setting_is_no_hint(name: str) -> None:
+    assert nearest(name, dotted_names(RunConfig)) is None
+
+
+@pytest.mark.parametrize(
+    ("name", "meant"),
+    [
+        ("trian.steps", "train.steps"),
+        ("modl.preset", "model.preset"),
+        ("model.prset", "model.preset"),
+        ("shardsize", "shard_size"),
+        ("flor", "promotion.floor"),
+        ("promotion.flor.holdout", "promotion.floor.holdout"),
+        ("refine.treshold", "refine.gate.threshold"),
+        ("bogus.threshold", "refine.gate.threshold"),
+        ("sed", "seed"),
+    ],
+)
+def test_a_near_name_is_found_in_any_section(name: str, meant: str) -> None:
+    assert nearest(name, dotted_names(RunConfig)) == meant
 
 
 def test_an_unknown_name_far_from_all_others_is_refused_with_the_sections() -> None:

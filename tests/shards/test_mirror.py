@@ -240,12 +240,12 @@ def test_trouble_that_lasts_ends_with_the_url_and_what_to_do() -> None:
     assert not pauses
 
 
-def test_a_missing_package_is_named_with_its_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_package_is_named_with_the_command_that_installs_it(monkeypatch: pytest.MonkeyPatch) -> None:
     def missing(protocol: str, **_: object) -> None:
         raise ImportError(f"Install {protocol}fs")
 
     monkeypatch.setattr(fsspec, "filesystem", missing)
-    with pytest.raises(ValueError, match=r"stseg-pipeline\[gcs\]"):
+    with pytest.raises(ValueError, match="pip install gcsfs"):
         run_folder("gs://bucket/run")
 
 

@@ -7,7 +7,8 @@ import pytest
 from pydantic import ValidationError
 
 from shards.data.class_lists import load_class_names
-from shards.data.vocabulary import Vocabulary, distinct_colours
+from shards.data.colours import colours_of_indices
+from shards.data.vocabulary import Vocabulary
 
 
 def test_names_are_stripped_and_synonyms_split() -> None:
@@ -65,10 +66,10 @@ def test_more_classes_than_16_bits_hold_are_refused() -> None:
         Vocabulary.from_names([f"c{n}" for n in range(65536)])
 
 
-def test_colours_differ_are_never_black_and_do_not_depend_on_the_count() -> None:
-    colours = distinct_colours(65535)
+def test_colours_by_index_differ_are_never_black_and_do_not_depend_on_the_count() -> None:
+    colours = colours_of_indices(65535)
     assert len(set(colours) | {(0, 0, 0)}) == 65536
-    assert colours[:30] == distinct_colours(30)
+    assert colours[:30] == colours_of_indices(30)
     assert all(0 <= channel <= 255 for colour in colours for channel in colour)
     near = min(
         sum(abs(x - y) for x, y in zip(left, right, strict=True))

@@ -1,6 +1,5 @@
 """`docs/settings.md`, made of the settings' models: names, types, defaults, and the sentences of their docstrings."""
 
-import inspect
 import json
 import re
 from collections.abc import Iterable, Iterator, Mapping
@@ -12,6 +11,7 @@ from pydantic import BaseModel
 from models.refinement.settings import FOR_MASKS, RefinementConfig
 from pipeline.commands.pretrain import PAPER_STAGE1, PretrainConfig
 from pipeline.config import _CHANGEABLE, IDENTITY, RunConfig, resolve_config
+from pipeline.setting_comments import sentences, summary
 
 HEAD: Final = """# Settings
 
@@ -45,7 +45,6 @@ folders and classes as its options say, no `data.source` and no `data.validation
   `embed` the workers that embed them, `group` the training group.
 """
 
-_ENTRY = re.compile(r"^    (\w+): (.*)$")
 _LIMITS: Final = {"minimum": "≥", "exclusiveMinimum": ">", "maximum": "≤", "exclusiveMaximum": "<"}
 
 
@@ -121,23 +120,6 @@ def kind_of_source(model: type[BaseModel]) -> str | None:
     """The only `kind` that a section can have, where several sections can stand under one name."""
     field = model.model_fields.get("kind")
     return None if field is None or len(get_args(field.annotation)) != 1 else str(field.default)
-
-
-def sentences(model: type[BaseModel]) -> dict[str, str]:
-    """What the docstring of a model, or of what it inherits from, says of each attribute."""
-    found: dict[str, str] = {}
-    for one in reversed(model.__mro__[: model.__mro__.index(BaseModel)]):
-        name = ""
-        for line in inspect.cleandoc(one.__doc__ or "").partition("Attributes:\n")[2].splitlines():
-            entry = _ENTRY.match(line)
-            if entry:
-                name = entry[1]
-                found[name] = entry[2].strip()
-            elif not line.startswith("     "):
-                name = ""
-            elif name:
-                found[name] += f" {line.strip()}"
-    return found
 
 
 def rows(model: type[BaseModel], where: list[Occurrence]) -> list[Row]:
@@ -237,10 +219,6 @@ def title(model: type[BaseModel], where: list[Occurrence]) -> str:
         named = [f"`{one.prefix.rstrip('.')}`{f' ({one.command})' if one.command else ''}" for one in where]
         lines += ["", f"SECTION is {', '.join(named)}."]
     return "\n".join(lines) + "\n"
-
-
-def summary(model: type[BaseModel]) -> str:
-    return " ".join(inspect.cleandoc(model.__doc__ or "").partition("\n\n")[0].split())
 
 
 def sections() -> Iterator[tuple[str, list[Row]]]:

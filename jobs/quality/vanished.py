@@ -1,0 +1,38 @@
+"""Whether a class vanished: whether a student no longer labels what its teacher, or the start, does."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from jobs.quality.waterfall import counted_changes
+from models.evaluation.alarms import AlarmConfig, shares, vanished_classes
+
+
+def why_vanished(
+    target: Mapping[str, Any], first: Mapping[str, Any] | None, names: Sequence[str], config: AlarmConfig
+) -> str | None:
+    """Return which classes a student no longer labels, and their shares; None if it labels all that it should.
+
+    A class is one that it should label if it has at least `config.min_share` of the labels of the round's teacher, or
+    of the start; it no longer does if less than `config.vanished` of that share is left.
+
+    Args:
+        target: The result of `jobs.stages.target_check` on the student.
+        first: That of round 1, on the same images, whose teacher was the start; None in round 1.
+        names: K names.
+        config: `min_share` and `vanished`.
+    """
+    # The start as well: each teacher is itself a student, and a class that loses two thirds in each round would never
+    # have vanished against the round before.
+    moved_KK = counted_changes(target["changes"]["teacher_to_student"] or (), len(names))
+    references = {"its teacher's": moved_KK.sum(axis=1)}
+    if first is not None:
+        start_KK = counted_changes(first["changes"]["teacher_to_student"] or (), len(names))
+        references["the start's"] = start_KK.sum(axis=1)
+    left_K = moved_KK.sum(axis=0)
+    found: dict[int, str] = {}
+    for whose, pixels_K in references.items():
+        for class_id in vanished_classes(pixels_K, left_K, config):
+            was, is_now = (100 * shares(counts)[class_id] for counts in (pixels_K, left_K))
+            text = f"{names[class_id]!r} ({is_now:.2f} % of the target sample, {was:.2f} % of {whose} labels)"
+            found.setdefault(class_id, text)
+    return ", ".join(found[class_id] for class_id in sorted(found)) or None
