@@ -262,7 +262,7 @@ def test_progress_is_a_line_per_interval_off_a_terminal() -> None:
 def test_classes_are_counted_without_a_copy_of_all_pixels() -> None:
     label = np.zeros((4000, 2000), np.int32)
     label[:, 1500:] = 1
-    watched = _Watched(SimpleNamespace(needs_embedding=False), 2)  # type: ignore[arg-type]
+    watched = _Watched(SimpleNamespace(needs_embedding=False), 2)
     tracemalloc.start()
     watched.count(label)
     peak = tracemalloc.get_traced_memory()[1]
