@@ -28,7 +28,8 @@ from shards.data.class_lists import load_class_names
 from shards.data.images import ImageFrame, UnreadableImage, decode_image
 from shards.data.inputs import find_images
 from shards.data.labels import decode_label, decode_weight, encode_label, encode_weight, legend_of
-from shards.data.plan import Plan, write_plan
+from shards.data.plan import Plan
+from shards.data.plan_writing import write_plan
 from shards.data.sources import FolderSourceConfig, open_source
 from shards.data.vocabulary import Vocabulary
 from shards.files.atomic import sha256_path

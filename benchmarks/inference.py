@@ -20,7 +20,8 @@ from jobs.inference.model import ModelConfig, model_of
 from jobs.inference.refiner import Refining, load_refiner
 from jobs.inference.segmenter import MirrorSegmenter, StsegSegmenter, worker_device
 from jobs.run import baseline_weights, student_weights
-from jobs.stages.evaluate import evaluation_samples, named_scores
+from jobs.stages.evaluate import named_scores
+from jobs.stages.evaluated_samples import evaluation_samples
 from models.evaluation.metrics import confusion
 from models.presets import load_preset
 from pipeline.run.run import OpenRun, read_run

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Final
 
 from jobs.stage import Done, EmptyShard, EmptyStage, InputDamaged, ShardTask, UpstreamMissing
-from shards.data.sources import why_returned
+from shards.data.folder_source import why_returned
 from shards.files.atomic import sha256_path
 from shards.files.fence import require_lock
 from shards.formats import records

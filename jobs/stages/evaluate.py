@@ -3,12 +3,10 @@
 # K class, H W image
 
 import json
-import random
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, Literal
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,15 +19,16 @@ from jobs.inference.refiner import Refiner, Refining, load_refiner
 from jobs.run import WHOLE_ROUND, Run, RunRef, Section, baseline_weights, label_fingerprint, student_weights
 from jobs.stage import Done, ShardTask, Stage
 from jobs.stages import embed, refine, teacher
+from jobs.stages.evaluated_samples import Split, labelled_samples, same_images, shards_with, split_name
 from jobs.stages.promote import promotion_measure
 from jobs.stages.start import has_baseline
 from jobs.stages.teacher import Probabilities, probabilities_of
 from models.evaluation.metrics import confusion, scores
 from models.presets import load_preset
 from shards.data.label_reader import LabelReader
-from shards.data.plan import Plan, make_plan
+from shards.data.plan_writing import make_plan
 from shards.data.samples import Samples
-from shards.data.sources import SampleRef, ScenesSourceConfig, Source, SourceConfig, open_source
+from shards.data.sources import SampleRef, ScenesSourceConfig, Source, open_source
 from shards.data.vocabulary import Vocabulary
 from shards.files.atomic import write_bytes_atomic
 from shards.formats.records import Drop, Json
@@ -41,8 +40,6 @@ VERSION: Final = 3  # goes up when the same model and images give other scores
 NO_LABEL: Final = "no_label"
 INFERENCE: Final = ("flip", "refine")  # what may be done at inference that the paper does not do
 SCORES: Final = ("miou", "miou_seen", "miou_unseen", "hiou")  # what reports compare
-
-Split = Literal["test", "validation"]
 
 
 class Settings(Section):
@@ -135,11 +132,11 @@ def embed_tasks(run: Run, round: int) -> list[ShardTask]:
 
 def _embeddings(run: Run, split: Split) -> tuple[list[ShardTask], dict[str, Path]]:
     """Return the tasks that embed what the target does not hold of a split, and the stores of all of it, by role."""
-    samples = _labelled_samples(run, split, run.section(Settings).holdout_images if split == "validation" else None)
+    samples = labelled_samples(run, split, run.section(Settings).holdout_images if split == "validation" else None)
     shared: tuple[str, ...] = ()
     # `init --labels` measures on the target itself: its images once more would double the dearest stage.
-    if _same_images(run.data.of(split), run.data.target):
-        shared, samples = _shards_with(run.plan, samples)
+    if same_images(run.data.of(split), run.data.target):
+        shared, samples = shards_with(run.plan, samples)
     plan = make_plan(samples, run.config.shard_size) if samples else None
     tasks = [] if plan is None else embed.dataset_tasks(run, split, plan)
     # The roles are those of runs that embedded such a split twice: the bytes are the same, so their scores stay valid.
@@ -153,7 +150,7 @@ def _task(run: Run, round: int, part: str, split: Split, weights: Path, output: 
     if _stored(run, part) and not run.outputs_only:
         inputs |= _embeddings(run, split)[1]
     count = run.section(Settings).holdout_images if part == "evaluate-holdout" else None
-    samples = Samples() if run.outputs_only else Samples.of(_labelled_samples(run, split, count))
+    samples = Samples() if run.outputs_only else Samples.of(labelled_samples(run, split, count))
     return ShardTask(
         stage=part,
         round=round,
@@ -315,65 +312,6 @@ def named_scores(matrix_KK: NDArray[np.int64], vocabulary: Vocabulary) -> dict[s
     found: dict[str, Any] = dict(scores(matrix_KK, vocabulary.seen_ids, vocabulary.unseen_ids))
     found["iou"] = dict(zip(vocabulary.names, found["iou"], strict=True))
     return found
-
-
-def split_name(source: SourceConfig) -> str:
-    """Return the name of a labelled source in results: the scenes' split, or the name of the images' folder."""
-    return source.split if isinstance(source, ScenesSourceConfig) else source.name or Path(source.images).name
-
-
-def evaluation_samples(
-    source: SourceConfig, seed: int, count: int | None, vocabulary: Vocabulary
-) -> tuple[SampleRef, ...]:
-    """Draw the images to measure on, sorted by key: the same ones for the same source, count and seed.
-
-    Args:
-        source: Labelled images.
-        seed: Seed of the draw.
-        count: How many to draw; None: all.
-        vocabulary: The classes.
-
-    Raises:
-        ValueError: The source has no labels, or no images.
-    """
-    opened = open_source(source, vocabulary)
-    if not opened.labelled:
-        raise ValueError(f"{split_name(source)} has no labels; evaluation needs a labelled source")
-    refs = sorted(opened.refs(), key=lambda ref: ref.key)
-    if count is not None and count < len(refs):
-        refs = sorted(random.Random(seed).sample(refs, count), key=lambda ref: ref.key)
-    return tuple(refs)
-
-
-def _labelled_samples(run: Run, split: Split, count: int | None) -> tuple[SampleRef, ...]:
-    return _cached_samples(run.data.of(split), run.config.seed, count, run.layout.vocabulary)
-
-
-def _same_images(one: SourceConfig, other: SourceConfig) -> bool:
-    """Return whether two sources are folders of the same images; their labels may differ."""
-    if isinstance(one, ScenesSourceConfig) or isinstance(other, ScenesSourceConfig):
-        return False
-    return Path(one.images).resolve() == Path(other.images).resolve()
-
-
-@lru_cache(maxsize=4)
-def _shards_with(plan: Plan, samples: tuple[SampleRef, ...]) -> tuple[tuple[str, ...], tuple[SampleRef, ...]]:
-    """Return the shards of a plan that hold some of the samples, and the samples that are in none of them."""
-    # Cached for the same reason as the samples. The folder may have changed since it was planned: new and changed
-    # images are in no shard.
-    left = {(ref.key, ref.digest): ref for ref in samples}
-    shards = []
-    for shard in plan.shards:
-        found = [left.pop((ref.key, ref.digest), None) for ref in shard.samples]
-        if any(found):
-            shards.append(shard.name)
-    return tuple(shards), tuple(left.values())
-
-
-@lru_cache(maxsize=8)
-def _cached_samples(source: SourceConfig, seed: int, count: int | None, vocabulary: Path) -> tuple[SampleRef, ...]:
-    # Every listing of the tasks needs them, and reading a split hashes all of its files.
-    return evaluation_samples(source, seed, count, Vocabulary.load(vocabulary))
 
 
 STAGE: Final = Stage("evaluate", tasks, fingerprint, load, work)

@@ -33,10 +33,11 @@ from pipeline.cli.options import (
     run_location,
     set_up_logging,
 )
+from pipeline.cli.status import print_status, submitted_jobs
 from pipeline.terminal import escape_unencodable_output, printable, same_output
 
 if TYPE_CHECKING:
-    from pipeline.run.status import RunStatus
+    pass
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -234,11 +235,11 @@ def status(run: RunOption = DEFAULT_RUN, as_json: JsonOption = False) -> None:
 
     with exit_codes():
         found = run_status(run)
-        jobs = _submitted_jobs(run)
+        jobs = submitted_jobs(run)
         if as_json:
             print_json({**asdict(found), "jobs": jobs})
             return
-        _print_status(found, jobs)
+        print_status(found, jobs)
 
 
 @app.command()
@@ -290,62 +291,10 @@ def init(
             typer.echo(f"caution: {caution}", err=True)
 
 
-def _print_status(found: "RunStatus", jobs: list[dict[str, Any]]) -> None:
-    from dataclasses import asdict
-
-    from jobs.stages.evaluate import SCORES
-
-    names = ["round", "stage", "done", "total", "samples", "dropped", "seconds"]
-    print_table(names, [asdict(entry) for entry in found.stages])
-    if found.rounds:
-        typer.echo("")
-        rows: list[dict[str, Any]] = [
-            {
-                "round": number,
-                **{name: scores[name] for name in SCORES},
-                "promotion": (scores["promotion"] or {}).get("outcome"),
-                "alarms": None if scores["alarms"] is None else len(scores["alarms"]),
-            }
-            for number, scores in found.rounds.items()
-        ]
-        print_table(["round", *SCORES, "promotion", "alarms"], rows)
-    for number, scores in found.rounds.items():
-        for gone in scores["left_out"] or ():
-            what = gone.get("what", "images")  # reports of earlier versions are about images alone
-            of = f"{gone['images']} of {gone['total']} {gone['dataset']} {what} of {gone['folder']}"
-            typer.echo(f"\nleft out of round {number}: {of} ({gone['reasons']})")
-    for one in found.quarantined:
-        typer.echo(f"\nquarantined: {one.stage} {one.shard} of round {one.round}: {one.cause}")
-    for line in found.replaced:
-        typer.echo(printable(f"\n{line}; the next round takes it up"))
-    if found.retry:
-        typer.echo(f"once the cause is fixed, try again: {found.retry}")
-    if jobs:
-        typer.echo("")
-        print_table(["id", "state", "exit_code", "submitted", "address"], jobs)
-    if found.holder:
-        holder = found.holder
-        typer.echo(f"\nprocess {holder['pid']} on {holder['host']} has worked on it since {holder['started']}")
-    for worker in found.stage_holders:
-        where = f"{worker.stage} of round {worker.round}"
-        typer.echo(f"\nprocess {worker.pid} on {worker.host} has worked on {where} since {worker.started}")
-
-
 def _job_server(address: str) -> Any:
     from jobs.cluster.job_server import RayJobServer
 
     return RayJobServer(address)
-
-
-def _submitted_jobs(run: Path) -> list[dict[str, Any]]:
-    from shards.formats.layout import RunLayout
-
-    # Most runs have no jobs: importing the job server's client, and Ray with it, would only make `status` slow.
-    if not RunLayout(run).jobs.is_dir():
-        return []
-    from pipeline.run.jobs import job_rows
-
-    return job_rows(run)
 
 
 def main() -> None:

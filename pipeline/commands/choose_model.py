@@ -12,7 +12,7 @@ from jobs.inference.model import ModelConfig, model_of
 from jobs.run import best_weights, student_weights
 from jobs.stage import ShardTask, StagePlan
 from jobs.stages import embed, evaluate
-from jobs.stages.evaluate import Split
+from jobs.stages.evaluated_samples import Split
 from jobs.stages.start import CAUTION, caution_of, start_weights, uses_shipped
 from jobs.stages.teacher import Probabilities
 from models.evaluation.alarms import AlarmConfig

@@ -24,8 +24,9 @@ from pipeline.run.run import BASE_SAM, OpenRun, load_run, make_run
 from pipeline.settings import read_settings, settings_fault
 from pipeline.tasks.recipe import MASKS, all_tasks
 from pipeline.tasks.states import task_states
+from shards.data.folder_source import FolderSource
 from shards.data.label_survey import highest_id
-from shards.data.sources import FolderSource, FolderSourceConfig
+from shards.data.sources import FolderSourceConfig
 from shards.data.vocabulary import Vocabulary
 from shards.formats.layout import RunLayout
 from shards.formats.records import Record

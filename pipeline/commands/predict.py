@@ -17,10 +17,10 @@ from numpy.typing import NDArray
 from jobs.inference.model import stseg_fingerprint, weights_checksum
 from jobs.inference.refiner import Refiner, Refining, load_refiner
 from models.devices import chosen_device, require_device_name
-from models.evaluation.alarms import guessing_alarms, vocabulary_alarms
 from models.presets import load_preset
 from pipeline.commands.choose_model import ChosenModel
 from pipeline.commands.result_keys import ResultKeys
+from pipeline.commands.watched import Watched
 from pipeline.errors import DataFault
 from pipeline.report.drawing import OPACITY, classes_by_size, labelled, panels, png_bytes, scaled, with_legend
 from shards.data.images import UnreadableImage, decode_image
@@ -32,16 +32,12 @@ from shards.files.atomic import write_bytes_atomic
 from shards.formats.records import fingerprint_digest, read_json
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from jobs.inference.segmenter import Segmenter
-    from models.sam.sam import SamEmbedding
 
 logger = logging.getLogger(__name__)
 
 _SIDE: Final = 512
 _MOST_VIEWS: Final = 8
-_STRIP_ROWS: Final = 256
 # Classes x pixels of a batch: about 200 MB for each feature map of the decoder's finest level. A bound is needed
 # because a machine without a GPU raises no error on which the batch could be halved: the system kills the process.
 _CLASS_PIXELS: Final = 256 * 96**2
@@ -146,7 +142,7 @@ def predict_images(
         segmenter, refiner = _networks(chosen, request)
         side = load_preset(chosen.model.preset).image_size
         batch = request.batch_size or usual_batch(side, len(chosen.vocabulary))
-        watched = _Watched(segmenter, len(chosen.vocabulary))
+        watched = Watched(segmenter, len(chosen.vocabulary))
         labeller = Labeller(
             watched,
             side,
@@ -198,37 +194,6 @@ def _refining(chosen: ChosenModel) -> Refining:
 def usual_batch(side: int, classes: int) -> int:
     """Return the number of views per batch: 8, or fewer to keep classes times pixels within bounds."""
     return max(1, min(_MOST_VIEWS, _CLASS_PIXELS // (classes * side**2)))
-
-
-class _Watched:
-    """A network, and over all images what shows that it guesses: its mean highest probability, and the classes used."""
-
-    def __init__(self, model: "Segmenter", classes: int) -> None:
-        self.needs_embedding = model.needs_embedding
-        self._model = model
-        self._sum, self._views, self._images = 0.0, 0, 0
-        self._pixels_K = np.zeros(classes, np.int64)
-
-    def logits(self, images: Sequence[NDArray[np.uint8]], sam: "SamEmbedding | None") -> "Tensor":
-        """Return the network's logits."""
-        logits_BKhw = self._model.logits(images, sam)
-        self._sum += float(logits_BKhw.softmax(dim=1).amax(dim=1).mean(dim=(1, 2)).sum())
-        self._views += len(images)
-        return logits_BKhw
-
-    def count(self, label_HW: NDArray[np.int32]) -> None:
-        """Count the pixels of an image's label."""
-        self._images += 1
-        for top in range(0, len(label_HW), _STRIP_ROWS):  # numpy counts 64-bit copies: of all pixels, a gigabyte
-            strip = label_HW[top : top + _STRIP_ROWS]
-            self._pixels_K += np.bincount(strip.ravel(), minlength=len(self._pixels_K))
-
-    def alarms(self, chosen: ChosenModel) -> list[str]:
-        """Return the alarms of all images together, as those of a round's teacher."""
-        confidence = self._sum / self._views if chosen.probabilities == "softmax" and self._views else None
-        alarms = guessing_alarms("the model", confidence, len(self._pixels_K), chosen.alarms)
-        alarms += vocabulary_alarms("the predictions", self._pixels_K, self._images, chosen.alarms)
-        return [alarm.message for alarm in alarms]
 
 
 @dataclass(frozen=True)

@@ -32,7 +32,8 @@ from pipeline.tasks.states import task_states
 from shards.data.class_lists import load_class_names
 from shards.data.input_facts import InputFacts
 from shards.data.label_rules import LabelRules
-from shards.data.plan import Plan, make_plan
+from shards.data.plan import Plan
+from shards.data.plan_writing import make_plan
 from shards.data.sources import ScenesSourceConfig, SourceConfig, open_source
 from shards.data.vocabulary import Vocabulary
 from shards.files.locks import RunLock

@@ -18,8 +18,8 @@ from pipeline.progress import RunProgress, followed
 from pipeline.report import report
 from pipeline.report.alarms import why_no_label
 from pipeline.report.left_out import check_quarantine, left_out
-from pipeline.report.report import alarm_lines, score_line
 from pipeline.report.round_report import read_report
+from pipeline.report.score_line import alarm_lines, score_line
 from pipeline.rounds.concurrent import with_other_jobs
 from pipeline.rounds.ray_session import RaySession
 from pipeline.run.next_command import next_command, verify_command

@@ -21,8 +21,8 @@ from pipeline.report.left_out import (
     turned_lines,
     turned_of_reports,
 )
-from pipeline.report.report import alarm_lines, score_line
 from pipeline.report.round_report import RoundReport, read_report
+from pipeline.report.score_line import alarm_lines, score_line
 from pipeline.rounds.driver import Driver, RoundRequest
 from pipeline.run.lock import holding, holding_stage
 from pipeline.run.missing import new_run_line, refuse_mistyped

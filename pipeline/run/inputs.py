@@ -8,6 +8,7 @@ from pathlib import Path, PurePosixPath
 
 from jobs.run import DATASETS, DataSettings
 from shards.data.counted import counted
+from shards.data.folder_source import FolderSource
 from shards.data.input_facts import InputFacts
 from shards.data.label_advice import Advice, advise
 from shards.data.label_files import LabelsAmongImages
@@ -16,7 +17,7 @@ from shards.data.label_survey import LabelSurvey, survey_labels
 from shards.data.labels import decode_label
 from shards.data.listing import left_out_line
 from shards.data.plan import Plan
-from shards.data.sources import FolderSource, FolderSourceConfig
+from shards.data.sources import FolderSourceConfig
 from shards.data.vocabulary import Vocabulary
 from shards.files.untrusted import read_regular
 from shards.formats.layout import Dataset

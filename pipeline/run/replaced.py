@@ -17,11 +17,12 @@ from jobs.stages.write import ALL_IGNORED
 from pipeline.progress import RunProgress
 from pipeline.run.run import OpenRun
 from pipeline.tasks.recipe import begun_rounds, refines_given_masks
+from shards.data.folder_source import NO_DIGEST, files_now
 from shards.data.images import PASSING_REASONS
 from shards.data.labels import LABEL_REASONS
 from shards.data.plan import Plan
 from shards.data.plan_revision import revised, unused_lists, write_revised_lists
-from shards.data.sources import NO_DIGEST, FolderSourceConfig, SampleRef, files_now
+from shards.data.sources import FolderSourceConfig, SampleRef
 from shards.files.fence import require_lock
 from shards.formats.records import read_drops
 from shards.storage.mirror import forget, replace_file, upload

@@ -25,7 +25,8 @@ from pipeline.run.moved import settled
 from pipeline.run.next_command import next_command, require_rounds
 from pipeline.settings import flat, read_settings, settings_fault, with_sets
 from shards.data.input_facts import InputFacts
-from shards.data.plan import OtherVersion, Plan, is_list_name, write_plan
+from shards.data.plan import OtherVersion, Plan, is_list_name
+from shards.data.plan_writing import write_plan
 from shards.data.sources import ScenesSourceConfig, open_source
 from shards.data.vocabulary import Vocabulary
 from shards.files.atomic import is_temporary

@@ -27,7 +27,7 @@ from jobs.stages import (
     write,
 )
 from pipeline.report import report
-from shards.data.plan import gc_disabled
+from shards.data.plan_writing import gc_disabled
 from shards.data.sources import ScenesSourceConfig
 from shards.formats.layout import RunLayout
 from shards.formats.records import Json, record_or_none

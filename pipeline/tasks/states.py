@@ -8,7 +8,7 @@ from typing import Final, Literal
 
 from jobs.commit import ReadRecord, why_record_stale, why_stale
 from jobs.stage import ShardTask
-from shards.data.plan import gc_disabled
+from shards.data.plan_writing import gc_disabled
 from shards.formats.records import read_record
 
 NO_RECORD: Final = "no record"

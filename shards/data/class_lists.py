@@ -12,7 +12,8 @@ from shards.files.untrusted import MAX_TEXT_BYTES, read_regular
 
 logger = logging.getLogger(__name__)
 
-_TEXT_ENDINGS: Final = (".txt", ".names", ".csv", ".tsv")
+_TEXT_ENDINGS: Final = (".txt", ".names")
+_TABLE_ENDINGS: Final = (".csv", ".tsv")
 _YAML_ENDINGS: Final = (".yaml", ".yml")
 # Rows of pixels that belong to no class. Only ids that our masks ignore anyway may go without a class.
 _IGNORED: Final = re.compile(r"_*(ignored?|void|unlabell?ed|don'?t[ _]?care)_*", re.IGNORECASE)
@@ -30,10 +31,10 @@ def load_class_names(path: Path) -> list[str]:
     of names was taken for is logged.
 
     Args:
-        path: `.txt` or `.csv` with one class per line (blank lines and lines starting with # are skipped), or `.json`
-            or `.yaml`: a list, {"classes": [...]}, {id: name} or a vocabulary.json. Items are texts or objects with
-            "name" or "synonyms", and perhaps "id". Also CVAT's labelmap.txt, LabelMe's class_names.txt, ADE20K's table,
-            COCO's categories, YOLO's data.yaml and detectron2's metadata.
+        path: `.txt` with one class per line (blank lines and lines starting with # are skipped), `.csv` with rows of
+            id and name, or `.json` or `.yaml`: a list, {"classes": [...]}, {id: name} or a vocabulary.json. Items are
+            texts or objects with "name" or "synonyms", and perhaps "id". Also CVAT's labelmap.txt, LabelMe's
+            class_names.txt, ADE20K's table, COCO's categories, YOLO's data.yaml and detectron2's metadata.
 
     Raises:
         FileNotFoundError: There is no such file.
@@ -62,7 +63,15 @@ def _entries(text: str, ending: str) -> tuple[list[Entry], list[str]]:
         return entries_of_content(parse_yaml(text))
     if ending in _TEXT_ENDINGS:
         return entries_of_lines(text)
-    raise ValueError(f"its ending is {ending!r}; expected .txt or .csv (one class a line), .json or .yaml (a list)")
+    if ending in _TABLE_ENDINGS:
+        found = entries_of_lines(text)
+        if found[0] and all(number is not None for number, _ in found[0]):
+            return found
+        raise ValueError(
+            f"its ending is {ending!r}, and its rows are not an id and a name each; expected such rows, or .txt (one "
+            "class a line), .json or .yaml (a list)"
+        )
+    raise ValueError(f"its ending is {ending!r}; expected .txt (one class a line), .json or .yaml (a list)")
 
 
 def _ordered(entries: Sequence[Entry], notes: list[str]) -> tuple[list[str], list[str]]:

@@ -14,11 +14,11 @@ from typing import Final
 import numpy as np
 from PIL import Image
 
+from shards.data.folder_source import FolderSource
 from shards.data.images import ORIENTATION_TAG, ImageFrame, UnreadableImage, decode_image
 from shards.data.label_patterns import Suggestion, label_names, nearest_label, suggest_pattern
 from shards.data.label_rules import IGNORED
 from shards.data.labels import UnusableLabel, bit_depth, decode_label, fit_label
-from shards.data.sources import FolderSource
 from shards.data.vocabulary import IGNORE_8_BIT, IGNORE_16_BIT
 from shards.files.retry import is_file
 from shards.files.untrusted import read_regular

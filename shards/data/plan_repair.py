@@ -6,7 +6,8 @@ from dataclasses import replace
 from itertools import count
 from pathlib import Path
 
-from shards.data.plan import Plan, PlannedShard, cut_shards, list_path, shard_and_revision, shard_name
+from shards.data.plan import Plan, PlannedShard, list_path, shard_and_revision, shard_name
+from shards.data.plan_writing import cut_shards
 from shards.data.samples import (
     SampleList,
     Samples,

@@ -12,7 +12,8 @@ import pytest
 from jobs.commit import commit, prepare, why_stale
 from jobs.execution.faults import fault_of, stopping_error
 from jobs.stage import Done, EmptyShard, InputDamaged, ShardTask, UpstreamMissing
-from shards.data.sources import FolderSource, FolderSourceConfig
+from shards.data.folder_source import FolderSource
+from shards.data.sources import FolderSourceConfig
 from shards.data.vocabulary import Vocabulary
 from shards.files import retry
 from shards.files.atomic import sha256_path, write_bytes_atomic

@@ -9,8 +9,8 @@ from shard_setup import BROKEN, FRAME, SIZES_HW, embed_task, make_images, run_em
 from jobs.artifacts.embeddings import EmbeddingStore
 from jobs.commit import why_stale
 from models.sam.frame import size_in_frame
+from shards.data.folder_source import FolderSource
 from shards.data.samples import Samples
-from shards.data.sources import FolderSource
 from shards.files.atomic import sha256_tree
 
 

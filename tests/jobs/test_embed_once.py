@@ -8,7 +8,7 @@ from PIL import Image
 from run_setup import invoke, sets
 
 from jobs.commit import why_stale
-from jobs.stages import embed, evaluate
+from jobs.stages import embed, evaluate, evaluated_samples
 from pipeline.commands.choose_model import evaluate_round
 from pipeline.run.run import OpenRun, read_run
 from pipeline.tasks.recipe import all_tasks
@@ -72,7 +72,7 @@ def test_other_images_are_embedded_as_before_and_new_ones_alone(weights: dict[st
     assert embeddings(apart) == ["000000.zarr", "000001.zarr", "test-000000.zarr", "test-000001.zarr"]
     run = make(tmp_path / "run", given, weights)
     scenes(tmp_path / "a", 7)  # after `init`, so that it is in the test split alone
-    evaluate._cached_samples.cache_clear()
+    evaluated_samples._cached_samples.cache_clear()
     assert embeddings(run) == ["000000.zarr", "000001.zarr", "test-000000.zarr"]
     assert [ref.key for task in evaluate.embed_tasks(run, 0) for ref in task.samples] == ["7"]
     (task, *_) = evaluate.tasks(run, 0)
@@ -84,7 +84,7 @@ def test_scores_are_those_of_images_embedded_twice_and_such_runs_stay_valid(
     weights: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     given = scenes(tmp_path, 0, 1, 2)
-    monkeypatch.setattr(evaluate, "_same_images", lambda one, other: False)  # as before
+    monkeypatch.setattr(evaluate, "same_images", lambda one, other: False)  # as before
     twice = make(tmp_path / "twice" / "run", given, weights)
     do = ("round", "--n", "0", "--backend", "inline", "--run")
     assert invoke(*do, str(twice.layout.root))[0] == 0

@@ -15,7 +15,7 @@ from torch import Tensor
 from jobs.artifacts.labels import read_refined
 from jobs.commit import why_stale
 from jobs.stage import ShardTask
-from jobs.stages.evaluate import evaluation_samples
+from jobs.stages.evaluated_samples import evaluation_samples
 from jobs.stages.pseudo_scores import pseudo_label_scores
 from models.evaluation.metrics import confusion, scores
 from models.sam.sam import SamEmbedding

@@ -29,11 +29,12 @@ from jobs.quality.gate_pairs import gather_pairs
 from jobs.stage import ShardTask
 from jobs.stages import pseudo_scores, refine, source_labels
 from models.refinement.gate import GateConfig
+from shards.data.folder_source import FolderSource
 from shards.data.images import ORIENTATION_TAG, ImageFrame
 from shards.data.label_reader import TURNED, LabelReader
-from shards.data.plan import make_plan
+from shards.data.plan_writing import make_plan
 from shards.data.samples import Samples
-from shards.data.sources import FolderSource, FolderSourceConfig
+from shards.data.sources import FolderSourceConfig
 from shards.formats.records import Drop, Record, read_record
 
 KEYS = ("a", "b", "c")

@@ -10,9 +10,10 @@ from jobs.artifacts.labels import read_refined
 from jobs.quality.gate_pairs import GatePairs, confidences_by_class, gather_pairs, keep
 from jobs.stage import ShardTask
 from models.refinement.gate import GateConfig
+from shards.data.folder_source import FolderSource
 from shards.data.images import ImageFrame
 from shards.data.labels import SourceLabel
-from shards.data.sources import FolderSource, SampleRef
+from shards.data.sources import SampleRef
 from shards.formats.records import read_record
 
 MEASURES = [GateConfig(), GateConfig(statistic="mean", over="image")]

@@ -26,11 +26,12 @@ from models.stseg.templates import prompt_templates
 from models.training.losses import class_weights, segmentation_loss
 from models.training.settings import LossConfig
 from pipeline.report.drawing import classes_by_size, overlay
+from shards.data.folder_source import FolderSource
 from shards.data.images import ImageFrame
 from shards.data.label_reader import LabelReader
 from shards.data.labels import decode_label, encode_label
 from shards.data.samples import Samples
-from shards.data.sources import FolderSource, FolderSourceConfig
+from shards.data.sources import FolderSourceConfig
 from shards.data.vocabulary import Vocabulary
 from shards.formats.records import read_record
 from shards.formats.tar import TarSample, index_tar, read_member, write_tar

@@ -10,7 +10,8 @@ from pydantic import ValidationError
 from jobs.commit import commit, input_digests, prepare, require_samples, stage_records, why_stale
 from jobs.resources import Resources
 from jobs.stage import Done, EmptyShard, EmptyStage, InputDamaged, ShardTask, UpstreamMissing
-from shards.data.plan import list_path, write_plan
+from shards.data.plan import list_path
+from shards.data.plan_writing import write_plan
 from shards.data.samples import Samples
 from shards.data.sources import SampleRef
 from shards.formats.records import Drop

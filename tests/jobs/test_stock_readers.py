@@ -21,11 +21,12 @@ from jobs.stage import ShardTask
 from jobs.stages import write
 from models.refinement.gate import GateResult
 from models.refinement.types import MaskFact, RefinedLabel
+from shards.data.folder_source import FolderSource
 from shards.data.images import ORIENTATION_TAG, to_stored
 from shards.data.labels import encode_label
-from shards.data.plan import make_plan
+from shards.data.plan_writing import make_plan
 from shards.data.samples import Samples
-from shards.data.sources import FolderSource, FolderSourceConfig
+from shards.data.sources import FolderSourceConfig
 from shards.data.vocabulary import Vocabulary
 from shards.formats.tar import TarSample, write_tar
 

@@ -31,10 +31,11 @@ from models.refinement.settings import RefinementConfig
 from models.sam.sam import SamEmbedding
 from models.stseg.views import View
 from pipeline.report.alarms import RoundFacts, round_alarms
+from shards.data.folder_source import FolderSource
 from shards.data.images import ImageFrame
 from shards.data.labels import SourceLabel
 from shards.data.samples import Samples
-from shards.data.sources import FolderSource, SampleRef, Source
+from shards.data.sources import SampleRef, Source
 from shards.formats.records import read_record
 
 

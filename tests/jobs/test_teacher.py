@@ -20,8 +20,8 @@ from shard_setup import (
 from jobs.commit import why_stale
 from jobs.stage import ShardTask, UpstreamMissing
 from jobs.stages.teacher import top_scores
+from shards.data.folder_source import FolderSource
 from shards.data.samples import Samples
-from shards.data.sources import FolderSource
 from shards.formats.arrays import read_arrays
 
 

@@ -16,7 +16,7 @@ from jobs.stage import ShardTask
 from jobs.stages import embed, teacher
 from models.sam.sam import SamEmbedding
 from models.stseg.views import View, disagreement, merge_views
-from shards.data.sources import FolderSource
+from shards.data.folder_source import FolderSource
 from shards.formats.arrays import read_arrays
 from shards.formats.records import Record
 

@@ -12,7 +12,7 @@ from faulty_folder import NAMES, encoded, folder_digest, make_faulty_folder
 from PIL import Image
 from run_setup import again, invoke, report
 
-from jobs.stages import evaluate
+from jobs.stages import evaluated_samples
 
 # What is intact, under whatever name and with whatever side data.
 GOOD = {f"good{index}" for index in range(8)} | {"turned", "f00d", "camera", "upper", "scanner", "checksum", "caf_"}
@@ -94,7 +94,7 @@ def test_one_more_round_of_the_mended_files_takes_them_up(done: tuple[Path, list
     run, photos = done[0], done[0].parent / "photos"
     picture = np.full((64, 96, 3), 90, np.uint8)
     (photos / "broken.jpg").write_bytes(encoded(picture, "JPEG"))
-    evaluate._cached_samples.cache_clear()  # a command is a process of its own
+    evaluated_samples._cached_samples.cache_clear()  # a command is a process of its own
     code, out, err = again(run)
     assert (code, "1 image was replaced: broken.jpg" in out + err) == (0, True), out + err
     assert report(run, 1)["left_out"][0]["what"] == "labels"

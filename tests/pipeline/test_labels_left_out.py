@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 from run_setup import again, invoke, report, sets, snapshot
 
-from jobs.stages import evaluate
+from jobs.stages import evaluated_samples
 from shards.data.images import ORIENTATION_TAG
 
 pytestmark = pytest.mark.slow
@@ -52,7 +52,7 @@ def own(root: Path) -> tuple[str, ...]:
 def replace(path: Path, data: bytes) -> None:
     """Replace a file between two commands: each lists the labelled splits once."""
     path.write_bytes(data)
-    evaluate._cached_samples.cache_clear()
+    evaluated_samples._cached_samples.cache_clear()
 
 
 def test_a_round_goes_on_without_a_faulty_label_names_it_once_and_takes_up_the_mended_one(

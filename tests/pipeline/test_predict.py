@@ -20,7 +20,8 @@ from typer.testing import CliRunner
 import jobs.inference.segmenter
 import models.sam.sam
 from pipeline.cli.app import app
-from pipeline.commands.predict import _Watched, usual_batch
+from pipeline.commands.predict import usual_batch
+from pipeline.commands.watched import Watched
 from pipeline.progress import ImageProgress
 from shards.data.class_lists import load_class_names
 from shards.scenes.scenes import render_scene
@@ -262,7 +263,7 @@ def test_progress_is_a_line_per_interval_off_a_terminal() -> None:
 def test_classes_are_counted_without_a_copy_of_all_pixels() -> None:
     label = np.zeros((4000, 2000), np.int32)
     label[:, 1500:] = 1
-    watched = _Watched(SimpleNamespace(needs_embedding=False), 2)
+    watched = Watched(SimpleNamespace(needs_embedding=False), 2)
     tracemalloc.start()
     watched.count(label)
     peak = tracemalloc.get_traced_memory()[1]

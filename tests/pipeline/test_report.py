@@ -3,8 +3,9 @@ from pathlib import Path
 import pytest
 
 from models.refinement.gate import AdaptiveThreshold, GateConfig
-from pipeline.report.report import gate_facts, score_line
+from pipeline.report.report import gate_facts
 from pipeline.report.round_report import PseudoLabelFacts, RoundReport
+from pipeline.report.score_line import score_line
 
 
 def test_the_default_gate_in_a_sentence() -> None:

@@ -8,9 +8,10 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from shards.data import label_files
+from shards.data.folder_source import FolderSource
 from shards.data.label_rules import LabelRules
 from shards.data.labels import decode_label
-from shards.data.sources import FolderSource, FolderSourceConfig
+from shards.data.sources import FolderSourceConfig
 from shards.data.vocabulary import Vocabulary
 
 CLASSES = Vocabulary.from_names(["a", "b", "c"])

@@ -9,10 +9,11 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from shards.data import label_survey
+from shards.data.folder_source import FolderSource
 from shards.data.label_advice import Advice, advise
 from shards.data.label_rules import LabelRules
 from shards.data.label_survey import LabelSurvey, highest_id, survey_labels
-from shards.data.sources import FolderSource, FolderSourceConfig
+from shards.data.sources import FolderSourceConfig
 from shards.data.vocabulary import Vocabulary
 
 THREE = Vocabulary.from_names(["a", "b", "c"])

@@ -10,11 +10,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from shards.data.folder_source import FolderSource
 from shards.data.image_kinds import image_format, member_extension
 from shards.data.images import decode_image
 from shards.data.inputs import find_images
 from shards.data.listing import left_out_line, list_images
-from shards.data.sources import FolderSource, FolderSourceConfig
+from shards.data.sources import FolderSourceConfig
 from shards.data.vocabulary import Vocabulary
 from shards.formats.result_index import INDEX_NAME, write_index
 

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from shards.data.plan import Plan, gc_disabled, list_path, make_plan, write_plan
+from shards.data.plan import Plan, list_path
+from shards.data.plan_writing import gc_disabled, make_plan, write_plan
 from shards.data.sources import SampleRef
 
 

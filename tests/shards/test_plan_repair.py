@@ -5,8 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from shards.data.plan import Plan, list_path, write_plan
+from shards.data.plan import Plan, list_path
 from shards.data.plan_repair import damaged_lists, rebuild_lists, rebuild_plan
+from shards.data.plan_writing import write_plan
 from shards.data.sources import SampleRef
 
 REFS = [SampleRef(f"k{n:03d}", f"{n:x}" * 64, f"folder/k{n:03d}.jpg") for n in range(10)]

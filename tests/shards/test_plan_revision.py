@@ -6,9 +6,10 @@ from pathlib import Path
 import pytest
 
 from shards.data import plan_revision
-from shards.data.plan import Plan, is_list_name, list_path, shard_and_revision, write_plan
+from shards.data.plan import Plan, is_list_name, list_path, shard_and_revision
 from shards.data.plan_repair import rebuild_lists, rebuild_plan
 from shards.data.plan_revision import revised, unused_lists, write_revised_lists
+from shards.data.plan_writing import write_plan
 from shards.data.sources import SampleRef
 from shards.files.atomic import write_bytes_atomic
 from shards.storage.mirror import forget, replace_file

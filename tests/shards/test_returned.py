@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from shards.data.folder_source import why_returned
 from shards.data.images import PASSING_REASONS
-from shards.data.sources import FolderSourceConfig, SampleRef, ScenesSourceConfig, why_returned
+from shards.data.sources import FolderSourceConfig, SampleRef, ScenesSourceConfig
 from shards.formats.records import Drop
 
 

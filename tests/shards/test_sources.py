@@ -13,7 +13,8 @@ from PIL import Image
 from pydantic import TypeAdapter, ValidationError
 
 from shards.data.images import ImageFrame, UnreadableImage, decode_image
-from shards.data.plan import Plan, make_plan, write_plan
+from shards.data.plan import Plan
+from shards.data.plan_writing import make_plan, write_plan
 from shards.data.sample_keys import sample_keys
 from shards.data.sources import (
     FolderSourceConfig,

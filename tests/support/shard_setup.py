@@ -21,9 +21,10 @@ from models.refinement.predict import PromptDecoder
 from models.sam.decoder import MaskPrompts
 from models.sam.frame import size_in_frame
 from models.sam.sam import SamEmbedding
+from shards.data.folder_source import FolderSource
 from shards.data.images import ORIENTATION_TAG
 from shards.data.samples import Samples
-from shards.data.sources import FolderSource, FolderSourceConfig, Source
+from shards.data.sources import FolderSourceConfig, Source
 from shards.data.vocabulary import Vocabulary
 from shards.formats.records import Record
 
