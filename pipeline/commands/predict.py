@@ -29,7 +29,9 @@ from shards.data.labels import encode_label, legend_of
 from shards.data.listing import left_out_line
 from shards.data.vocabulary import Vocabulary
 from shards.files.atomic import write_bytes_atomic
+from shards.formats.layout import RunLayout
 from shards.formats.records import fingerprint_digest, read_json
+from shards.formats.result_index import CLASS_LISTS
 
 if TYPE_CHECKING:
     from jobs.inference.segmenter import Segmenter
@@ -122,6 +124,8 @@ def predict_images(
     left_out: Counter[str] = Counter()
     if os.path.lexists(request.out) and not request.out.is_dir():
         raise ValueError(f"{request.out} is no folder; --out names the folder of the results")
+    if RunLayout(request.out).config.is_file():  # whose files have names that images may have, too
+        raise ValueError(f"{request.out} is a run; name another folder with --out, or one inside of it")
     inputs = find_images(paths, left_out)
     keys = ResultKeys(request.out, inputs)
     if line := left_out_line(left_out):
@@ -236,7 +240,7 @@ def _class_list(vocabulary: Vocabulary) -> str:
     """Return the name, in the folder of results, of the file that says what the ids of label maps mean."""
     # Named by its content: two commands with other classes may write into one folder, also at the same time, and each
     # result names its own list. In a folder of its own, so that all `*.json` next to the pictures are results.
-    return f"classes/{vocabulary.digest[:8]}.json"
+    return f"{CLASS_LISTS}/{vocabulary.digest[:8]}.json"
 
 
 def _write_class_list(out: Path, vocabulary: Vocabulary) -> None:

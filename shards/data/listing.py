@@ -15,7 +15,7 @@ from shards.files.retry import patiently
 from shards.files.untrusted import UnusableFile, open_regular
 from shards.formats.layout import OWN_NAMES
 from shards.formats.records import read_json
-from shards.formats.result_index import INDEX_NAME, RESULT_ENDINGS, indexed_keys, is_result
+from shards.formats.result_index import CLASS_LISTS, INDEX_NAME, RESULT_ENDINGS, indexed_keys, is_result
 
 logger = logging.getLogger(__name__)
 
@@ -58,6 +58,7 @@ class ImageListing:
         """Nothing is read yet."""
         self.left_out: Counter[str] = Counter()
         self._folder = folder
+        self._class_lists: set[Path] = set()  # next to results of `predict`
 
     def names(self) -> Iterator[str]:
         """Yield the paths of the images, relative to the folder, in no particular order; the folder is read once.
@@ -70,6 +71,7 @@ class ImageListing:
             OSError: A folder or file cannot be read.
         """
         self.left_out.clear()
+        self._class_lists.clear()
         waiting = [self._folder]
         while waiting:
             here = waiting.pop()
@@ -96,6 +98,7 @@ class ImageListing:
         results = _results(here, found)
         if results and (count := sum(name in results for name in found.files())):
             self.left_out[OWN_RESULT] += count
+            self._class_lists.add(here / CLASS_LISTS)
         maps = _unpacked_maps(here, found)
         self.left_out.update({MAP: len(maps)} if maps else {})
         return frozenset(names | results | maps)
@@ -103,7 +106,7 @@ class ImageListing:
     def _images(self, here: Path, found: "_Folder", own: frozenset[str]) -> Iterator[str]:
         prefix = here.relative_to(self._folder).as_posix() + "/" if here != self._folder else ""
         for name in found.files():
-            if name in own:
+            if name in own or (here in self._class_lists and name.endswith(".json")):
                 continue
             kind = kind_of(name, lambda name=name: _start_of(here / name))  # type: ignore[misc]
             if kind is None:

@@ -16,6 +16,7 @@ logger = logging.getLogger(__name__)
 # No key gives a result this name, and who reads all `*.json` of the folder finds results only.
 INDEX_NAME: Final = "predict.index"
 RESULT_ENDINGS: Final = (".png", ".label.png", ".json")
+CLASS_LISTS: Final = "classes"  # the folder, next to the results, of the files that say what ids mean
 _VERSION: Final = 1
 _KEY: Final = re.compile(r"[A-Za-z0-9_-]{1,80}")
 

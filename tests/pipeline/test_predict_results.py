@@ -214,3 +214,23 @@ def test_two_commands_at_once_lose_and_mix_nothing(tmp_path: Path) -> None:
     assert read_index(out) == {facts["source"]: key for key, facts in found.items()}
     ids = {key: np.unique(np.asarray(Image.open(out / f"{key}.label.png"))) for key in found}
     assert all(len(found[key]["classes"]) == len(ids[key]) for key in found)
+
+
+def test_a_run_takes_no_results_and_a_folder_inside_of_it_does(tmp_path: Path) -> None:
+    picture(tmp_path / "photos" / "inputs.png")
+    (tmp_path / "names.txt").write_text("grass\nwater\n")
+    run = tmp_path / "run"
+    own = ["--images", str(tmp_path / "photos"), "--classes", str(tmp_path / "names.txt"), "--preset", "tiny"]
+    assert CliRunner().invoke(app, ["init", str(run), *own]).exit_code == 0
+    before = contents(run)
+    code, _, err = predict(tmp_path / "photos", "--out", run)
+    assert (code, "is a run; name another folder with --out" in err) == (2, True), err
+    assert contents(run) == before
+    assert predict(tmp_path / "photos", "--out", run / "predicted")[0] == 0
+
+
+def test_the_lists_of_classes_next_to_results_are_not_told_as_other_files(tmp_path: Path) -> None:
+    picture(tmp_path / "photos" / "a.png")
+    assert predict(tmp_path / "photos", "--out", tmp_path / "photos/out")[0] == 0
+    code, out, err = predict(tmp_path / "photos", "--out", tmp_path / "photos/out")
+    assert (code, "left out: 3 files that predict made\n" in out + err) == (0, True), out + err
