@@ -20,6 +20,7 @@ from shards.storage.store import is_in_store
 logger = logging.getLogger(__name__)
 
 _POLL_S = 5.0
+_LEAVING_S = 5.0
 _SILENT_S = 180.0  # Ray takes well under a minute to notice that a machine is dead
 # Set before the process starts: the libraries read them when they load, and never again.
 _THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
@@ -66,6 +67,7 @@ class RayRunner:
         self._idle_workers = IdleWorkers() if idle_workers is None else idle_workers
         self._keeps = idle_workers is not None and self._machines.private
         self._allocator = Allocator(self._pools, self._machines, reserved)
+        self._leaving: list[ActorHandle] = []
         for plan in stages:
             self._machines.warn_if_impossible(plan, config.start_timeout_s)
 
@@ -96,9 +98,11 @@ class RayRunner:
             ConnectionError: The Ray of this machine died.
         """
         self._machines.require_living()
+        self._stop_placed(0.0)
         for pool in self._pools.values():
             self._ask_silent(pool)
         references = [ref for pool in self._pools.values() for ref in pool.references]
+        references += [member.placing for member in self._leaving]
         silent = any(pool.silent for pool in self._pools.values())
         patience = min(_POLL_S if not silent else 1.0, _POLL_S if patience_s is None else patience_s)
         ready: list[Any] = []
@@ -147,11 +151,31 @@ class RayRunner:
             pool.busy, pool.starting, pool.silent = {}, {}, []
         for name in self._pools:
             self.release(name)
+        self._stop_placed(_LEAVING_S)
+        for member in self._leaving:  # in Ray's queue: what they wait for is not there
+            self._ray.kill(member.actor)
+        self._leaving = []
         if not self._keeps:
             self._idle_workers.let_go()
 
     def _stop(self, *members: ActorHandle) -> None:
         for member in members:
+            # Ray loses the resources of an actor that is killed while it is being placed: the worker process that it
+            # was given stays, idle, and counts as busy for ever (seen when a freed worker took the place of one that
+            # was three milliseconds old). One that is young may be in that moment, and is stopped once it is up.
+            if member.placing is not None and self._now() - member.since < _LEAVING_S:
+                self._leaving.append(member)
+            else:
+                self._ray.kill(member.actor)
+
+    def _stop_placed(self, patience_s: float) -> None:
+        """Stop the actors that were not needed before they were up, and are up by now."""
+        if not self._leaving:
+            return
+        placing = [member.placing for member in self._leaving]
+        ready, _ = self._ray.wait(placing, num_returns=len(placing), timeout=patience_s)
+        for member in [member for member in self._leaving if member.placing in ready]:
+            self._leaving.remove(member)
             self._ray.kill(member.actor)
 
     def _part_with(self, pool: Pool, members: Sequence[ActorHandle]) -> None:

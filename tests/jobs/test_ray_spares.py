@@ -31,19 +31,38 @@ def ended(ray: FakeRay) -> None:
     ray.answer("run", (None, None))
 
 
-def test_a_free_actor_takes_the_place_of_one_that_waits_for_it(monkeypatch: pytest.MonkeyPatch, ray: FakeRay) -> None:
-    runner, _ = made(monkeypatch, ray, plan("a"), plan("b"))
+@pytest.mark.parametrize("age_s", [0.0, 60.0])
+def test_a_free_actor_takes_the_place_of_one_that_waits_for_it(
+    monkeypatch: pytest.MonkeyPatch, ray: FakeRay, age_s: float
+) -> None:
+    runner, time = made(monkeypatch, ray, plan("a"), plan("b"))
     at_work(runner, "a")
     ray.starts_at_once = False
     runner.staff("b", 1)  # waits in Ray's queue
+    time.now += age_s
     ended(ray)
     waited(runner)
     runner.trim("a", 0)
-    assert ray.killed == [ray.actors[1]]
+    # Killed while Ray places it, a young one would keep its resources for ever.
+    assert ray.killed == ([ray.actors[1]] if age_s else [])
     assert names(ray) == ["start", "run", "start", "become"]
     ray.answer("become", None)
     waited(runner)
     assert runner.staff("b", 1) == 1
+    if not age_s:
+        ray.answer("placed", None)
+        waited(runner)
+    assert ray.killed == [ray.actors[1]]
+
+
+def test_an_actor_that_is_never_placed_is_stopped_at_the_end(monkeypatch: pytest.MonkeyPatch, ray: FakeRay) -> None:
+    runner, _ = made(monkeypatch, ray, plan("a"))
+    ray.starts_at_once = False
+    runner.staff("a", 1)
+    runner.trim("a", 0)
+    assert ray.killed == []
+    runner.close()
+    assert ray.killed == ray.actors
 
 
 def test_actors_stay_for_the_next_chain_on_a_ray_of_this_machine(monkeypatch: pytest.MonkeyPatch, ray: FakeRay) -> None:
