@@ -157,7 +157,7 @@ def test_a_changed_image_is_taken_up_once_it_is_the_planned_one_again(
 def test_a_finished_run_whose_budget_shrinks_says_so_with_exit_4(run: Path, undisturbed: dict[str, object]) -> None:
     assert again(run)[0] == 0
     code, _, err = again(run, "--set", "quarantine.min_samples=0")
-    assert (code, "1 of 9 target images are unreadable, 0 are allowed (not_an_image 1)" in err) == (4, True)
+    assert (code, "1 of 9 target images is unreadable, 0 are allowed (not_an_image 1)" in err) == (4, True)
 
 
 def test_init_on_a_store_that_is_down_ends_with_one_line_and_the_same_command_begins_again(
