@@ -240,7 +240,7 @@ class ImageProgress:
         self._display.changed(row)
 
 
-def counted(refs: Iterable[SampleRef], total: int | None) -> Iterator[SampleRef]:
+def hashing_shown(refs: Iterable[SampleRef], total: int | None) -> Iterator[SampleRef]:
     """Yield samples of a folder while they are planned, which hashes their files; show how many.
 
     Args:

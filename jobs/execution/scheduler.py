@@ -8,6 +8,7 @@ from typing import Literal
 from jobs.execution.faults import LASTING, Fault, FaultKind
 from jobs.execution.settings import ExecutionConfig
 from jobs.stage import ShardTask, StagePlan, memory_hint
+from shards.data.counted import counted
 
 # One wrong setting fails every shard of a run: the message stays readable, the log has all of them.
 _SHOWN_FAILURES = 20
@@ -48,7 +49,7 @@ class StageFailed(RuntimeError):  # noqa: N818 - named for what happened, as in 
             end.append(f"not tried because of these: {stages}")
         end += [hint] if hint else []
         verb = "is" if len(self.failures) == 1 else "are"
-        head = f"{_counted(len(self.failures), 'shard')} failed and {verb} quarantined"
+        head = f"{counted(len(self.failures), 'shard')} failed and {verb} quarantined"
         if len(shown) == 1:
             super().__init__("; ".join([f"{head}: {shown[0]}", *end]))
         else:
@@ -59,10 +60,6 @@ class StageFailed(RuntimeError):  # noqa: N818 - named for what happened, as in 
         return StageFailed, (self.failures, self.blocked, self.hint)
 
 
-def _counted(number: int, noun: str) -> str:
-    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
-
-
 def _shown(failures: Sequence[ShardFailure]) -> list[str]:
     """Return one line per failed shard; shards of a stage that failed of the same cause share one."""
     alike: dict[tuple[str, str, int], list[str]] = defaultdict(list)
@@ -71,7 +68,7 @@ def _shown(failures: Sequence[ShardFailure]) -> list[str]:
     lines = []
     for (stage, cause, attempts), shards in list(alike.items())[:_SHOWN_FAILURES]:
         more = f", and {len(shards) - _SHOWN_SHARDS} more" if len(shards) > _SHOWN_SHARDS else ""
-        lines.append(f"{stage} {', '.join(shards[:_SHOWN_SHARDS])}{more} ({_counted(attempts, 'attempt')}): {cause}")
+        lines.append(f"{stage} {', '.join(shards[:_SHOWN_SHARDS])}{more} ({counted(attempts, 'attempt')}): {cause}")
     return lines + ([f"and {len(alike) - _SHOWN_FAILURES} more causes"] if len(alike) > _SHOWN_FAILURES else [])
 
 

@@ -41,6 +41,7 @@ from pipeline.tasks.recipe import (
     stage_plans,
 )
 from pipeline.tasks.states import StageSummary, TaskState, summarise, task_states
+from shards.data.counted import counted
 from shards.formats.layout import RunLayout
 from shards.storage.store import as_argument, as_shown
 
@@ -216,7 +217,7 @@ def require_no_regression(run: OpenRun, number: int, rounds: int) -> None:
         shown = "; ".join(alarm.message for alarm in alarms[:_NAMED])
         more = f"; and {len(alarms) - _NAMED} more" if len(alarms) > _NAMED else ""
         raise GateFailed(
-            f"round {number} raised {len(alarms)} alarm{'s' if len(alarms) > 1 else ''}: {shown}{more}. See {page}. "
+            f"round {number} raised {counted(len(alarms), 'alarm')}: {shown}{more}. See {page}. "
             f"To continue all the same: {again} --set alarms.stop=false"
         )
 

@@ -115,7 +115,6 @@ def _compared(dataset: str, plan: Plan, source: Source, new: FolderSourceConfig,
         kind, fault = _difference(planned, here)
         if fault:
             of = f"data.{dataset}.labels" if kind == "labels" else f"data.{dataset}"
-            of = f"data.{dataset}.labels" if kind == "labels" else f"data.{dataset}"
             raise SettingsConflict(
                 f"{getattr(new, kind)} is not the folder of {of} under another name: {fault}. Put back the planned "
                 "files, or make a new run for others"

@@ -17,6 +17,7 @@ from jobs.stages.write import ALL_IGNORED
 from pipeline.progress import RunProgress
 from pipeline.run.run import OpenRun
 from pipeline.tasks.recipe import begun_rounds, refines_given_masks
+from shards.data.counted import counted
 from shards.data.folder_source import NO_DIGEST, files_now
 from shards.data.images import PASSING_REASONS
 from shards.data.labels import LABEL_REASONS
@@ -52,7 +53,7 @@ class ReplacedFiles:
     def line(self) -> str:
         """What was replaced, such as "1 label was replaced: p2.png"."""
         found = (("image", self.images), ("label", self.labels))
-        return "; ".join(_counted(what, names) for what, names in found if names)
+        return "; ".join(_replaced_text(what, names) for what, names in found if names)
 
 
 def replaced_files(run: OpenRun) -> list[ReplacedFiles]:
@@ -161,6 +162,6 @@ def _as_now(source: FolderSourceConfig, ref: SampleRef, reasons: set[str]) -> Sa
     return ref._replace(digest=now.image, label_digest=now.label or ref.label_digest)
 
 
-def _counted(what: str, names: Sequence[str]) -> str:
+def _replaced_text(what: str, names: Sequence[str]) -> str:
     shown = ", ".join(names[:_NAMED]) + (", …" if len(names) > _NAMED else "")
-    return f"1 {what} was replaced: {shown}" if len(names) == 1 else f"{len(names)} {what}s were replaced: {shown}"
+    return f"{counted(len(names), f'{what} was', f'{what}s were')} replaced: {shown}"

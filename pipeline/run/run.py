@@ -17,7 +17,7 @@ from pipeline.config import (
     save_config,
 )
 from pipeline.errors import DataFault, SettingsConflict
-from pipeline.progress import counted
+from pipeline.progress import hashing_shown
 from pipeline.run.inputs import input_facts, survey_inputs
 from pipeline.run.lock import holding
 from pipeline.run.missing import no_run, refuse_mistyped
@@ -176,10 +176,12 @@ def make_run(root: Path, config: RunConfig, *, masks: bool = False) -> OpenRun:
     # Before the plan, which hashes every file.
     surveyed = survey_inputs(data, vocabulary, masks=masks)
     counts = {dataset: folder.count for folder in surveyed for dataset in folder.datasets}
-    plan = write_plan(layout.plan, counted(target.refs(), counts.get("target")), config.shard_size)
+    plan = write_plan(layout.plan, hashing_shown(target.refs(), counts.get("target")), config.shard_size)
     source_plan = None
     if source is not None:
-        source_plan = write_plan(layout.source_plan, counted(source.refs(), counts.get("source")), config.shard_size)
+        source_plan = write_plan(
+            layout.source_plan, hashing_shown(source.refs(), counts.get("source")), config.shard_size
+        )
     vocabulary.save(layout.vocabulary)
     inputs = input_facts(surveyed, {"target": plan, "source": source_plan})
     if inputs != InputFacts():

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import NamedTuple
 from urllib.parse import quote, unquote_to_bytes
 
+from shards.data.counted import counted
 from shards.data.image_kinds import member_extension
 from shards.data.images import PASSING_REASONS, ImageFrame, UnreadableImage
 from shards.data.label_files import LabelsAmongImages, photographs
@@ -241,11 +242,7 @@ def why_returned(
                 back["label"] += now.label is not None and now.label == ref.label_digest
             else:
                 back["image"] += now.image is not None and now.image == ref.digest
-    return ", ".join(_counted(what, count) for what, count in back.items() if count) or None
-
-
-def _counted(what: str, count: int) -> str:
-    return f"1 {what} is back" if count == 1 else f"{count} {what}s are back"
+    return ", ".join(f"{counted(n, f'{what} is', f'{what}s are')} back" for what, n in back.items() if n) or None
 
 
 class FilesNow(NamedTuple):

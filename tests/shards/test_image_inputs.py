@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from tars import tar_of
 
 from shards.data.images import UnreadableImage
 from shards.data.inputs import find_images
@@ -17,21 +18,12 @@ from shards.data.inputs import find_images
 RNG = np.random.default_rng(0)
 
 
-def write_tar(path: Path, members: dict[str, bytes]) -> Path:
-    with tarfile.open(path, "w") as tar:
-        for name, data in members.items():
-            info = tarfile.TarInfo(name)
-            info.size = len(data)
-            tar.addfile(info, io.BytesIO(data))
-    return path
-
-
 def test_folders_are_searched_and_tars_give_their_images_but_no_labels(tmp_path: Path) -> None:
     for name in ("photos/b.png", "photos/sub/a.JPG", "photos/.hidden.png", "photos/notes.txt", "one.webp"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_bytes(name.encode())
     members = {"x/0001.jpg": b"first", "x/0001.label.png": b"label", "x/0001.json": b"{}", "0002.png": b"second"}
-    tar = write_tar(tmp_path / "set.tar", members)
+    tar = tar_of(tmp_path / "set.tar", members)
     found = find_images([tmp_path / "photos", tar, tmp_path / "one.webp"])
     assert [entry.key for entry in found] == ["b", "sub_a", "x_0001", "0002", "one"]
     assert [entry.read() for entry in found] == [b"photos/b.png", b"photos/sub/a.JPG", b"first", b"second", b"one.webp"]
@@ -42,7 +34,7 @@ def test_images_of_the_same_name_get_keys_of_their_own_and_twice_the_same_is_one
     for name in ("a/same.jpg", "b/same.jpg", "b/same.png"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_bytes(b"")
-    tar = write_tar(tmp_path / "t.tar", {"same.jpg": b""})
+    tar = tar_of(tmp_path / "t.tar", {"same.jpg": b""})
     found = find_images([tmp_path / "a", tmp_path / "b", tar, tmp_path / "a" / "same.jpg"])
     assert len(found) == 4
     assert len({entry.key for entry in found}) == 4
@@ -87,12 +79,12 @@ def test_what_is_not_there_holds_nothing_or_is_no_tar_says_so(tmp_path: Path) ->
     with pytest.raises(ValueError, match=r"no\.tar is no readable tar"):
         find_images([tmp_path / "no.tar"])
     with pytest.raises(ValueError, match="holds no image"):
-        find_images([write_tar(tmp_path / "t.tar", {"a.label.png": b""})])
+        find_images([tar_of(tmp_path / "t.tar", {"a.label.png": b""})])
 
 
 def test_an_image_that_went_away_is_unreadable_with_a_reason(tmp_path: Path) -> None:
     (tmp_path / "a.png").write_bytes(b"x")
-    tar = write_tar(tmp_path / "t.tar", {"b.png": b"x" * 2000})
+    tar = tar_of(tmp_path / "t.tar", {"b.png": b"x" * 2000})
     file, member = find_images([tmp_path / "a.png", tar])
     (tmp_path / "a.png").unlink()
     tar.write_bytes(tar.read_bytes()[:600])
@@ -119,7 +111,7 @@ def test_no_two_inputs_share_a_key_whatever_they_are_called(tmp_path: Path, monk
     for name in ("d/a.png", "e/a.png", "e/d/a.png", f"f/a-{tail}.png", "f/a.jpg", "f/a.png"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_bytes(b"")
-    tar = write_tar(Path("t.tar"), {"a.png": b"", "d/a.png": b"", f"a-{tail}.png": b""})
+    tar = tar_of(Path("t.tar"), {"a.png": b"", "d/a.png": b"", f"a-{tail}.png": b""})
     found = find_images([Path("d"), Path("e"), Path("f"), tar])
     assert len(found) == 9
     assert len({entry.key for entry in found}) == 9

@@ -2,13 +2,13 @@
 
 import io
 import os
-import tarfile
 from collections import Counter
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
+from tars import tar_of
 
 from shards.data.folder_source import FolderSource
 from shards.data.image_kinds import image_format, member_extension
@@ -166,15 +166,6 @@ def test_the_extension_in_a_tar_is_the_own_one_where_it_is_usual_and_true() -> N
     ]
     assert member_extension("a.jfif", b"no image") == "jpg"
     assert member_extension("a", b"no image") == "bin"
-
-
-def tar_of(path: Path, members: dict[str, bytes]) -> Path:
-    with tarfile.open(path, "w") as tar:
-        for name, data in members.items():
-            info = tarfile.TarInfo(name)
-            info.size = len(data)
-            tar.addfile(info, io.BytesIO(data))
-    return path
 
 
 def test_names_with_dots_in_a_tar_are_images_unless_they_belong_to_another(tmp_path: Path) -> None:
