@@ -72,7 +72,7 @@ _LABELS: Final = {
     "miou_before": "before, covered",
     "miou_after": "after, covered",
     "miou_before_all": "before, all",
-    "miou_after_all": "after, all",
+    "scene_all": "after, all",  # not `miou_after_all`, which has a 0 for each absent name that was given
     "scene_unseen_all": "unseen, all",
     "coverage": "coverage",
     "unlabelled_objects": "no label: objects",

@@ -10,6 +10,7 @@ from benchmarks.absent_names import ABSENT_NAMES
 from jobs.artifacts.labels import read_refined
 from jobs.run import Run
 from models.evaluation.metrics import confusion, scores
+from shards.data.sources import open_source
 from shards.data.vocabulary import Vocabulary
 from shards.scenes.scenes import OBJECT_CLASSES
 
@@ -26,7 +27,7 @@ def label_figures(run: Run, number: int, reported: Mapping[str, Any]) -> dict[st
 def label_matrix(run: Run, number: int) -> NDArray[np.int64]:
     """Return the (K + 1, K + 1) confusion of a round's refined labels with the scenes' own; K: no label."""
     classes, ignore = len(run.vocabulary), run.vocabulary.ignore_index
-    source, refs = run.open("target"), {ref.key: ref for ref in run.plan.samples}
+    source, refs = open_source(run.data.target, run.vocabulary), {ref.key: ref for ref in run.plan.samples}
     matrix = np.zeros((classes + 1, classes + 1), np.int64)
     for shard in run.plan.shards:
         store = read_refined(run.layout.refine(number, shard.name), names=("label",))
