@@ -16,7 +16,7 @@ from shards.scenes.scenes import OBJECT_CLASSES
 
 # Scores that end in "_all" count uncovered pixels as wrong; the others are of covered pixels alone, which favours
 # labels that leave much out.
-REPORTED: Final = ("miou_before", "miou_after", "miou_before_all", "miou_after_all", "coverage")
+REPORTED: Final = ("miou_before", "miou_after", "miou_before_all", "miou_after_all", "coverage", "refused_share")
 
 
 def label_figures(run: Run, number: int, reported: Mapping[str, Any]) -> dict[str, float | None]:

@@ -70,7 +70,7 @@ def test_the_source_is_refined_with_the_settings_of_the_rounds(tmp_path: Path) -
 
 
 def test_a_row_that_a_seed_lacks_is_left_out_with_its_gains(tmp_path: Path) -> None:
-    found = {"seed-0/start": {"rows": {"baseline": {}, "dea": {}}}}
+    found: dict[str, Any] = {"seed-0/start": {"rows": {"baseline": {}, "dea": {}}}}
     whole = of_seed(
         Seed(tmp_path, 0, 3), ["stage1", "start", "dea_st"], ["dea", "dea_st"], found, {"seed-0/start": 2.0}
     )
