@@ -11,8 +11,9 @@ from jobs.training.checkpoints import TrainingState, WeightAverage
 from jobs.training.config import TrainConfig
 from jobs.training.samples import TrainingSample
 from models.stseg.stseg import STSeg
-from models.training.anchor import ANCHOR, anchor_loss, matched_alpha, source_offset, start_distribution
+from models.training.anchor import ANCHOR, anchor_loss, source_offset, start_distribution
 from models.training.losses import class_weights, segmentation_loss
+from models.training.settings import matched_alpha
 from shards.data.vocabulary import Vocabulary
 
 _UNLABELLED = -1  # outside every class list, however long

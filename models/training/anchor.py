@@ -13,7 +13,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 ANCHOR: Final = 1.5  # weight of the anchor, times the strength
-_EVEN: Final = 0.5  # alpha at full strength goes from 0.3 to 0.5, where seen and unseen classes weigh the same
 # Of probability: a source image at full strength says next to nothing of an unseen class. Its logarithm stays finite.
 _LEAST_LEFT: Final = 1e-4
 
@@ -93,8 +92,3 @@ def source_offset(label_BHW: Tensor, unseen_n: Tensor, labelled_B: Tensor, stren
         row[label_HW[label_HW >= 0].unique()] = True
     off_Bn = labelled_B[:, None] & unseen_n & ~present_Bn
     return off_Bn * torch.log(torch.tensor(max(1 - strength, _LEAST_LEFT)))
-
-
-def matched_alpha(alpha: float, strength: float) -> float:
-    """Return the weight of a seen class: alpha at strength 0, and with 0.3 as alpha 0.3 + 0.2 g."""
-    return alpha + strength * (_EVEN - alpha)
