@@ -17,7 +17,14 @@ from shards.data.vocabulary import Vocabulary
 from shards.formats.records import read_record
 
 ON = "matching.strength=0.8"
-LENIENT = sets({"promotion.measure": "none", "promotion.allow_vanished": "true", "alarms.stop": "false"})
+LENIENT = sets(
+    {
+        "resources.train.threads": "1",
+        "promotion.measure": "none",
+        "promotion.allow_vanished": "true",
+        "alarms.stop": "false",
+    }
+)
 
 
 @pytest.fixture
