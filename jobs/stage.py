@@ -139,6 +139,7 @@ class Stage(Generic[Loaded]):
         where: "workers"; "driver", the command's own process, for what takes a moment; "group", the processes that
             train together, see `jobs.training.group`.
         resources: The section of `resources` for its workers; "": the section of the stage's name.
+        plans_on: Whether the stages after it are planned by what it finds.
     """
 
     name: str
@@ -149,6 +150,7 @@ class Stage(Generic[Loaded]):
     after: str | None = None
     where: Where = "workers"
     resources: str = ""
+    plans_on: bool = False
 
 
 class Worker(Protocol):
@@ -172,7 +174,7 @@ class StagePlan:
         elsewhere: The job that does this stage, whose shards are only awaited here; None: they are done here.
         where: See `Stage`.
         load: Loads what the stage needs; a group gets it instead of a worker.
-        before_group: Whether a training follows, which is planned only when this is done.
+        before_group: Whether a training follows, or another stage that is planned only when this is done.
     """
 
     name: str

@@ -13,6 +13,7 @@ from jobs.resources import Resources
 from jobs.run import DATASETS, DataSettings, RunSettings, Section
 from jobs.stages.embed import Settings as EmbedSettings
 from jobs.stages.evaluate import Settings as EvaluateSettings
+from jobs.stages.matching import Settings as MatchingSettings
 from jobs.stages.promote import Settings as PromotionSettings
 from jobs.stages.refine import Settings as RefineSettings
 from jobs.stages.teacher import Settings as TeacherSettings
@@ -96,6 +97,7 @@ class RunConfig(RunSettings):
     embed: EmbedSettings = EmbedSettings()
     teacher: TeacherSettings = TeacherSettings()
     refine: RefineSettings = RefineSettings()
+    matching: MatchingSettings = MatchingSettings()
     train: TrainConfig = TINY_TRAINING
     evaluate: EvaluateSettings = EvaluateSettings()
     promotion: PromotionSettings = PromotionSettings()

@@ -75,6 +75,7 @@ def gather_pairs(
     source: Source | None,
     vocabulary: Vocabulary,
     measures: Sequence[GateConfig],
+    bias_K: NDArray[np.float64] | None = None,
 ) -> GatePairs:
     """Read a round's stored scores once and measure confidence in several ways.
 
@@ -84,6 +85,7 @@ def gather_pairs(
         source: The labels; None: `labelled` and `right` are 0.
         vocabulary: The classes.
         measures: S gates; only their statistic, region and calibration are used.
+        bias_K: (K,) added to the teacher's logits where the round is matched.
 
     Raises:
         ValueError: Scores cannot be right.
@@ -104,7 +106,7 @@ def gather_pairs(
     read_label = None if source is None else LabelReader(source, drops)
     for teacher, embedding in shards:
         store = EmbeddingStore.open(embedding)
-        for image in stored_scores(teacher):
+        for image in stored_scores(teacher, bias_K):
             found = [
                 gate_confidence(image.ids, image.scores, len(vocabulary), config, table)
                 for config, table in zip(measures, tables, strict=True)

@@ -1,10 +1,14 @@
-"""Whether a class vanished: whether a student no longer labels what its teacher, or the start, does."""
+"""Whether a class vanished: whether a student no longer labels what its teacher, the start or matched shares do."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Final
 
+from jobs.artifacts.shares import Shares
 from jobs.quality.waterfall import counted_changes
 from models.evaluation.alarms import AlarmConfig, shares, vanished_classes
+from shards.data.vocabulary import Vocabulary
+
+FADED: Final = 0.5  # of the unseen classes' matched share: a student that has less is on its way to losing them
 
 
 def why_vanished(
@@ -36,3 +40,21 @@ def why_vanished(
             text = f"{names[class_id]!r} ({is_now:.2f} % of the target sample, {was:.2f} % of {whose} labels)"
             found.setdefault(class_id, text)
     return ", ".join(found[class_id] for class_id in sorted(found)) or None
+
+
+def why_unseen_faded(target: Mapping[str, Any], shares: Shares, vocabulary: Vocabulary) -> str | None:
+    """Return how little a student labels as unseen classes; None unless it is under half of their matched share.
+
+    Args:
+        target: The result of `jobs.stages.target_check` on the student.
+        shares: The round's matched shares.
+        vocabulary: The classes.
+    """
+    # All unseen classes together: each alone may be rare in the sample, and what fades, fades to the seen ones.
+    unseen = list(vocabulary.unseen_ids)
+    moved_KK = counted_changes(target["changes"]["teacher_to_student"] or (), len(vocabulary))
+    labelled, wanted = float(moved_KK.sum()), float(shares.wanted_K[unseen].sum())
+    left = float(moved_KK[:, unseen].sum()) / labelled if labelled else wanted
+    if left >= FADED * wanted:
+        return None
+    return f"{100 * left:.2f} % of the target sample as unseen classes, whose matched share is {100 * wanted:.2f} %"

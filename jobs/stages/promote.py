@@ -8,9 +8,11 @@ from typing import Any, Final, Literal
 
 from pydantic import Field
 
-from jobs.quality.vanished import why_vanished
+from jobs.artifacts.shares import shares_among
+from jobs.quality.vanished import why_unseen_faded, why_vanished
 from jobs.run import WHOLE_ROUND, Run, RunRef, Section, best_weights, student_weights
 from jobs.stage import Done, ShardTask, Stage
+from jobs.stages.matching import is_matched
 from models.evaluation.alarms import AlarmConfig
 from shards.files.atomic import write_bytes_atomic
 from shards.files.untrusted import read_json_file, read_regular
@@ -59,7 +61,8 @@ class Settings(Section):
         floor: What a student needs at least; null: nothing.
         allow_vanished: Promote a student for whom a class vanished, too. Without it such a student is not promoted,
             whatever the measure: a class of at least `alarms.min_share` of the labels that its teacher, or the start,
-            gives the sampled target images has less than `alarms.vanished` of that share of the student's.
+            gives the sampled target images has less than `alarms.vanished` of that share of the student's; or, where
+            shares are matched, all unseen classes together have less than half of theirs.
         on_regression: "stop": after a regression, below the floor, or if a class vanished, the run ends with exit code
             5, as the next round would only repeat the same lesson; "keep": it goes on with the best teacher. In neither
             case does such a student become the teacher.
@@ -241,22 +244,22 @@ def decide(
     return Decision(number, outcome, before.best_round, measure, compared, tolerance, before.holdout, reason, own)
 
 
-def without_vanished(decision: Decision, before: Decision, vanished: str | None) -> Decision:
-    """Return a decision, or that its student is not promoted since classes vanished.
+def without_vanished(decision: Decision, before: Decision, vanished: str | None, faded: str | None = None) -> Decision:
+    """Return a decision, or that its student is not promoted since classes vanished, or unseen ones faded.
 
     Args:
         decision: Any; only one that promotes is changed.
         before: The decision of the round before.
         vanished: Which, as `why_vanished` returns them; None: none did.
+        faded: How far, as `why_unseen_faded` returns it; None: they did not.
     """
     # Labelled images may not show it: a class that few of them have costs their mean little, and no proxy asks what is
     # no longer said. In self-training it never returns: what the teacher does not label, no student learns.
-    if decision.outcome != "promoted" or vanished is None:
+    lost = f"only labels {faded}" if vanished is None else f"no longer labels {vanished}"
+    if decision.outcome != "promoted" or (vanished is None and faded is None):
         return decision
     figures = _figures(decision.compared) or "promotion.measure is none"
-    reason = (
-        f"round {decision.round}'s student no longer labels {vanished}; {_best(before)} stays the teacher ({figures})"
-    )
+    reason = f"round {decision.round}'s student {lost}; {_best(before)} stays the teacher ({figures})"
     return replace(
         decision, outcome="class_vanished", best_round=before.best_round, holdout=before.holdout, reason=reason
     )
@@ -299,6 +302,8 @@ def tasks(run: Run, round: int) -> list[ShardTask]:
         inputs["target"] = run.layout.target_check(round)
     if round > 1 and not run.section(Settings).allow_vanished:
         inputs["first"] = run.layout.target_check(1)  # has the start's labels of the same images
+    if not run.section(Settings).allow_vanished and is_matched(run, round):
+        inputs["shares"] = run.layout.shares(round)
     # Each decision reads the one before: it has the best model's score, which need not be the last student's.
     decision = ShardTask(
         stage="promote", round=round, shard=WHOLE_ROUND, output=run.layout.promotion(round), inputs=inputs
@@ -365,9 +370,11 @@ def work(run: RunRef, task: ShardTask) -> Done:
         floors = settings.floors(len(run.vocabulary))
         decision = decide(task.round, measure, before, compared, settings.tolerance, floors)
         if not settings.allow_vanished:
+            shares = shares_among(task.inputs, run.vocabulary)
+            faded = None if shares is None else why_unseen_faded(target, shares, run.vocabulary)
             first = _read_json(task.inputs["first"]) if "first" in task.inputs else None
             vanished = why_vanished(target, first, run.vocabulary.names, run.section(AlarmConfig))
-            decision = without_vanished(decision, before, vanished)
+            decision = without_vanished(decision, before, vanished, faded)
     write_bytes_atomic(task.output, decision.as_json().encode())
     return Done(1)
 

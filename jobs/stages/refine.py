@@ -14,14 +14,17 @@ from pydantic import PositiveInt
 
 from jobs.artifacts.embeddings import EmbeddingStore
 from jobs.artifacts.labels import write_refined
+from jobs.artifacts.shares import Shares, shares_among
 from jobs.counting import count_images
 from jobs.inference.batching import BatchLimit
 from jobs.inference.model import load_sam_decoder, model_of, sam_fingerprint
 from jobs.run import Run, RunRef, Section, label_fingerprint
 from jobs.stage import Done, ShardTask, Stage, memory_hint
+from jobs.stages.matching import is_matched
 from models.refinement.calibration import Calibration, calibration_table
-from models.refinement.gate import ABSENT, ClassGate, GateConfig
+from models.refinement.gate import ABSENT, AdaptiveThreshold, ClassGate, GateConfig
 from models.refinement.settings import RefinementConfig
+from models.refinement.shares import shifted
 from models.refinement.types import RefinedLabel, RefineInput, label_as_input
 from shards.data.label_reader import LabelReader
 from shards.data.sources import Source
@@ -75,12 +78,19 @@ def tasks(run: Run, round: int) -> list[ShardTask]:
     """Plan the shards of the target, refined from the teacher's scores."""
     if round == 0:
         return []
-    # As an input of every shard, thresholds end the overlap with the teacher: they need the scores of all shards.
-    gate = {"thresholds": run.layout.thresholds(round)} if is_adaptive(run) else {}
+    gate = gate_inputs(run, round)
     return [
         task.model_copy(update={"inputs": {"teacher": run.layout.teacher(round, task.shard), **task.inputs, **gate}})
         for task in _tasks(run, round)
     ]
+
+
+def gate_inputs(run: Run, round: int) -> dict[str, Path]:
+    """Return what the gate reads of a round besides scores: its shares where it is matched, else its thresholds."""
+    # As an input of every shard, either ends the overlap with the teacher: both need the scores of all shards.
+    if is_matched(run, round):
+        return {"shares": run.layout.shares(round)}
+    return {"thresholds": run.layout.thresholds(round)} if is_adaptive(run) else {}
 
 
 def mask_tasks(run: Run, round: int) -> list[ShardTask]:
@@ -151,19 +161,20 @@ def work(refiner: Refiner, task: ShardTask) -> Done:
     Args:
         refiner: What refinement needs.
         task: Inputs "teacher" (scores) and "embedding" (SAM's embeddings and the images' sizes); "thresholds" where the
-            gate's are adaptive.
+            gate's are adaptive; "shares" where the classes' shares are matched.
 
     Raises:
         OutOfMemory: Not even one image fits.
         ValueError: The teacher's scores are invalid or belong to other classes or images, or a file that the gate
             needs is missing or damaged.
     """
-    gate = load_gate(refiner.settings.gate, refiner.vocabulary, task.inputs.get("thresholds"))
+    shares = shares_among(task.inputs, refiner.vocabulary)
+    gate = load_gate(refiner.settings.gate, refiner.vocabulary, task.inputs.get("thresholds"), shares)
     store = EmbeddingStore.open(task.inputs["embedding"])
     scores, attrs = read_arrays(task.inputs["teacher"], names=("ids", "scores"))
     # The teacher's images, not the task's: what it could not read has no scores.
     keys: list[str] = [str(key) for key in attrs["keys"]]  # type: ignore[union-attr]
-    inputs = _scored_images(task, keys, scores, store)
+    inputs = _scored_images(task, keys, scores, store, shares)
     return _refine(refiner, task, inputs, gate, store, str(attrs["teacher_weights"]))
 
 
@@ -213,17 +224,23 @@ def _refine(
 
 
 def _scored_images(
-    task: ShardTask, keys: Sequence[str], scores: dict[str, NDArray[Any]], store: EmbeddingStore
+    task: ShardTask,
+    keys: Sequence[str],
+    scores: dict[str, NDArray[Any]],
+    store: EmbeddingStore,
+    shares: Shares | None,
 ) -> Iterator[tuple[str, RefineInput]]:
     for index, key in enumerate(keys):
         if key not in store.rows:
             raise ValueError(f"shard {task.shard} has teacher scores for {key}, but no embedding; redo the teacher")
         row = store.rows[key]
+        best = (scores["ids"][index], scores["scores"][index])
+        ids, probabilities = best if shares is None else shifted(*best, shares.bias_K)
         yield (
             key,
             RefineInput(
-                ids=scores["ids"][index],
-                scores=scores["scores"][index],
+                ids=ids,
+                scores=probabilities,
                 embedding=store.embedding(row),
                 valid_hw=store.valid_hw(row),
                 original_hw=store.sizes_hw[row],
@@ -285,22 +302,28 @@ def gate_fingerprint(config: GateConfig) -> dict[str, Json]:
     return {**config.model_dump(mode="json"), "calibration": digest}
 
 
-def load_gate(config: GateConfig, vocabulary: Vocabulary, thresholds: Path | None) -> ClassGate:
+def load_gate(
+    config: GateConfig, vocabulary: Vocabulary, thresholds: Path | None, shares: Shares | None = None
+) -> ClassGate:
     """Build the gate from its settings and files.
 
     Args:
         config: Its settings.
         vocabulary: The classes.
         thresholds: The round's `thresholds.json`, where thresholds are adaptive.
+        shares: The round's shares, where it is matched: their thresholds count.
 
     Raises:
         ValueError: A file cannot be read or is for other classes, or the thresholds are missing.
     """
+    own_K = None if thresholds is None else read_thresholds(thresholds, vocabulary)
+    if shares is not None:
+        own_K, config = shares.threshold_K, config.model_copy(update={"adaptive": AdaptiveThreshold()})
     return ClassGate(
         config=config,
         num_classes=len(vocabulary),
         calibration=calibration_table(config.calibration, vocabulary.names),
-        thresholds=None if thresholds is None else read_thresholds(thresholds, vocabulary),
+        thresholds=own_K,
     )
 
 

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from jobs.artifacts.embeddings import EmbeddingStore
 from jobs.artifacts.labels import LABEL_MAPS, read_refined
+from jobs.artifacts.shares import shares_among
 from jobs.inference.batching import LoadedImage, in_batches, load_images
 from jobs.inference.model import ImageEncoder, load_sam_decoder, load_sam_encoder, model_of
 from jobs.quality.waterfall import Findings, Views, Who
@@ -81,8 +82,7 @@ def tasks(run: Run, round: int) -> list[ShardTask]:
     drawn = indices if count >= len(indices) else random.Random(run.config.seed).sample(indices, count)
     picked = run.plan.pick(drawn)
     inputs = {"weights": student_weights(run, round), "teacher": best_weights(run, round - 1)}
-    if refine.is_adaptive(run):
-        inputs["thresholds"] = run.layout.thresholds(round)
+    inputs |= refine.gate_inputs(run, round)
     for name in picked:
         inputs[f"embedding/{name}"] = run.layout.embedding("target", name)
         inputs |= teacher.mirror_inputs(run, name, f"/{name}")
@@ -166,7 +166,8 @@ def work(check: TargetCheck, task: ShardTask) -> Done:
     drops: list[Drop] = []
     read_label = LabelReader(check.source, drops)
     found = Findings(check.vocabulary)
-    gate = refine.load_gate(check.gate, check.vocabulary, task.inputs.get("thresholds"))
+    shares = shares_among(task.inputs, check.vocabulary)
+    gate = refine.load_gate(check.gate, check.vocabulary, task.inputs.get("thresholds"), shares)
     refs = {ref.key: ref for ref in task.samples}
     # Shard by shard, so that the stores of one shard are in memory at a time.
     for shard in sorted(role.partition("/")[2] for role in task.inputs if role.startswith("refine/")):

@@ -156,9 +156,9 @@ def load(run: RunRef) -> Teacher:
 def work(teacher: Teacher, task: ShardTask) -> Done:
     """Predict the images of a shard.
 
-    Writes `ids` (n, k, h, w) uint16 and `scores` (n, k, h, w) float16, highest first, and `class_max` (n, K) float16,
-    each class's highest probability; attrs `keys`, `teacher_weights`. Of several views it also writes `disagreement`
-    (n,) float32, see `models.stseg.views.disagreement`.
+    Writes `ids` (n, k, h, w) uint16 and `scores` (n, k, h, w) float16, highest first; `class_max` (n, K) float16 and
+    `class_mean` (n, K) float32, each class's highest and mean probability; attrs `keys`, `teacher_weights`. Of several
+    views it also writes `disagreement` (n,) float32, see `models.stseg.views.disagreement`.
 
     Raises:
         OutOfMemory: Not even one image fits.
@@ -170,20 +170,25 @@ def work(teacher: Teacher, task: ShardTask) -> Done:
     keys: list[str] = []
     parts: list[TopScores] = []
     apart: list[NDArray[np.float32]] = []
+    means: list[NDArray[np.float32]] = []
 
-    def predict(batch: Sequence[LoadedImage]) -> tuple[TopScores, NDArray[np.float32]]:
+    def predict(batch: Sequence[LoadedImage]) -> tuple[TopScores, NDArray[np.float32], NDArray[np.float32]]:
         logits = view_logits(teacher.model, batch, views, stores)
         gap_B = disagreement(logits, softmax=teacher.probabilities == "softmax").cpu().numpy()
-        return top_scores(merge_views(logits), teacher.settings.top_k, teacher.probabilities), gap_B
+        merged = merge_views(logits)
+        top = top_scores(merged, teacher.settings.top_k, teacher.probabilities)
+        return top, gap_B, class_means(merged, teacher.probabilities)
 
     # The others could not be read by embed.
     refs = [ref for ref in task.samples if all(ref.key in one.rows for one in stores.values())]
-    for batch, (top, gap_B) in teacher.limit.batches(load_images(refs, teacher.source, drops), predict):
+    for batch, (top, gap_B, mean_BK) in teacher.limit.batches(load_images(refs, teacher.source, drops), predict):
         keys += [loaded.ref.key for loaded in batch]
         parts.append(top)
         apart.append(gap_B)
+        means.append(mean_BK)
     names = ("ids", "scores", "class_max")
     arrays = dict(zip(names, map(np.concatenate, zip(*(parts or [_no_scores()]), strict=True)), strict=True))
+    arrays["class_mean"] = np.concatenate(means or [np.zeros((0, 1), np.float32)])
     attrs: dict[str, Json] = {"keys": list(keys), "teacher_weights": teacher.weights}
     stats = {"samples": float(len(keys)), "dropped": float(len(drops)), "score_sum": _score_sum(arrays["scores"])}
     if len(views) > 1:
@@ -235,6 +240,13 @@ def top_scores(logits_BKHW: "Tensor", top_k: int, probabilities: Probabilities) 
         scores.cpu().numpy().astype(np.float16),
         score_BKHW.amax(dim=(2, 3)).cpu().numpy().astype(np.float16),
     )
+
+
+def class_means(logits_BKHW: "Tensor", probabilities: Probabilities) -> NDArray[np.float32]:
+    """Return the (B, K) mean probability of each class over the grid of each image, which share matching reads."""
+    score_BKHW = logits_BKHW.softmax(dim=1) if probabilities == "softmax" else logits_BKHW.sigmoid()
+    found: NDArray[np.float32] = score_BKHW.float().mean(dim=(2, 3)).cpu().numpy()
+    return found
 
 
 def _no_scores() -> TopScores:

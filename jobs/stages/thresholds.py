@@ -16,6 +16,7 @@ from jobs.artifacts.scores import stored_scores
 from jobs.run import WHOLE_ROUND, Run, RunRef
 from jobs.stage import Done, ShardTask, Stage
 from jobs.stages import refine
+from jobs.stages.matching import is_matched
 from jobs.stages.refine import gate_fingerprint, is_adaptive
 from models.refinement.calibration import CalibrationTable, calibration_table
 from models.refinement.gate import GateConfig, adaptive_thresholds, gate_confidence
@@ -35,8 +36,9 @@ class Gate:
 
 
 def tasks(run: Run, round: int) -> list[ShardTask]:
-    """Plan one task for the whole round, between teacher and refine; none where all classes share one threshold."""
-    if round == 0 or not is_adaptive(run):
+    """Plan one task for the whole round, between teacher and refine; none where all classes share one threshold, and
+    where the thresholds are those of matched shares."""
+    if round == 0 or not is_adaptive(run) or is_matched(run, round):
         return []
     return [
         ShardTask(

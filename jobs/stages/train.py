@@ -7,6 +7,7 @@ from jobs.inference.model import ModelConfig, ModelSettings, model_of, stseg_fin
 from jobs.run import WHOLE_ROUND, Run, RunRef, best_weights, label_fingerprint, student_weights
 from jobs.stage import ShardTask, Stage
 from jobs.stages import embed, source_labels
+from jobs.stages.matching import is_matched
 from jobs.training.config import TrainConfig, TrainJob
 from shards.data.samples import Samples
 from shards.formats.records import Json
@@ -23,6 +24,9 @@ def tasks(run: Run, round: int) -> list[ShardTask]:
     if model_of(run).dea:
         inputs |= {f"embedding/{task.output.stem}": task.output for task in embed.tasks(run, 0)}
     inputs |= source_labels.faulty(run)
+    if is_matched(run, round):  # anchored to what the start said in round 1
+        inputs["shares"] = run.layout.shares(1)
+        inputs |= {f"scores/{shard.name}": run.layout.teacher(1, shard.name) for shard in run.plan.shards}
     rehearsed = run.source_plan if run.section(TrainConfig).source_per_step else None
     return [
         ShardTask(

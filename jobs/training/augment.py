@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from jobs.inference.model import ImageEncoder
-from jobs.training.samples import TrainingSample
+from jobs.training.samples import StartScores, TrainingSample
 from models.sam.sam import SamEmbedding
 from models.stseg.sliding import from_network_input
 from models.training.augmentation import (
@@ -16,6 +16,7 @@ from models.training.augmentation import (
     Window,
     draw_augmentation,
     recoloured,
+    shown_cells,
     shown_embedding,
     shown_image,
     shown_map,
@@ -68,6 +69,7 @@ class Augmenter:
             shown_map(sample.label_SS, window, self._ignore_index),
             shown_map(sample.weight_SS, window, 0),
             None if sample.sam is None else self._embedding(sample.sam, image, window),
+            None if sample.start is None else _shown_start(sample.start, window),
         )
 
     def _embedding(self, stored: SamEmbedding, image_3SS: Tensor, window: Window) -> SamEmbedding:
@@ -80,3 +82,8 @@ class Augmenter:
         # One image per call, so that the bits do not depend on which worker has which images.
         found = self._encoder.encode([from_network_input(image_3SS, (height, width))])
         return SamEmbedding(found.embedding_BCHW.cpu(), found.valid_B2)
+
+
+def _shown_start(start: StartScores, window: Window) -> StartScores:
+    ids, scores = (shown_cells(values, window) for values in (start.ids_khw, start.scores_khw))
+    return StartScores(ids, scores, start.labelled)

@@ -10,6 +10,8 @@ import torch
 from numpy.typing import NDArray
 
 from jobs.artifacts.embeddings import StoredEmbeddings
+from jobs.artifacts.scores import StoredScores
+from jobs.artifacts.shares import shares_among
 from jobs.inference.model import load_sam_encoder
 from jobs.stage import ShardTask
 from jobs.training.augment import Augmenter
@@ -88,7 +90,7 @@ def open_batches(task: ShardTask, job: TrainJob, vocabulary: Vocabulary, device:
     target: TrainingData | None = None
     source: TrainingData | None = None
     if config.target_per_step:
-        target = PseudoLabelledDataset(tars, embeddings, size)
+        target = PseudoLabelledDataset(tars, embeddings, size, _start_scores(task, vocabulary))
     if config.source_per_step:
         if job.source is None:
             raise ValueError("train.source_per_step > 0 needs a labelled source (data.source); set it to 0 without one")
@@ -107,6 +109,13 @@ def open_batches(task: ShardTask, job: TrainJob, vocabulary: Vocabulary, device:
         raise ValueError("train.target_per_step and train.source_per_step are both 0: nothing to train on")
     target, source = (None if data is None else CachedDataset(data, _CACHE_BYTES) for data in (target, source))
     return TrainingBatches(target, source, config, _augmenter(job, vocabulary, device))
+
+
+def _start_scores(task: ShardTask, vocabulary: Vocabulary) -> StoredScores | None:
+    """Open the scores of the start that the training is anchored to; None where shares are not matched."""
+    shares = shares_among(task.inputs, vocabulary)
+    stores = [path for role, path in sorted(task.inputs.items()) if role.startswith("scores/")]
+    return None if shares is None else StoredScores(stores, shares.bias_K)
 
 
 def _augmenter(job: TrainJob, vocabulary: Vocabulary, device: torch.device) -> Augmenter:

@@ -6,6 +6,7 @@ from typing import Final, Protocol
 import torch
 from torch import nn
 
+from jobs.artifacts.shares import shares_among
 from jobs.commit import commit, input_digests
 from jobs.inference.model import embed_vocabulary, load_stseg, text_cache_folder
 from jobs.inference.segmenter import worker_device
@@ -98,7 +99,8 @@ def train_model(task: ShardTask, job: TrainJob, group: Group) -> Record | None:
     """Train, write the weights, then the record; resumes from the newest checkpoint of the same training.
 
     Args:
-        task: `samples` are the labelled images; the inputs "pseudo/…", "embedding/…" and "start" are read.
+        task: `samples` are the labelled images; the inputs "pseudo/…", "embedding/…" and "start" are read;
+            of a run whose shares are matched, round 1's "shares" and its teacher's "scores/…", too.
         job: Settings and model.
         group: The processes that train together; they share the run folder.
 
@@ -115,7 +117,8 @@ def train_model(task: ShardTask, job: TrainJob, group: Group) -> Record | None:
     torch.manual_seed(config.seed)  # without weights to start from, the start is random
     model = load_stseg(job.model).to(device)
     text_KPD = embed_vocabulary(model, vocabulary, text_cache_folder(job.vocabulary))
-    training_step = TrainingStep(model, text_KPD, vocabulary, config)
+    shares = shares_among(task.inputs, vocabulary)
+    training_step = TrainingStep(model, text_KPD, vocabulary, config, 0.0 if shares is None else shares.strength)
     # The start weights are among the inputs: a checkpoint of another start is never resumed from.
     digest = fingerprint_digest({**task.fingerprint, "inputs": dict(input_digests(task))})
     folder = task.output.parent / "checkpoints"

@@ -1,6 +1,6 @@
 """One step of a training: the classes distinguished, the loss, the update; and what is trained at which rate."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
@@ -11,7 +11,9 @@ from jobs.training.checkpoints import TrainingState, WeightAverage
 from jobs.training.config import TrainConfig
 from jobs.training.samples import TrainingSample
 from models.stseg.stseg import STSeg
+from models.training.anchor import ANCHOR, anchor_loss, source_offset, start_distribution
 from models.training.losses import class_weights, segmentation_loss
+from models.training.settings import matched_alpha
 from shards.data.vocabulary import Vocabulary
 
 _UNLABELLED = -1  # outside every class list, however long
@@ -24,7 +26,10 @@ class TrainingStep:
         state: What is trained, the optimiser and the average.
     """
 
-    def __init__(self, model: STSeg, text_KPD: Tensor, vocabulary: Vocabulary, config: TrainConfig) -> None:
+    def __init__(
+        self, model: STSeg, text_KPD: Tensor, vocabulary: Vocabulary, config: TrainConfig, strength: float = 0.0
+    ) -> None:
+        """Take what is trained on what; with a strength of share matching, samples have the start's scores."""
         parameters = trained_parameters(model, config)
         optimizer = _optimizer(parameters, config)
         self.state = TrainingState(parameters, optimizer, WeightAverage(parameters, config.ema))
@@ -33,7 +38,9 @@ class TrainingStep:
         self._ignore_index = vocabulary.ignore_index
         seen_K = torch.zeros(len(vocabulary), dtype=torch.bool)
         seen_K[list(vocabulary.seen_ids)] = True
-        self._weight_K = class_weights(seen_K, config.loss.alpha)
+        self._unseen_K = ~seen_K
+        self._strength = strength
+        self._weight_K = class_weights(seen_K, matched_alpha(config.loss.alpha, strength))
         self._candidates = np.arange(len(vocabulary))
         if config.classes == "seen":
             self._candidates = np.asarray(vocabulary.seen_ids)
@@ -52,19 +59,21 @@ class TrainingStep:
         classes_n, label_BSS = self._choose_classes(batch.label_SS, step)
         with torch.autocast(device.type, torch.bfloat16, enabled=config.precision == "bf16"):
             output = model(batch.image_3SS, self._text_KPD[classes_n.to(device)], batch.sam, with_aux=config.aux_loss)
+        outputs = (output.logits_BKHW, *output.aux)
+        label_BSS, anchors = label_BSS.to(device), self._anchors(outputs, batch, classes_n)
         losses = [
             segmentation_loss(
                 config.loss,
                 logits_BKhw,
-                label_BSS.to(device),
+                label_BSS,
                 self._weight_K[classes_n].to(device),
                 ignore_index=_UNLABELLED,
                 pixel_weight_BHW=batch.weight_SS if config.pixel_weights else None,
             )
-            for logits_BKhw in (output.logits_BKHW, *output.aux)
+            for logits_BKhw in self._offset(outputs, batch, classes_n, label_BSS)
         ]
         state.optimizer.zero_grad()
-        torch.stack(losses).sum().backward()  # type: ignore[no-untyped-call]
+        torch.stack([*losses, *anchors]).sum().backward()  # type: ignore[no-untyped-call]
         nn.utils.clip_grad_norm_(list(state.parameters.values()), config.clip_gradient)
         state.optimizer.step()
         state.average.update(step)
@@ -72,6 +81,23 @@ class TrainingStep:
         if not np.isfinite(loss):
             raise ValueError(f"the loss is {loss} at step {step}: lower train.learning_rate")
         return loss
+
+    def _anchors(self, outputs: Sequence[Tensor], batch: TrainingSample, classes_n: Tensor) -> list[Tensor]:
+        """Return the anchor's loss of each output, weighted; none without matching."""
+        if batch.start is None:
+            return []
+        start = start_distribution(batch.start.ids_khw, batch.start.scores_khw, classes_n, len(self._weight_K))
+        return [ANCHOR * self._strength * anchor_loss(logits, start) for logits in outputs]
+
+    def _offset(
+        self, outputs: Sequence[Tensor], batch: TrainingSample, classes_n: Tensor, label_BSS: Tensor
+    ) -> Sequence[Tensor]:
+        """Return the outputs as the loss on labels sees them: with matching, source images deny no unseen class."""
+        if batch.start is None:
+            return outputs
+        unseen_n = self._unseen_K[classes_n].to(label_BSS.device)
+        offset_Bn = source_offset(label_BSS, unseen_n, batch.start.labelled, self._strength)
+        return [logits + offset_Bn[:, :, None, None] for logits in outputs]
 
     def _choose_classes(self, label_BSS: Tensor, step: int) -> tuple[Tensor, Tensor]:
         """Return the classes of a step, and the labels as indices into them, `_UNLABELLED` elsewhere."""

@@ -110,6 +110,26 @@ def shown_map(map_SS: Tensor, window: Window, outside: float) -> Tensor:
     return shown.flip(-1) if window.flipped else shown
 
 
+def shown_cells(map_khw: Tensor, window: Window) -> Tensor:
+    """Return the part of maps on a coarser grid in a window, at the grid's own size: nearest cell, 0 around it.
+
+    Args:
+        map_khw: (k, h, w) of any dtype, of the whole picture.
+        window: In pixels of the picture.
+    """
+
+    def nearest(cells: int, start: int) -> Tensor:
+        share = (start + (torch.arange(cells) + 0.5) * window.side / cells) / window.whole
+        return (share * cells).floor().long()
+
+    height, width = map_khw.shape[-2:]
+    rows, columns = nearest(height, window.top), nearest(width, window.left)
+    shown = map_khw[:, rows.clamp(0, height - 1)][:, :, columns.clamp(0, width - 1)]
+    inside = ((rows >= 0) & (rows < height))[:, None] & ((columns >= 0) & (columns < width))
+    shown = shown.masked_fill(~inside, 0)
+    return shown.flip(-1) if window.flipped else shown
+
+
 def shown_embedding(embedding_BCgg: Tensor, valid_B2: Tensor, window: Window) -> Tensor:
     """Approximate SAM's embeddings of the part in a window from the stored ones; see `AugmentConfig`.
 

@@ -1,8 +1,10 @@
 """The settings of loss and augmentation, apart from the code that needs torch."""
 
-from typing import Literal
+from typing import Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, model_validator
+
+_EVEN_ALPHA: Final = 0.5  # seen and unseen classes weigh the same
 
 
 class LossConfig(BaseModel):
@@ -64,3 +66,8 @@ class AugmentConfig(BaseModel):
     def changes(self) -> bool:
         """Whether any picture may change."""
         return self.model_copy(update={"embeddings": "transform"}) != AugmentConfig()
+
+
+def matched_alpha(alpha: float, strength: float) -> float:
+    """Return the weight of a seen class: alpha at strength 0, and with 0.3 as alpha 0.3 + 0.2 g."""
+    return alpha + strength * (_EVEN_ALPHA - alpha)

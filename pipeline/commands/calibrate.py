@@ -9,7 +9,9 @@ from numpy.typing import NDArray
 
 from jobs.artifacts.embeddings import EmbeddingStore
 from jobs.artifacts.scores import stored_scores
+from jobs.artifacts.shares import Shares
 from jobs.run import has_target_labels
+from jobs.stages.matching import is_matched
 from models.refinement.calibration import (
     Calibration,
     LabelledCells,
@@ -99,6 +101,11 @@ def _is_calibration(path: Path) -> bool:
 def _cells(run: OpenRun, number: int, drawn: dict[str, SampleRef], drops: list[Drop]) -> LabelledCells:
     read_label = LabelReader(open_source(run.data.target, run.vocabulary), drops)
     ignored = run.vocabulary.ignore_index
+    # What the gate sees of a matched round are the shifted scores, and it is these that a calibration is applied to.
+    bias_K = None
+    if is_matched(run, number):
+        with run.here(run.layout.shares(number)):
+            bias_K = Shares.load(run.layout.shares(number), run.vocabulary).bias_K
     parts: list[LabelledCells] = []
     for shard in run.plan.shards:
         if drawn.keys().isdisjoint(ref.key for ref in shard.samples):
@@ -106,7 +113,7 @@ def _cells(run: OpenRun, number: int, drawn: dict[str, SampleRef], drops: list[D
         embedding, teacher = run.layout.embedding("target", shard.name), run.layout.teacher(number, shard.name)
         with run.here(embedding, teacher):
             store = EmbeddingStore.open(embedding)
-            for image in stored_scores(teacher):
+            for image in stored_scores(teacher, bias_K):
                 if image.key in drawn:
                     label = read_label(drawn[image.key], store.frame(image.key))
                     if label is not None:

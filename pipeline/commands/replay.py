@@ -10,11 +10,12 @@ from typing import Any
 
 import numpy as np
 
+from jobs.artifacts.shares import Shares
 from jobs.commit import stage_records
 from jobs.executor import Backend
 from jobs.quality.gate_pairs import GatePairs, Kept, confidences_by_class, gather_pairs, keep
 from jobs.run import has_target_labels
-from jobs.stages import pseudo_scores, refine, teacher, write
+from jobs.stages import pseudo_scores, refine, shares, teacher, write
 from models.refinement.gate import adaptive_thresholds
 from pipeline.config import changed_settings, resolve_config
 from pipeline.errors import DataFault, SettingsConflict
@@ -113,22 +114,36 @@ def preview_gate(run: OpenRun, number: int) -> dict[str, Any]:
     labelled = has_target_labels(run)
     layout, names = run.layout, [shard.name for shard in run.plan.shards]
     stores = [(layout.teacher(number, name), layout.embedding("target", name)) for name in names]
-    with run.here(*(path for pair in stores for path in pair)):
+    with run.here(*(path for pair in stores for path in pair), run.layout.shares(1)):
+        matched = _matched_shares(run, number)
         pairs = gather_pairs(
             stores,
             run.plan.samples,
             open_source(run.data.target, run.vocabulary) if labelled else None,
             run.vocabulary,
             [gate],
+            None if matched is None else matched.bias_K,
         )
     threshold_K = np.full(len(run.vocabulary), gate.threshold)
-    if gate.adaptive is not None:
+    if matched is not None:
+        threshold_K = matched.threshold_K
+    elif gate.adaptive is not None:
         threshold_K = adaptive_thresholds(confidences_by_class(pairs, 0, len(run.vocabulary)), gate.adaptive)
     kept = keep(pairs, 0, threshold_K)
     rows = [_class_row(run, kept, index, float(tau)) for index, tau in enumerate(threshold_K)]
     quarantined = [drop.model_dump() for drop in pairs.drops]
     per_class = [row for row in rows if row["images"]]
     return {**summary(pairs, kept), "per_class": per_class, "quarantined": quarantined}
+
+
+def _matched_shares(run: OpenRun, number: int) -> Shares | None:
+    """Return the shares that a replay with the run's settings would match; None where it would match none."""
+    if not shares.tasks(run, number):
+        return None
+    first = None if number == 1 else Shares.load(run.layout.shares(1), run.vocabulary)
+    stores = [run.layout.teacher(number, shard.name) for shard in run.plan.shards]
+    _, found = shares.find_shares(shares.load(run.ref(number, "refine-shares")), stores, first)
+    return found if found.matters else None
 
 
 def summary(pairs: GatePairs, kept: Kept) -> dict[str, Any]:

@@ -185,6 +185,8 @@ def _pseudo_labels(report: RoundReport, history: Sequence[RoundReport]) -> list[
     ]
     if report.gate is not None:
         parts.append(f'<p class="note">{escape(report.gate.definition)}</p>')
+    if report.matching is not None:
+        parts.append(f'<p class="note">Shares of classes: {escape(report.matching.cause)}.</p>')
     masks = {} if report.pseudo_labels is None else report.pseudo_labels.masks
     if masks:
         rows = [row(reason, [str(count)]) for reason, count in masks.items()]

@@ -5,6 +5,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
+from jobs.artifacts.shares import Shares, shares_among
 from jobs.commit import stage_records
 from jobs.inference.model import ModelSettings
 from jobs.run import WHOLE_ROUND, Run, RunRef, baseline_weights, student_weights
@@ -14,6 +15,7 @@ from jobs.stages import (
     evaluate,
     pseudo_scores,
     refine,
+    shares,
     source_labels,
     target_check,
     teacher,
@@ -26,6 +28,7 @@ from jobs.stages.start import caution_of
 from jobs.training.config import TrainConfig
 from models.evaluation.alarms import AlarmConfig
 from models.refinement.gate import GateConfig
+from models.training.settings import matched_alpha
 from pipeline.report.alarms import RoundFacts, round_alarms, teacher_confidence
 from pipeline.report.gallery import PICTURES_NOTE, choose_samples, draw_samples
 from pipeline.report.html import render_page
@@ -36,6 +39,7 @@ from pipeline.report.round_report import (
     GateFacts,
     InputsFound,
     LeftOutFacts,
+    MatchingFacts,
     ModelFacts,
     PseudoLabelFacts,
     Quarantined,
@@ -70,8 +74,7 @@ def tasks(run: Run, round: int) -> list[ShardTask]:
         if earlier > 0:
             inputs[f"pseudo/{earlier:03d}"] = run.layout.pseudo_index(earlier)
             inputs[f"pseudo-scores/{earlier:03d}"] = run.layout.pseudo_scores(earlier)
-    if thresholds.tasks(run, round):
-        inputs["thresholds"] = run.layout.thresholds(round)
+    inputs |= refine.gate_inputs(run, round)
     return [
         ShardTask(stage="report", round=round, shard=WHOLE_ROUND, output=run.layout.report_json(round), inputs=inputs)
     ]
@@ -134,15 +137,19 @@ def build_report(run: Run, number: int) -> RoundReport:
     chain: dict[str, list[Record]] = {}
     facts: dict[str, Any] = {}  # left unset, and so absent from the JSON, what round 0 does not have
     if number > 0:
-        planned = (stage.tasks(run, number) for stage in (teacher, thresholds, refine, write))
+        matched = shares_among(refine.gate_inputs(run, number), run.vocabulary)
+        stages = (teacher, *([] if matched is None else [shares]), thresholds, refine, write)
+        planned = (stage.tasks(run, number) for stage in stages)
         chain = {tasks[0].stage: stage_records(tasks) for tasks in planned if tasks}
         sigmoid = teacher.probabilities_of(run) == "sigmoid"
         facts = {
-            "gate": gate_facts(run.section(refine.Settings).gate, sigmoid=sigmoid),
+            "gate": gate_facts(run.section(refine.Settings).gate, sigmoid=sigmoid, matched=matched is not None),
             "pseudo_labels": _pseudo_labels(run, number, chain),
-            "training": _training(run, number),
+            "training": _training(run, number, matched),
             **_guards(run, number, chain),
         }
+        if matched is not None:
+            facts["matching"] = MatchingFacts(strength=matched.strength, cause=matched.cause)
     inputs = inputs_found(run)
     if inputs is not None:
         facts["inputs"] = inputs
@@ -181,8 +188,8 @@ def build_report(run: Run, number: int) -> RoundReport:
     )
 
 
-def gate_facts(config: GateConfig, *, sigmoid: bool) -> GateFacts:
-    """Return the gate's settings, and their meaning in a sentence."""
+def gate_facts(config: GateConfig, *, sigmoid: bool, matched: bool = False) -> GateFacts:
+    """Return the gate's settings, and their meaning in a sentence; `matched` is whether shares are."""
     # In words, in every report: "0.9" means nothing without the statistic, the region and the kind of probability that
     # it is applied to.
     statistic = _GATE_STATISTICS.get(config.statistic) or f"the {config.statistic.partition(':')[2]}-quantile"
@@ -192,6 +199,8 @@ def gate_facts(config: GateConfig, *, sigmoid: bool) -> GateFacts:
             f"the class's own threshold, the highest that lets {100 * config.adaptive.share:g} % of its images pass, "
             f"but at least {config.adaptive.floor:g} and at most {config.adaptive.cap:g}"
         )
+    if matched:
+        threshold = "the class's own threshold, which the strength of share matching lowers for what it rarely reaches"
     if config.over == "image":
         region = "all grid cells of the image, 0 where it is not among the teacher's kept choices"
     kind = "sigmoid" if sigmoid else "softmax"
@@ -269,7 +278,7 @@ def _counts(stats: Mapping[str, float], prefix: str) -> dict[str, int]:
     return {name.removeprefix(prefix): int(value) for name, value in sorted(stats.items()) if name.startswith(prefix)}
 
 
-def _training(run: Run, number: int) -> TrainingFacts:
+def _training(run: Run, number: int, matched: Shares | None) -> TrainingFacts:
     stats = read_record(record_path(student_weights(run, number))).stats
     config = run.section(TrainConfig)
     return TrainingFacts(
@@ -280,7 +289,7 @@ def _training(run: Run, number: int) -> TrainingFacts:
         start=config.start,
         ema=config.ema,
         loss_kind=config.loss.kind,
-        alpha=config.loss.alpha,
+        alpha=matched_alpha(config.loss.alpha, 0.0 if matched is None else matched.strength),
     )
 
 
@@ -292,8 +301,11 @@ def _classes(
     covered = stats["pixels_covered"]
     found = []
     own: list[float] = []
-    if thresholds.tasks(run, number):
-        own = refine.read_thresholds(run.layout.thresholds(number), run.vocabulary).tolist()
+    files = refine.gate_inputs(run, number)
+    if "thresholds" in files:
+        own = refine.read_thresholds(files["thresholds"], run.vocabulary).tolist()
+    elif (matched := shares_among(files, run.vocabulary)) is not None:
+        own = matched.threshold_K.tolist()
     for index, entry in enumerate(run.vocabulary.classes):
         facts = {name: (source.get("iou") or {}).get(entry.name) for name, source in scored.items()}
         found.append(

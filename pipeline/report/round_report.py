@@ -46,6 +46,13 @@ class GateFacts(GateConfig):
     definition: str = ""
 
 
+class MatchingFacts(_Facts):
+    """How strongly the shares of unseen classes are matched, and why."""
+
+    strength: float
+    cause: str
+
+
 class PseudoLabelFacts(_Facts):
     """The quality of a round's pseudo-labels in per cent, and the outcomes of masks and classes as counts."""
 
@@ -169,6 +176,7 @@ class RoundReport(_Facts):
     gain: Gain | None = None
     model: ModelFacts | None = None
     gate: GateFacts | None = None
+    matching: MatchingFacts | None = None  # absent where nothing is matched
     pseudo_labels: PseudoLabelFacts | None = None
     training: TrainingFacts | None = None
     promotion: Decision | None = None

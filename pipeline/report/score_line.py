@@ -24,6 +24,8 @@ def score_line(report: RoundReport) -> str:
         if pseudo.miou_after_all is not None:  # on covered pixels alone, a strict gate looks better than its labels are
             text += f" (uncovered = wrong: {shown(pseudo.miou_before_all)} -> {shown(pseudo.miou_after_all)})"
         parts.append(text)
+    if report.matching is not None:
+        parts.append(report.matching.cause)
     if report.round == 0 and report.baseline is not None:
         parts.append(f"plain baseline: mIoU {shown(report.baseline.miou)}")
     if report.promotion is not None:

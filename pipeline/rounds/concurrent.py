@@ -4,7 +4,7 @@
 # has ended. They may be on machines that cannot reach each other, and each may be killed and started again alone.
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,24 +15,22 @@ from pipeline.run.run import OpenRun
 from pipeline.tasks.recipe import shards_chain, stage_of
 
 
-def with_other_jobs(run: OpenRun, number: int, name: str, plans: Sequence[StagePlan]) -> list[StagePlan]:
-    """Return a round's chain as seen by the job that does one of its stages.
+def with_other_jobs(run: OpenRun, number: int, name: str, plans: Iterable[StagePlan]) -> Iterator[StagePlan]:
+    """Yield a round's chain as seen by the job that does one of its stages.
 
     The stages before it are waited for, shard by shard; those after it have nothing to do here.
     """
     # Stages after this one stay in the chain although they have no tasks here: the pool leaves capacity for one worker
     # of each, as this job's workers could otherwise take the cluster that the others need to go on.
     chain = shards_chain(name)
-    seen = []
     for plan in plans:
         other = stage_of(plan.name)
         if other == name:
-            seen.append(plan)
+            yield plan
         elif plan.where == "workers":
             before = chain.index(other) < chain.index(name)
             job = StageJob(run, number, other)
-            seen.append(replace(plan, tasks=plan.tasks if before else (), elsewhere=job))
-    return seen
+            yield replace(plan, tasks=plan.tasks if before else (), elsewhere=job)
 
 
 class StageJob:

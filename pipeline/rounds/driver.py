@@ -144,7 +144,7 @@ class Driver:
         """Do one stage of a round, possibly concurrently with jobs that do the others of its chain."""
         chain, number = shards_chain(name), round_of(name, number)
         names = chain if self._request.concurrent else (name,)
-        plans = list(stage_plans(ROUND, self._run, number, names))
+        plans = stage_plans(ROUND, self._run, number, names)
         if self._request.concurrent:
             plans = with_other_jobs(self._run, number, name, plans)
         done = embed.tasks(self._run, 0)

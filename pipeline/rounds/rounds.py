@@ -207,6 +207,8 @@ def require_no_regression(run: OpenRun, number: int, rounds: int) -> None:
         setting = {"below_floor": "promotion.floor=null", "class_vanished": "promotion.allow_vanished=true"}
         needed = setting.get(decision.outcome)
         allow = "" if needed is None else f" To promote such students: --set {needed}."
+        if decision.outcome == "class_vanished" and run.config.matching.strength == "none":
+            allow += " To keep unseen classes that the teacher rarely ranks first: --set matching.strength=auto."
         raise GateFailed(
             f"{decision.reason}. See {page}; the best model is {as_shown(best_weights(run, number))}.{allow} "
             f"To continue with it: {again} --set promotion.on_regression=keep"

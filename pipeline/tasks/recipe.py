@@ -18,6 +18,7 @@ from jobs.stages import (
     promote,
     pseudo_scores,
     refine,
+    shares,
     source_labels,
     start,
     target_check,
@@ -43,6 +44,7 @@ ROUND: Final[Recipe] = (
     teacher.VIEWS_STAGE,
     start.STAGE,
     teacher.STAGE,
+    shares.STAGE,
     thresholds.STAGE,
     refine.STAGE,
     write.STAGE,
@@ -107,7 +109,7 @@ def stage_plans(recipe: Recipe, run: Run, round: int, names: Collection[str] | N
         trained = following is not None and following.where == "group"
         for plan in plans_of(stage, run, stage.tasks(run, round)):
             before = plan.name
-            yield replace(plan, after=plan.after if follows else None, before_group=trained)
+            yield replace(plan, after=plan.after if follows else None, before_group=trained or stage.plans_on)
 
 
 def plans_of(stage: Stage[Any], run: Run, tasks: Iterable[ShardTask]) -> list[StagePlan]:
@@ -196,7 +198,8 @@ def replay_tasks(run: Run, number: int) -> list[ShardTask]:
             record = record_or_none(task.record)
             if record is None:
                 continue
-            inputs = {**task.inputs, "thresholds": replay.layout.thresholds(number)}
+            made = {"thresholds": replay.layout.thresholds(number), "shares": replay.layout.shares(number)}
+            inputs = {**task.inputs, **made}
             changes = {
                 "inputs": {role: path for role, path in inputs.items() if role in record.inputs},
                 "fingerprint": made_with.setdefault(task.stage, record.fingerprint),
@@ -241,7 +244,7 @@ def parts_of(plans: Iterable[StagePlan]) -> Iterator[list[StagePlan]]:
             part, made = [], set()
         part.append(plan if follows and alike else replace(plan, after=None))
         made.update(task.output for task in plan.tasks)
-        if plan.before_group:  # what a training leaves out follows from records of this part
+        if plan.before_group:  # what follows is planned by records of this part
             yield part
             part, made = [], set()
     if part:

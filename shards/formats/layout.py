@@ -13,7 +13,7 @@ _SHARD_NAME = re.compile(r"[0-9]{6,}")
 _OUTPUT_NAME = re.compile(
     r"((source|test|validation|mirror)-)?[0-9]{6,}\.zarr|pseudo-[0-9]{6,}\.tar|(model|[0-9a-f]{64})\.safetensors"
     r"|source-labels-[0-9]{6,}\.json"
-    r"|(evaluate(-[a-z]+)?|holdout|target|promotion|report|thresholds|pseudo_labels|index)\.json|step-[0-9]{8,}\.json"
+    r"|(evaluate(-[a-z]+)?|holdout|target|promotion|report|thresholds|shares|pseudo_labels|index)\.json|step-[0-9]{8,}\.json"
 )
 
 # What the program writes at the top of a run folder; everything else there is the user's.
@@ -136,6 +136,10 @@ class RunLayout:
     def thresholds(self, number: int) -> Path:
         """The thresholds per class, if the gate is adaptive."""
         return self.labels(number) / "thresholds.json"
+
+    def shares(self, number: int) -> Path:
+        """How starved unseen classes are, and the bias per class that keeps them."""
+        return self.labels(number) / "shares.json"
 
     def pseudo_scores(self, number: int) -> Path:
         """How good the pseudo-labels are."""

@@ -98,7 +98,7 @@ def test_views_of_a_model_without_dea_need_no_embeddings(embedded: tuple[ShardTa
 
 def test_one_view_writes_what_it_always_did(embedded: tuple[ShardTask, ShardTask, FolderSource]) -> None:
     arrays, record = taught("one", embedded, ("identity",), FakeSegmenter())
-    assert set(arrays) == {"ids", "scores", "class_max"}
+    assert set(arrays) == {"ids", "scores", "class_max", "class_mean"}
     assert "disagreement_sum" not in record.stats
 
 

@@ -73,7 +73,9 @@ def test_what_a_group_or_the_driver_does_is_a_part_of_its_own() -> None:
 def test_the_round_is_cut_where_it_waits_for_all_shards(one_round: Path) -> None:
     run = read_run(one_round)
     assert [[one.name for one in part] for part in parts_of(stage_plans(ROUND, run, 1))] == [
-        ["teacher", "refine", "write"],
+        ["teacher"],
+        ["refine-shares"],
+        ["refine", "write"],
         ["write-index"],
         ["refine-scores"],
         ["train"],

@@ -191,11 +191,13 @@ def chain_parts(run: OpenRun) -> list[list[str]]:
     return parts[: next(number for number, part in enumerate(parts, 1) if "write" in part)]
 
 
-def test_the_chain_breaks_before_refine_only_where_thresholds_need_all_shards(run: Path) -> None:
-    plain = read_run(run)
-    adaptive = read_run(run, sets=[f"refine.{text}" for text in ADAPTIVE])
+def test_the_chain_breaks_before_refine_only_where_shares_or_thresholds_need_all_shards(run: Path) -> None:
+    off = "matching.strength=none"
+    plain = read_run(run, sets=[off])
+    adaptive = read_run(run, sets=[off, *(f"refine.{text}" for text in ADAPTIVE)])
     assert chain_parts(plain) == [["teacher", "refine", "write"]]
     assert chain_parts(adaptive) == [["teacher"], ["refine-thresholds"], ["refine", "write"]]
+    assert chain_parts(read_run(run)) == [["teacher"], ["refine-shares"], ["refine", "write"]]
     assert "thresholds" not in refine_plan(plain).tasks[0].inputs
     assert "thresholds" in refine_plan(adaptive).tasks[0].inputs
 
