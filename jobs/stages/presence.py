@@ -208,7 +208,7 @@ def work(namer: Namer, task: ShardTask) -> Done:
 
 def _scale(namer: Namer) -> float:
     assert namer.clip is not None
-    return float(namer.clip.clip.logit_scale.exp())
+    return float(namer.clip.clip.logit_scale.detach().exp())
 
 
 def _read_shares(namer: Namer, task: ShardTask) -> "tuple[Tensor, Tensor]":
