@@ -15,7 +15,7 @@ from pydantic import PositiveInt, model_validator
 
 from jobs.run import Section
 from shards.data.vocabulary import Vocabulary
-from shards.files.untrusted import parse_json, read_regular
+from shards.files.untrusted import parse_json, read_json_file, read_regular
 from shards.formats.arrays import read_arrays
 
 if TYPE_CHECKING:
@@ -24,7 +24,9 @@ if TYPE_CHECKING:
 WitnessName = Literal["none", "clip", "teacher", "tags"]
 # The least evidence that keeps a class. "clip": the share of the image that its name explains. "teacher": the mean of
 # its probabilities, weighted by themselves.
-LEAST: Final[Mapping[WitnessName, float]] = {"none": 0.0, "clip": 0.003, "teacher": 0.3, "tags": 0.5}
+LEAST: Final[Mapping[WitnessName, float]] = {"none": 0.0, "clip": 0.003, "teacher": 0.05, "tags": 0.5}
+
+NO_SHARE: Final = 1e-6  # absent names of the scenes end below 1e-28, the rarest class at 0.012
 
 
 class PresenceSettings(Section):
@@ -33,11 +35,12 @@ class PresenceSettings(Section):
     Attributes:
         witness: "none": every class may be anywhere. "clip": the share of the image that CLIP, as it was before any
             self-training, explains by the class's name rather than another one, given the shares over a sample of all
-            images; read once per image for all rounds. "teacher": how sure the teacher itself is of the class.
+            images; read once per image for all rounds. "teacher": how sure the teacher itself is of the class;
+            for comparison, as it is as sure of absent classes.
             "tags": what `tags` says.
         tags: A file of the classes in each image: JSON, {"key": ["name", ...]}, or CSV, a line "key,name,..." per
             image. An image that it does not list may hold every class.
-        least: The least evidence that keeps a class in an image, 0 to 1; null: 0.003 for "clip", 0.3 for "teacher".
+        least: The least evidence that keeps a class in an image, 0 to 1; null: 0.003 for "clip", 0.05 for "teacher".
         images: How many images, drawn by the seed, the shares over all of them are taken from.
         instead: Where the pixels of a struck class go: "next", to the best class left; "ignore", nowhere; "keep": the
             class is not struck, and the witness only raises the alarm `absent_grows`.
@@ -159,6 +162,31 @@ class Judge:
             lost_Bhw = lost_Bhw & False
         kept = logits_BKhw if self.settings.instead == "keep" else without_struck(logits_BKhw, struck_BK)
         return kept, refused_BK, lost_Bhw
+
+
+def absent_names(shares: Path, vocabulary: Vocabulary) -> list[int]:
+    """Return the classes whose names explain nothing of the images that the shares in a file were taken from.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        ValueError: It is damaged or of other classes.
+    """
+    return [index for index, (share, _) in enumerate(read_shares(shares, vocabulary)) if share < NO_SHARE]
+
+
+def read_shares(path: Path, vocabulary: Vocabulary) -> list[tuple[float, float]]:
+    """Read what `jobs.stages.presence` wrote of each name: its share, and the mean cosine of whole images with it.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        ValueError: It is damaged or of other classes.
+    """
+    try:
+        content: Any = read_json_file(path)
+        of = {str(row["name"]): (float(row["share"]), float(row["image_cosine"])) for row in content["classes"]}
+        return [of[name] for name in vocabulary.names]
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{path} holds no shares of this vocabulary: {error!r}; delete its record") from error
 
 
 def always_struck(witness: StoredWitness, keys: Sequence[str], least: float) -> set[int]:

@@ -6,14 +6,14 @@ import json
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 import numpy as np
 from numpy.typing import NDArray
 
 from jobs.inference.batching import BatchLimit, LoadedImage, load_images
 from jobs.inference.model import clip_fingerprint, model_of
-from jobs.inference.witness import read_tags
+from jobs.inference.witness import read_shares, read_tags
 from jobs.run import WHOLE_ROUND, Run, RunRef
 from jobs.stage import Done, EmptyShard, ShardTask, Stage, memory_hint
 from jobs.stages import teacher
@@ -21,7 +21,6 @@ from shards.data.samples import Samples
 from shards.data.sources import Source
 from shards.data.vocabulary import Vocabulary
 from shards.files.atomic import write_bytes_atomic
-from shards.files.untrusted import read_json_file
 from shards.formats.arrays import write_arrays
 from shards.formats.records import Drop, Json, fingerprint_digest
 
@@ -181,6 +180,8 @@ def work(namer: Namer, task: ShardTask) -> Done:
         OutOfMemory: Not even one image fits.
         ValueError: The shares are damaged or of other classes.
     """
+    import torch
+
     drops: list[Drop] = []
     keys: list[str] = []
     rows = [np.zeros((0, len(namer.vocabulary)), np.float32)]
@@ -189,7 +190,8 @@ def work(namer: Namer, task: ShardTask) -> Done:
         unknown = np.ones(len(namer.vocabulary), np.float32)
         rows += [namer.tags.get(key, unknown)[None] for key in keys]
     else:
-        share_K, image_cosine_K = _read_shares(namer, task)
+        shares, cosines = zip(*read_shares(task.inputs["shares"], namer.vocabulary), strict=True)
+        share_K, image_cosine_K = torch.tensor(shares, dtype=torch.float64), torch.tensor(cosines)
 
         def evidence(batch: Sequence[LoadedImage]) -> NDArray[np.float32]:
             from models.stseg.presence import image_shares, name_logits
@@ -209,19 +211,6 @@ def work(namer: Namer, task: ShardTask) -> Done:
 def _scale(namer: Namer) -> float:
     assert namer.clip is not None
     return float(namer.clip.clip.logit_scale.detach().exp())
-
-
-def _read_shares(namer: Namer, task: ShardTask) -> "tuple[Tensor, Tensor]":
-    import torch
-
-    path = task.inputs["shares"]
-    try:
-        content: Any = read_json_file(path)
-        of = {str(row["name"]): (float(row["share"]), float(row["image_cosine"])) for row in content["classes"]}
-        shares, cosines = zip(*(of[name] for name in namer.vocabulary.names), strict=True)
-    except (KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"{path} holds no shares of this vocabulary: {error!r}; delete its record") from error
-    return torch.tensor(shares, dtype=torch.float64), torch.tensor(cosines)
 
 
 NAMES_STAGE: Final = Stage("embed-names", share_tasks, fingerprint, load, work_on_shares, resources="embed")

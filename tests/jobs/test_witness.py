@@ -21,6 +21,7 @@ from stage_setup import do
 
 from jobs.artifacts.labels import read_refined
 from jobs.inference.batching import BatchLimit
+from jobs.inference.segmenter import PresentSegmenter
 from jobs.inference.witness import (
     LEAST,
     NO_WITNESS,
@@ -28,6 +29,7 @@ from jobs.inference.witness import (
     PresenceSettings,
     StoredWitness,
     TeacherWitness,
+    absent_names,
     always_struck,
     read_tags,
 )
@@ -89,7 +91,7 @@ def test_a_struck_class_is_no_cells_choice_and_its_cells_go_to_the_best_class_le
 ) -> None:
     made, record = taught(*embedded, with_tags(), TAGS)
     arrays, attrs = read_arrays(made.output)
-    rows = {key: row for row, key in enumerate(attrs["keys"])}  # type: ignore[union-attr, arg-type]
+    rows = {key: row for row, key in enumerate(attrs["keys"])}  # type: ignore[arg-type]
     kept = arrays["ids"][arrays["scores"] > 0]
     assert 0 in kept  # of other images
     shown = arrays["ids"][rows["a"]][arrays["scores"][rows["a"]] > 0]
@@ -118,7 +120,7 @@ def test_pixels_of_a_struck_class_can_be_ignored_instead(embedded: tuple[ShardTa
     task, _ = embedded
     made, _ = taught(*embedded, with_tags(instead="ignore"), TAGS)
     arrays, attrs = read_arrays(made.output)
-    row = attrs["keys"].index("a")  # type: ignore[union-attr, arg-type]
+    row = attrs["keys"].index("a")  # type: ignore[union-attr]
     assert (arrays["scores"][row, :, :, :4] == 0).all() and (arrays["scores"][row, 0, :, 4:] > 0.9).all()
     refine = next_task(task, "refine", embedding=task, teacher=made)
     run_refine(refine)
@@ -280,3 +282,18 @@ def test_by_default_no_fingerprint_names_a_witness_or_its_alarm() -> None:
     assert "absent_grows" not in alarm_fingerprint(AlarmConfig())
     assert alarm_fingerprint(AlarmConfig(absent_grows=2.0))["absent_grows"] == 2.0
     assert LEAST["clip"] == PresenceSettings(witness="clip").least_evidence
+
+
+def test_absent_names_get_no_pixel_at_inference_and_stay_finite(tmp_path: Path) -> None:
+    path = tmp_path / "shares.json"
+    shares = zip(VOCABULARY.names, (0.4, 0.6, 1e-20), strict=True)
+    path.write_text(json.dumps({"classes": [{"name": n, "share": s, "image_cosine": 0.1} for n, s in shares]}))
+    assert absent_names(path, VOCABULARY) == [2]
+    network = FakeSegmenter()
+    image = np.zeros((8, 8, 3), np.uint8)
+    plain, without = (one.logits([image], None) for one in (network, PresentSegmenter(network, [1])))
+    assert without.isfinite().all() and set(without.argmax(dim=1).flatten().tolist()) == {0}
+    assert torch.equal(without[:, [0, 2]], plain[:, [0, 2]])
+    with pytest.raises(ValueError, match="no shares of this vocabulary"):
+        path.write_text('{"classes": []}')
+        absent_names(path, VOCABULARY)

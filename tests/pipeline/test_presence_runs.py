@@ -47,6 +47,13 @@ def test_plan_lists_what_a_witness_costs_and_what_it_makes_stale(copied: Path) -
     assert "embed-presence 0" not in own and "presence" in own["teacher 1"]["because"]
 
 
+def test_leaving_out_absent_names_needs_the_witness_that_finds_them(copied: Path) -> None:
+    code, _, err = invoke("plan", "--n", "1", "--run", str(copied), *sets({"evaluate.present": "true"}))
+    assert code != 0 and "teacher.presence.witness=clip" in err
+    both = sets({"evaluate.present": "true", "teacher.presence.witness": "clip"})
+    assert "present" in states(copied, *both)["evaluate 0"]["because"]
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("witness", ["tags", "clip"])
 def test_what_a_witness_strikes_is_in_no_label_of_the_run(copied: Path, tmp_path: Path, witness: str) -> None:
@@ -57,12 +64,14 @@ def test_what_a_witness_strikes_is_in_no_label_of_the_run(copied: Path, tmp_path
         (tmp_path / "tags.json").write_text(json.dumps(held))
         settings["teacher.presence.tags"] = str(tmp_path / "tags.json")
     else:
+        settings["evaluate.present"] = "true"
         settings["teacher.presence.least"] = "0.06"  # random weights explain each name by about a 24th
     code, _, err = again(copied, *sets(settings), *KEEP)
     assert code == 0, err
     found = report(copied, 1)
     assert found["pseudo_labels"]["classes"]["struck_absent"] > 0
     assert sum(row["refused_share"] for row in found["classes"]) > 0
+    assert found.get("inference", []) == (["present"] if witness == "clip" else [])
     struck = json.loads((copied / "rounds" / "001" / "target.json").read_bytes())["struck"]
     assert struck
     labelled: set[int] = set()
