@@ -225,11 +225,15 @@ def _with_whole_paths(config: RunConfig) -> RunConfig:
     calibration = config.refine.gate.calibration
     gate = {} if calibration is None else {"calibration": calibration.expanduser().resolve()}
     refine = {"gate": config.refine.gate.model_copy(update=gate)}
+    tags = config.teacher.presence.tags
+    presence = {} if tags is None else {"tags": tags.expanduser().resolve()}
+    teacher = {"presence": config.teacher.presence.model_copy(update=presence)}
     return config.model_copy(
         update={
             "data": config.data.model_copy(update=data),
             "model": config.model.with_whole_paths(),
             "refine": config.refine.model_copy(update=refine),
+            "teacher": config.teacher.model_copy(update=teacher),
         }
     )
 

@@ -108,6 +108,23 @@ class MirrorSegmenter:
         return merge_views([upright_BKhw, seen_upright(self._model.logits(mirrored, None), "mirror")])
 
 
+class PresentSegmenter:
+    """A network that takes no pixel for some classes, those that a data set does not hold."""
+
+    def __init__(self, model: Segmenter, absent: Sequence[int]) -> None:
+        """Take a network and the ids of the absent classes, not all of them."""
+        self.needs_embedding = model.needs_embedding
+        self._model = model
+        self._absent = list(absent)
+
+    def logits(self, images: Sequence[NDArray[np.uint8]], sam: SamEmbedding | None) -> Tensor:
+        """Return the (B, K, h, w) logits, those of absent classes very low."""
+        logits_BKhw = self._model.logits(images, sam)
+        # Finite: logits are resized, and minus infinity times a weight of 0 is no number.
+        absent = torch.tensor(self._absent, dtype=torch.int64, device=logits_BKhw.device)
+        return logits_BKhw.index_fill(1, absent, -1e4)
+
+
 def worker_device() -> torch.device:
     """Return the device of this worker's models: the GPU that Ray assigned to it, or the CPU."""
     # Ray restricts what a worker sees through CUDA_VISIBLE_DEVICES: "cuda" is its own GPU.

@@ -20,7 +20,8 @@ def why_vanished(
     of the start; it no longer does if less than `config.vanished` of that share is left.
 
     Args:
-        target: The result of `jobs.stages.target_check` on the student.
+        target: The result of `jobs.stages.target_check` on the student. Classes that a witness of presence strikes in
+            all of its images are not asked for.
         first: That of round 1, on the same images, whose teacher was the start; None in round 1.
         names: K names.
         config: `min_share` and `vanished`.
@@ -34,8 +35,9 @@ def why_vanished(
         references["the start's"] = start_KK.sum(axis=1)
     left_K = moved_KK.sum(axis=0)
     found: dict[int, str] = {}
+    struck = set(target.get("struck", ()))
     for whose, pixels_K in references.items():
-        for class_id in vanished_classes(pixels_K, left_K, config):
+        for class_id in set(vanished_classes(pixels_K, left_K, config)) - struck:
             was, is_now = (100 * shares(counts)[class_id] for counts in (pixels_K, left_K))
             text = f"{names[class_id]!r} ({is_now:.2f} % of the target sample, {was:.2f} % of {whose} labels)"
             found.setdefault(class_id, text)

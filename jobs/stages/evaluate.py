@@ -16,6 +16,7 @@ from jobs.artifacts.embeddings import StoredEmbeddings
 from jobs.inference.batching import load_images
 from jobs.inference.model import ModelConfig, model_of, stseg_fingerprint, weights_checksum
 from jobs.inference.refiner import Refiner, Refining, load_refiner
+from jobs.inference.witness import absent_names
 from jobs.run import WHOLE_ROUND, Run, RunRef, Section, baseline_weights, label_fingerprint, student_weights
 from jobs.stage import Done, ShardTask, Stage
 from jobs.stages import embed, refine, teacher
@@ -38,7 +39,7 @@ if TYPE_CHECKING:
 
 VERSION: Final = 3  # goes up when the same model and images give other scores
 NO_LABEL: Final = "no_label"
-INFERENCE: Final = ("flip", "refine")  # what may be done at inference that the paper does not do
+INFERENCE: Final = ("flip", "refine", "present")  # what may be done at inference that the paper does not do
 SCORES: Final = ("miou", "miou_seen", "miou_unseen", "hiou")  # what reports compare
 
 
@@ -52,6 +53,8 @@ class Settings(Section):
             mirrored ones in every evaluation, as only embeddings of images as they are are stored.
         refine: Run SAM's mask decoder on the prediction, by the settings of `refine.refinement`. The paper uses it in
             training only.
+        present: Give no pixel to names of which the witness of presence (`teacher.presence.witness=clip`) finds nothing
+            in the target. What a witness strikes is in no pseudo-label, but a student may still say it.
         holdout_images: Images of `data.validation`, where these decide on promotion.
         target_images: Images of the target, for the waterfall, the alarms and promotion without labels.
     """
@@ -59,6 +62,7 @@ class Settings(Section):
     windows: PositiveInt = 1
     flip: bool = False
     refine: bool = False
+    present: bool = False
     holdout_images: PositiveInt = 100
     target_images: PositiveInt = 100
 
@@ -147,6 +151,10 @@ def _embeddings(run: Run, split: Split) -> tuple[list[ShardTask], dict[str, Path
 
 def _task(run: Run, round: int, part: str, split: Split, weights: Path, output: Path) -> ShardTask:
     inputs = {"weights": weights}
+    if run.section(Settings).present:
+        if run.section(teacher.Settings).presence.witness != "clip":
+            raise ValueError("evaluate.present needs the witness that says so; --set teacher.presence.witness=clip")
+        inputs["shares"] = run.layout.presence
     if _stored(run, part) and not run.outputs_only:
         inputs |= _embeddings(run, split)[1]
     count = run.section(Settings).holdout_images if part == "evaluate-holdout" else None
@@ -178,6 +186,8 @@ def fingerprint(run: RunRef) -> dict[str, Json]:
     """Return what changes the scores, except the head's weights, which are an input of the task ("weights")."""
     windows = run.section(Settings).windows
     chosen: dict[str, Json] = {"flip": True} if run.section(Settings).flip else {}
+    if run.section(Settings).present:
+        chosen["present"] = True
     if run.section(Settings).refine:
         chosen["refine"] = _refining(run).fingerprint(_model(run, None))
     return {
@@ -201,7 +211,7 @@ def _refining(run: RunRef) -> Refining:
 
 def load(run: RunRef) -> Evaluation:
     """Load the model of the part and open its images."""
-    from jobs.inference.segmenter import MirrorSegmenter, StsegSegmenter, worker_device
+    from jobs.inference.segmenter import MirrorSegmenter, PresentSegmenter, StsegSegmenter, worker_device
 
     weights = baseline_weights(run) if run.part == "evaluate-baseline" else student_weights(run, run.round)
     config, source = _model(run, weights), run.data.of(_split(run))
@@ -226,8 +236,11 @@ def load(run: RunRef) -> Evaluation:
         if settings.refine
         else None
     )
+    model: Segmenter = MirrorSegmenter(network) if settings.flip else network
+    if settings.present:
+        model = PresentSegmenter(model, absent_names(run.layout.presence, run.vocabulary))
     return Evaluation(
-        model=MirrorSegmenter(network) if settings.flip else network,
+        model=model,
         source=open_source(source, run.vocabulary),
         vocabulary=run.vocabulary,
         windows=settings.windows,

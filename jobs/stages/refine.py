@@ -30,7 +30,7 @@ from shards.data.label_reader import LabelReader
 from shards.data.sources import Source
 from shards.data.vocabulary import Vocabulary
 from shards.files.untrusted import read_json_file
-from shards.formats.arrays import read_arrays
+from shards.formats.arrays import array_names, read_arrays
 from shards.formats.records import Drop, Json
 
 if TYPE_CHECKING:
@@ -171,7 +171,8 @@ def work(refiner: Refiner, task: ShardTask) -> Done:
     shares = shares_among(task.inputs, refiner.vocabulary)
     gate = load_gate(refiner.settings.gate, refiner.vocabulary, task.inputs.get("thresholds"), shares)
     store = EmbeddingStore.open(task.inputs["embedding"])
-    scores, attrs = read_arrays(task.inputs["teacher"], names=("ids", "scores"))
+    named = ("ids", "scores", "struck") if "struck" in array_names(task.inputs["teacher"]) else ("ids", "scores")
+    scores, attrs = read_arrays(task.inputs["teacher"], names=named)
     # The teacher's images, not the task's: what it could not read has no scores.
     keys: list[str] = [str(key) for key in attrs["keys"]]  # type: ignore[union-attr]
     inputs = _scored_images(task, keys, scores, store, shares)
@@ -244,6 +245,7 @@ def _scored_images(
                 embedding=store.embedding(row),
                 valid_hw=store.valid_hw(row),
                 original_hw=store.sizes_hw[row],
+                struck=scores["struck"][index] if "struck" in scores else None,
             ),
         )
 

@@ -16,12 +16,13 @@ from jobs.artifacts.labels import LABEL_MAPS, read_refined
 from jobs.artifacts.shares import shares_among
 from jobs.inference.batching import LoadedImage, in_batches, load_images
 from jobs.inference.model import ImageEncoder, load_sam_decoder, load_sam_encoder, model_of
+from jobs.inference.witness import NO_WITNESS, Judge, PresenceSettings, StoredWitness, always_struck
 from jobs.quality.waterfall import Findings, Views, Who
 from jobs.run import WHOLE_ROUND, Run, RunRef, best_weights, label_fingerprint, student_weights
 from jobs.stage import Done, EmptyShard, ShardTask, Stage
 from jobs.stages import evaluate, refine, teacher
 from jobs.stages.promote import promotion_measure
-from jobs.stages.teacher import Probabilities, top_scores
+from jobs.stages.teacher import Probabilities, present_scores
 from models.refinement.gate import ClassGate, GateConfig
 from models.refinement.settings import RefinementConfig
 from models.refinement.types import RefineInput
@@ -58,6 +59,7 @@ class TargetCheck:
         probabilities: How logits become probabilities.
         batch_size: Images at a time.
         views: What the student sees of each image, as it would as a teacher.
+        presence: Who says which classes an image holds.
     """
 
     student: "Segmenter"
@@ -72,6 +74,7 @@ class TargetCheck:
     probabilities: Probabilities
     batch_size: int
     views: tuple[View, ...] = IDENTITY
+    presence: PresenceSettings = NO_WITNESS
 
 
 def tasks(run: Run, round: int) -> list[ShardTask]:
@@ -85,7 +88,7 @@ def tasks(run: Run, round: int) -> list[ShardTask]:
     inputs |= refine.gate_inputs(run, round)
     for name in picked:
         inputs[f"embedding/{name}"] = run.layout.embedding("target", name)
-        inputs |= teacher.mirror_inputs(run, name, f"/{name}")
+        inputs |= teacher.mirror_inputs(run, name, f"/{name}") | teacher.presence_inputs(run, name, f"/{name}")
         inputs[f"refine/{name}"] = run.layout.refine(round, name)
         if round > 1:
             inputs[f"before/{name}"] = run.layout.refine(round - 1, name)
@@ -141,6 +144,7 @@ def load(run: RunRef) -> TargetCheck:
         probabilities=teacher.probabilities_of(run),
         batch_size=run.section(teacher.Settings).batch_size,
         views=run.section(teacher.Settings).views,
+        presence=run.section(teacher.Settings).presence,
     )
 
 
@@ -155,6 +159,7 @@ def work(check: TargetCheck, task: ShardTask) -> Done:
       student's, from the teacher's to the refined ones, and from the refined ones of the round before to this one's
       (None in the first).
     - `waterfall`: see `jobs.quality.waterfall`; None without labels.
+    - `struck`: the ids of the classes that a witness other than the teacher itself strikes in each of the images.
 
     Args:
         check: The networks, images and settings.
@@ -169,32 +174,51 @@ def work(check: TargetCheck, task: ShardTask) -> Done:
     shares = shares_among(task.inputs, check.vocabulary)
     gate = refine.load_gate(check.gate, check.vocabulary, task.inputs.get("thresholds"), shares)
     refs = {ref.key: ref for ref in task.samples}
+    struck: list[set[int]] = []
     # Shard by shard, so that the stores of one shard are in memory at a time.
     for shard in sorted(role.partition("/")[2] for role in task.inputs if role.startswith("refine/")):
         store = read_refined(task.inputs[f"refine/{shard}"], LABEL_MAPS, refs)
         before = task.inputs.get(f"before/{shard}")
         earlier = None if before is None else read_refined(before, ("label",), refs)
         stores = teacher.open_stores(task.inputs, check.views, f"/{shard}")
+        judge = teacher.open_judge(task.inputs, check.presence, f"/{shard}")
+        if store.keys:
+            struck.append(_always_struck(judge, store.keys))
         images = load_images([refs[key] for key in store.keys], check.source, drops)
         for batch in in_batches(images, check.batch_size):
-            for loaded, views in zip(batch, _views(batch, check, stores, gate), strict=True):
+            for loaded, views in zip(batch, _views(batch, check, stores, gate, judge), strict=True):
                 truth = read_label(loaded.ref, loaded.frame)  # with an unusable label, it is an unlabelled image
                 found.add(loaded.ref.key, views, store, earlier, truth)
     if not found.images:
         raise EmptyShard(f"none of the {len(refs)} sampled target images can be read; raise evaluate.target_images")
-    text = json.dumps(found.result(), indent=1, ensure_ascii=False) + "\n"
+    result = found.result()
+    if check.presence.witness != "none":
+        result["struck"] = sorted(set.intersection(*struck))
+    text = json.dumps(result, indent=1, ensure_ascii=False) + "\n"
     write_bytes_atomic(task.output, text.encode())
     return Done(found.images, read_label.stats, drops)
 
 
+def _always_struck(judge: Judge | None, keys: Sequence[str]) -> set[int]:
+    # Never those that the student itself is the witness of: a class that it forgot would count as absent.
+    if judge is None or judge.settings.instead == "keep" or not isinstance(judge.witness, StoredWitness):
+        return set()
+    return always_struck(judge.witness, keys, judge.settings.least_evidence)
+
+
 def _views(
-    batch: Sequence[LoadedImage], check: TargetCheck, stores: Mapping[View, EmbeddingStore], gate: ClassGate
+    batch: Sequence[LoadedImage],
+    check: TargetCheck,
+    stores: Mapping[View, EmbeddingStore],
+    gate: ClassGate,
+    judge: Judge | None,
 ) -> Iterator[Views]:
     from models.refinement.refine import refine_batch
 
     embeddings = stores["identity"]
     logits = teacher.view_logits(check.student, batch, check.views, stores)
-    ids, scores, _ = top_scores(merge_views(logits), check.top_k, check.probabilities)
+    keys = [loaded.ref.key for loaded in batch]
+    ids, scores, _ = present_scores(merge_views(logits), keys, judge, check.top_k, check.probabilities).top
     inputs = [
         RefineInput(
             ids=ids[index],
@@ -217,8 +241,9 @@ def _upright(
     batch: Sequence[LoadedImage], student_BKhw: "Tensor", check: TargetCheck, embeddings: EmbeddingStore
 ) -> dict[Who, list[NDArray[np.int32]]]:
     """Return both models' labels of the images as they are, for stability where their labels are of several views."""
-    # Labels that are a mean with the mirror image are stable by themselves, whatever the model.
-    if check.teacher is None or check.views == IDENTITY:
+    # Labels that are a mean with the mirror image are stable by themselves, whatever the model; so are those of which a
+    # witness took the doubtful part.
+    if check.teacher is None or (check.views == IDENTITY and check.presence.witness == "none"):
         return {}
     sam = embeddings.batch([loaded.ref.key for loaded in batch]) if check.teacher.needs_embedding else None
     teacher_BKhw = check.teacher.logits([loaded.image for loaded in batch], sam)

@@ -5,7 +5,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, Literal
+from typing import TYPE_CHECKING, Final, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,6 +14,7 @@ from pydantic import PositiveInt, field_validator
 from jobs.artifacts.embeddings import EmbeddingStore
 from jobs.inference.batching import BatchLimit, LoadedImage, load_images
 from jobs.inference.model import model_of, stseg_fingerprint, weights_checksum
+from jobs.inference.witness import Judge, PresenceSettings, StoredWitness, TeacherWitness
 from jobs.run import Run, RunRef, Section, best_weights
 from jobs.stage import Done, ShardTask, Stage, memory_hint
 from jobs.stages import embed
@@ -42,12 +43,14 @@ class Settings(Section):
         batch_size: Images at a time; halved on OOM.
         views: What it sees of each image, "identity" and perhaps "mirror"; the probabilities of several are merged by
             their geometric mean. Each view takes as long as the first, and with DEA SAM embeds it once for all rounds.
+        presence: Which classes of the vocabulary an image holds; the others get none of its pixels.
     """
 
     # Not only the first choice: with the best k stored, `replay` tries another gate without inference.
     top_k: PositiveInt = 4
     batch_size: PositiveInt = 8
     views: tuple[View, ...] = IDENTITY
+    presence: PresenceSettings = PresenceSettings()
 
     @field_validator("views")
     @classmethod
@@ -95,6 +98,11 @@ def mirror_inputs(run: Run, shard: str, suffix: str = "") -> dict[str, Path]:
     return {f"mirror{suffix}": run.layout.mirror_embedding(shard)}
 
 
+def presence_inputs(run: Run, shard: str, suffix: str = "") -> dict[str, Path]:
+    """Return the stored evidence for each class in the images of a shard by role, where there is any."""
+    return {f"presence{suffix}": run.layout.presence_of(shard)} if run.section(Settings).presence.is_stored else {}
+
+
 def tasks(run: Run, round: int) -> list[ShardTask]:
     """Plan the shards of the target; the teacher of a round is the best model so far."""
     if round == 0:
@@ -112,6 +120,7 @@ def tasks(run: Run, round: int) -> list[ShardTask]:
                 "embedding": run.layout.embedding("target", shard.name),
                 "weights": weights,
                 **mirror_inputs(run, shard.name),
+                **presence_inputs(run, shard.name),
             },
         )
         for shard in run.plan.shards
@@ -134,7 +143,10 @@ def fingerprint(run: RunRef) -> dict[str, Json]:
         "top_k": settings.top_k,
         "probabilities": probabilities_of(run),
     }
-    # Left out by default, so that scores of versions without views stay valid.
+    # Left out by default, so that scores of versions without views or witnesses stay valid.
+    if settings.presence.witness != "none":
+        said: dict[str, Json] = {"witness": settings.presence.witness, "least": settings.presence.least_evidence}
+        found["presence"] = {**said, "instead": settings.presence.instead}
     return found if settings.views == IDENTITY else {**found, "views": list(settings.views)}
 
 
@@ -158,7 +170,8 @@ def work(teacher: Teacher, task: ShardTask) -> Done:
 
     Writes `ids` (n, k, h, w) uint16 and `scores` (n, k, h, w) float16, highest first; `class_max` (n, K) float16 and
     `class_mean` (n, K) float32, each class's highest and mean probability; attrs `keys`, `teacher_weights`. Of several
-    views it also writes `disagreement` (n,) float32, see `models.stseg.views.disagreement`.
+    views it also writes `disagreement` (n,) float32, see `models.stseg.views.disagreement`. Where a witness strikes
+    classes, `struck` (n, K) bool has those that would have been some cell's first choice.
 
     Raises:
         OutOfMemory: Not even one image fits.
@@ -166,26 +179,29 @@ def work(teacher: Teacher, task: ShardTask) -> Done:
     """
     views = teacher.settings.views
     stores = open_stores(task.inputs, views)
+    judge = open_judge(task.inputs, teacher.settings.presence)
     drops: list[Drop] = []
     keys: list[str] = []
     parts: list[TopScores] = []
     apart: list[NDArray[np.float32]] = []
     means: list[NDArray[np.float32]] = []
+    refused: list[NDArray[np.int64]] = []
 
-    def predict(batch: Sequence[LoadedImage]) -> tuple[TopScores, NDArray[np.float32], NDArray[np.float32]]:
+    def predict(batch: Sequence[LoadedImage]) -> tuple[PresentScores, NDArray[np.float32]]:
         logits = view_logits(teacher.model, batch, views, stores)
         gap_B = disagreement(logits, softmax=teacher.probabilities == "softmax").cpu().numpy()
-        merged = merge_views(logits)
-        top = top_scores(merged, teacher.settings.top_k, teacher.probabilities)
-        return top, gap_B, class_means(merged, teacher.probabilities)
+        named = [loaded.ref.key for loaded in batch]
+        return present_scores(merge_views(logits), named, judge, teacher.settings.top_k, teacher.probabilities), gap_B
 
     # The others could not be read by embed.
     refs = [ref for ref in task.samples if all(ref.key in one.rows for one in stores.values())]
-    for batch, (top, gap_B, mean_BK) in teacher.limit.batches(load_images(refs, teacher.source, drops), predict):
+    for batch, (found, gap_B) in teacher.limit.batches(load_images(refs, teacher.source, drops), predict):
         keys += [loaded.ref.key for loaded in batch]
-        parts.append(top)
+        parts.append(found.top)
+        means.append(found.mean_BK)
         apart.append(gap_B)
-        means.append(mean_BK)
+        if found.refused_BK is not None:
+            refused.append(found.refused_BK)
     names = ("ids", "scores", "class_max")
     arrays = dict(zip(names, map(np.concatenate, zip(*(parts or [_no_scores()]), strict=True)), strict=True))
     arrays["class_mean"] = np.concatenate(means or [np.zeros((0, 1), np.float32)])
@@ -194,6 +210,11 @@ def work(teacher: Teacher, task: ShardTask) -> Done:
     if len(views) > 1:
         arrays["disagreement"] = np.concatenate([np.zeros(0, np.float32), *apart])
         stats["disagreement_sum"] = float(arrays["disagreement"].astype(np.float64).sum())
+    if judge is not None:
+        refused_NK = np.concatenate(refused or [np.zeros((0, 1), np.int64)])
+        stats |= refused_stats(refused_NK, arrays["ids"])
+        if judge.settings.instead != "keep":
+            arrays["struck"] = refused_NK > 0
     write_arrays(task.output, arrays, attrs)
     return Done(len(keys), stats, drops, arrived=len(refs))
 
@@ -202,6 +223,14 @@ def open_stores(inputs: Mapping[str, Path], views: Sequence[View], suffix: str =
     """Open the stores of SAM's embeddings of a shard, by view; without DEA a mirrored view has none."""
     roles: dict[View, str] = {"identity": f"embedding{suffix}", "mirror": f"mirror{suffix}"}
     return {view: EmbeddingStore.open(inputs[roles[view]]) for view in views if roles[view] in inputs}
+
+
+def open_judge(inputs: Mapping[str, Path], settings: PresenceSettings, suffix: str = "") -> Judge | None:
+    """Return who says which classes the images of a shard hold; None where nobody does."""
+    if settings.witness == "none":
+        return None
+    stored = StoredWitness.open(inputs[f"presence{suffix}"]) if settings.is_stored else None
+    return Judge(TeacherWitness() if stored is None else stored, settings)
 
 
 def view_logits(
@@ -214,6 +243,42 @@ def view_logits(
         sam = stores[view].batch(keys) if model.needs_embedding else None
         found.append(seen_upright(model.logits([seen_as(loaded.image, view) for loaded in batch], sam), view))
     return found
+
+
+class PresentScores(NamedTuple):
+    """What is stored of a batch once a witness was heard.
+
+    Attributes:
+        top: See `top_scores`; a cell that is ignored because its class was refused has only scores of 0.
+        mean_BK: (B, K) float32, each class's mean probability over the grid, which share matching reads.
+        refused_BK: (B, K) int64, the cells whose first choice was a class that the witness refused; None without one.
+    """
+
+    top: TopScores
+    mean_BK: NDArray[np.float32]
+    refused_BK: NDArray[np.int64] | None
+
+
+def present_scores(
+    logits_BKHW: "Tensor", keys: Sequence[str], judge: Judge | None, top_k: int, probabilities: Probabilities
+) -> PresentScores:
+    """Return what is stored of a batch of logits; arguments and errors are those of `top_scores`."""
+    _require_finite(logits_BKHW)
+    if judge is None:
+        return PresentScores(
+            top_scores(logits_BKHW, top_k, probabilities), class_means(logits_BKHW, probabilities), None
+        )
+    kept, refused_BK, ignored_BHW = judge.judge(keys, logits_BKHW, softmax=probabilities == "softmax")
+    ids, scores, highest = scores_of(kept, top_k, probabilities)
+    scores *= ~ignored_BHW.cpu().numpy()[:, None]
+    return PresentScores((ids, scores, highest), class_means(kept, probabilities), refused_BK.cpu().numpy())
+
+
+def refused_stats(refused_NK: NDArray[np.int64], ids_NkHW: NDArray[np.uint16]) -> dict[str, float]:
+    """Count, over the images of a shard, all `cells` and those of each refused class: `class_<i>_refused`."""
+    total_K = refused_NK.sum(axis=0)
+    found = {f"class_{index}_refused": float(total_K[index]) for index in np.flatnonzero(total_K).tolist()}
+    return {"cells": float(ids_NkHW[:, 0].size), **found}
 
 
 def top_scores(logits_BKHW: "Tensor", top_k: int, probabilities: Probabilities) -> TopScores:
@@ -231,8 +296,17 @@ def top_scores(logits_BKHW: "Tensor", top_k: int, probabilities: Probabilities) 
     Raises:
         ValueError: A logit is not finite.
     """
+    _require_finite(logits_BKHW)
+    return scores_of(logits_BKHW, top_k, probabilities)
+
+
+def _require_finite(logits_BKHW: "Tensor") -> None:
     if not bool(logits_BKHW.isfinite().all()):
         raise ValueError("the network gave logits that are not finite; its weights are damaged or do not fit")
+
+
+def scores_of(logits_BKHW: "Tensor", top_k: int, probabilities: Probabilities) -> TopScores:
+    """Return `top_scores` of logits that may be minus infinity, for classes that are struck."""
     score_BKHW = logits_BKHW.softmax(dim=1) if probabilities == "softmax" else logits_BKHW.sigmoid()
     scores, ids = score_BKHW.topk(min(top_k, score_BKHW.shape[1]), dim=1)
     return (
@@ -243,7 +317,7 @@ def top_scores(logits_BKHW: "Tensor", top_k: int, probabilities: Probabilities) 
 
 
 def class_means(logits_BKHW: "Tensor", probabilities: Probabilities) -> NDArray[np.float32]:
-    """Return the (B, K) mean probability of each class over the grid of each image, which share matching reads."""
+    """Return the (B, K) mean probability of each class over the grid of each image."""
     score_BKHW = logits_BKHW.softmax(dim=1) if probabilities == "softmax" else logits_BKHW.sigmoid()
     found: NDArray[np.float32] = score_BKHW.float().mean(dim=(2, 3)).cpu().numpy()
     return found

@@ -93,7 +93,7 @@ def class_confidences(
     for path in stores:
         for image in stored_scores(path):
             confidence_K = gate_confidence(image.ids, image.scores, num_classes, config, calibration)
-            for class_id in np.unique(image.ids[0]).tolist():
+            for class_id in np.unique(image.ids[0][image.scores[0] > 0]).tolist():
                 found[class_id].append(float(confidence_K[class_id]))
             images += 1
     return [np.array(values, dtype=np.float32) for values in found], images

@@ -36,6 +36,8 @@ class AlarmConfig(BaseModel):
         few_classes: Lowest part of the classes that must hold 99 % of the labelled pixels; of few images, the part of
             five classes per image.
         min_certainty: Lowest mean of the teacher's highest probabilities, 0 for guessing and 1 for certainty.
+        absent_grows: Highest multiple, from one round to the next, of the share of the pixels that the teacher would
+            give to a class where the witness of presence refuses it; counted as `min_share` at least.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -61,6 +63,7 @@ class AlarmConfig(BaseModel):
     # Measured: 0.06 to 0.11 on photographs with names that the preset tiny does not know, 0.36 and more on the scenes,
     # also with two names that hardly any pixel has; 0.89 with all of theirs.
     min_certainty: float = Field(default=0.2, ge=0, le=1)
+    absent_grows: float = Field(default=1.5, gt=1)
 
 
 @dataclass(frozen=True)
@@ -69,7 +72,7 @@ class Alarm:
 
     Attributes:
         kind: "histogram_drift", "class_vanished", "class_exploded", "churn", "class_churn", "coverage_collapse",
-            "entropy_collapse", "few_classes" or "guessing".
+            "entropy_collapse", "few_classes", "guessing" or "absent_grows".
         about: What was compared.
         value: What was found.
         threshold: What is allowed.
@@ -286,6 +289,30 @@ def guessing_alarms(about: str, confidence: float | None, num_classes: int, conf
         f"{config.min_certainty:g}): the model does not know these classes, or the images hold none of them"
     )
     return [Alarm("guessing", about, sure, config.min_certainty, message)]
+
+
+def absent_alarms(
+    about: str, before_K: Counts, after_K: Counts, names: Sequence[str], config: AlarmConfig
+) -> list[Alarm]:
+    """Check that no class is said more and more of images that do not hold it by what a witness says.
+
+    Args:
+        about: Whose labels they are, for the message.
+        before_K: (K,) share of all cells that a round's teacher would give to each class where the witness refuses it.
+        after_K: The same in the round after.
+        names: K names.
+        config: `absent_grows` and `min_share`.
+    """
+    alarms = []
+    for name, before, after in zip(names, before_K.tolist(), after_K.tolist(), strict=True):
+        grown = after / max(before, config.min_share)
+        if grown > config.absent_grows:
+            message = (
+                f"{about}: where the witness of presence refuses {name!r}, it would get {100 * after:.2f} % of the "
+                f"pixels, {100 * before:.2f} % the round before: the rounds amplify it"
+            )
+            alarms.append(Alarm("absent_grows", about, grown, config.absent_grows, message, name))
+    return alarms
 
 
 def _bits(shares_K: NDArray[np.float64]) -> float:

@@ -19,6 +19,7 @@ from models.refinement.confidence import Region, check_top_scores, class_confide
 ACCEPTED: Final = "accepted"
 DROPPED_LOW_CONFIDENCE: Final = "dropped_low_confidence"
 ABSENT: Final = "absent"
+STRUCK_ABSENT: Final = "struck_absent"  # some cell's first choice, had a witness not said that the image has none of it
 # The paper's. No other gate was better in two seeds by more than one training differs from the next (1 to 2 points).
 DEFAULT_THRESHOLD: Final = 0.9
 
@@ -129,7 +130,7 @@ class GateResult:
 
     Attributes:
         confidence: (K,) float32 in [0, 1], 0 for a class without pixels.
-        reasons: K of "accepted", "dropped_low_confidence", "absent".
+        reasons: K of "accepted", "dropped_low_confidence", "absent", "struck_absent".
     """
 
     confidence: NDArray[np.float32]
@@ -181,13 +182,19 @@ def gate_confidence(
     return class_confidence(ids, calibrated, num_classes, config.statistic, config.over)
 
 
-def gate(ids_kHW: NDArray[np.integer], scores_kHW: NDArray[np.floating], class_gate: ClassGate) -> GateResult:
+def gate(
+    ids_kHW: NDArray[np.integer],
+    scores_kHW: NDArray[np.floating],
+    class_gate: ClassGate,
+    struck_K: NDArray[np.bool_] | None = None,
+) -> GateResult:
     """Decide for each class of an image whether its masks become prompts.
 
     Args:
         ids_kHW: (k, h, w) integers in 0..K-1, best first.
         scores_kHW: (k, h, w) float in [0, 1].
         class_gate: The gate. Another can be tried on the same scores at no cost.
+        struck_K: (K,) bool, the classes that lost cells to a witness; None: there was none.
 
     Returns:
         The confidence of every class and its outcome; possibly none passes.
@@ -200,9 +207,10 @@ def gate(ids_kHW: NDArray[np.integer], scores_kHW: NDArray[np.floating], class_g
     present_K = np.bincount(ids_kHW[0][scores_kHW[0] > 0], minlength=num_classes) > 0
     # A class that is no cell's first choice has no region to bring, whatever its confidence.
     passed_K = confidence_K > class_gate.threshold_of_class
+    lost_K = np.zeros(num_classes, np.bool_) if struck_K is None else struck_K
     reasons = tuple(
-        (ACCEPTED if passed else DROPPED_LOW_CONFIDENCE) if present else ABSENT
-        for present, passed in zip(present_K.tolist(), passed_K.tolist(), strict=True)
+        (ACCEPTED if passed else DROPPED_LOW_CONFIDENCE) if present else STRUCK_ABSENT if lost else ABSENT
+        for present, passed, lost in zip(present_K.tolist(), passed_K.tolist(), lost_K.tolist(), strict=True)
     )
     return GateResult(confidence=confidence_K, reasons=reasons)
 

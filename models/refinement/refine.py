@@ -89,7 +89,7 @@ def _prepare(source: RefineInput, image_size: int, class_gate: ClassGate, config
             f"valid_hw {source.valid_hw} does not belong to an image of {source.original_hw} pixels, which takes "
             f"{shown} of SAM's {image_size}; embed the image again"
         )
-    result = gate(source.ids, source.scores, class_gate)
+    result = gate(source.ids, source.scores, class_gate, source.struck)
     # A cell without a class must not join the components of class 0.
     first_hw = np.where(source.scores[0] > 0, source.ids[0].astype(np.int32), -1)
     components = find_components(first_hw, result.accepted_ids, config)

@@ -34,6 +34,7 @@ class RefineInput:
         embedding: (C, g, g) float16 or float32, SAM's embedding of the padded image.
         valid_hw: Share of SAM's square that is image, each in (0, 1].
         original_hw: The upright image's size in pixels.
+        struck: (K,) bool, the classes that lost cells to a witness of presence; None: there was none.
     """
 
     ids: NDArray[np.integer]
@@ -41,6 +42,7 @@ class RefineInput:
     embedding: NDArray[np.floating]
     valid_hw: tuple[float, float]
     original_hw: tuple[int, int]
+    struck: NDArray[np.bool_] | None = None
 
 
 @dataclass(frozen=True)

@@ -67,6 +67,13 @@ class DenseClip(nn.Module):
             maps.append(x)
         return ClipFeatures(self._dense(trunk.norm_pre(x)), _guidance(maps))
 
+    def dense_and_pooled(self, image_B3HW: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the (B, D, H, W) dense features and the (B, D) embedding of each image as a whole, in one pass."""
+        visual = self.clip.visual
+        x_BCHW = visual.trunk.forward_features((image_B3HW - self.mean) / self.std)
+        pooled: Tensor = visual.head(visual.trunk.forward_head(x_BCHW))
+        return self._dense(x_BCHW), pooled
+
     def encode_text(self, texts: list[str]) -> Tensor:
         """Return the (N, D) text embeddings, not normalised, with a gradient; without one `encode_tokens` is faster."""
         tokens = self.tokenizer(texts).to(self.mean.device)

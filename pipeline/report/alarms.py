@@ -15,6 +15,7 @@ from jobs.stages.start import caution_of
 from models.evaluation.alarms import (
     Alarm,
     AlarmConfig,
+    absent_alarms,
     change_alarms,
     churn_alarms,
     coverage_alarms,
@@ -22,7 +23,7 @@ from models.evaluation.alarms import (
     state_alarms,
     vocabulary_alarms,
 )
-from shards.formats.records import Record, record_or_none
+from shards.formats.records import Json, Record, record_or_none
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,8 @@ class RoundFacts:
         before: Those of the round before; none for round 1.
         check: The result of `jobs.stages.target_check` on its sample.
         confidence: The mean highest softmax probability of the round's teacher, 0 to 1; None where it has none.
+        teacher: The records of its teacher, for what a witness of presence refused.
+        teacher_before: Those of the round before.
     """
 
     number: int
@@ -42,6 +45,8 @@ class RoundFacts:
     before: Sequence[Record]
     check: Mapping[str, Any]
     confidence: float | None = None
+    teacher: Sequence[Record] = ()
+    teacher_before: Sequence[Record] = ()
 
 
 def round_alarms(facts: RoundFacts, names: Sequence[str], config: AlarmConfig) -> list[Alarm]:
@@ -76,7 +81,26 @@ def round_alarms(facts: RoundFacts, names: Sequence[str], config: AlarmConfig) -
     alarms += vocabulary_alarms(student, moved_KK.sum(axis=0), int(facts.check.get("images", 0)), config)
     alarms += change_alarms(about, moved_KK.sum(axis=1), moved_KK.sum(axis=0), names, config)
     alarms += churn_alarms(about, moved_KK, names, config)
-    return alarms
+    if facts.teacher_before:
+        refused, refused_before = (refused_shares(one, len(names)) for one in (facts.teacher, facts.teacher_before))
+        alarms += absent_alarms(f"teacher of round {number}", refused_before, refused, names, config)
+    struck = {names[class_id] for class_id in facts.check.get("struck", ())}
+    return [alarm for alarm in alarms if alarm.kind != "class_vanished" or alarm.class_name not in struck]
+
+
+def refused_shares(teacher: Sequence[Record], num_classes: int) -> NDArray[np.float64]:
+    """Return the share of a round's cells whose first choice each class was where the witness refused it."""
+    cells = sum(record.stats.get("cells", 0.0) for record in teacher)
+    found = [sum(record.stats.get(f"class_{index}_refused", 0.0) for record in teacher) for index in range(num_classes)]
+    return np.array(found, np.float64) / max(cells, 1.0)
+
+
+def alarm_fingerprint(config: AlarmConfig) -> dict[str, Json]:
+    """Return what of the alarms' settings changes a report."""
+    # Later thresholds are left out by default, so that reports of versions without them stay valid.
+    found: dict[str, Json] = config.model_dump(mode="json", exclude={"stop"})
+    later = {"absent_grows": AlarmConfig().absent_grows}
+    return {name: value for name, value in found.items() if name not in later or value != later[name]}
 
 
 def why_no_label(run: Run, number: int) -> list[str]:

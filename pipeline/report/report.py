@@ -13,6 +13,7 @@ from jobs.stage import Done, ShardTask, Stage
 from jobs.stages import (
     embed,
     evaluate,
+    presence,
     pseudo_scores,
     refine,
     shares,
@@ -29,7 +30,7 @@ from jobs.training.config import TrainConfig
 from models.evaluation.alarms import AlarmConfig
 from models.refinement.gate import GateConfig
 from models.training.settings import matched_alpha
-from pipeline.report.alarms import RoundFacts, round_alarms, teacher_confidence
+from pipeline.report.alarms import RoundFacts, alarm_fingerprint, refused_shares, round_alarms, teacher_confidence
 from pipeline.report.gallery import PICTURES_NOTE, choose_samples, draw_samples
 from pipeline.report.html import render_page
 from pipeline.report.left_out import left_out, turned_labels
@@ -86,7 +87,7 @@ def fingerprint(run: RunRef) -> dict[str, Json]:
     found: dict[str, Json] = {
         "report": VERSION,
         "gate": refine.gate_fingerprint(run.section(refine.Settings).gate),
-        "alarms": run.section(AlarmConfig).model_dump(mode="json", exclude={"stop"}),
+        "alarms": alarm_fingerprint(run.section(AlarmConfig)),
     }
     if run.round == 0:  # in later rounds, images that are left out change the inputs anyway
         keys: list[Json] = [drop.key for one in left_out(embed.tasks(run.reopened(), 0)) for drop in one.drops]
@@ -104,6 +105,7 @@ def fingerprint(run: RunRef) -> dict[str, Json]:
 def _image_tasks(run: Run, number: int) -> list[ShardTask]:
     """Return the tasks behind a round's numbers that read images, those done once for all rounds first."""
     once = [*embed.tasks(run, 0), *evaluate.embed_tasks(run, 0), *teacher.view_tasks(run, 0)]
+    once += [*presence.share_tasks(run, 0), *presence.tasks(run, 0)]
     return [*once, *teacher.tasks(run, number), *write.tasks(run, number), *_label_tasks(run, number)]
 
 
@@ -240,7 +242,8 @@ def _guards(run: Run, number: int, chain: Mapping[str, Sequence[Record]]) -> dic
     check = read_json(run.layout.target_check(number)) or {}
     before = stage_records(refine.tasks(run, number - 1)) if number > 1 else []
     confidence = teacher_confidence(chain["teacher"], softmax=teacher.probabilities_of(run) == "softmax")
-    facts = RoundFacts(number, chain["refine"], before, check, confidence)
+    taught_before = stage_records(teacher.tasks(run, number - 1)) if number > 1 else []
+    facts = RoundFacts(number, chain["refine"], before, check, confidence, chain["teacher"], taught_before)
     return {
         "promotion": read_decision(run.layout.promotion(number)),
         "alarms": tuple(round_alarms(facts, run.vocabulary.names, run.section(AlarmConfig))),
@@ -306,6 +309,8 @@ def _classes(
         own = refine.read_thresholds(files["thresholds"], run.vocabulary).tolist()
     elif (matched := shares_among(files, run.vocabulary)) is not None:
         own = matched.threshold_K.tolist()
+    judged = refined and run.section(teacher.Settings).presence.witness != "none"
+    refused = 100 * refused_shares(chain["teacher"], len(run.vocabulary)) if judged else None
     for index, entry in enumerate(run.vocabulary.classes):
         facts = {name: (source.get("iou") or {}).get(entry.name) for name, source in scored.items()}
         found.append(
@@ -318,6 +323,7 @@ def _classes(
                 pixel_share=100 * stats[f"class_{index}_pixels"] / covered if covered else None,
                 masks=_counts(stats, f"class_{index}_masks_") if refined else None,
                 **({"threshold": own[index]} if own else {}),
+                **({} if refused is None else {"refused_share": float(refused[index])}),
             )
         )
     return tuple(found)

@@ -124,6 +124,7 @@ class ClassFacts(_Facts):
     pixel_share: float | None = None
     masks: dict[str, int] | None = None
     threshold: float | None = None
+    refused_share: float | None = None  # of the teacher's pixels, first choices that the witness of presence refused
 
 
 class LeftOutFacts(_Facts):

@@ -15,6 +15,7 @@ from jobs.stage import ShardTask, Stage, StagePlan
 from jobs.stages import (
     embed,
     evaluate,
+    presence,
     promote,
     pseudo_scores,
     refine,
@@ -42,6 +43,8 @@ ROUND: Final[Recipe] = (
     source_labels.STAGE,
     evaluate.EMBED_STAGE,
     teacher.VIEWS_STAGE,
+    presence.NAMES_STAGE,
+    presence.STAGE,
     start.STAGE,
     teacher.STAGE,
     shares.STAGE,

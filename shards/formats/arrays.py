@@ -83,6 +83,16 @@ def read_arrays(path: Path, names: Iterable[str] | None = None) -> tuple[dict[st
     return {name: _read(path, group, name, ...) for name in wanted}, attrs
 
 
+def array_names(path: Path) -> list[str]:
+    """Return the names of the arrays of a folder.
+
+    Raises:
+        FileNotFoundError: There is no such folder.
+        ValueError: It is damaged.
+    """
+    return sorted(_array_names(path, _open(path)))
+
+
 def read_rows(path: Path, name: str, index: int | slice) -> NDArray[Any]:
     """Read one row of an array, or a slice of rows, without the rest.
 

@@ -13,7 +13,7 @@ _SHARD_NAME = re.compile(r"[0-9]{6,}")
 _OUTPUT_NAME = re.compile(
     r"((source|test|validation|mirror)-)?[0-9]{6,}\.zarr|pseudo-[0-9]{6,}\.tar|(model|[0-9a-f]{64})\.safetensors"
     r"|source-labels-[0-9]{6,}\.json"
-    r"|(evaluate(-[a-z]+)?|holdout|target|promotion|report|thresholds|shares|pseudo_labels|index)\.json|step-[0-9]{8,}\.json"
+    r"|(evaluate(-[a-z]+)?|holdout|target|promotion|report|thresholds|shares|names|pseudo_labels|index)\.json|step-[0-9]{8,}\.json"
 )
 
 # What the program writes at the top of a run folder; everything else there is the user's.
@@ -124,6 +124,15 @@ class RunLayout:
     def mirror_embedding(self, shard: str) -> Path:
         """The SAM embeddings of the mirrored images of a shard of the target, where the teacher sees them."""
         return self.root / "embeddings" / "sam" / f"mirror-{_checked(shard)}.zarr"
+
+    @property
+    def presence(self) -> Path:
+        """The share of the target that each class name explains, where frozen CLIP is the witness of presence."""
+        return self.root / "embeddings" / "presence" / "names.json"
+
+    def presence_of(self, shard: str) -> Path:
+        """The evidence for each class in the images of a shard, once for all rounds, where there is a witness."""
+        return self.root / "embeddings" / "presence" / f"{_checked(shard)}.zarr"
 
     def source_labels(self, shard: str) -> Path:
         """The samples of a shard of the labelled source that cannot be trained on, once for all rounds."""
