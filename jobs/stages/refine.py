@@ -19,12 +19,14 @@ from jobs.inference.batching import BatchLimit
 from jobs.inference.model import load_sam_decoder, model_of, sam_fingerprint
 from jobs.run import Run, RunRef, Section, label_fingerprint
 from jobs.stage import Done, ShardTask, Stage, memory_hint
+from jobs.stages import given
+from jobs.stages.teacher import given_masks
 from models.refinement.calibration import Calibration, calibration_table
 from models.refinement.gate import ABSENT, ClassGate, GateConfig
 from models.refinement.settings import RefinementConfig
 from models.refinement.types import RefinedLabel, RefineInput, label_as_input
-from shards.data.label_reader import LabelReader
-from shards.data.sources import Source
+from shards.data.given_masks import open_masks
+from shards.data.label_reader import LabelReader, LabelSource
 from shards.data.vocabulary import Vocabulary
 from shards.files.untrusted import read_json_file
 from shards.formats.arrays import read_arrays
@@ -61,19 +63,30 @@ class Refiner:
         vocabulary: The classes.
         settings: Gate and refinement.
         limit: Images per call of the decoder, kept from shard to shard.
-        masks: The source whose labels are the masks to refine; None to refine the teacher's scores.
+        masks: The masks to refine; None to refine the teacher's scores.
     """
 
     decoder: "PromptDecoder"
     vocabulary: Vocabulary
     settings: Settings
     limit: BatchLimit
-    masks: Source | None = None
+    masks: LabelSource | None = None
 
 
 def tasks(run: Run, round: int) -> list[ShardTask]:
+    """Plan the shards of the target, refined from the teacher's scores, or from masks in place of the first one's."""
+    return [*scored_tasks(run, round), *given_tasks(run, round)]
+
+
+def given_tasks(run: Run, round: int) -> list[ShardTask]:
+    """Plan the shards of masks that round 1 begins with."""
+    masks = given_masks(run, round)
+    return [] if masks is None else given.with_given(run, mask_tasks(run, round), masks)
+
+
+def scored_tasks(run: Run, round: int) -> list[ShardTask]:
     """Plan the shards of the target, refined from the teacher's scores."""
-    if round == 0:
+    if round == 0 or given_masks(run, round) is not None:
         return []
     # As an input of every shard, thresholds end the overlap with the teacher: they need the scores of all shards.
     gate = {"thresholds": run.layout.thresholds(round)} if is_adaptive(run) else {}
@@ -111,7 +124,10 @@ def fingerprint(run: RunRef) -> dict[str, Json]:
 def mask_fingerprint(run: RunRef) -> dict[str, Json]:
     """Return what changes refined masks."""
     # No gate: every class of a given mask counts as certain. The masks themselves are an input.
-    return {**_sam_part(run), **label_fingerprint(run, "target")}
+    if given_masks(run, run.round) is None:
+        return {**_sam_part(run), **label_fingerprint(run, "target")}
+    changes = run.data.labels.changes()
+    return {**_sam_part(run), **({"labels_read": changes} if changes else {})}
 
 
 def _sam_part(run: RunRef) -> dict[str, Json]:
@@ -133,8 +149,10 @@ def load(run: RunRef) -> Refiner:
 
 
 def load_for_masks(run: RunRef) -> Refiner:
-    """Load SAM's mask decoder, and open the images whose labels are the masks."""
-    return replace(load(run), masks=run.open("target"))
+    """Load SAM's mask decoder, and open the masks: those that are given, else the target's labels."""
+    masks = given_masks(run, run.round)
+    opened = run.open("target") if masks is None else open_masks(given.given_config(run, masks), run.vocabulary)
+    return replace(load(run), masks=opened)
 
 
 def batch_limit(size: int) -> BatchLimit:
@@ -320,5 +338,6 @@ def read_thresholds(path: Path, vocabulary: Vocabulary) -> NDArray[np.float64]:
 
 
 # After the teacher shard by shard: with half a GPU each, a worker of either shares one GPU.
-STAGE: Final = Stage("refine", tasks, fingerprint, load, work, after="teacher")
+STAGE: Final = Stage("refine", scored_tasks, fingerprint, load, work, after="teacher")
 MASKS_STAGE: Final = Stage("refine", mask_tasks, mask_fingerprint, load_for_masks, work_on_masks)
+GIVEN_STAGE: Final = Stage("refine", given_tasks, mask_fingerprint, load_for_masks, work_on_masks)

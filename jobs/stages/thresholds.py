@@ -17,6 +17,7 @@ from jobs.run import WHOLE_ROUND, Run, RunRef
 from jobs.stage import Done, ShardTask, Stage
 from jobs.stages import refine
 from jobs.stages.refine import gate_fingerprint, is_adaptive
+from jobs.stages.teacher import given_masks
 from models.refinement.calibration import CalibrationTable, calibration_table
 from models.refinement.gate import GateConfig, adaptive_thresholds, gate_confidence
 from shards.data.vocabulary import Vocabulary
@@ -36,7 +37,7 @@ class Gate:
 
 def tasks(run: Run, round: int) -> list[ShardTask]:
     """Plan one task for the whole round, between teacher and refine; none where all classes share one threshold."""
-    if round == 0 or not is_adaptive(run):
+    if round == 0 or not is_adaptive(run) or given_masks(run, round) is not None:
         return []
     return [
         ShardTask(

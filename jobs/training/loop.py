@@ -113,7 +113,7 @@ def train_model(task: ShardTask, job: TrainJob, group: Group) -> Record | None:
     started = time.monotonic()
     config, vocabulary, device = job.train, Vocabulary.load(job.vocabulary), worker_device()
     torch.manual_seed(config.seed)  # without weights to start from, the start is random
-    model = load_stseg(job.model).to(device)
+    model = load_stseg(job.model, to_train=True).to(device)
     text_KPD = embed_vocabulary(model, vocabulary, text_cache_folder(job.vocabulary))
     training_step = TrainingStep(model, text_KPD, vocabulary, config)
     # The start weights are among the inputs: a checkpoint of another start is never resumed from.

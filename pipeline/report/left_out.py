@@ -9,6 +9,7 @@ from typing import Any, Final, Literal
 
 from jobs.stage import ShardTask
 from jobs.stages.evaluate import NO_LABEL
+from jobs.stages.given import NO_SCORES
 from jobs.stages.refine import NO_MASK
 from jobs.stages.write import ALL_IGNORED
 from pipeline.errors import DataFault
@@ -23,7 +24,7 @@ from shards.formats.records import Drop, read_drops, read_json
 
 NAMED: Final = 5  # keys in a message; the report has all of them
 # Drops that say nothing against a file: the gate kept nothing of the image, or there is no mask or label to go with it.
-_NO_FAULT: Final = frozenset({ALL_IGNORED, NO_MASK, NO_LABEL})
+_NO_FAULT: Final = frozenset({ALL_IGNORED, NO_MASK, NO_SCORES, NO_LABEL})
 _EVALUATED: Final = {
     "evaluate": "test",
     "evaluate-baseline": "test",

@@ -107,7 +107,8 @@ def _image_tasks(run: Run, number: int) -> list[ShardTask]:
 def _label_tasks(run: Run, number: int) -> list[ShardTask]:
     """Return the tasks behind a round's numbers that read labels of the user's."""
     once, scores = source_labels.tasks(run, 0), pseudo_scores.tasks(run, number)
-    return [*once, *scores, *evaluate.tasks(run, number), *target_check.tasks(run, number)]
+    given = refine.given_tasks(run, number)
+    return [*once, *given, *scores, *evaluate.tasks(run, number), *target_check.tasks(run, number)]
 
 
 def work(run: Run, task: ShardTask) -> Done:

@@ -141,6 +141,10 @@ class FolderSource:
             return None
         return _label_file(self.label_folder / label, self.image_folder / name, shared=self._shared)
 
+    def label_digest(self, ref: SampleRef) -> str | None:
+        """Return the SHA-256 of the label that a planned image has now; None if it has none."""
+        return self._label_digest(image_name(ref))
+
     def _label_digest(self, name: str) -> str | None:
         """Return the SHA-256 of an image's label; None if it has none."""
         path = self.label_path(name)
@@ -184,6 +188,11 @@ def _refuse_vanished(folder: Path, what: str) -> None:
         if next(entries, None) is not None:
             return
     raise OSError(errno.ESTALE, f"the folder of {what} is gone or empty; is its storage mounted?", str(folder))
+
+
+def image_name(ref: SampleRef) -> str:
+    """Return the path of a sample's image in its folder; raise UnreadableImage if it is outside."""
+    return _from_uri(ref.uri)
 
 
 def image_path(config: FolderSourceConfig, ref: SampleRef) -> Path:
