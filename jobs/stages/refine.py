@@ -20,10 +20,11 @@ from jobs.inference.model import load_sam_decoder, model_of, sam_fingerprint
 from jobs.run import Run, RunRef, Section, label_fingerprint
 from jobs.stage import Done, ShardTask, Stage, memory_hint
 from jobs.stages import given
+from jobs.stages.teacher import Settings as TeacherSettings
 from jobs.stages.teacher import given_masks
 from models.refinement.calibration import Calibration, calibration_table
 from models.refinement.gate import ABSENT, ClassGate, GateConfig
-from models.refinement.settings import RefinementConfig
+from models.refinement.settings import FOR_MASKS, RefinementConfig
 from models.refinement.types import RefinedLabel, RefineInput, label_as_input
 from shards.data.given_masks import open_masks
 from shards.data.label_reader import LabelReader, LabelSource
@@ -126,8 +127,13 @@ def mask_fingerprint(run: RunRef) -> dict[str, Json]:
     # No gate: every class of a given mask counts as certain. The masks themselves are an input.
     if given_masks(run, run.round) is None:
         return {**_sam_part(run), **label_fingerprint(run, "target")}
-    changes = run.data.labels.changes()
-    return {**_sam_part(run), **({"labels_read": changes} if changes else {})}
+    changes, refinement = run.data.labels.changes(), _of_given(run).model_dump(mode="json")
+    return {**_sam_part(run), "refinement": refinement, **({"labels_read": changes} if changes else {})}
+
+
+def _of_given(run: RunRef) -> RefinementConfig:
+    """Return how given masks are refined: most are better than a student's labels, and SAM harms good ones."""
+    return FOR_MASKS if run.section(TeacherSettings).strict_masks else run.section(Settings).refinement
 
 
 def _sam_part(run: RunRef) -> dict[str, Json]:
@@ -151,8 +157,11 @@ def load(run: RunRef) -> Refiner:
 def load_for_masks(run: RunRef) -> Refiner:
     """Load SAM's mask decoder, and open the masks: those that are given, else the target's labels."""
     masks = given_masks(run, run.round)
-    opened = run.open("target") if masks is None else open_masks(given.given_config(run, masks), run.vocabulary)
-    return replace(load(run), masks=opened)
+    refiner = load(run)
+    if masks is None:
+        return replace(refiner, masks=run.open("target"))
+    settings = refiner.settings.model_copy(update={"refinement": _of_given(run)})
+    return replace(refiner, settings=settings, masks=open_masks(given.given_config(run, masks), run.vocabulary))
 
 
 def batch_limit(size: int) -> BatchLimit:

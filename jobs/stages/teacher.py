@@ -44,6 +44,8 @@ class Settings(Section):
             their geometric mean. Each view takes as long as the first, and with DEA SAM embeds it once for all rounds.
         masks: Labels that another model made of the target, which round 1 refines instead of a teacher's; from round 2
             on the student teaches. A folder of index PNGs, read as `data.labels` says, or a COCO file. null: none.
+        strict_masks: Whether these are refined as `refine --masks` does, where SAM's mask replaces one only if it is
+            surely better; else as a student's labels are, by `refine.refinement`.
         scores: Probabilities that another model made, with which round 1 begins in the same way, at the gate: a folder
             of `.npz` files with `ids` and `scores`, (k, h, w) each. null: none.
     """
@@ -53,7 +55,13 @@ class Settings(Section):
     batch_size: PositiveInt = 8
     views: tuple[View, ...] = IDENTITY
     masks: Path | None = None
+    strict_masks: bool = True
     scores: Path | None = None
+
+    @property
+    def given(self) -> Path | None:
+        """The labels of another model with which round 1 begins; None: it has a teacher of its own."""
+        return self.scores if self.masks is None else self.masks
 
     @model_validator(mode="after")
     def _one_other_model(self) -> "Settings":
@@ -125,8 +133,7 @@ def given_tasks(run: Run, round: int) -> list[ShardTask]:
 
 def predicted_tasks(run: Run, round: int) -> list[ShardTask]:
     """Plan the shards of the target for a network; the teacher of a round is the best model so far."""
-    settings = run.section(Settings)
-    if round == 0 or (round == 1 and (settings.masks is not None or settings.scores is not None)):
+    if round == 0 or (round == 1 and run.section(Settings).given is not None):
         return []
     return _tasks(run, round, {"weights": best_weights(run, round - 1)})
 

@@ -231,7 +231,7 @@ def _gain(now: Mapping[str, Any], then: Mapping[str, Any] | None) -> Scores | No
 def _guards(run: Run, number: int, chain: Mapping[str, Sequence[Record]]) -> dict[str, Any]:
     check = read_json(run.layout.target_check(number)) or {}
     before = stage_records(refine.tasks(run, number - 1)) if number > 1 else []
-    confidence = teacher_confidence(chain["teacher"], softmax=teacher.probabilities_of(run) == "softmax")
+    confidence = teacher_confidence(chain.get("teacher", []), softmax=teacher.probabilities_of(run) == "softmax")
     facts = RoundFacts(number, chain["refine"], before, check, confidence)
     return {
         "promotion": read_decision(run.layout.promotion(number)),
@@ -244,9 +244,10 @@ def _guards(run: Run, number: int, chain: Mapping[str, Sequence[Record]]) -> dic
 def _pseudo_labels(run: Run, number: int, chain: Mapping[str, Sequence[Record]]) -> PseudoLabelFacts:
     found = read_json(run.layout.pseudo_scores(number)) or {}
     stats = _summed(chain["refine"])
-    teacher_sum, teacher_count = _sum(chain["teacher"], "score_sum"), _sum(chain["teacher"], "samples")
-    if teacher_count and len(run.section(teacher.Settings).views) > 1:
-        found = {**found, "disagreement": 100 * _sum(chain["teacher"], "disagreement_sum") / teacher_count}
+    taught = chain.get("teacher", [])  # given masks have no teacher, and given scores no views
+    teacher_sum, teacher_count = _sum(taught, "score_sum"), _sum(taught, "samples")
+    if any("disagreement_sum" in record.stats for record in taught) and teacher_count:
+        found = {**found, "disagreement": 100 * _sum(taught, "disagreement_sum") / teacher_count}
     return PseudoLabelFacts(
         **found,
         samples=sum(record.count for record in chain["write"]),

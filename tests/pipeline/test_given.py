@@ -9,10 +9,12 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 from PIL import Image
-from run_setup import invoke, random_weights, sets
+from run_setup import invoke as invoke_command
+from run_setup import random_weights, sets
 
 from jobs.artifacts.labels import read_refined
 from jobs.run import best_weights
+from jobs.stages import given
 from jobs.stages.given import NO_SCORES
 from jobs.stages.refine import NO_MASK
 from jobs.stages.teacher import predicted_tasks
@@ -25,6 +27,7 @@ SIZE = (40, 60)
 KEYS = ("a", "b", "c")
 SMALL = {
     "shard_size": "2",
+    "refine.gate.threshold": "0.0",
     "train.steps": "2",
     "train.target_per_step": "1",
     "promotion.measure": "none",
@@ -74,6 +77,11 @@ def write_coco(path: Path, keys: tuple[str, ...] = KEYS, category: str = "Brick"
     path.write_text(json.dumps({"images": images, "annotations": annotations, "categories": categories}))
 
 
+def invoke(*arguments: str) -> tuple[int, str, str]:
+    given._given_samples.cache_clear()  # as in a process of its own
+    return invoke_command(*arguments)
+
+
 def init(folder: Path, *more: str) -> tuple[int, str, str]:
     weights = random_weights(folder)
     del weights["model.stage1_weights"]
@@ -87,7 +95,7 @@ def rounds(folder: Path, number: int, *more: str) -> tuple[int, str, str]:
     return invoke("round", "--n", str(number), "--run", str(folder / "run"), "--backend", "inline", *more)
 
 
-def given(folder: Path, kind: str) -> tuple[str, ...]:
+def option(folder: Path, kind: str) -> tuple[str, ...]:
     if kind == "coco":
         write_coco(folder / "masks.json")
         return ("--teacher-masks", str(folder / "masks.json"))
@@ -96,7 +104,7 @@ def given(folder: Path, kind: str) -> tuple[str, ...]:
 
 @pytest.mark.parametrize("kind", ["masks", "coco", "scores"])
 def test_round_1_begins_with_given_labels_and_round_2_with_the_student(folder: Path, kind: str) -> None:
-    code, out, err = init(folder, *given(folder, kind))
+    code, out, err = init(folder, *option(folder, kind))
     assert code == 0, err
     assert "3 of 3 images have" in out
     code, _, err = rounds(folder, 2)
@@ -118,9 +126,10 @@ def test_round_1_begins_with_given_labels_and_round_2_with_the_student(folder: P
 
 def test_image_without_a_mask_is_counted_and_taken_up_once_it_has_one(folder: Path) -> None:
     (folder / "masks" / "b.png").unlink()
-    code, out, _ = init(folder, *given(folder, "masks"))
+    code, out, _ = init(folder, *option(folder, "masks"))
     assert (code, "2 of 3 images have one, 1 has none (the first: b.png" in out) == (0, True)
-    assert rounds(folder, 1)[0] == 0
+    code, _, err = rounds(folder, 1)
+    assert (code, "refine of round 1: 1 image has no given mask, and no label in this round: b" in err) == (0, True)
     run = read_run(folder / "run")
     drops = read_record(run.layout.refine(1, "000000").with_suffix(".json")).drops
     assert [(drop.key, drop.reason) for drop in drops] == [("b", NO_MASK)]
@@ -135,7 +144,7 @@ def test_image_without_a_mask_is_counted_and_taken_up_once_it_has_one(folder: Pa
 def test_unusable_scores_and_missing_ones_cost_their_own_image(folder: Path) -> None:
     (folder / "scores" / "a.npz").unlink()
     write_scores(folder / "scores" / "b.npz", ids=np.full((2, 8, 12), 9))
-    assert init(folder, *given(folder, "scores"))[0] == 0
+    assert init(folder, *option(folder, "scores"))[0] == 0
     assert rounds(folder, 1, "--set", "shard_size=2")[0] == 0
     run = read_run(folder / "run")
     record = read_record(run.layout.teacher(1, "000000").with_suffix(".json"))
@@ -144,7 +153,7 @@ def test_unusable_scores_and_missing_ones_cost_their_own_image(folder: Path) -> 
 
 
 def test_masks_that_change_make_their_shard_stale_and_a_copy_of_them_does_not(folder: Path) -> None:
-    assert init(folder, *given(folder, "masks"))[0] == 0
+    assert init(folder, *option(folder, "masks"))[0] == 0
     assert rounds(folder, 1)[0] == 0
     shutil.copytree(folder / "masks", folder / "copy")
     moved = ("--set", f"teacher.masks={folder / 'copy'}")
@@ -156,7 +165,7 @@ def test_masks_that_change_make_their_shard_stale_and_a_copy_of_them_does_not(fo
 
 
 def test_stages_of_round_1_are_those_that_given_masks_leave(folder: Path) -> None:
-    assert init(folder, *given(folder, "masks"))[0] == 0
+    assert init(folder, *option(folder, "masks"))[0] == 0
     run = str(folder / "run")
     for name in ("embed", "refine", "write"):
         code, _, err = invoke("stage", name, "--run", run, "--backend", "inline")
@@ -172,7 +181,7 @@ def test_stages_of_round_1_are_those_that_given_masks_leave(folder: Path) -> Non
 def test_labels_of_no_image_are_refused_before_any_work(folder: Path) -> None:
     for file in (folder / "masks").iterdir():
         file.rename(file.with_name(f"x{file.name}"))
-    code, _, err = init(folder, *given(folder, "masks"))
+    code, _, err = init(folder, *option(folder, "masks"))
     assert (code, "none of 3 images has a mask" in err) == (2, True)
     write_coco(folder / "other.json", keys=("d",))
     code, _, err = init(folder, "--teacher-masks", str(folder / "other.json"))
@@ -186,21 +195,22 @@ def test_classes_that_the_run_does_not_have_are_refused_by_name(folder: Path) ->
     for key in KEYS:
         Image.fromarray(np.full(SIZE, 7, np.uint8)).save(folder / "masks" / f"{key}.png")
         write_scores(folder / "scores" / f"{key}.npz", ids=np.full((2, 8, 12), 9))
-    code, _, err = init(folder, *given(folder, "masks"))
+    code, _, err = init(folder, *option(folder, "masks"))
     assert (code, "id 7" in err) == (2, True)
-    code, _, err = init(folder, *given(folder, "scores"))
+    code, _, err = init(folder, *option(folder, "scores"))
     assert (code, "no scores can be used" in err, "class id 9" in err) == (2, True, True)
 
 
 def test_settings_that_exclude_each_other_are_refused(folder: Path) -> None:
-    code, _, err = init(folder, *given(folder, "masks"), *given(folder, "scores"))
+    code, _, err = init(folder, *option(folder, "masks"), *option(folder, "scores"))
     assert (code, "teacher.masks and teacher.scores are both set" in err) == (2, True)
-    code, _, err = init(folder, *given(folder, "masks"), "--set", "refine.gate.adaptive={}")
+    code, _, err = init(folder, *option(folder, "masks"), "--set", "refine.gate.adaptive={share: 0.5}")
     assert (code, "teacher.masks has none in round 1" in err) == (2, True)
     code, _, err = init(folder, "--set", "train.loss.kind=bce")
     assert (code, "set train.loss.kind=eq6" in err) == (2, True)
 
 
 def test_generated_scenes_take_no_given_labels(folder: Path) -> None:
-    code, _, err = invoke("round", "--run", str(folder / "run"), "--set", f"teacher.masks={folder / 'masks'}")
+    masks = {"teacher.masks": str(folder / "masks"), "data.target.count": "3"}
+    code, _, err = invoke("round", "--run", str(folder / "run"), *sets(masks))
     assert (code, "cannot teach generated scenes" in err) == (2, True)
