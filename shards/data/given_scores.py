@@ -11,7 +11,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from shards.data.folder_source import image_name
+from shards.data.folder_source import image_name, refuse_vanished
 from shards.data.label_rules import LabelRules
 from shards.data.labels import UnusableLabel
 from shards.data.sources import FolderSourceConfig, SampleRef
@@ -47,7 +47,10 @@ class GivenScores:
     def label_digest(self, ref: SampleRef) -> str | None:
         """Return the SHA-256 of an image's file as it is now; None if it has none."""
         path = self.path(ref)
-        return sha256_file(path, MAX_FILE_BYTES) if path is not None and path.is_file() else None
+        if path is not None and path.is_file():
+            return sha256_file(path, MAX_FILE_BYTES)
+        refuse_vanished(self._folder, "scores")
+        return None
 
     def read(self, ref: SampleRef) -> tuple[NDArray[np.integer[Any]], NDArray[np.floating[Any]]] | None:
         """Return the ids and scores of an image as they are in its file; None if it has none.

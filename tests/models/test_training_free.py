@@ -25,7 +25,7 @@ def test_logits_are_the_cost_volumes_mean_times_clips_temperature(network: STSeg
     logits = network(image_B3HW, text_KPD).logits_BKHW
     features = network.clip(image_B3HW)
     cost_RPHW = cost_rows(unit_pixels(features.dense_BDHW), text_KPD)
-    mean_KBHW = cost_RPHW.mean(dim=1).unflatten(0, (5, 2))
+    mean_KBHW = torch.unflatten(cost_RPHW.mean(dim=1), 0, (5, 2))
     finest = features.guidance[0].shape[-2:]
     expected = F.interpolate(torch.e**3 * mean_KBHW.transpose(0, 1), finest, mode="bilinear", align_corners=False)
     assert logits.shape == (2, 5, *finest)

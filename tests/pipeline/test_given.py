@@ -20,6 +20,7 @@ from jobs.stages.refine import NO_MASK
 from jobs.stages.teacher import predicted_tasks
 from pipeline.run.run import read_run
 from pipeline.run.verify import verify_run
+from pipeline.tasks.recipe import job_groups
 from shards.formats.records import read_record
 
 NAMES = ("sky", "grass", "brick")
@@ -172,6 +173,7 @@ def test_stages_of_round_1_are_those_that_given_masks_leave(folder: Path) -> Non
         assert code == 0, err
     code, _, err = invoke("stage", "teacher", "--run", run, "--backend", "inline")
     assert (code, "round 1 has no stage 'teacher'" in err) == (2, True)
+    assert job_groups(read_run(folder / "run"), 1)[0] == [("refine",), ("write",)]
     stages = [row["stage"] for row in json.loads(invoke("status", "--run", run, "--json")[1])["stages"]]
     assert "teacher" not in stages and "refine" in stages
     code, _, err = invoke("replay", "--run", run, "--round", "1", "--set", "gate.threshold=0.5")
@@ -204,7 +206,13 @@ def test_classes_that_the_run_does_not_have_are_refused_by_name(folder: Path) ->
 def test_settings_that_exclude_each_other_are_refused(folder: Path) -> None:
     code, _, err = init(folder, *option(folder, "masks"), *option(folder, "scores"))
     assert (code, "teacher.masks and teacher.scores are both set" in err) == (2, True)
-    code, _, err = init(folder, *option(folder, "masks"), "--set", "refine.gate.adaptive={share: 0.5}")
+    code, _, err = init(
+        folder,
+        *option(folder, "masks"),
+        "--set",
+        "refine.gate.adaptive.share=0.5",
+        *sets({"refine.gate.threshold": "0.9"}),
+    )
     assert (code, "teacher.masks has none in round 1" in err) == (2, True)
     code, _, err = init(folder, "--set", "train.loss.kind=bce")
     assert (code, "set train.loss.kind=eq6" in err) == (2, True)
