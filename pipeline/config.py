@@ -8,7 +8,7 @@ from pydantic import Field, NonNegativeInt
 
 from jobs.cluster.job_server import SubmitConfig
 from jobs.execution.settings import ExecutionConfig
-from jobs.inference.model import ModelSettings
+from jobs.inference.model import NO_STAGE1, ModelSettings
 from jobs.resources import Resources
 from jobs.run import DATASETS, DataSettings, RunSettings, Section
 from jobs.stages.embed import Settings as EmbedSettings
@@ -128,7 +128,26 @@ def resolve_config(
     merged = with_sets(laid_over(base.model_dump(mode="json"), requested), sets)
     config = validated(RunConfig, merged, where=where)
     require_group_fits(config.train, config.resources.train)
+    _require_possible(config)
     return _with_whole_paths(_with_class_names(config))
+
+
+def _require_possible(config: RunConfig) -> None:
+    """Reject settings of several sections that cannot be had together.
+
+    Raises:
+        ValueError: The training-free teacher with a sigmoid, or masks for a gate that needs scores.
+    """
+    if config.model.stage1_weights == NO_STAGE1 and config.train.loss.kind != "eq6":
+        raise ValueError(
+            "model.stage1_weights=none begins with CLIP alone, whose probabilities are a softmax over the classes, and "
+            f"train.loss.kind={config.train.loss.kind} is for a sigmoid of each; set train.loss.kind=eq6"
+        )
+    if config.teacher.masks is not None and config.refine.gate.adaptive is not None:
+        raise ValueError(
+            "refine.gate.adaptive takes its thresholds from the scores of each round, and teacher.masks has none in "
+            "round 1; set refine.gate.adaptive=null, or give teacher.scores"
+        )
 
 
 def selects_tiny(requested: Mapping[str, Any], sets: Sequence[str]) -> bool:
@@ -224,6 +243,8 @@ def _with_whole_paths(config: RunConfig) -> RunConfig:
     data: dict[str, Any] = {name: whole(getattr(config.data, name)) for name in DATASETS}
     calibration = config.refine.gate.calibration
     gate = {} if calibration is None else {"calibration": calibration.expanduser().resolve()}
+    given = {name: path for name in ("masks", "scores") if (path := getattr(config.teacher, name)) is not None}
+    teacher = config.teacher.model_copy(update={name: path.expanduser().resolve() for name, path in given.items()})
     refine = {"gate": config.refine.gate.model_copy(update=gate)}
     tags = config.teacher.presence.tags
     presence = {} if tags is None else {"tags": tags.expanduser().resolve()}
@@ -232,6 +253,7 @@ def _with_whole_paths(config: RunConfig) -> RunConfig:
         update={
             "data": config.data.model_copy(update=data),
             "model": config.model.with_whole_paths(),
+            "teacher": teacher,
             "refine": config.refine.model_copy(update=refine),
             "teacher": config.teacher.model_copy(update=teacher),
         }

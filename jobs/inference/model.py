@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, Protocol
+from typing import TYPE_CHECKING, Final, Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from models.presets import Preset
     from models.sam.sam import SamEmbedding, SamEncoder, SamMaskDecoder
     from models.stseg.stseg import STSeg
+
+NO_STAGE1: Final = "none"
 
 
 class ModelConfig(BaseModel):
@@ -61,7 +63,8 @@ class ModelSettings(Section):
         sam_dtype: The number type of SAM's image encoder: "float32", or "bfloat16" for half the time and embeddings
             that differ by about one percent.
         early_rejection: Classes that each pixel keeps at each of SED's gates when the network predicts; null: all.
-        stage1_weights: DEA and decoder after stage 1; null: those shipped for the preset.
+        stage1_weights: DEA and decoder after stage 1; null: those shipped for the preset. "none": there are none; CLIP
+            alone then teaches round 1, whose student starts from a random decoder and DEA's identity.
         baseline_weights: The decoder of the plain baseline without DEA; null: those shipped for the preset.
     """
 
@@ -69,10 +72,16 @@ class ModelSettings(Section):
     dea: bool = True
     clip_weights: Path | None = None
     sam_weights: Path | None = None
-    stage1_weights: Path | None = None
+    # The name first: a text is a path, too.
+    stage1_weights: Literal["none"] | Path | None = None
     baseline_weights: Path | None = None
     sam_dtype: Literal["float32", "bfloat16"] = "float32"
     early_rejection: PositiveInt | None = None
+
+    @property
+    def stage1_file(self) -> Path | None:
+        """The file that `stage1_weights` names; None if it names none."""
+        return None if self.stage1_weights == NO_STAGE1 else self.stage1_weights
 
     def with_weights(self, weights: Path | None, *, dea: bool | None = None, adds_dea: bool = False) -> ModelConfig:
         """Return the model with a head's weights; `dea` overrides the setting."""
@@ -92,7 +101,7 @@ class ModelSettings(Section):
         # A run may be continued from another folder than the one that its paths were typed in.
         files = {name: getattr(self, name) for name in ModelSettings.model_fields if name.endswith("_weights")}
         return self.model_copy(
-            update={name: path.expanduser().resolve() for name, path in files.items() if path is not None}
+            update={name: path.expanduser().resolve() for name, path in files.items() if isinstance(path, Path)}
         )
 
 
@@ -109,8 +118,12 @@ def model_of(run: Run | RunRef, weights: Path | None = None, *, dea: bool | None
     return run.section(ModelSettings).with_weights(weights, dea=dea)
 
 
-def load_stseg(config: ModelConfig) -> "STSeg":
+def load_stseg(config: ModelConfig, *, to_train: bool = False) -> "STSeg":
     """Load the whole network in evaluation mode.
+
+    Args:
+        config: The model. Its weights may stand for the training-free network, which has no head.
+        to_train: Whether it is to be trained: in place of the training-free network it is then one with a random head.
 
     Raises:
         ValueError: Weights are missing or do not fit.
@@ -118,11 +131,16 @@ def load_stseg(config: ModelConfig) -> "STSeg":
     # Imported here, since they load torch: planning and `status` need only fingerprints, and start without it.
     from models.presets import build_stseg, load_preset
     from models.stseg.clip import load_clip
-    from models.stseg.stseg import load_head
+    from models.stseg.stseg import STSeg, load_head
+    from models.stseg.training_free import MeanCosine, is_training_free
 
     preset = load_preset(config.preset)
-    model = build_stseg(preset, load_clip(preset.clip, config.clip_weights), dea=config.dea)
-    if config.weights is not None:
+    clip = load_clip(preset.clip, config.clip_weights)
+    no_head = config.weights is not None and is_training_free(config.weights)
+    if no_head and not to_train:
+        return STSeg(clip, None, MeanCosine(clip)).eval()
+    model = build_stseg(preset, clip, dea=config.dea)
+    if config.weights is not None and not no_head:
         load_head(model, config.weights, may_lack_dea=config.adds_dea)
     return model.eval()
 

@@ -60,10 +60,11 @@ class StsegSegmenter:
         self._mixed = mixed
         self._top_k = config.early_rejection
         self._model = load_stseg(config).to(self._device)
+        has_dea = self._model.dea is not None  # the training-free network has none, whatever the settings say
         self._text_KPD = embed_vocabulary(self._model, vocabulary, text_cache)
         self._size = load_preset(config.preset).image_size
-        self.encoder = load_sam_encoder(config).to(self._device) if with_encoder and config.dea else None
-        self.needs_embedding = config.dea and self.encoder is None
+        self.encoder = load_sam_encoder(config).to(self._device) if with_encoder and has_dea else None
+        self.needs_embedding = has_dea and self.encoder is None
 
     @torch.inference_mode()
     def logits(self, images: Sequence[NDArray[np.uint8]], sam: SamEmbedding | None = None) -> Tensor:

@@ -20,14 +20,17 @@ from jobs.inference.batching import BatchLimit
 from jobs.inference.model import load_sam_decoder, model_of, sam_fingerprint
 from jobs.run import Run, RunRef, Section, label_fingerprint
 from jobs.stage import Done, ShardTask, Stage, memory_hint
+from jobs.stages import given
 from jobs.stages.matching import is_matched
+from jobs.stages.teacher import Settings as TeacherSettings
+from jobs.stages.teacher import given_masks
 from models.refinement.calibration import Calibration, calibration_table
 from models.refinement.gate import ABSENT, AdaptiveThreshold, ClassGate, GateConfig
-from models.refinement.settings import RefinementConfig
+from models.refinement.settings import FOR_MASKS, RefinementConfig
 from models.refinement.shares import shifted
 from models.refinement.types import RefinedLabel, RefineInput, label_as_input
-from shards.data.label_reader import LabelReader
-from shards.data.sources import Source
+from shards.data.given_masks import open_masks
+from shards.data.label_reader import LabelReader, LabelSource
 from shards.data.vocabulary import Vocabulary
 from shards.files.untrusted import read_json_file
 from shards.formats.arrays import array_names, read_arrays
@@ -64,19 +67,30 @@ class Refiner:
         vocabulary: The classes.
         settings: Gate and refinement.
         limit: Images per call of the decoder, kept from shard to shard.
-        masks: The source whose labels are the masks to refine; None to refine the teacher's scores.
+        masks: The masks to refine; None to refine the teacher's scores.
     """
 
     decoder: "PromptDecoder"
     vocabulary: Vocabulary
     settings: Settings
     limit: BatchLimit
-    masks: Source | None = None
+    masks: LabelSource | None = None
 
 
 def tasks(run: Run, round: int) -> list[ShardTask]:
+    """Plan the shards of the target, refined from the teacher's scores, or from masks in place of the first one's."""
+    return [*scored_tasks(run, round), *given_tasks(run, round)]
+
+
+def given_tasks(run: Run, round: int) -> list[ShardTask]:
+    """Plan the shards of masks that round 1 begins with."""
+    masks = given_masks(run, round)
+    return [] if masks is None else given.with_given(run, mask_tasks(run, round), masks)
+
+
+def scored_tasks(run: Run, round: int) -> list[ShardTask]:
     """Plan the shards of the target, refined from the teacher's scores."""
-    if round == 0:
+    if round == 0 or given_masks(run, round) is not None:
         return []
     gate = gate_inputs(run, round)
     return [
@@ -121,7 +135,15 @@ def fingerprint(run: RunRef) -> dict[str, Json]:
 def mask_fingerprint(run: RunRef) -> dict[str, Json]:
     """Return what changes refined masks."""
     # No gate: every class of a given mask counts as certain. The masks themselves are an input.
-    return {**_sam_part(run), **label_fingerprint(run, "target")}
+    if given_masks(run, run.round) is None:
+        return {**_sam_part(run), **label_fingerprint(run, "target")}
+    changes, refinement = run.data.labels.changes(), _of_given(run).model_dump(mode="json")
+    return {**_sam_part(run), "refinement": refinement, **({"labels_read": changes} if changes else {})}
+
+
+def _of_given(run: RunRef) -> RefinementConfig:
+    """Return how given masks are refined: most are better than a student's labels, and SAM harms good ones."""
+    return FOR_MASKS if run.section(TeacherSettings).strict_masks else run.section(Settings).refinement
 
 
 def _sam_part(run: RunRef) -> dict[str, Json]:
@@ -143,8 +165,13 @@ def load(run: RunRef) -> Refiner:
 
 
 def load_for_masks(run: RunRef) -> Refiner:
-    """Load SAM's mask decoder, and open the images whose labels are the masks."""
-    return replace(load(run), masks=run.open("target"))
+    """Load SAM's mask decoder, and open the masks: those that are given, else the target's labels."""
+    masks = given_masks(run, run.round)
+    refiner = load(run)
+    if masks is None:
+        return replace(refiner, masks=run.open("target"))
+    settings = refiner.settings.model_copy(update={"refinement": _of_given(run)})
+    return replace(refiner, settings=settings, masks=open_masks(given.given_config(run, masks), run.vocabulary))
 
 
 def batch_limit(size: int) -> BatchLimit:
@@ -345,5 +372,6 @@ def read_thresholds(path: Path, vocabulary: Vocabulary) -> NDArray[np.float64]:
 
 
 # After the teacher shard by shard: with half a GPU each, a worker of either shares one GPU.
-STAGE: Final = Stage("refine", tasks, fingerprint, load, work, after="teacher")
+STAGE: Final = Stage("refine", scored_tasks, fingerprint, load, work, after="teacher")
 MASKS_STAGE: Final = Stage("refine", mask_tasks, mask_fingerprint, load_for_masks, work_on_masks)
+GIVEN_STAGE: Final = Stage("refine", given_tasks, mask_fingerprint, load_for_masks, work_on_masks)

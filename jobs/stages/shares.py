@@ -20,6 +20,7 @@ from jobs.stage import Done, ShardTask, Stage
 from jobs.stages import refine
 from jobs.stages.matching import Settings, is_matched, measures_shares
 from jobs.stages.refine import gate_fingerprint
+from jobs.stages.teacher import given_masks
 from models.refinement.calibration import CalibrationTable, calibration_table
 from models.refinement.gate import AdaptiveThreshold, GateConfig, adaptive_thresholds, gate_confidence
 from models.refinement.shares import (
@@ -56,7 +57,10 @@ class Matcher:
 
 def tasks(run: Run, round: int) -> list[ShardTask]:
     """Plan one task for the whole round, between teacher and refine; after round 1 only where it is needed."""
-    if round == 0 or not measures_shares(run) or (round > 1 and not is_matched(run, round)):
+    # Given masks have no scores to measure, and what is not measured in round 1 is not matched later.
+    if round == 0 or not measures_shares(run) or given_masks(run, round) is not None:
+        return []
+    if round > 1 and not is_matched(run, round):
         return []
     inputs = {f"teacher/{shard.name}": run.layout.teacher(round, shard.name) for shard in run.plan.shards}
     if round > 1:

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Final
 
-from jobs.inference.model import ModelSettings
+from jobs.inference.model import NO_STAGE1, ModelSettings
 from jobs.run import WHOLE_ROUND, DataSettings, Run, RunRef, baseline_weights, student_weights
 from jobs.stage import Done, ShardTask, Stage
 from shards.data.sources import ScenesSourceConfig
@@ -18,6 +18,7 @@ CAUTION: Final = (
     "preset tiny knows only the scenes that this package generates: its labels of other images are junk, good for "
     "trying the pipeline and nothing else; for photographs see stseg-pipeline doctor --preset base"
 )
+TRAINING_FREE: Final = "training_free.safetensors"
 SHIPPED: Final = {True: "stage1_dea.safetensors", False: "stage1_baseline.safetensors"}
 
 
@@ -33,41 +34,45 @@ def tasks(run: Run, round: int) -> list[ShardTask]:
 
 def has_baseline(run: Run | RunRef) -> bool:
     """Return whether the plain baseline can be measured: there are weights and a test split."""
-    if run.data.test is None:
+    settings = run.section(ModelSettings)
+    if run.data.test is None or (settings.stage1_weights == NO_STAGE1 and settings.baseline_weights is None):
         return False
     try:
-        start_weights(run.section(ModelSettings), dea=False)
+        start_weights(settings, dea=False)
     except ValueError:
         return False
     return True
 
 
 def start_weights(settings: ModelSettings, *, dea: bool) -> Path:
-    """Return the file of stage-1 weights for the model with or without DEA.
+    """Return the file of stage-1 weights for the model with or without DEA; where there are none by name, a stand-in.
 
     Raises:
         ValueError: None is named and none is shipped for the preset, or the named file is missing.
     """
     name = "stage1_weights" if dea == settings.dea else "baseline_weights"
-    own: Path | None = getattr(settings, name)
-    if own is not None:
+    from models.weights.files import WEIGHTS_FOLDER
+
+    own: Path | str | None = getattr(settings, name)
+    if own == NO_STAGE1:
+        return WEIGHTS_FOLDER / TRAINING_FREE
+    if isinstance(own, Path):
         if not own.is_file():
             raise ValueError(f"model.{name} names {own}, which is not there")
         return own
-    from models.weights.files import WEIGHTS_FOLDER
-
     shipped = WEIGHTS_FOLDER / SHIPPED[dea]
     if settings.preset == "tiny" and shipped.is_file():
         return shipped
     raise ValueError(
         f"no stage-1 weights are shipped for preset {settings.preset} with dea: {str(dea).lower()}; train some with "
         f"stseg-pipeline pretrain --out FILE, and name the file with --set model.{name}=FILE"
+        + ("; or begin with CLIP alone: --set model.stage1_weights=none" if name == "stage1_weights" else "")
     )
 
 
 def uses_shipped(settings: ModelSettings) -> bool:
     """Return whether the model is the shipped one, with no stage 1 of the user's."""
-    return settings.preset == "tiny" and settings.stage1_weights is None
+    return settings.preset == "tiny" and settings.stage1_file is None
 
 
 def caution_of(model: ModelSettings, data: DataSettings) -> str | None:

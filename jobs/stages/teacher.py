@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Final, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import PositiveInt, field_validator
+from pydantic import PositiveInt, field_validator, model_validator
 
 from jobs.artifacts.embeddings import EmbeddingStore
 from jobs.inference.batching import BatchLimit, LoadedImage, load_images
@@ -17,7 +17,7 @@ from jobs.inference.model import model_of, stseg_fingerprint, weights_checksum
 from jobs.inference.witness import Judge, PresenceSettings, StoredWitness, TeacherWitness
 from jobs.run import Run, RunRef, Section, best_weights
 from jobs.stage import Done, ShardTask, Stage, memory_hint
-from jobs.stages import embed
+from jobs.stages import embed, given
 from jobs.training.config import TrainConfig
 from models.stseg.views import IDENTITY, View, disagreement, merge_views, seen_as, seen_upright
 from shards.data.sources import Source
@@ -44,6 +44,12 @@ class Settings(Section):
         views: What it sees of each image, "identity" and perhaps "mirror"; the probabilities of several are merged by
             their geometric mean. Each view takes as long as the first, and with DEA SAM embeds it once for all rounds.
         presence: Which classes of the vocabulary an image holds; the others get none of its pixels.
+        masks: Labels that another model made of the target, which round 1 refines instead of a teacher's; from round 2
+            on the student teaches. A folder of index PNGs, read as `data.labels` says, or a COCO file. null: none.
+        strict_masks: Whether these are refined as `refine --masks` does, where SAM's mask replaces one only if it is
+            surely better; else as a student's labels are, by `refine.refinement`.
+        scores: Probabilities that another model made, with which round 1 begins in the same way, at the gate: a folder
+            of `.npz` files with `ids` and `scores`, (k, h, w) each. null: none.
     """
 
     # Not only the first choice: with the best k stored, `replay` tries another gate without inference.
@@ -51,6 +57,20 @@ class Settings(Section):
     batch_size: PositiveInt = 8
     views: tuple[View, ...] = IDENTITY
     presence: PresenceSettings = PresenceSettings()
+    masks: Path | None = None
+    strict_masks: bool = True
+    scores: Path | None = None
+
+    @property
+    def given(self) -> Path | None:
+        """The labels of another model with which round 1 begins; None: it has a teacher of its own."""
+        return self.scores if self.masks is None else self.masks
+
+    @model_validator(mode="after")
+    def _one_other_model(self) -> "Settings":
+        if self.masks is not None and self.scores is not None:
+            raise ValueError("teacher.masks and teacher.scores are both set; round 1 can begin with one of them")
+        return self
 
     @field_validator("views")
     @classmethod
@@ -104,10 +124,29 @@ def presence_inputs(run: Run, shard: str, suffix: str = "") -> dict[str, Path]:
 
 
 def tasks(run: Run, round: int) -> list[ShardTask]:
-    """Plan the shards of the target; the teacher of a round is the best model so far."""
-    if round == 0:
+    """Plan the shards of the target; none where masks are given, which have no scores."""
+    return [*predicted_tasks(run, round), *given_tasks(run, round)]
+
+
+def given_masks(run: Run | RunRef, round: int) -> Path | None:
+    """Return the masks with which a round begins in place of a teacher; None if it has one."""
+    return run.section(Settings).masks if round == 1 else None
+
+
+def given_tasks(run: Run, round: int) -> list[ShardTask]:
+    """Plan the shards of the target for given scores."""
+    path = run.section(Settings).scores
+    return given.with_given(run, _tasks(run, 1, {}), path, scores=True) if round == 1 and path is not None else []
+
+
+def predicted_tasks(run: Run, round: int) -> list[ShardTask]:
+    """Plan the shards of the target for a network; the teacher of a round is the best model so far."""
+    if round == 0 or (round == 1 and run.section(Settings).given is not None):
         return []
-    weights = best_weights(run, round - 1)
+    return _tasks(run, round, {"weights": best_weights(run, round - 1)})
+
+
+def _tasks(run: Run, round: int, weights: dict[str, Path]) -> list[ShardTask]:
     return [
         ShardTask(
             stage="teacher",
@@ -118,9 +157,8 @@ def tasks(run: Run, round: int) -> list[ShardTask]:
             source=run.data.target,
             inputs={
                 "embedding": run.layout.embedding("target", shard.name),
-                "weights": weights,
-                **mirror_inputs(run, shard.name),
-                **presence_inputs(run, shard.name),
+                **weights,
+                **({**mirror_inputs(run, shard.name), **presence_inputs(run, shard.name)} if weights else {}),
             },
         )
         for shard in run.plan.shards
@@ -148,6 +186,13 @@ def fingerprint(run: RunRef) -> dict[str, Json]:
         said: dict[str, Json] = {"witness": settings.presence.witness, "least": settings.presence.least_evidence}
         found["presence"] = {**said, "instead": settings.presence.instead}
     return found if settings.views == IDENTITY else {**found, "views": list(settings.views)}
+
+
+def load_scores(run: RunRef) -> given.ScoreReader:
+    """Open the scores that are given."""
+    path = run.section(Settings).scores
+    assert path is not None
+    return given.open_scores(run, path)
 
 
 def load(run: RunRef) -> Teacher:
@@ -334,4 +379,5 @@ def _score_sum(scores: NDArray[np.float16]) -> float:
 
 
 VIEWS_STAGE: Final = Stage("embed-views", view_tasks, embed.fingerprint, embed.load, embed.work, resources="embed")
-STAGE: Final = Stage("teacher", tasks, fingerprint, load, work)
+STAGE: Final = Stage("teacher", predicted_tasks, fingerprint, load, work)
+SCORES_STAGE: Final = Stage("teacher", given_tasks, given.fingerprint, load_scores, given.work)

@@ -18,6 +18,7 @@ from jobs.stage import Done, ShardTask, Stage
 from jobs.stages import refine
 from jobs.stages.matching import is_matched
 from jobs.stages.refine import gate_fingerprint, is_adaptive
+from jobs.stages.teacher import given_masks
 from models.refinement.calibration import CalibrationTable, calibration_table
 from models.refinement.gate import GateConfig, adaptive_thresholds, gate_confidence
 from shards.data.vocabulary import Vocabulary
@@ -36,9 +37,11 @@ class Gate:
 
 
 def tasks(run: Run, round: int) -> list[ShardTask]:
-    """Plan one task for the whole round, between teacher and refine; none where all classes share one threshold, and
-    where the thresholds are those of matched shares."""
-    if round == 0 or not is_adaptive(run) or is_matched(run, round):
+    """Plan one task for the whole round, between teacher and refine.
+
+    There is none where all classes share one threshold, the thresholds are those of matched shares, or masks are given.
+    """
+    if round == 0 or not is_adaptive(run) or is_matched(run, round) or given_masks(run, round) is not None:
         return []
     return [
         ShardTask(

@@ -97,7 +97,7 @@ def stage1_fingerprint(run: RunRef) -> dict[str, Json]:
     return {
         "code": VERSION,
         "model": stseg_fingerprint(_stage1_model(run)),
-        "start": weights_checksum(run.section(ModelSettings).stage1_weights),
+        "start": weights_checksum(run.section(ModelSettings).stage1_file),
         "vocabulary": run.vocabulary.digest,
         "train": stage1_settings(run).fingerprint(),
         **label_fingerprint(run, "source"),
@@ -113,7 +113,7 @@ def load_stage1(run: RunRef) -> TrainJob:
 
 def _stage1_model(run: RunRef) -> ModelConfig:
     settings = run.section(ModelSettings)
-    return settings.with_weights(settings.stage1_weights, adds_dea=settings.dea)
+    return settings.with_weights(settings.stage1_file, adds_dea=settings.dea)
 
 
 STAGE: Final = Stage("train", tasks, fingerprint, load, None, where="group")

@@ -115,7 +115,7 @@ def train_model(task: ShardTask, job: TrainJob, group: Group) -> Record | None:
     started = time.monotonic()
     config, vocabulary, device = job.train, Vocabulary.load(job.vocabulary), worker_device()
     torch.manual_seed(config.seed)  # without weights to start from, the start is random
-    model = load_stseg(job.model).to(device)
+    model = load_stseg(job.model, to_train=True).to(device)
     text_KPD = embed_vocabulary(model, vocabulary, text_cache_folder(job.vocabulary))
     shares = shares_among(task.inputs, vocabulary)
     training_step = TrainingStep(model, text_KPD, vocabulary, config, 0.0 if shares is None else shares.strength)

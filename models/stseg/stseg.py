@@ -13,6 +13,7 @@ from models.stseg.clip import DenseClip
 from models.stseg.dea import DualEmbeddingAggregation
 from models.stseg.decoder import CostAwareDecoder, DecoderOutput
 from models.stseg.early_rejection import best_of_pixels, filled, kept_logits
+from models.stseg.training_free import MeanCosine
 from models.weights.files import read_weights
 from models.weights.foreign import listed
 
@@ -24,7 +25,9 @@ class STSeg(nn.Module):
     (the paper's auxiliary branch) is no part of this network: it refines pseudo-labels, and inference never loads it.
     """
 
-    def __init__(self, clip: DenseClip, dea: DualEmbeddingAggregation | None, decoder: CostAwareDecoder) -> None:
+    def __init__(
+        self, clip: DenseClip, dea: DualEmbeddingAggregation | None, decoder: CostAwareDecoder | MeanCosine
+    ) -> None:
         super().__init__()
         self.clip = clip
         self.dea = dea
@@ -53,8 +56,11 @@ class STSeg(nn.Module):
     ) -> Tensor:
         """Return (B, K, h, w) logits where each pixel keeps `top_k` classes at each gate; rejected ones are very low.
 
-        Arguments and errors are those of `forward`.
+        Arguments and errors are those of `forward`, which is all that the training-free network does: it has no gates.
         """
+        if isinstance(self.decoder, MeanCosine):
+            logits: Tensor = self(image_B3HW, text_KPD, sam).logits_BKHW
+            return logits
         dense_BDHW, guidance = self._features(image_B3HW, sam)
         kept = kept_logits(self.decoder, dense_BDHW, text_KPD, guidance, best_of_pixels(top_k))
         return filled(kept, len(text_KPD))

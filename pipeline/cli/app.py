@@ -256,6 +256,16 @@ def init(
         typer.Option("--labels", metavar="FOLDER", help="Index PNGs of these images, for measuring; never trained on."),
     ] = None,
     preset: Annotated[str | None, typer.Option("--preset", help="tiny, base or large.")] = None,
+    teacher_masks: Annotated[
+        Path | None,
+        typer.Option(
+            "--teacher-masks", metavar="PATH", help="Another model's masks begin round 1: index PNGs, or a COCO file."
+        ),
+    ] = None,
+    teacher_scores: Annotated[
+        Path | None,
+        typer.Option("--teacher-scores", metavar="FOLDER", help="Another model's probabilities do: .npz files."),
+    ] = None,
     config: ConfigOption = None,
     sets: SetOption = None,
     as_json: JsonOption = False,
@@ -268,6 +278,8 @@ def init(
     \b
       stseg-pipeline init my-run --images photos --classes names.txt --preset base
       stseg-pipeline round --n 3 --run my-run
+      stseg-pipeline init my-run --images photos --classes names.txt --preset base --teacher-masks sam3/ \\
+        --set model.stage1_weights=none --set model.sam_weights=sam_vit_b.pth
     """
     from jobs.stages.start import caution_of
     from pipeline.run.run import OwnImages, make_own_run
@@ -275,7 +287,9 @@ def init(
     from shards.storage.store import as_argument
 
     with exit_codes():
-        made = make_own_run(folder, OwnImages(images, classes, labels, preset), config, sets or ())
+        given = {"masks": teacher_masks, "scores": teacher_scores}
+        own = OwnImages(images, classes, labels, preset, {name: path for name, path in given.items() if path})
+        made = make_own_run(folder, own, config, sets or ())
         facts: dict[str, Any] = {"run": str(folder), "images": made.plan.sample_count, "shards": len(made.plan.shards)}
         facts["classes"] = len(made.vocabulary)
         found = made.inputs

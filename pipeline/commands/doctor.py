@@ -9,13 +9,14 @@ import shlex
 import shutil
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Final
 
 from jobs.cluster.connection import refuse_foreign_packages
-from jobs.inference.model import ModelSettings
-from jobs.stages.start import SHIPPED
+from jobs.inference.model import NO_STAGE1, ModelSettings
+from jobs.stages.start import SHIPPED, start_weights
 from models.interop.find_weights import (
     SAM_PAGE,
     SED_PAGE,
@@ -70,7 +71,10 @@ def examine(preset: str, sets: Sequence[str], folder: Path) -> dict[str, Any]:
 def _weights(settings: ModelSettings, preset: Preset) -> list[dict[str, Any]]:
     clip = find_weights(settings.clip_weights, preset.clip.weights, clip_locations(preset.clip))
     sam = find_weights(settings.sam_weights, preset.sam.weights, sam_locations(preset.sam))
-    head = find_weights(settings.stage1_weights, SHIPPED[settings.dea] if preset.name == "tiny" else None)
+    own = start_weights(settings, dea=settings.dea) if settings.stage1_weights == NO_STAGE1 else settings.stage1_file
+    head = find_weights(own, SHIPPED[settings.dea] if preset.name == "tiny" else None)
+    if own is not None and settings.stage1_weights == NO_STAGE1:
+        head = replace(head, path=Path(NO_STAGE1))  # as it is typed
     return [
         _entry("clip_weights", f"CLIP {preset.clip.architecture}", clip, _clip_hint(preset)),
         _entry("sam_weights", "SAM", sam, _sam_hint(preset)),

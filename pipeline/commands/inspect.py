@@ -9,6 +9,7 @@ from typing import Final
 import numpy as np
 
 from jobs.artifacts.labels import read_refined_map
+from jobs.stages.teacher import given_masks
 from pipeline.errors import DataFault
 from pipeline.report.drawing import OPACITY, labelled, panels, png_bytes, scaled, with_legend
 from pipeline.report.gallery import sample_image
@@ -129,7 +130,7 @@ def show_sample(root: Path, number: int, key: str, out: Path | None = None, opac
         raise DataFault(f"{key} is not in shard {shard} of round {number}: it was left out as unreadable") from error
     image = sample_image(run, number, shard, ref).image
     # No truth here, in contrast to the report's pictures: `show` has to work without the source's labels.
-    coarse = "mask" if refines_given_masks(run) else "teacher"
+    coarse = "mask" if refines_given_masks(run) or given_masks(run, number) is not None else "teacher"
     columns = [("image", scaled(image, _SIDE))]
     for title, label in ((coarse, labels["teacher"]), ("refined", labels["label"])):
         columns.append((title, labelled(image, label, run.vocabulary, side=_SIDE, opacity=opacity)))

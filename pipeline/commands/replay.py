@@ -16,6 +16,7 @@ from jobs.executor import Backend
 from jobs.quality.gate_pairs import GatePairs, Kept, confidences_by_class, gather_pairs, keep
 from jobs.run import has_target_labels
 from jobs.stages import pseudo_scores, refine, shares, teacher, write
+from jobs.stages.teacher import given_masks
 from models.refinement.gate import adaptive_thresholds
 from pipeline.config import changed_settings, resolve_config
 from pipeline.errors import DataFault, SettingsConflict
@@ -209,6 +210,9 @@ def refuse_without_scores(run: OpenRun, number: int) -> None:
     if number < 1:
         raise ValueError("round 0 is the start and has no pseudo-labels; name a round from 1 with --round")
     require_rounds(run)
+    masks = given_masks(run, number)
+    if masks is not None:
+        raise ValueError(f"round {number} began with the masks in {masks}, which have no scores; name a later round")
     tasks = teacher.tasks(run, number)
     missing = [task.shard for task in tasks if not record_path(task.output).is_file()]
     if missing:

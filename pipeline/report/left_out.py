@@ -9,6 +9,7 @@ from typing import Any, Final, Literal
 
 from jobs.stage import ShardTask
 from jobs.stages.evaluate import NO_LABEL
+from jobs.stages.given import NO_SCORES
 from jobs.stages.refine import NO_MASK
 from jobs.stages.write import ALL_IGNORED
 from pipeline.errors import DataFault
@@ -19,11 +20,11 @@ from shards.data.label_reader import TURNED
 from shards.data.labels import LABEL_REASONS, PASSING_LABEL_REASONS
 from shards.data.samples import Samples
 from shards.data.sources import FolderSourceConfig
-from shards.formats.records import Drop, read_drops, read_json
+from shards.formats.records import Drop, Record, read_drops, read_json
 
 NAMED: Final = 5  # keys in a message; the report has all of them
 # Drops that say nothing against a file: the gate kept nothing of the image, or there is no mask or label to go with it.
-_NO_FAULT: Final = frozenset({ALL_IGNORED, NO_MASK, NO_LABEL})
+_NO_FAULT: Final = frozenset({ALL_IGNORED, NO_MASK, NO_SCORES, NO_LABEL})
 _EVALUATED: Final = {
     "evaluate": "test",
     "evaluate-baseline": "test",
@@ -171,6 +172,16 @@ def turned_of_reports(reports: Iterable[RoundReport]) -> dict[str, int]:
         for dataset, count in report.turned_labels.items():
             counts[dataset] = max(counts.get(dataset, 0), count)
     return counts
+
+
+def without_given(name: str, records: Iterable[Record]) -> Iterator[str]:
+    """Yield how many images have no given mask or scores, and so no part in what a stage has done."""
+    for reason, what in ((NO_MASK, "mask"), (NO_SCORES, "scores")):
+        keys = [drop.key for record in records for drop in record.drops if drop.reason == reason]
+        if keys:
+            more = ", …" if len(keys) > NAMED else ""
+            images = counted(len(keys), f"image has no given {what}", f"images have no given {what}")
+            yield f"{name}: {images}, and no label in this round: {', '.join(keys[:NAMED])}{more}"
 
 
 def lines_of(found: Iterable[LeftOut]) -> Iterator[str]:

@@ -112,7 +112,8 @@ def _image_tasks(run: Run, number: int) -> list[ShardTask]:
 def _label_tasks(run: Run, number: int) -> list[ShardTask]:
     """Return the tasks behind a round's numbers that read labels of the user's."""
     once, scores = source_labels.tasks(run, 0), pseudo_scores.tasks(run, number)
-    return [*once, *scores, *evaluate.tasks(run, number), *target_check.tasks(run, number)]
+    given = refine.given_tasks(run, number)
+    return [*once, *given, *scores, *evaluate.tasks(run, number), *target_check.tasks(run, number)]
 
 
 def work(run: Run, task: ShardTask) -> Done:
@@ -241,9 +242,10 @@ def _gain(now: Mapping[str, Any], then: Mapping[str, Any] | None) -> Scores | No
 def _guards(run: Run, number: int, chain: Mapping[str, Sequence[Record]]) -> dict[str, Any]:
     check = read_json(run.layout.target_check(number)) or {}
     before = stage_records(refine.tasks(run, number - 1)) if number > 1 else []
-    confidence = teacher_confidence(chain["teacher"], softmax=teacher.probabilities_of(run) == "softmax")
+    taught = chain.get("teacher", [])
+    confidence = teacher_confidence(taught, softmax=teacher.probabilities_of(run) == "softmax")
     taught_before = stage_records(teacher.tasks(run, number - 1)) if number > 1 else []
-    facts = RoundFacts(number, chain["refine"], before, check, confidence, chain["teacher"], taught_before)
+    facts = RoundFacts(number, chain["refine"], before, check, confidence, taught, taught_before)
     return {
         "promotion": read_decision(run.layout.promotion(number)),
         "alarms": tuple(round_alarms(facts, run.vocabulary.names, run.section(AlarmConfig))),
@@ -255,9 +257,10 @@ def _guards(run: Run, number: int, chain: Mapping[str, Sequence[Record]]) -> dic
 def _pseudo_labels(run: Run, number: int, chain: Mapping[str, Sequence[Record]]) -> PseudoLabelFacts:
     found = read_json(run.layout.pseudo_scores(number)) or {}
     stats = _summed(chain["refine"])
-    teacher_sum, teacher_count = _sum(chain["teacher"], "score_sum"), _sum(chain["teacher"], "samples")
-    if teacher_count and len(run.section(teacher.Settings).views) > 1:
-        found = {**found, "disagreement": 100 * _sum(chain["teacher"], "disagreement_sum") / teacher_count}
+    taught = chain.get("teacher", [])  # given masks have no teacher, and given scores no views
+    teacher_sum, teacher_count = _sum(taught, "score_sum"), _sum(taught, "samples")
+    if any("disagreement_sum" in record.stats for record in taught) and teacher_count:
+        found = {**found, "disagreement": 100 * _sum(taught, "disagreement_sum") / teacher_count}
     return PseudoLabelFacts(
         **found,
         samples=sum(record.count for record in chain["write"]),
@@ -310,7 +313,7 @@ def _classes(
     elif (matched := shares_among(files, run.vocabulary)) is not None:
         own = matched.threshold_K.tolist()
     judged = refined and run.section(teacher.Settings).presence.witness != "none"
-    refused = 100 * refused_shares(chain["teacher"], len(run.vocabulary)) if judged else None
+    refused = 100 * refused_shares(chain.get("teacher", []), len(run.vocabulary)) if judged else None
     for index, entry in enumerate(run.vocabulary.classes):
         facts = {name: (source.get("iou") or {}).get(entry.name) for name, source in scored.items()}
         found.append(

@@ -17,7 +17,7 @@ from pipeline.errors import EXIT_RESUMABLE, JobEnded, RunGone
 from pipeline.progress import RunProgress, followed
 from pipeline.report import report
 from pipeline.report.alarms import why_no_label
-from pipeline.report.left_out import check_quarantine, left_out
+from pipeline.report.left_out import check_quarantine, left_out, without_given
 from pipeline.report.round_report import read_report
 from pipeline.report.score_line import alarm_lines, score_line
 from pipeline.rounds.concurrent import with_other_jobs
@@ -184,10 +184,14 @@ class Driver:
             if plan.elsewhere is None and plan.where == "workers":
                 name = plan.name if plan.name.startswith("embed") else f"{plan.name} of round {number}"
                 try:
-                    require_samples(name, stage_records(plan.tasks))
+                    records = stage_records(plan.tasks)
+                    require_samples(name, records)
                 except EmptyStage as error:
                     why = why_no_label(self._run, number) if plan.name == "write" else []
                     raise EmptyStage("; ".join([str(error), *why])) from error
+                if self._run.config.teacher.given is not None:
+                    for line in without_given(name, records):
+                        self._progress.say(line)
 
     def _do_here(self, number: int, plan: StagePlan) -> None:
         """Do tasks that take a moment, in this process."""

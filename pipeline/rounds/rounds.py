@@ -184,7 +184,7 @@ def stage_tasks(run: OpenRun, name: str, number: int, *, required: bool = True) 
 def chain_before(run: OpenRun, name: str, number: int) -> list[ShardTask]:
     """Return the tasks of the stages before one in its round's chain, in order."""
     chain = shards_chain(name)
-    return [task for stage in chain[: chain.index(name)] for task in stage_tasks(run, stage, number)]
+    return [task for stage in chain[: chain.index(name)] for task in stage_tasks(run, stage, number, required=False)]
 
 
 def require_no_regression(run: OpenRun, number: int, rounds: int) -> None:

@@ -2,7 +2,7 @@
 
 import shlex
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
@@ -105,12 +105,15 @@ def survey_folder(
     return SurveyedFolder(datasets, source.image_folder, *found, what, survey, advice)
 
 
-def input_facts(surveyed: Iterable[SurveyedFolder], plans: Mapping[Dataset, Plan | None]) -> InputFacts:
+def input_facts(
+    surveyed: Iterable[SurveyedFolder], plans: Mapping[Dataset, Plan | None], further: Sequence[str] = ()
+) -> InputFacts:
     """Return what was found in words.
 
     Args:
         surveyed: The folders.
         plans: The plans of data sets that have one, which know of each image whether it has a label.
+        further: Lines about what is in no such folder.
     """
     folders = list(surveyed)
     several = sum(folder.survey is not None for folder in folders) > 1
@@ -119,12 +122,12 @@ def input_facts(surveyed: Iterable[SurveyedFolder], plans: Mapping[Dataset, Plan
     for folder in folders:
         plan = next((plan for name in folder.datasets if (plan := plans.get(name)) is not None), None)
         if folder.advice is not None:
-            of = f" of {' and '.join(folder.datasets)}" if several else ""
+            of = f" of {' and '.join(folder.datasets)}" if several and folder.datasets else ""
             lines.append(f"{folder.what}s{of}: {_labels_text(folder, plan)}")
             lines += folder.advice.lines
             warnings += folder.advice.warnings
         lines += _left_out_lines(folder)
-    return InputFacts(lines=_printable(dict.fromkeys(lines)), warnings=_printable(dict.fromkeys(warnings)))
+    return InputFacts(lines=_printable(dict.fromkeys([*lines, *further])), warnings=_printable(dict.fromkeys(warnings)))
 
 
 def _labels_text(folder: SurveyedFolder, plan: Plan | None) -> str:

@@ -2,11 +2,12 @@
 
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final
 
 from jobs import run as jobs_run
+from jobs.inference.model import NO_STAGE1
 from jobs.run import Run
 from pipeline.config import (
     RunConfig,
@@ -18,6 +19,7 @@ from pipeline.config import (
 )
 from pipeline.errors import DataFault, SettingsConflict
 from pipeline.progress import hashing_shown
+from pipeline.run.given import survey_given
 from pipeline.run.inputs import input_facts, survey_inputs
 from pipeline.run.lock import holding
 from pipeline.run.missing import no_run, refuse_mistyped
@@ -183,14 +185,16 @@ def make_run(root: Path, config: RunConfig, *, masks: bool = False) -> OpenRun:
             layout.source_plan, hashing_shown(source.refs(), counts.get("source")), config.shard_size
         )
     vocabulary.save(layout.vocabulary)
-    inputs = input_facts(surveyed, {"target": plan, "source": source_plan})
+    made = OpenRun(layout, config, vocabulary, plan, source_plan)
+    given, lines = survey_given(made)
+    inputs = input_facts([*surveyed, *given], {"target": plan, "source": source_plan}, lines)
     if inputs != InputFacts():
         inputs.save(layout.inputs)
     save_config(layout.config, config)
     lists = [*plan.samples.paths, *(() if source_plan is None else source_plan.samples.paths)]
     upload(location_of(root), lists)
     put_files(location_of(root), [layout.vocabulary, layout.plan, layout.source_plan, layout.inputs, layout.config])
-    return OpenRun(layout, config, vocabulary, plan, source_plan, inputs=inputs)
+    return replace(made, inputs=inputs)
 
 
 @dataclass(frozen=True)
@@ -202,12 +206,14 @@ class OwnImages:
         classes: File of class names.
         labels: Folder of index PNGs of the images, or None.
         preset: The model's preset; None: that of the settings, which then have to name one.
+        teacher: Masks or scores of another model with which round 1 begins, by setting: "masks" or "scores".
     """
 
     images: Path
     classes: Path
     labels: Path | None
     preset: str | None
+    teacher: Mapping[str, Path] = field(default_factory=dict)
 
 
 def make_own_run(folder: Path, own: OwnImages, file: Path | None, sets: Sequence[str]) -> OpenRun:
@@ -238,6 +244,8 @@ def make_own_run(folder: Path, own: OwnImages, file: Path | None, sets: Sequence
     }
     if own.preset is not None:
         settings["model"] = {"preset": own.preset}
+    if own.teacher:
+        settings["teacher"] = {name: str(path) for name, path in own.teacher.items()}
     requested = laid_over(settings, read_settings(file) if file is not None else {})
     config = resolve_config(requested, sets, where=f"{file or 'the options'} and --set")
     require_named_model(requested, sets, option="--preset tiny")
@@ -257,7 +265,7 @@ def require_named_model(requested: Mapping[str, Any], sets: Sequence[str], *, op
         ValueError: None is named; the message says what the default knows, and what to get instead.
     """
     named = flat(with_sets(requested, sets))
-    if any(named.get(f"model.{name}") is not None for name in ("preset", "stage1_weights")):
+    if named.get("model.preset") is not None or named.get("model.stage1_weights") not in (None, NO_STAGE1):
         return
     raise ValueError(
         "name a preset: the default, tiny, knows only the scenes that this package generates, and its labels of "

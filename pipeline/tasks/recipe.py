@@ -47,9 +47,11 @@ ROUND: Final[Recipe] = (
     presence.STAGE,
     start.STAGE,
     teacher.STAGE,
+    teacher.SCORES_STAGE,
     shares.STAGE,
     thresholds.STAGE,
     refine.STAGE,
+    refine.GIVEN_STAGE,
     write.STAGE,
     write.INDEX_STAGE,
     pseudo_scores.STAGE,
@@ -165,6 +167,8 @@ def refines_given_masks(run: Run) -> bool:
     """Return whether a run folder was made for given masks: the target has labels, and there is no round 0."""
     # Such a run is one by its settings alone: no other data set, and small components kept as `refine --masks` has it.
     # Where these were changed with --set, it is known by its first round.
+    if run.section(teacher.Settings).given is not None:  # whose first round does not wait for round 0
+        return False
     if not has_target_labels(run) or isinstance(run.data.target, ScenesSourceConfig) or run.layout.round(0).is_dir():
         return False
     alone = run.data.source is None and run.data.test is None and run.data.validation is None

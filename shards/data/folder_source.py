@@ -96,7 +96,7 @@ class FolderSource:
         path = self.image_folder / _from_uri(ref.uri)
         try:
             if not is_file(path):
-                _refuse_vanished(self.image_folder, "images")
+                refuse_vanished(self.image_folder, "images")
                 raise UnreadableImage("missing", f"{path} is not there, or not a file")
             data = read_regular(path)
         except UnusableFile as error:
@@ -119,7 +119,7 @@ class FolderSource:
         if not is_file(path):
             if ref.label_digest is None:
                 return None
-            _refuse_vanished(self.label_folder, "labels")
+            refuse_vanished(self.label_folder, "labels")
             text = f"{path} is not there, though it was planned; put it back, then resume with the same command"
             raise UnusableLabel("label_missing", text)
         data = read_regular(path)
@@ -141,6 +141,10 @@ class FolderSource:
             return None
         return _label_file(self.label_folder / label, self.image_folder / name, shared=self._shared)
 
+    def label_digest(self, ref: SampleRef) -> str | None:
+        """Return the SHA-256 of the label that a planned image has now; None if it has none."""
+        return self._label_digest(image_name(ref))
+
     def _label_digest(self, name: str) -> str | None:
         """Return the SHA-256 of an image's label; None if it has none."""
         path = self.label_path(name)
@@ -148,7 +152,7 @@ class FolderSource:
             return None
         if is_file(path):
             return _listed_digest(path)
-        _refuse_vanished(self.label_folder, "labels")
+        refuse_vanished(self.label_folder, "labels")
         return None
 
 
@@ -177,13 +181,18 @@ def _overlap(one: Path, other: Path) -> bool:
     return one == other or one in other.parents or other in one.parents
 
 
-def _refuse_vanished(folder: Path, what: str) -> None:
+def refuse_vanished(folder: Path, what: str) -> None:
     """Raise OSError if a folder is gone or empty: then its storage is missing, not a file."""
     # An empty folder is what a mount point looks like once its storage is gone.
     with contextlib.suppress(FileNotFoundError, NotADirectoryError), os.scandir(folder) as entries:
         if next(entries, None) is not None:
             return
     raise OSError(errno.ESTALE, f"the folder of {what} is gone or empty; is its storage mounted?", str(folder))
+
+
+def image_name(ref: SampleRef) -> str:
+    """Return the path of a sample's image in its folder; raise UnreadableImage if it is outside."""
+    return _from_uri(ref.uri)
 
 
 def image_path(config: FolderSourceConfig, ref: SampleRef) -> Path:

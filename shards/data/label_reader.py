@@ -1,16 +1,26 @@
 """Labels as stages read them: an unusable one costs its own sample, and is named."""
 
+from typing import Protocol
+
 from numpy import int32
 from numpy.typing import NDArray
 
 from shards.data.images import ImageFrame
-from shards.data.labels import UnusableLabel
-from shards.data.sources import SampleRef, Source
+from shards.data.labels import SourceLabel, UnusableLabel
+from shards.data.sources import SampleRef
 from shards.files.errors import is_transient
 from shards.files.untrusted import UnusableFile
 from shards.formats.records import Drop
 
 TURNED = "labels_turned"  # the statistic of records that counts `LabelReader.turned`
+
+
+class LabelSource(Protocol):
+    """What labels are read from: a `Source`, or masks that another model made."""
+
+    def read_label(self, ref: SampleRef, frame: ImageFrame) -> SourceLabel | None:
+        """Return the label map of an image with that frame; None if there is none; see `Source.read_label`."""
+        ...
 
 
 class LabelReader:
@@ -22,7 +32,7 @@ class LabelReader:
 
     # One place for all stages: what a label's fault costs must not depend on which of them meets it first.
 
-    def __init__(self, source: Source, drops: list[Drop], without: str | None = None) -> None:
+    def __init__(self, source: LabelSource, drops: list[Drop], without: str | None = None) -> None:
         """Prepare to read.
 
         Args:

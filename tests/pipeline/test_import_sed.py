@@ -13,6 +13,7 @@ from typer.testing import CliRunner
 
 from jobs.inference.model import ModelConfig, embed_vocabulary, load_stseg
 from models.presets import PRESETS, Preset
+from models.stseg.decoder import CostAwareDecoder
 from models.stseg.settings import ClipConfig, DeaConfig, DecoderConfig
 from models.stseg.stseg import STSeg
 from models.stseg.templates import prompt_templates
@@ -134,6 +135,7 @@ def test_stage_1_takes_it_with_dea_at_its_identity(imported: tuple[Path, dict[st
     assert not model.dea.cross.value.weight.any()
     assert torch.equal(model.dea.cross.query.weight, torch.eye(32))
     head = read_weights(folder / "stage1.safetensors")
+    assert isinstance(model.decoder, CostAwareDecoder)
     assert torch.equal(model.decoder.conv1.weight, head["decoder.conv1.weight"])
     with pytest.raises(ValueError, match=r"missing \['dea"):
         load_stseg(config.model_copy(update={"adds_dea": False}))
