@@ -243,17 +243,18 @@ def _with_whole_paths(config: RunConfig) -> RunConfig:
     data: dict[str, Any] = {name: whole(getattr(config.data, name)) for name in DATASETS}
     calibration = config.refine.gate.calibration
     gate = {} if calibration is None else {"calibration": calibration.expanduser().resolve()}
-    given = {name: path for name in ("masks", "scores") if (path := getattr(config.teacher, name)) is not None}
-    teacher = config.teacher.model_copy(update={name: path.expanduser().resolve() for name, path in given.items()})
     refine = {"gate": config.refine.gate.model_copy(update=gate)}
     tags = config.teacher.presence.tags
-    presence = {} if tags is None else {"tags": tags.expanduser().resolve()}
-    teacher = {"presence": config.teacher.presence.model_copy(update=presence)}
+    heard = {} if tags is None else {"tags": tags.expanduser().resolve()}
+    given = {name: path for name in ("masks", "scores") if (path := getattr(config.teacher, name)) is not None}
+    teacher = {
+        **{name: path.expanduser().resolve() for name, path in given.items()},
+        "presence": config.teacher.presence.model_copy(update=heard),
+    }
     return config.model_copy(
         update={
             "data": config.data.model_copy(update=data),
             "model": config.model.with_whole_paths(),
-            "teacher": teacher,
             "refine": config.refine.model_copy(update=refine),
             "teacher": config.teacher.model_copy(update=teacher),
         }
