@@ -44,7 +44,7 @@ class VocabularySettings(Section):
 
     classes: tuple[str, ...] | str = SCENE_CLASSES
     seen: tuple[str, ...] | None = tuple(name for name in SCENE_CLASSES if name in SEEN)
-    prompt_names: dict[str, str] = {}
+    prompt_names: dict[str, str] = Field(default={})
 
 
 class QuarantineSettings(Section):
