@@ -39,10 +39,13 @@ class VocabularySettings(Section):
     Attributes:
         classes: One name per class, ordered by id, with synonyms after ", "; or the path of a file of such names.
         seen: The classes that stage 1 had labels for; null: all.
+        prompt_names: What CLIP reads instead of a class's name, with synonyms after ", ", for classes whose name in
+            labels and tables is not the best word for what they show: `{pole group: "poles, columns"}`.
     """
 
     classes: tuple[str, ...] | str = SCENE_CLASSES
     seen: tuple[str, ...] | None = tuple(name for name in SCENE_CLASSES if name in SEEN)
+    prompt_names: dict[str, str] = Field(default={})
 
 
 class QuarantineSettings(Section):

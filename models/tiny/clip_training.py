@@ -3,6 +3,7 @@
 # B image or caption, K class, D embedding, S side of a picture in pixels
 
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass
 from multiprocessing import get_context
 from multiprocessing.pool import AsyncResult, Pool
@@ -25,8 +26,31 @@ ICON = SceneRecipe(size=40, objects=(1, 1), radius=(12.0, 19.0), domain=(0.0, 1.
 SMALL_SCENE = SceneRecipe(size=64, objects=(0, 3), radius=(11.0, 20.0), domain=(0.0, 1.0))
 FULL_SCENE = SceneRecipe(size=96, objects=(1, 5), domain=(0.0, 1.0))
 Part = tuple[NDArray[np.uint8], NDArray[np.bool_]]
-_WORDS = sorted({word for name in SCENE_CLASSES for word in name.split()})
-CLASS_WORDS = torch.tensor([[float(word in name.split()) for word in _WORDS] for name in SCENE_CLASSES])
+
+
+@dataclass(frozen=True)
+class Naming:
+    """What captions call the classes, and how often they name them.
+
+    Attributes:
+        names: A name per class of `SCENE_CLASSES`.
+        rates: The chance per class, in [0, 1], that the caption of a picture that shows it may name it.
+    """
+
+    names: tuple[str, ...] = SCENE_CLASSES
+    rates: tuple[float, ...] = (1.0,) * len(SCENE_CLASSES)
+
+    def class_words(self) -> Tensor:
+        """Return (classes, words) float: 1 where the class's name has the word, words in alphabetical order."""
+        words = sorted({word for name in self.names for word in name.split()})
+        return torch.tensor([[float(word in name.split()) for word in words] for name in self.names])
+
+    def nameable(self, shows: NDArray[np.bool_], rng: np.random.Generator) -> NDArray[np.bool_]:
+        """Return which of the classes that each picture shows, (B, classes) bool, its caption may name this time."""
+        if min(self.rates) >= 1:  # draws nothing, so that the shipped weights come from the same chance as ever
+            return shows
+        allowed: NDArray[np.bool_] = shows & (rng.random(shows.shape) < self.rates)
+        return allowed
 
 
 @dataclass(frozen=True)
@@ -53,6 +77,7 @@ class ClipTrainingConfig:
     Attributes:
         cycles: Each goes from single objects to scenes with a learning rate that falls to 0, and starts from the last
             one's weights as they would be shipped, so that a training can be continued from a file.
+        naming: What captions call the classes.
     """
 
     # Single objects before scenes: the words must be known before anything else. A CLIP at 33 % object accuracy gave a
@@ -75,6 +100,7 @@ class ClipTrainingConfig:
     warmup_steps: int = 40
     bag_of_words: float = 0.5  # weight of a second task for the image tower, whose head is thrown away
     generators: int = 1
+    naming: Naming = Naming()
 
 
 def train_tiny_clip(config: ClipTrainingConfig, *, first_cycle: int = 0, start: Path | None = None) -> DenseClip:
@@ -83,7 +109,8 @@ def train_tiny_clip(config: ClipTrainingConfig, *, first_cycle: int = 0, start: 
     Args:
         config: The curriculum.
         first_cycle: The cycle to start with.
-        start: Weights after the previous cycle; needed if `first_cycle` is not the first.
+        start: Weights after the previous cycle, needed if `first_cycle` is not the first; or those of a CLIP to begin
+            with.
     """
     torch.manual_seed(config.seed)
     dense = DenseClip(build_tiny_clip(), WordTokenizer())
@@ -98,7 +125,7 @@ def train_tiny_clip(config: ClipTrainingConfig, *, first_cycle: int = 0, start: 
 
 
 def _train_cycle(dense: DenseClip, config: ClipTrainingConfig, number: int) -> None:
-    words = nn.Linear(EMBEDDING_DIM, CLASS_WORDS.shape[1])
+    words = nn.Linear(EMBEDDING_DIM, config.naming.class_words().shape[1])
     parameters = [*dense.clip.parameters(), *words.parameters()]
     optimizer = torch.optim.AdamW(
         parameters, lr=config.learning_rate, weight_decay=config.weight_decay, betas=(0.9, 0.98)
@@ -116,7 +143,10 @@ def _train_cycle(dense: DenseClip, config: ClipTrainingConfig, number: int) -> N
                 for group in optimizer.param_groups:
                     group["lr"] = config.learning_rate * _schedule(done, total, config.warmup_steps)
                 rows = rng.choice(len(pictures), size=phase.batch, replace=False)
-                contrast, spelling = _step_losses(dense, words, pictures[rows], shows[rows], rng, phase)
+                nameable = config.naming.nameable(shows[rows], rng)
+                rows, nameable = rows[nameable.any(1)], nameable[nameable.any(1)]
+                captions = draw_captions(rng, nameable, phase.object_share, config.naming.names)
+                contrast, spelling = _step_losses(dense, words, pictures[rows], shows[rows], captions, config.naming)
                 loss = contrast + config.bag_of_words * spelling
                 optimizer.zero_grad()
                 loss.backward()  # type: ignore[no-untyped-call]
@@ -125,7 +155,7 @@ def _train_cycle(dense: DenseClip, config: ClipTrainingConfig, number: int) -> N
                 dense.clip.logit_scale.data.clamp_(0, np.log(100.0))
                 done += 1
                 if done % 50 == 0:
-                    right = object_accuracy(dense, pictures[:200], shows[:200])
+                    right = object_accuracy(dense, pictures[:200], shows[:200], config.naming.names)
                     log.info("clip %d step %d/%d loss %.4f objects %.3f", number, done, total, loss.item(), right)
 
 
@@ -138,25 +168,43 @@ def _step_losses(
     words: nn.Module,
     pictures: NDArray[np.uint8],
     shows: NDArray[np.bool_],
-    rng: np.random.Generator,
-    phase: Phase,
+    captions: tuple[list[str], Tensor],
+    naming: Naming,
 ) -> tuple[Tensor, Tensor]:
     """Return the contrastive loss, and that of reading a caption's words off the picture."""
-    captions, named = [], torch.zeros(len(pictures), len(SCENE_CLASSES), dtype=torch.bool)
-    for row, present in zip(named, shows, strict=True):
-        text, ids = draw_caption(rng, np.flatnonzero(present), phase.object_share)
-        captions.append(text)
-        row[ids] = True
+    texts, named = captions
     image = torch.from_numpy(pictures).permute(0, 3, 1, 2).float() / 255
     pooled = dense.clip.encode_image((image - dense.mean) / dense.std)
     scale = dense.clip.logit_scale.exp()
-    loss = contrastive_loss(pooled, dense.encode_text(captions), named, torch.from_numpy(shows), scale)
-    read = (named.float() @ CLASS_WORDS).clamp(max=1)
+    loss = contrastive_loss(pooled, dense.encode_text(texts), named, torch.from_numpy(shows), scale)
+    read = (named.float() @ naming.class_words()).clamp(max=1)
     return loss, F.binary_cross_entropy_with_logits(words(pooled), read)
 
 
+def draw_captions(
+    rng: np.random.Generator, nameable: NDArray[np.bool_], object_share: float, names: Sequence[str]
+) -> tuple[list[str], Tensor]:
+    """Write a caption for each picture.
+
+    Args:
+        rng: Source of randomness.
+        nameable: (B, classes) bool, the classes that each may name, at least one.
+        object_share: As in `draw_caption`.
+        names: A name per class.
+
+    Returns:
+        B captions, and (B, classes) bool, the classes that each names.
+    """
+    captions, named = [], torch.zeros(nameable.shape, dtype=torch.bool)
+    for row, present in zip(named, nameable, strict=True):
+        text, ids = draw_caption(rng, np.flatnonzero(present), object_share, names)
+        captions.append(text)
+        row[ids] = True
+    return captions, named
+
+
 def draw_caption(
-    rng: np.random.Generator, classes: NDArray[np.int64], object_share: float
+    rng: np.random.Generator, classes: NDArray[np.int64], object_share: float, names: Sequence[str] = SCENE_CLASSES
 ) -> tuple[str, NDArray[np.int64]]:
     """Write a caption for a picture that shows these classes: what, never where.
 
@@ -164,6 +212,7 @@ def draw_caption(
         rng: Source of randomness.
         classes: (n,) ids into `SCENE_CLASSES`, n >= 1.
         object_share: How often a caption of one class is about an object, where there is one.
+        names: A name per class.
 
     Returns:
         The caption, and the (m,) ids of the classes it names, 1 <= m <= n.
@@ -180,7 +229,7 @@ def draw_caption(
         named = rng.permutation(classes)
     named = named[:4]
     template = CAPTION_TEMPLATES[int(rng.integers(len(CAPTION_TEMPLATES)))]
-    return template.format(" and a ".join(SCENE_CLASSES[i] for i in named)), named
+    return template.format(" and a ".join(names[i] for i in named)), named
 
 
 def contrastive_loss(image_BD: Tensor, text_BD: Tensor, named_BK: Tensor, present_BK: Tensor, scale: Tensor) -> Tensor:
@@ -203,13 +252,15 @@ def contrastive_loss(image_BD: Tensor, text_BD: Tensor, named_BK: Tensor, presen
 
 
 @torch.no_grad()
-def object_accuracy(dense: DenseClip, pictures: NDArray[np.uint8], shows: NDArray[np.bool_]) -> float:
+def object_accuracy(
+    dense: DenseClip, pictures: NDArray[np.uint8], shows: NDArray[np.bool_], names: Sequence[str] = SCENE_CLASSES
+) -> float:
     """Return the share of pictures with objects whose nearest object name is one that they show."""
     with_objects = shows[:, : len(OBJECT_CLASSES)].any(1)
     image = torch.from_numpy(pictures[with_objects]).permute(0, 3, 1, 2).float() / 255
     pooled = dense.clip.encode_image((image - dense.mean) / dense.std)
-    names = dense.encode_text([f"a photo of a {name}" for name in OBJECT_CLASSES])
-    chosen = (F.normalize(pooled, dim=-1) @ F.normalize(names, dim=-1).T).argmax(1).numpy()
+    text = dense.encode_text([f"a photo of a {name}" for name in names[: len(OBJECT_CLASSES)]])
+    chosen = (F.normalize(pooled, dim=-1) @ F.normalize(text, dim=-1).T).argmax(1).numpy()
     return float(shows[with_objects][np.arange(len(chosen)), chosen].mean())
 
 

@@ -261,4 +261,6 @@ def _vocabulary(config: PretrainConfig) -> Vocabulary:
     names = config.vocabulary.classes
     lines = load_class_names(Path(names)) if isinstance(names, str) else list(names)
     templates = prompt_templates(load_preset(config.model.preset).templates)
-    return Vocabulary.from_names(lines, seen=config.vocabulary.seen, templates=templates)
+    return Vocabulary.from_names(
+        lines, seen=config.vocabulary.seen, templates=templates, prompt_names=config.vocabulary.prompt_names
+    )

@@ -284,7 +284,9 @@ def build_vocabulary(config: RunConfig) -> Vocabulary:
     names = config.vocabulary.classes
     if isinstance(names, str):
         raise ValueError(f"vocabulary.classes is {names!r}; resolve the settings first")
-    return Vocabulary.from_names(names, seen=config.vocabulary.seen, templates=templates)
+    return Vocabulary.from_names(
+        names, seen=config.vocabulary.seen, templates=templates, prompt_names=config.vocabulary.prompt_names
+    )
 
 
 def _resolved(file: Path | None, sets: Sequence[str], base: RunConfig | None) -> RunConfig:

@@ -111,6 +111,7 @@ class Vocabulary(BaseModel):
         names: Iterable[str],
         seen: Collection[str] | None = None,
         templates: Sequence[str] = DEFAULT_TEMPLATES,
+        prompt_names: Mapping[str, str] | None = None,
     ) -> Self:
         """Build a vocabulary from a list of names.
 
@@ -120,9 +121,11 @@ class Vocabulary(BaseModel):
                 whole line.
             seen: The names of classes that had labels; None: all.
             templates: CLIP's prompt templates.
+            prompt_names: The words that CLIP is given for some classes, by name, with synonyms like them; None: the
+                names are the words.
 
         Raises:
-            ValueError: No names, a blank or repeated one, or a seen one that is not among them.
+            ValueError: No names, a blank or repeated one, or a seen or reworded one that is not among them.
         """
         lines = [_synonyms(name, index) for index, name in enumerate(names)]
         first = Counter(words[0] for words in lines)
@@ -133,9 +136,13 @@ class Vocabulary(BaseModel):
         wanted = set(called)
         if seen is not None:
             wanted = {_known_name(", ".join(_synonyms(name, index)), known) for index, name in enumerate(seen)}
+        reworded: dict[str, tuple[str, ...]] = {}
+        for name, words in (prompt_names or {}).items():
+            called_so = _known_name(", ".join(_synonyms(name, 0)), known, "class with a prompt name")
+            reworded[called_so] = _synonyms(words, called.index(called_so))
         colours = colours_of_names(called)
         classes = tuple(
-            ClassEntry(name=name, synonyms=words, seen=name in wanted, colour=colour)
+            ClassEntry(name=name, synonyms=reworded.get(name, words), seen=name in wanted, colour=colour)
             for name, words, colour in zip(called, lines, colours, strict=True)
         )
         try:
@@ -190,8 +197,8 @@ def _synonyms(name: str, index: int) -> tuple[str, ...]:
     return words
 
 
-def _known_name(wanted: str, known: Mapping[str, str]) -> str:
+def _known_name(wanted: str, known: Mapping[str, str], what: str = "seen class") -> str:
     if wanted not in known:
         near = difflib.get_close_matches(wanted, list(known), n=1)
-        raise ValueError(f"seen class {wanted!r} is not in the vocabulary" + (f"; meant {near[0]!r}?" if near else ""))
+        raise ValueError(f"{what} {wanted!r} is not in the vocabulary" + (f"; meant {near[0]!r}?" if near else ""))
     return known[wanted]

@@ -13,6 +13,7 @@ from pipeline.config import (
     resolve_config,
     save_config,
 )
+from pipeline.run.run import build_vocabulary
 from pipeline.settings import settings_fault
 from shards.data.sources import FolderSourceConfig, ScenesSourceConfig
 
@@ -46,6 +47,13 @@ def test_sets_win_over_the_file_and_the_file_over_the_base() -> None:
     base = resolved("train.steps=1", "train.warmup_steps=3")
     config = resolved("train.steps=9", asked={"train": {"steps": 5, "power": 0.5}}, base=base)
     assert (config.train.steps, config.train.power, config.train.warmup_steps) == (9, 0.5, 3)
+
+
+def test_prompt_names_reach_the_vocabulary_of_a_run() -> None:
+    sets = ('vocabulary.prompt_names={"red ring": "hoop, loop"}',)
+    run = build_vocabulary(resolved(*sets))
+    assert run.classes[run.names.index("red ring")].synonyms == ("hoop", "loop")
+    assert run.names == build_vocabulary(resolved()).names
 
 
 def test_augmentation_is_set_name_by_name_and_checked_as_a_whole() -> None:

@@ -46,6 +46,25 @@ def test_unknown_seen_name_is_refused_with_the_nearest() -> None:
         Vocabulary.from_names(["person", "car"], seen=["persn"])
 
 
+def test_a_prompt_name_changes_what_clip_reads_and_nothing_else() -> None:
+    names = ["pole group", "person, child", "bag", "bag, handbag"]
+    words = {"pole group": "poles, columns", "person": "human", "bag, handbag": "handbag"}
+    plain, reworded = Vocabulary.from_names(names), Vocabulary.from_names(names, prompt_names=words)
+    assert reworded.names == plain.names
+    assert [entry.synonyms for entry in reworded.classes] == [("poles", "columns"), ("human",), ("bag",), ("handbag",)]
+    assert reworded.palette == plain.palette
+    assert reworded.digest != plain.digest
+    assert Vocabulary.from_names(names, prompt_names={}).digest == plain.digest
+
+
+@pytest.mark.parametrize(
+    ("words", "message"), [({"persn": "human"}, "prompt name 'persn'.*'person'"), ({"car": " "}, "class 1 has no name")]
+)
+def test_prompt_names_of_no_class_or_without_words_are_refused(words: dict[str, str], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Vocabulary.from_names(["person", "car"], prompt_names=words)
+
+
 @pytest.mark.parametrize("templates", [[], ["a photo"], ["{} and {}"]])
 def test_templates_need_one_place_for_the_name(templates: list[str]) -> None:
     with pytest.raises(ValueError, match="template"):
