@@ -135,7 +135,7 @@ def test_a_witness_that_only_watches_changes_no_score(embedded: tuple[ShardTask,
     plain, record = taught(*embedded, NO_WITNESS)
     without, _ = read_arrays(plain.output)
     assert "cells" not in record.stats
-    assert set(watched) == set(without) == {"ids", "scores", "class_max"}
+    assert set(watched) == set(without) == {"ids", "scores", "class_max", "class_mean"}
     assert all(np.array_equal(watched[name], without[name]) for name in without)
 
 
