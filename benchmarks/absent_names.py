@@ -20,9 +20,13 @@ ABSENT_NAMES: Final = tuple(
 )
 
 
-def absent_settings() -> list[str]:
-    """Give the setting of a run on the scenes with absent names; what is seen is as by default."""
-    return [f"vocabulary.classes={json.dumps([*SCENE_CLASSES, *ABSENT_NAMES])}"]
+WITNESS_SETTINGS: Final = ("teacher.presence.witness=clip", "evaluate.present=true")
+
+
+def absent_settings(*, witness: bool = False) -> list[str]:
+    """Give the settings of a run on the scenes with absent names, perhaps with CLIP as witness; `seen` stays."""
+    names = f"vocabulary.classes={json.dumps([*SCENE_CLASSES, *ABSENT_NAMES])}"
+    return [names, *WITNESS_SETTINGS] if witness else [names]
 
 
 def real_scores(iou: Mapping[str, float | None]) -> dict[str, float]:

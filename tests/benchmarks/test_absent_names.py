@@ -34,6 +34,12 @@ def test_labels_keep_their_ids_and_seen_classes_stay() -> None:
     assert labels[0] == labels[1] and ref.key == "test-000000"
 
 
+def test_the_witness_is_set_with_the_names_on_request() -> None:
+    config = resolve_config({}, absent_settings(witness=True), where="test")
+    assert (config.teacher.presence.witness, config.evaluate.present) == ("clip", True)
+    assert len(config.vocabulary.classes) == 2 * len(SCENE_CLASSES)
+
+
 def test_real_scores_leave_absent_names_out() -> None:
     iou = {name: 60.0 if name in SEEN else 40.0 for name in SCENE_CLASSES} | dict.fromkeys(ABSENT_NAMES, 0.0)
     scores = real_scores(iou)

@@ -271,8 +271,8 @@ def test_an_alarm_rings_where_a_refused_class_grows_from_round_to_round() -> Non
         alarms = round_alarms(facts, ("cat", "red cat"), AlarmConfig(min_entropy=0, min_coverage=0))
         return [(alarm.kind, alarm.class_name) for alarm in alarms]
 
-    assert kinds(20, 35) == [("absent_grows", "red cat")]
-    assert kinds(20, 25) == kinds(0, 7) == []
+    assert kinds(20, 45) == [("absent_grows", "red cat")]
+    assert kinds(20, 35) == kinds(0, 7) == []
     assert refused_shares(records(20), 2).tolist() == [0, 0.02]
     assert absent_alarms("x", np.zeros(1), np.zeros(1), ("cat",), AlarmConfig()) == []
 
@@ -280,7 +280,7 @@ def test_an_alarm_rings_where_a_refused_class_grows_from_round_to_round() -> Non
 def test_by_default_no_fingerprint_names_a_witness_or_its_alarm() -> None:
     assert teacher.Settings().presence == NO_WITNESS
     assert "absent_grows" not in alarm_fingerprint(AlarmConfig())
-    assert alarm_fingerprint(AlarmConfig(absent_grows=2.0))["absent_grows"] == 2.0
+    assert alarm_fingerprint(AlarmConfig(absent_grows=3.0))["absent_grows"] == 3.0
     assert LEAST["clip"] == PresenceSettings(witness="clip").least_evidence
 
 

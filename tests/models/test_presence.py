@@ -1,10 +1,12 @@
 """Presence: what names explain of images, what is struck, and where it goes."""
 
+import numpy as np
 import pytest
 import torch
 
+from benchmarks.absent_names import ABSENT_NAMES
 from models.presets import PRESETS
-from models.stseg.clip import build_clip
+from models.stseg.clip import build_clip, load_clip
 from models.stseg.presence import (
     IMAGE_WEIGHT,
     explained_shares,
@@ -16,6 +18,10 @@ from models.stseg.presence import (
     struck_classes,
     without_struck,
 )
+from models.stseg.templates import prompt_templates
+from models.stseg.text import text_embeddings
+from shards.data.vocabulary import Vocabulary
+from shards.scenes.scenes import SCENE_CLASSES, SEEN, render_scene
 
 
 def test_names_explain_the_share_of_cells_that_they_fit_best() -> None:
@@ -84,3 +90,23 @@ def test_similarities_are_cosines_of_cells_and_of_clips_own_image_embedding() ->
     torch.testing.assert_close(whole, torch.cosine_similarity(own[:, None], mean[None], dim=-1))
     dense = clip(image).dense_BDHW
     torch.testing.assert_close(cells[0, 1, 3, 4], torch.cosine_similarity(dense[0, :, 3, 4], mean[1], dim=0))
+
+
+@pytest.mark.slow
+def test_the_shipped_clip_finds_the_classes_of_scenes_and_none_of_the_absent_names() -> None:
+    vocabulary = Vocabulary.from_names([*SCENE_CLASSES, *ABSENT_NAMES], SEEN, prompt_templates("tiny8"))
+    clip = load_clip(PRESETS["tiny"].clip)
+    text = text_embeddings(clip, vocabulary)
+    scenes = [render_scene("validation", 0, index) for index in range(100)]
+    images = torch.stack([torch.from_numpy(scene.image.copy()).permute(2, 0, 1).float() / 255 for scene in scenes])
+    found = [name_similarities(clip, images[start : start + 20], text) for start in range(0, 100, 20)]
+    cells, whole = (torch.cat(part) for part in zip(*found, strict=True))
+    logits = name_logits(cells.movedim(1, -1), whole.mean(dim=0), float(clip.clip.logit_scale.detach().exp()))
+    shares = explained_shares(logits.flatten(0, 2))
+    assert shares[len(SCENE_CLASSES) :].max() < 1e-6 < 1e-3 < shares[: len(SCENE_CLASSES)].min()
+    struck = struck_classes(image_shares(logits.movedim(-1, 1), shares), 0.003)
+    assert struck[:, len(SCENE_CLASSES) :].all()
+    true = torch.zeros(struck.shape, dtype=torch.bool)
+    for row, scene in zip(true, scenes, strict=True):
+        row[np.unique(scene.label).tolist()] = True
+    assert (struck & true).sum() < 0.02 * true.sum()
