@@ -66,7 +66,8 @@ def pairs(run: Path) -> Iterator[tuple[Path, Path]]:
     first, second = run / "rounds" / "001", run / "rounds" / "002"
     for path in sorted(first.rglob("*")):
         is_result = path.suffix == ".json" and path.with_suffix(".record.json").is_file()
-        if is_result or path.suffix in (".zarr", ".tar", ".safetensors"):
+        # The shares are measured in round 1 alone where no class starves.
+        if (is_result or path.suffix in (".zarr", ".tar", ".safetensors")) and path.name != "shares.json":
             yield path, second / path.relative_to(first)
     for folder, name in (
         (first / "teacher", "{}.zarr"),
