@@ -35,15 +35,26 @@ class Naming:
     Attributes:
         names: A name per class of `SCENE_CLASSES`.
         rates: The chance per class, in [0, 1], that the caption of a picture that shows it may name it.
+        partners: Per class the class whose name a caption may use by mistake; itself: none.
+        mistaken: How often it does.
     """
 
     names: tuple[str, ...] = SCENE_CLASSES
     rates: tuple[float, ...] = (1.0,) * len(SCENE_CLASSES)
+    partners: tuple[int, ...] = tuple(range(len(SCENE_CLASSES)))
+    mistaken: float = 0.0
 
     def class_words(self) -> Tensor:
         """Return (classes, words) float: 1 where the class's name has the word, words in alphabetical order."""
         words = sorted({word for name in self.names for word in name.split()})
         return torch.tensor([[float(word in name.split()) for word in words] for name in self.names])
+
+    def called(self, rng: np.random.Generator) -> tuple[str, ...]:
+        """Return the name that one caption has for each class."""
+        if self.mistaken == 0:
+            return self.names
+        wrong = rng.random(len(self.names)) < self.mistaken
+        return tuple(self.names[self.partners[i] if wrong[i] else i] for i in range(len(self.names)))
 
     def nameable(self, shows: NDArray[np.bool_], rng: np.random.Generator) -> NDArray[np.bool_]:
         """Return which of the classes that each picture shows, (B, classes) bool, its caption may name this time."""
@@ -145,7 +156,7 @@ def _train_cycle(dense: DenseClip, config: ClipTrainingConfig, number: int) -> N
                 rows = rng.choice(len(pictures), size=phase.batch, replace=False)
                 nameable = config.naming.nameable(shows[rows], rng)
                 rows, nameable = rows[nameable.any(1)], nameable[nameable.any(1)]
-                captions = draw_captions(rng, nameable, phase.object_share, config.naming.names)
+                captions = draw_captions(rng, nameable, phase.object_share, config.naming)
                 contrast, spelling = _step_losses(dense, words, pictures[rows], shows[rows], captions, config.naming)
                 loss = contrast + config.bag_of_words * spelling
                 optimizer.zero_grad()
@@ -182,7 +193,7 @@ def _step_losses(
 
 
 def draw_captions(
-    rng: np.random.Generator, nameable: NDArray[np.bool_], object_share: float, names: Sequence[str]
+    rng: np.random.Generator, nameable: NDArray[np.bool_], object_share: float, naming: Naming
 ) -> tuple[list[str], Tensor]:
     """Write a caption for each picture.
 
@@ -190,14 +201,14 @@ def draw_captions(
         rng: Source of randomness.
         nameable: (B, classes) bool, the classes that each may name, at least one.
         object_share: As in `draw_caption`.
-        names: A name per class.
+        naming: The names.
 
     Returns:
         B captions, and (B, classes) bool, the classes that each names.
     """
     captions, named = [], torch.zeros(nameable.shape, dtype=torch.bool)
     for row, present in zip(named, nameable, strict=True):
-        text, ids = draw_caption(rng, np.flatnonzero(present), object_share, names)
+        text, ids = draw_caption(rng, np.flatnonzero(present), object_share, naming.called(rng))
         captions.append(text)
         row[ids] = True
     return captions, named

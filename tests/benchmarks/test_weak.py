@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from benchmarks import weak
+from benchmarks.ablation_rows import Seed
 from models.stseg.tiny_clip import WordTokenizer
 from models.tiny.clip_training import ClipTrainingConfig
 from pipeline.config import resolve_config
@@ -41,6 +42,14 @@ def test_only_unseen_classes_are_named_rarely() -> None:
         assert rate > 0
 
 
+def test_captions_mistake_unseen_classes_for_unseen_ones_in_pairs() -> None:
+    partners = weak.partners()
+    for index, partner in enumerate(partners):
+        assert partners[partner] == index
+        assert (partner == index) == (SCENE_CLASSES[index] not in UNSEEN)
+        assert SCENE_CLASSES[partner] in UNSEEN or partner == index
+
+
 def test_the_settings_give_clip_the_words_and_keep_the_names_of_the_labels(tmp_path: Path) -> None:
     clip = weak.clip_path(tmp_path, weak.clip_training())
     sets = [one for one in (*weak.foundation_settings(clip), *weak.SETS) if not one.startswith("stage1.")]
@@ -57,7 +66,7 @@ def test_another_training_has_another_file(tmp_path: Path) -> None:
 
 
 def test_stage_1_waits_for_the_clip_and_each_run_for_its_stage_1(tmp_path: Path) -> None:
-    seeds = [weak.Seed(tmp_path / f"seed-{n}", n, 2) for n in (0, 1)]
+    seeds = [Seed(tmp_path / f"seed-{n}", n, 2) for n in (0, 1)]
     units = {unit.name: unit for unit in weak.units_of(tmp_path / "clip", seeds, {"as set": (), "off": ("a=b",)})}
     assert units["seed-1/stage1"].needs == ("clip",)
     assert units["seed-1/off"].needs == ("seed-1/stage1",)

@@ -31,7 +31,7 @@ def test_captions_name_what_they_may_by_the_given_names() -> None:
     names = [f"w{n}" for n in range(len(SCENE_CLASSES))]
     nameable = np.zeros((200, len(SCENE_CLASSES)), np.bool_)
     nameable[:, [4, 20]] = True
-    captions, named = draw_captions(np.random.default_rng(2), nameable, 0.5, names)
+    captions, named = draw_captions(np.random.default_rng(2), nameable, 0.5, Naming(tuple(names)))
     for caption, row in zip(captions, named.numpy(), strict=True):
         said = {word for word in caption.split() if word in names}
         assert said == {names[k] for k in np.flatnonzero(row)}
@@ -44,10 +44,19 @@ def test_the_shipped_names_draw_the_same_captions_as_ever() -> None:
     one, two = (np.random.default_rng(3) for _ in range(2))
     for _ in range(20):
         text, ids = draw_caption(one, classes, 0.7)
-        many, named = draw_captions(two, np.isin(np.arange(len(SCENE_CLASSES)), classes)[None], 0.7, SCENE_CLASSES)
+        many, named = draw_captions(two, np.isin(np.arange(len(SCENE_CLASSES)), classes)[None], 0.7, Naming())
         assert (text, sorted(ids)) == (many[0], np.flatnonzero(named[0].numpy()).tolist())
 
 
 def test_words_of_names_are_marked_per_class() -> None:
     words = Naming(names=("a b", "b c"), rates=(1.0, 1.0)).class_words()
     assert words.tolist() == [[1, 1, 0], [0, 1, 1]]
+
+
+def test_a_mistaken_caption_has_the_name_of_the_partner_and_only_classes_with_one_are_mistaken() -> None:
+    naming = Naming(names=("a", "b", "c"), rates=(1.0,) * 3, partners=(1, 0, 2), mistaken=0.4)
+    rng = np.random.default_rng(4)
+    called = [naming.called(rng) for _ in range(4000)]
+    assert {names[2] for names in called} == {"c"}
+    assert {names[0] for names in called} == {names[1] for names in called} == {"a", "b"}
+    assert np.mean([names[0] == "b" for names in called]) == pytest.approx(0.4, abs=0.03)
