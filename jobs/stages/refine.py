@@ -19,6 +19,7 @@ from jobs.inference.batching import BatchLimit
 from jobs.inference.model import load_sam_decoder, model_of, sam_fingerprint
 from jobs.run import Run, RunRef, Section, label_fingerprint
 from jobs.stage import Done, ShardTask, Stage, memory_hint
+from jobs.stages.teacher import mirror_inputs
 from models.refinement.calibration import Calibration, calibration_table
 from models.refinement.gate import ABSENT, ClassGate, GateConfig
 from models.refinement.settings import RefinementConfig
@@ -78,13 +79,45 @@ def tasks(run: Run, round: int) -> list[ShardTask]:
     # As an input of every shard, thresholds end the overlap with the teacher: they need the scores of all shards.
     gate = {"thresholds": run.layout.thresholds(round)} if is_adaptive(run) else {}
     return [
-        task.model_copy(update={"inputs": {"teacher": run.layout.teacher(round, task.shard), **task.inputs, **gate}})
+        task.model_copy(
+            update={
+                "inputs": {
+                    "teacher": run.layout.teacher(round, task.shard),
+                    **task.inputs,
+                    **gate,
+                    **_mirror_inputs(run, task.shard),
+                }
+            }
+        )
         for task in _tasks(run, round)
     ]
 
 
+def _mirror_inputs(run: Run, shard: str) -> dict[str, Path]:
+    """Return the embedding of a shard's mirror images, where SAM is prompted on them.
+
+    Raises:
+        ValueError: The teacher does not see them, so that there is none.
+    """
+    if not run.section(Settings).refinement.prompts.mirror:
+        return {}
+    inputs = mirror_inputs(run, shard)
+    if not inputs:
+        raise ValueError(
+            "refine.refinement.prompts.mirror needs SAM's embeddings of the mirror images, which a teacher with DEA "
+            "makes; add --set 'teacher.views=[identity, mirror]', or leave it off"
+        )
+    return inputs
+
+
 def mask_tasks(run: Run, round: int) -> list[ShardTask]:
-    """Plan the shards of given masks, as round 1."""
+    """Plan the shards of given masks, as round 1.
+
+    Raises:
+        ValueError: SAM is to be prompted on the mirror image, of which there is no embedding.
+    """
+    if run.section(Settings).refinement.prompts.mirror:
+        raise ValueError("refine.refinement.prompts.mirror has no effect on given masks; leave it off")
     return _tasks(run, round) if round == 1 else []
 
 
@@ -119,7 +152,7 @@ def _sam_part(run: RunRef) -> dict[str, Json]:
         "code": VERSION,
         "sam": sam_fingerprint(model_of(run)),
         "classes": len(run.vocabulary),
-        "refinement": run.section(Settings).refinement.model_dump(mode="json"),
+        "refinement": run.section(Settings).refinement.facts(),
     }
 
 
@@ -151,7 +184,7 @@ def work(refiner: Refiner, task: ShardTask) -> Done:
     Args:
         refiner: What refinement needs.
         task: Inputs "teacher" (scores) and "embedding" (SAM's embeddings and the images' sizes); "thresholds" where the
-            gate's are adaptive.
+            gate's are adaptive; "mirror" (embeddings of the mirror images) where SAM is prompted on them.
 
     Raises:
         OutOfMemory: Not even one image fits.
@@ -163,7 +196,8 @@ def work(refiner: Refiner, task: ShardTask) -> Done:
     scores, attrs = read_arrays(task.inputs["teacher"], names=("ids", "scores"))
     # The teacher's images, not the task's: what it could not read has no scores.
     keys: list[str] = [str(key) for key in attrs["keys"]]  # type: ignore[union-attr]
-    inputs = _scored_images(task, keys, scores, store)
+    mirrored = EmbeddingStore.open(task.inputs["mirror"]) if "mirror" in task.inputs else None
+    inputs = _scored_images(task, keys, scores, store, mirrored)
     return _refine(refiner, task, inputs, gate, store, str(attrs["teacher_weights"]))
 
 
@@ -213,7 +247,11 @@ def _refine(
 
 
 def _scored_images(
-    task: ShardTask, keys: Sequence[str], scores: dict[str, NDArray[Any]], store: EmbeddingStore
+    task: ShardTask,
+    keys: Sequence[str],
+    scores: dict[str, NDArray[Any]],
+    store: EmbeddingStore,
+    mirrored: EmbeddingStore | None,
 ) -> Iterator[tuple[str, RefineInput]]:
     for index, key in enumerate(keys):
         if key not in store.rows:
@@ -227,6 +265,7 @@ def _scored_images(
                 embedding=store.embedding(row),
                 valid_hw=store.valid_hw(row),
                 original_hw=store.sizes_hw[row],
+                mirrored=None if mirrored is None else mirrored.embedding(mirrored.rows[key]),
             ),
         )
 
@@ -282,7 +321,7 @@ def gate_fingerprint(config: GateConfig) -> dict[str, Json]:
         ValueError: The calibration cannot be read.
     """
     digest = None if config.calibration is None else Calibration.load(config.calibration).digest
-    return {**config.model_dump(mode="json"), "calibration": digest}
+    return {**config.facts(), "calibration": digest}
 
 
 def load_gate(config: GateConfig, vocabulary: Vocabulary, thresholds: Path | None) -> ClassGate:

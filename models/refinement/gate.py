@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from math import ceil
 from pathlib import Path
-from typing import Final, Self
+from typing import Any, Final, Literal, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -61,6 +61,9 @@ class GateConfig(BaseModel):
             probabilities as stored. null: no calibration.
         adaptive: A threshold per class instead of `threshold`. It needs the scores of all of the round's
             images, so that refine starts when the last shard of the teacher is done. null: one for all classes.
+        decision: What passes or not: the "class" of an image with all of its components, as in the paper, or each
+            "mask": every component becomes a prompt, its class is the one with the highest sum of probabilities in
+            SAM's mask of it, and the statistic is taken there instead of over the image.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -70,6 +73,7 @@ class GateConfig(BaseModel):
     over: Region = "argmax"
     calibration: Path | None = None
     adaptive: AdaptiveThreshold | None = None
+    decision: Literal["class", "mask"] = "class"
 
     @field_validator("statistic")
     @classmethod
@@ -86,6 +90,10 @@ class GateConfig(BaseModel):
                 f"adaptive=null; with adaptive leave threshold at {DEFAULT_THRESHOLD:g}"
             )
         return self
+
+    def facts(self) -> dict[str, Any]:
+        """Return the settings for fingerprints: what is newer than runs that exist is left out at its default."""
+        return self.model_dump(mode="json", exclude={"decision"} if self.decision == "class" else None)
 
 
 @dataclass(frozen=True)
@@ -190,7 +198,8 @@ def gate(ids_kHW: NDArray[np.integer], scores_kHW: NDArray[np.floating], class_g
         class_gate: The gate. Another can be tried on the same scores at no cost.
 
     Returns:
-        The confidence of every class and its outcome; possibly none passes.
+        The confidence of every class and its outcome; possibly none passes. Where masks are decided one by one, all
+        classes in the image do.
 
     Raises:
         ValueError: See `gate_confidence`.
@@ -200,6 +209,8 @@ def gate(ids_kHW: NDArray[np.integer], scores_kHW: NDArray[np.floating], class_g
     present_K = np.bincount(ids_kHW[0][scores_kHW[0] > 0], minlength=num_classes) > 0
     # A class that is no cell's first choice has no region to bring, whatever its confidence.
     passed_K = confidence_K > class_gate.threshold_of_class
+    if class_gate.config.decision == "mask":
+        passed_K[:] = True
     reasons = tuple(
         (ACCEPTED if passed else DROPPED_LOW_CONFIDENCE) if present else ABSENT
         for present, passed in zip(present_K.tolist(), passed_K.tolist(), strict=True)
