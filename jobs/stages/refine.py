@@ -78,46 +78,17 @@ def tasks(run: Run, round: int) -> list[ShardTask]:
         return []
     # As an input of every shard, thresholds end the overlap with the teacher: they need the scores of all shards.
     gate = {"thresholds": run.layout.thresholds(round)} if is_adaptive(run) else {}
-    return [
-        task.model_copy(
-            update={
-                "inputs": {
-                    "teacher": run.layout.teacher(round, task.shard),
-                    **task.inputs,
-                    **gate,
-                    **_mirror_inputs(run, task.shard),
-                }
-            }
-        )
-        for task in _tasks(run, round)
-    ]
+    mirrored = run.section(Settings).refinement.prompts.mirror
 
+    def inputs(task: ShardTask) -> dict[str, Path]:
+        mirror = mirror_inputs(run, task.shard) if mirrored else {}
+        return {"teacher": run.layout.teacher(round, task.shard), **task.inputs, **gate, **mirror}
 
-def _mirror_inputs(run: Run, shard: str) -> dict[str, Path]:
-    """Return the embedding of a shard's mirror images, where SAM is prompted on them.
-
-    Raises:
-        ValueError: The teacher does not see them, so that there is none.
-    """
-    if not run.section(Settings).refinement.prompts.mirror:
-        return {}
-    inputs = mirror_inputs(run, shard)
-    if not inputs:
-        raise ValueError(
-            "refine.refinement.prompts.mirror needs SAM's embeddings of the mirror images, which a teacher with DEA "
-            "makes; add --set 'teacher.views=[identity, mirror]', or leave it off"
-        )
-    return inputs
+    return [task.model_copy(update={"inputs": inputs(task)}) for task in _tasks(run, round)]
 
 
 def mask_tasks(run: Run, round: int) -> list[ShardTask]:
-    """Plan the shards of given masks, as round 1.
-
-    Raises:
-        ValueError: SAM is to be prompted on the mirror image, of which there is no embedding.
-    """
-    if run.section(Settings).refinement.prompts.mirror:
-        raise ValueError("refine.refinement.prompts.mirror has no effect on given masks; leave it off")
+    """Plan the shards of given masks, as round 1."""
     return _tasks(run, round) if round == 1 else []
 
 

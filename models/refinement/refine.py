@@ -168,7 +168,7 @@ def _finish(
         painted.label[near_boundary(painted.label, config.resolve.boundary_band)] = ignore_index
     # At least 1 where there is a label: 0 means ignored.
     weight = (255 * painted.weight).round().clamp(1, 255) * (painted.label != ignore_index)
-    extents = {n: _Extent(*found) for n, *found in zip(taken, claims.areas, claims.boxes, strict=True)}
+    extents = dict(zip(taken, map(_Extent, claims.areas, claims.boxes), strict=True))
     return RefinedLabel(
         label=_int32(painted.label),
         weight=weight.cpu().numpy().astype(np.uint8),
