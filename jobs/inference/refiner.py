@@ -39,7 +39,7 @@ class Refining:
 
     def fingerprint(self, model: ModelConfig) -> dict[str, Json]:
         """Return what of it changes labels: SAM and the settings in use."""
-        used = self.refinement.model_dump(mode="json", exclude={"resolve"})
+        used = {name: value for name, value in self.refinement.facts().items() if name != "resolve"}
         sam = sam_fingerprint(model)
         return {"sam": sam, "top_k": self.top_k, "probabilities": self.probabilities, "refinement": used}
 

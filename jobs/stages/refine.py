@@ -23,7 +23,7 @@ from jobs.stage import Done, ShardTask, Stage, memory_hint
 from jobs.stages import given
 from jobs.stages.matching import is_matched
 from jobs.stages.teacher import Settings as TeacherSettings
-from jobs.stages.teacher import given_masks
+from jobs.stages.teacher import given_masks, mirror_inputs
 from models.refinement.calibration import Calibration, calibration_table
 from models.refinement.gate import ABSENT, AdaptiveThreshold, ClassGate, GateConfig
 from models.refinement.settings import FOR_MASKS, RefinementConfig
@@ -93,10 +93,13 @@ def scored_tasks(run: Run, round: int) -> list[ShardTask]:
     if round == 0 or given_masks(run, round) is not None:
         return []
     gate = gate_inputs(run, round)
-    return [
-        task.model_copy(update={"inputs": {"teacher": run.layout.teacher(round, task.shard), **task.inputs, **gate}})
-        for task in _tasks(run, round)
-    ]
+    mirrored = run.section(Settings).refinement.prompts.mirror
+
+    def inputs(task: ShardTask) -> dict[str, Path]:
+        mirror = mirror_inputs(run, task.shard) if mirrored else {}
+        return {"teacher": run.layout.teacher(round, task.shard), **task.inputs, **gate, **mirror}
+
+    return [task.model_copy(update={"inputs": inputs(task)}) for task in _tasks(run, round)]
 
 
 def gate_inputs(run: Run, round: int) -> dict[str, Path]:
@@ -151,7 +154,7 @@ def _sam_part(run: RunRef) -> dict[str, Json]:
         "code": VERSION,
         "sam": sam_fingerprint(model_of(run)),
         "classes": len(run.vocabulary),
-        "refinement": run.section(Settings).refinement.model_dump(mode="json"),
+        "refinement": run.section(Settings).refinement.facts(),
     }
 
 
@@ -188,7 +191,8 @@ def work(refiner: Refiner, task: ShardTask) -> Done:
     Args:
         refiner: What refinement needs.
         task: Inputs "teacher" (scores) and "embedding" (SAM's embeddings and the images' sizes); "thresholds" where the
-            gate's are adaptive; "shares" where the classes' shares are matched.
+            gate's are adaptive; "shares" where the classes' shares are matched; "mirror" (embeddings of the mirror
+            images) where SAM is prompted on them.
 
     Raises:
         OutOfMemory: Not even one image fits.
@@ -202,7 +206,8 @@ def work(refiner: Refiner, task: ShardTask) -> Done:
     scores, attrs = read_arrays(task.inputs["teacher"], names=named)
     # The teacher's images, not the task's: what it could not read has no scores.
     keys: list[str] = [str(key) for key in attrs["keys"]]  # type: ignore[union-attr]
-    inputs = _scored_images(task, keys, scores, store, shares)
+    mirrored = EmbeddingStore.open(task.inputs["mirror"]) if "mirror" in task.inputs else None
+    inputs = _scored_images(task, keys, scores, store, shares, mirrored)
     return _refine(refiner, task, inputs, gate, store, str(attrs["teacher_weights"]))
 
 
@@ -257,6 +262,7 @@ def _scored_images(
     scores: dict[str, NDArray[Any]],
     store: EmbeddingStore,
     shares: Shares | None,
+    mirrored: EmbeddingStore | None,
 ) -> Iterator[tuple[str, RefineInput]]:
     for index, key in enumerate(keys):
         if key not in store.rows:
@@ -273,6 +279,7 @@ def _scored_images(
                 valid_hw=store.valid_hw(row),
                 original_hw=store.sizes_hw[row],
                 struck=scores["struck"][index] if "struck" in scores else None,
+                mirrored=None if mirrored is None else mirrored.embedding(mirrored.rows[key]),
             ),
         )
 
@@ -328,7 +335,7 @@ def gate_fingerprint(config: GateConfig) -> dict[str, Json]:
         ValueError: The calibration cannot be read.
     """
     digest = None if config.calibration is None else Calibration.load(config.calibration).digest
-    return {**config.model_dump(mode="json"), "calibration": digest}
+    return {**config.facts(), "calibration": digest}
 
 
 def load_gate(

@@ -215,7 +215,7 @@ def _views(
 ) -> Iterator[Views]:
     from models.refinement.refine import refine_batch
 
-    embeddings = stores["identity"]
+    embeddings, mirror = stores["identity"], stores.get("mirror")
     logits = teacher.view_logits(check.student, batch, check.views, stores)
     keys = [loaded.ref.key for loaded in batch]
     ids, scores, _ = present_scores(merge_views(logits), keys, judge, check.top_k, check.probabilities).top
@@ -226,8 +226,9 @@ def _views(
             embedding=embeddings.embedding(row),
             valid_hw=embeddings.valid_hw(row),
             original_hw=embeddings.sizes_hw[row],
+            mirrored=None if mirror is None else mirror.embedding(mirror.rows[key]),
         )
-        for index, row in enumerate(embeddings.rows[loaded.ref.key] for loaded in batch)
+        for index, (key, row) in enumerate((one.ref.key, embeddings.rows[one.ref.key]) for one in batch)
     ]
     # Only its masks and the student's own labels are used, so that any id outside the classes serves to ignore.
     refined = refine_batch(inputs, check.decoder, gate, check.refinement, ignore_index=IGNORE_16_BIT)

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from models.refinement.components import Components
-from models.refinement.gate import GateResult
+from models.refinement.gate import DROPPED_LOW_CONFIDENCE, GateResult
 from models.refinement.settings import ResolveConfig
 from models.refinement.types import ACCEPTED, KEPT, RefineInput
 
@@ -77,7 +77,7 @@ def fill_weights(
     source: RefineInput,
     gate: GateResult,
     components: Components,
-    outcomes: Sequence[str],
+    outcomes: Sequence[tuple[str, float]],
     config: ResolveConfig,
 ) -> NDArray[np.float32]:
     """Return the weight of the teacher's label in each cell if no mask covers it.
@@ -86,12 +86,12 @@ def fill_weights(
         source: The image's stored scores.
         gate: Its classes' confidence.
         components: Its components.
-        outcomes: For each kept one the reason why SAM's mask of it was accepted or not.
+        outcomes: For each kept one the reason why SAM's mask of it was accepted or not, and its confidence.
         config: The policies. "ignore" for a rejected or too small component applies even where `uncovered` says
             "teacher".
 
     Returns:
-        (h, w) float32: the class's confidence in kept components, the cell's own score in other cells above the
+        (h, w) float32: the confidence of kept components, the cell's own score in other cells above the
         floor, 0 where the label is ignored.
     """
     first_hw, score_hw = source.ids[0], source.scores[0].astype(np.float32)
@@ -100,11 +100,12 @@ def fill_weights(
     fill_hw = np.where(keeps_hw, score_hw, np.float32(0))
     small_hw = components.too_small
     fill_hw[small_hw] = confidence_hw[small_hw] if config.too_small == "teacher" else 0
-    for component, outcome in zip(components.kept, outcomes, strict=True):
-        if outcome != ACCEPTED:
+    for component, (outcome, confidence) in zip(components.kept, outcomes, strict=True):
+        # A component that does not pass is like the cells of a class that does not.
+        if outcome not in (ACCEPTED, DROPPED_LOW_CONFIDENCE):
             # "kept_…" means that SAM could not better the component, not that it is in doubt: no fallback applies.
             keeps = config.fallback == "coarse" or outcome in KEPT
-            fill_hw[component.slices][component.cells] = gate.confidence[component.class_id] if keeps else 0
+            fill_hw[component.slices][component.cells] = confidence if keeps else 0
     return fill_hw
 
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from math import ceil
 from pathlib import Path
-from typing import Final, Self
+from typing import Any, Final, Literal, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -62,6 +62,9 @@ class GateConfig(BaseModel):
             probabilities as stored. null: no calibration.
         adaptive: A threshold per class instead of `threshold`. It needs the scores of all of the round's
             images, so that refine starts when the last shard of the teacher is done. null: one for all classes.
+        decision: What passes or not: the "class" of an image with all of its components, as in the paper, or each
+            "mask": every component becomes a prompt, its class is the one with the highest sum of probabilities in
+            SAM's mask of it, and the statistic is taken there instead of over the image.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -71,6 +74,7 @@ class GateConfig(BaseModel):
     over: Region = "argmax"
     calibration: Path | None = None
     adaptive: AdaptiveThreshold | None = None
+    decision: Literal["class", "mask"] = "class"
 
     @field_validator("statistic")
     @classmethod
@@ -87,6 +91,10 @@ class GateConfig(BaseModel):
                 f"adaptive=null; with adaptive leave threshold at {DEFAULT_THRESHOLD:g}"
             )
         return self
+
+    def facts(self) -> dict[str, Any]:
+        """Return the settings for fingerprints: what is newer than runs that exist is left out at its default."""
+        return self.model_dump(mode="json", exclude={"decision"} if self.decision == "class" else None)
 
 
 @dataclass(frozen=True)
@@ -197,7 +205,8 @@ def gate(
         struck_K: (K,) bool, the classes that lost cells to a witness; None: there was none.
 
     Returns:
-        The confidence of every class and its outcome; possibly none passes.
+        The confidence of every class and its outcome; possibly none passes. Where masks are decided one by one, all
+        classes in the image do.
 
     Raises:
         ValueError: See `gate_confidence`.
@@ -208,6 +217,8 @@ def gate(
     # A class that is no cell's first choice has no region to bring, whatever its confidence.
     passed_K = confidence_K > class_gate.threshold_of_class
     lost_K = np.zeros(num_classes, np.bool_) if struck_K is None else struck_K
+    if class_gate.config.decision == "mask":
+        passed_K[:] = True
     reasons = tuple(
         (ACCEPTED if passed else DROPPED_LOW_CONFIDENCE) if present else STRUCK_ABSENT if lost else ABSENT
         for present, passed, lost in zip(present_K.tolist(), passed_K.tolist(), lost_K.tolist(), strict=True)

@@ -1,6 +1,6 @@
 """The settings of every step after the gate, apart from the code that needs torch."""
 
-from typing import Final, Literal, Self
+from typing import Any, Final, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
@@ -43,6 +43,9 @@ class PromptConfig(ComponentConfig):
         candidates: Take SAM's "single" answer, or the "best" of its three by their predicted IoU.
         iterations: How many times SAM is run; from the second on its own mask is the mask prompt, whatever `kinds`.
         feed_box: From the second iteration on the box is that of its own mask.
+        mirror: Prompt SAM on the mirror image too, and take the mean of both masks' logits. It needs a teacher with
+            DEA that sees it, whose embeddings are used (`teacher.views`), and twice the time of the decoder. Given
+            masks and predictions at inference are refined without it.
     """
 
     # Mask and box gain most on coarse masks with the tiny SAM (13.9 points of IoU; mask alone 12.7, box 10.2, point
@@ -58,6 +61,7 @@ class PromptConfig(ComponentConfig):
     # A second iteration gains 0.2 points on a round's pseudo-labels at twice the cost.
     iterations: int = Field(default=1, ge=1, le=10)
     feed_box: bool = False
+    mirror: bool = False
 
     @field_validator("kinds")
     @classmethod
@@ -156,6 +160,11 @@ class RefinementConfig(BaseModel):
     prompts: PromptConfig = PromptConfig()
     accept: AcceptConfig = AcceptConfig()
     resolve: ResolveConfig = ResolveConfig()
+
+    def facts(self) -> dict[str, Any]:
+        """Return the settings for fingerprints: what is newer than runs that exist is left out at its default."""
+        newer = {} if self.prompts.mirror else {"prompts": {"mirror"}}
+        return self.model_dump(mode="json", exclude=newer)
 
 
 # The default for masks from elsewhere, which may be good already: there SAM must be surer than of a teacher's. Chosen

@@ -35,6 +35,8 @@ class RefineInput:
         valid_hw: Share of SAM's square that is image, each in (0, 1].
         original_hw: The upright image's size in pixels.
         struck: (K,) bool, the classes that lost cells to a witness of presence; None: there was none.
+        mirrored: SAM's embedding of the padded mirror image, like `embedding`; None: SAM sees the image alone, whatever
+            the settings.
     """
 
     ids: NDArray[np.integer]
@@ -43,6 +45,7 @@ class RefineInput:
     valid_hw: tuple[float, float]
     original_hw: tuple[int, int]
     struck: NDArray[np.bool_] | None = None
+    mirrored: NDArray[np.floating] | None = None
 
 
 @dataclass(frozen=True)
@@ -51,7 +54,7 @@ class MaskFact:
 
     Attributes:
         class_id: Its class.
-        confidence: The gate's confidence of the class in this image.
+        confidence: The gate's confidence of the class in this image, or in this mask if masks are decided one by one.
         area: Pixels of SAM's mask if accepted, before other masks win some of them; else of the component.
         box_xyxy: The same one's box in original pixels; x1 and y1 are the first ones outside.
         prompts: The kinds of prompt that SAM got.
@@ -63,7 +66,7 @@ class MaskFact:
         area_ratio: Its area over the component's in SAM's low-resolution frame; None if that covers no pixel there.
         conviction: Mean distance of its logits from 0 where it differs from the component.
         accepted: Whether the mask is accepted.
-        reason: "accepted", "rejected_…" or "kept_…".
+        reason: "accepted", "rejected_…" or "kept_…"; "dropped_low_confidence" if it does not pass on its own.
     """
 
     class_id: int

@@ -93,6 +93,11 @@ def preview_round(root: Path, number: int, sets: tuple[str, ...]) -> dict[str, A
         ValueError: A setting is wrong.
     """
     run = _with_sets(read_run(root), sets)
+    if run.config.refine.gate.decision == "mask":
+        raise ValueError(
+            "gate.decision=mask decides by SAM's masks, which a dry run does not make; leave out --dry-run, or count "
+            "what the gate of whole classes keeps: --set gate.decision=class"
+        )
     refuse_without_scores(run, number)
     return {"round": number, "gate": run.config.refine.gate.model_dump(mode="json"), **preview_gate(run, number)}
 

@@ -212,6 +212,13 @@ def gate_facts(config: GateConfig, *, sigmoid: bool, matched: bool = False) -> G
         f"The gate: a class of an image passes if its confidence is greater than {threshold}. The confidence "
         f"of a class is {statistic} of its {kind} probabilities{calibrated} over {region}."
     )
+    if config.decision == "mask":
+        inside = "grid cells" if config.over == "image" else "grid cells where it is the teacher's first choice"
+        definition = (
+            f"The gate: a mask of SAM's passes if its confidence is greater than {threshold}. Its class is the one "
+            f"with the highest sum of {kind} probabilities over the mask, and its confidence is {statistic} of that "
+            f"class's probabilities{calibrated} over the mask's {inside}."
+        )
     return GateFacts(**config.model_dump(), definition=definition)
 
 

@@ -1,14 +1,32 @@
 """The refine stage and its store."""
 
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
-from shard_setup import SIZES_HW, VOCABULARY, refine_settings, refined_shard, run_refine
+import torch
+from numpy.typing import NDArray
+from shard_setup import (
+    SIZES_HW,
+    VOCABULARY,
+    FakeDecoder,
+    FakeEncoder,
+    embed_task,
+    refine_settings,
+    refined_shard,
+    run_embed,
+    run_refine,
+)
+from torch import Tensor
 
 from jobs.artifacts.labels import read_refined, read_refined_map
 from jobs.commit import why_stale
-from models.refinement.settings import RefinementConfig
+from models.refinement.gate import GateConfig
+from models.refinement.settings import PromptConfig, RefinementConfig
+from models.sam.decoder import MaskPrompts
+from models.sam.sam import SamEmbedding
 from shards.files.atomic import sha256_tree
 from shards.formats.records import read_record
 
@@ -78,3 +96,44 @@ def test_same_inputs_give_the_same_bytes_whatever_the_batch(tmp_path: Path) -> N
     settings = refine_settings().model_copy(update={"batch_size": 1, "refinement": RefinementConfig()})
     run_refine(task, settings=settings)
     assert sha256_tree(task.output) == first
+
+
+class SevenEncoder(FakeEncoder):
+    """Finds 7 everywhere."""
+
+    def encode(self, images: Sequence[NDArray[np.uint8]]) -> SamEmbedding:
+        found = super().encode(images)
+        return replace(found, embedding_BCHW=torch.full_like(found.embedding_BCHW, 7))
+
+
+class SeeingDecoder(FakeDecoder):
+    """Keeps the embeddings that it was asked about."""
+
+    def __init__(self) -> None:
+        self.seen: list[Tensor] = []
+
+    def decode(self, embedding_BCHW: Tensor, prompts: MaskPrompts, *, multimask: bool = False) -> tuple[Tensor, Tensor]:
+        self.seen.append(embedding_BCHW)
+        return super().decode(embedding_BCHW, prompts, multimask=multimask)
+
+
+def test_sam_sees_the_stored_embeddings_of_the_mirror_images_only_if_the_setting_says_so(tmp_path: Path) -> None:
+    task, source = refined_shard(tmp_path)
+    other = embed_task(tmp_path / "mirror", source)
+    run_embed(other, source, SevenEncoder())
+    mirrored = task.model_copy(update={"inputs": {**task.inputs, "mirror": other.output}})
+    for mirror, rounds in ((False, 1), (True, 2)):
+        decoder = SeeingDecoder()
+        refinement = RefinementConfig(prompts=PromptConfig(mirror=mirror))
+        settings = refine_settings().model_copy(update={"batch_size": 4, "refinement": refinement})
+        run_refine(mirrored, decoder, settings)
+        assert len(decoder.seen) == rounds
+        assert [bool((one == 7).all()) for one in decoder.seen] == [False, True][:rounds]
+
+
+def test_masks_that_do_not_pass_on_their_own_are_counted_under_their_reason(tmp_path: Path) -> None:
+    task, _ = refined_shard(tmp_path, logit=1.0)
+    settings = refine_settings().model_copy(update={"gate": GateConfig(decision="mask")})
+    stats = run_refine(task, settings=settings).stats
+    assert stats["masks_dropped_low_confidence"] == stats["classes_dropped_low_confidence"] == 8
+    assert stats["coverage"] == 0

@@ -80,6 +80,22 @@ def test_a_replay_gives_the_bytes_that_the_round_would_with_these_settings(run: 
     assert len(own) == 2
 
 
+def test_a_replay_decides_by_masks_and_a_dry_run_of_that_is_refused_with_the_cure(run: Path) -> None:
+    settings = ("gate.decision=mask", "gate.threshold=0.05")
+    code, out, err = replay(run, *settings, more=("--name", "mask", "--json"))
+    assert code == 0, err
+    result = json.loads(out)
+    assert "refine.gate.decision class -> mask" in result["changed"]
+    assert result["replay"]["coverage"] > 0
+    code, _, err = replay(run, *settings, more=("--dry-run",))
+    assert (code, "--set gate.decision=class" in err) == (2, True)
+
+
+def test_sam_on_the_mirror_image_is_refused_where_the_teacher_does_not_see_it(run: Path) -> None:
+    code, _, err = replay(run, "refinement.prompts.mirror=true")
+    assert (code, "set teacher.views=[identity, mirror]" in err) == (2, True)
+
+
 def test_the_same_replay_again_resumes_and_finds_its_own_name(run: Path) -> None:
     code, out, err = replay(run, "gate.over=image", more=("--json",))
     assert code == 0, err
