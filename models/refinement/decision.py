@@ -9,7 +9,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from models.refinement.components import Component
-from models.refinement.gate import ABSENT, ACCEPTED, DROPPED_LOW_CONFIDENCE, ClassGate, GateResult, gate_confidence
+from models.refinement.gate import (
+    ABSENT,
+    ACCEPTED,
+    DROPPED_LOW_CONFIDENCE,
+    STRUCK_ABSENT,
+    ClassGate,
+    GateResult,
+    gate_confidence,
+)
 
 
 @dataclass(frozen=True)
@@ -59,13 +67,19 @@ def decide_by_scores(
     return Decided(class_id, float(confidence), passed=bool(confidence > class_gate.threshold_of_class[class_id]))
 
 
-def decided_gate(first_HW: NDArray[np.integer], decided: Sequence[Decided], num_classes: int) -> GateResult:
+def decided_gate(
+    first_HW: NDArray[np.integer],
+    decided: Sequence[Decided],
+    num_classes: int,
+    struck_K: NDArray[np.bool_] | None = None,
+) -> GateResult:
     """Return the outcome for each class of an image where masks were decided one by one.
 
     Args:
         first_HW: (h, w) integers, the teacher's first choices; -1 in cells without a class.
         decided: The decisions.
         num_classes: K.
+        struck_K: (K,) bool, the classes that lost cells to a witness; None: there was none.
 
     Returns:
         A class is accepted if one of its masks passes; its confidence is the highest of its masks', 0 without any.
@@ -77,7 +91,8 @@ def decided_gate(first_HW: NDArray[np.integer], decided: Sequence[Decided], num_
         confidence_K[one.class_id] = max(confidence_K[one.class_id], one.confidence)
         passed_K[one.class_id] |= one.passed
         seen_K[one.class_id] = True
-    reasons = np.where(seen_K, np.where(passed_K, ACCEPTED, DROPPED_LOW_CONFIDENCE), ABSENT)
+    absent_K = np.where(struck_K, STRUCK_ABSENT, ABSENT) if struck_K is not None else ABSENT
+    reasons = np.where(seen_K, np.where(passed_K, ACCEPTED, DROPPED_LOW_CONFIDENCE), absent_K)
     return GateResult(confidence=confidence_K, reasons=tuple(reasons.tolist()))
 
 

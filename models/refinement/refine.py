@@ -142,7 +142,7 @@ def _finish(
             for mask, one in zip(judged, decided, strict=True)
         )
         first_hw = np.where(source.scores[0] > 0, source.ids[0].astype(np.int32), -1)
-        prepared = replace(prepared, gate=decided_gate(first_hw, decided, class_gate.num_classes))
+        prepared = replace(prepared, gate=decided_gate(first_hw, decided, class_gate.num_classes, source.struck))
     # The first of equal claims wins a pixel: the lowest class id.
     accepted = [number for number, mask in enumerate(judged) if mask.accepted]
     taken = sorted(accepted, key=lambda number: decided[number].class_id)
