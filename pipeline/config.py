@@ -2,9 +2,9 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Final, Self
+from typing import Any, Final
 
-from pydantic import Field, NonNegativeInt, model_validator
+from pydantic import Field, NonNegativeInt
 
 from jobs.cluster.job_server import SubmitConfig
 from jobs.execution.settings import ExecutionConfig
@@ -109,16 +109,6 @@ class RunConfig(RunSettings):
     resources: ResourceSettings = ResourceSettings()
     execution: ExecutionConfig = ExecutionConfig()
     submit: SubmitConfig = SubmitConfig()
-
-    # Here, as only the whole knows: without embeddings of mirror images the setting would be without effect.
-    @model_validator(mode="after")
-    def _mirror_is_embedded(self) -> Self:
-        if self.refine.refinement.prompts.mirror and not (self.model.dea and "mirror" in self.teacher.views):
-            raise ValueError(
-                "refine.refinement.prompts.mirror needs SAM's embeddings of the mirror images, which a teacher with "
-                "DEA makes; set teacher.views=[identity, mirror] too, or leave it off"
-            )
-        return self
 
 
 def resolve_config(

@@ -23,7 +23,7 @@ from jobs.stage import Done, ShardTask, Stage, memory_hint
 from jobs.stages import given
 from jobs.stages.matching import is_matched
 from jobs.stages.teacher import Settings as TeacherSettings
-from jobs.stages.teacher import given_masks, mirror_inputs
+from jobs.stages.teacher import given_masks
 from models.refinement.calibration import Calibration, calibration_table
 from models.refinement.gate import ABSENT, AdaptiveThreshold, ClassGate, GateConfig
 from models.refinement.settings import FOR_MASKS, RefinementConfig
@@ -93,13 +93,18 @@ def scored_tasks(run: Run, round: int) -> list[ShardTask]:
     if round == 0 or given_masks(run, round) is not None:
         return []
     gate = gate_inputs(run, round)
-    mirrored = run.section(Settings).refinement.prompts.mirror
 
     def inputs(task: ShardTask) -> dict[str, Path]:
-        mirror = mirror_inputs(run, task.shard) if mirrored else {}
+        mirror = mirror_inputs(run, task.shard)
         return {"teacher": run.layout.teacher(round, task.shard), **task.inputs, **gate, **mirror}
 
     return [task.model_copy(update={"inputs": inputs(task)}) for task in _tasks(run, round)]
+
+
+def mirror_inputs(run: Run, shard: str, suffix: str = "") -> dict[str, Path]:
+    """Return the embeddings of the mirrored images of a shard by role, where SAM is prompted on them."""
+    mirrored = run.section(Settings).refinement.prompts.mirror
+    return {f"mirror{suffix}": run.layout.mirror_embedding(shard)} if mirrored else {}
 
 
 def gate_inputs(run: Run, round: int) -> dict[str, Path]:

@@ -88,7 +88,8 @@ def tasks(run: Run, round: int) -> list[ShardTask]:
     inputs |= refine.gate_inputs(run, round)
     for name in picked:
         inputs[f"embedding/{name}"] = run.layout.embedding("target", name)
-        inputs |= teacher.mirror_inputs(run, name, f"/{name}") | teacher.presence_inputs(run, name, f"/{name}")
+        inputs |= teacher.mirror_inputs(run, name, f"/{name}") | refine.mirror_inputs(run, name, f"/{name}")
+        inputs |= teacher.presence_inputs(run, name, f"/{name}")
         inputs[f"refine/{name}"] = run.layout.refine(round, name)
         if round > 1:
             inputs[f"before/{name}"] = run.layout.refine(round - 1, name)
@@ -180,7 +181,7 @@ def work(check: TargetCheck, task: ShardTask) -> Done:
         store = read_refined(task.inputs[f"refine/{shard}"], LABEL_MAPS, refs)
         before = task.inputs.get(f"before/{shard}")
         earlier = None if before is None else read_refined(before, ("label",), refs)
-        stores = teacher.open_stores(task.inputs, check.views, f"/{shard}")
+        stores = teacher.open_stores(task.inputs, f"/{shard}")
         judge = teacher.open_judge(task.inputs, check.presence, f"/{shard}")
         if store.keys:
             struck.append(_always_struck(judge, store.keys))

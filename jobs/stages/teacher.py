@@ -17,7 +17,7 @@ from jobs.inference.model import model_of, stseg_fingerprint, weights_checksum
 from jobs.inference.witness import Judge, PresenceSettings, StoredWitness, TeacherWitness
 from jobs.run import Run, RunRef, Section, best_weights
 from jobs.stage import Done, ShardTask, Stage, memory_hint
-from jobs.stages import embed, given
+from jobs.stages import given
 from jobs.training.config import TrainConfig
 from models.stseg.views import IDENTITY, View, disagreement, merge_views, seen_as, seen_upright
 from shards.data.sources import Source
@@ -101,21 +101,14 @@ class Teacher:
     limit: BatchLimit
 
 
-def view_tasks(run: Run, round: int) -> list[ShardTask]:
-    """Plan the embedding of the mirrored target, once for all rounds; none where the teacher does not see it."""
-    if round > 0 or "mirror" not in run.section(Settings).views or not model_of(run).dea:
-        return []
-    return [
-        task.model_copy(update={"stage": "embed-mirror", "output": run.layout.mirror_embedding(task.shard)})
-        for task in embed.dataset_tasks(run, "target", run.plan)
-    ]
+def embeds_mirror(run: Run | RunRef) -> bool:
+    """Return whether the teacher needs SAM's embeddings of mirrored images."""
+    return "mirror" in run.section(Settings).views and model_of(run).dea
 
 
 def mirror_inputs(run: Run, shard: str, suffix: str = "") -> dict[str, Path]:
     """Return the embeddings of the mirrored images of a shard by role, where the teacher needs them."""
-    if "mirror" not in run.section(Settings).views or not model_of(run).dea:
-        return {}
-    return {f"mirror{suffix}": run.layout.mirror_embedding(shard)}
+    return {f"mirror{suffix}": run.layout.mirror_embedding(shard)} if embeds_mirror(run) else {}
 
 
 def presence_inputs(run: Run, shard: str, suffix: str = "") -> dict[str, Path]:
@@ -223,7 +216,7 @@ def work(teacher: Teacher, task: ShardTask) -> Done:
         ValueError: The logits are not finite.
     """
     views = teacher.settings.views
-    stores = open_stores(task.inputs, views)
+    stores = open_stores(task.inputs)
     judge = open_judge(task.inputs, teacher.settings.presence)
     drops: list[Drop] = []
     keys: list[str] = []
@@ -264,10 +257,10 @@ def work(teacher: Teacher, task: ShardTask) -> Done:
     return Done(len(keys), stats, drops, arrived=len(refs))
 
 
-def open_stores(inputs: Mapping[str, Path], views: Sequence[View], suffix: str = "") -> dict[View, EmbeddingStore]:
-    """Open the stores of SAM's embeddings of a shard, by view; without DEA a mirrored view has none."""
+def open_stores(inputs: Mapping[str, Path], suffix: str = "") -> dict[View, EmbeddingStore]:
+    """Open the stores of SAM's embeddings of a shard that are among a task's inputs, by view."""
     roles: dict[View, str] = {"identity": f"embedding{suffix}", "mirror": f"mirror{suffix}"}
-    return {view: EmbeddingStore.open(inputs[roles[view]]) for view in views if roles[view] in inputs}
+    return {view: EmbeddingStore.open(inputs[role]) for view, role in roles.items() if role in inputs}
 
 
 def open_judge(inputs: Mapping[str, Path], settings: PresenceSettings, suffix: str = "") -> Judge | None:
@@ -378,6 +371,5 @@ def _score_sum(scores: NDArray[np.float16]) -> float:
     return float(scores[:, 0].astype(np.float64).mean(axis=(1, 2)).sum()) if len(scores) else 0.0
 
 
-VIEWS_STAGE: Final = Stage("embed-views", view_tasks, embed.fingerprint, embed.load, embed.work, resources="embed")
 STAGE: Final = Stage("teacher", predicted_tasks, fingerprint, load, work)
 SCORES_STAGE: Final = Stage("teacher", given_tasks, given.fingerprint, load_scores, given.work)

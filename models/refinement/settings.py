@@ -43,9 +43,9 @@ class PromptConfig(ComponentConfig):
         candidates: Take SAM's "single" answer, or the "best" of its three by their predicted IoU.
         iterations: How many times SAM is run; from the second on its own mask is the mask prompt, whatever `kinds`.
         feed_box: From the second iteration on the box is that of its own mask.
-        mirror: Prompt SAM on the mirror image too, and take the mean of both masks' logits. It needs a teacher with
-            DEA that sees it, whose embeddings are used (`teacher.views`), and twice the time of the decoder. Given
-            masks and predictions at inference are refined without it.
+        mirror: Prompt SAM on the mirror image too, and take the mean of both masks' logits: twice the time of the
+            decoder, and the mirrored images are embedded once for all rounds, if they are not for the teacher's views.
+            Given masks and predictions at inference are refined without it.
     """
 
     # Mask and box gain most on coarse masks with the tiny SAM (13.9 points of IoU; mask alone 12.7, box 10.2, point

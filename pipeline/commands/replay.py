@@ -15,7 +15,7 @@ from jobs.commit import stage_records
 from jobs.executor import Backend
 from jobs.quality.gate_pairs import GatePairs, Kept, confidences_by_class, gather_pairs, keep
 from jobs.run import has_target_labels
-from jobs.stages import pseudo_scores, refine, shares, teacher, write
+from jobs.stages import mirror, pseudo_scores, refine, shares, teacher, write
 from jobs.stages.teacher import given_masks
 from models.refinement.gate import adaptive_thresholds
 from pipeline.config import changed_settings, resolve_config
@@ -78,6 +78,7 @@ def replay_round(root: Path, request: ReplayRequest, progress: RunProgress | Non
         run = _named(own, run, request)
         number = request.number
         refuse_without_scores(run, number)
+        _refuse_without_mirror(run, number)
         driver_request = RoundRequest(rounds=number, backend=request.backend, address=request.address)
         shown.note("replay", round=number, name=run.layout.replay, sets=list(request.sets))
         with Driver(run, driver_request, shown).connected() as driver:
@@ -224,6 +225,17 @@ def refuse_without_scores(run: OpenRun, number: int) -> None:
         raise DataFault(
             f"round {number} has no teacher scores of {len(missing)} of {len(tasks)} shards; run: stseg-pipeline round "
             f"--n {number} --run {as_argument(run.layout.root)}"
+        )
+
+
+def _refuse_without_mirror(run: OpenRun, number: int) -> None:
+    """Raise where a replay prompts SAM on mirrored images, whose embeddings only a round makes."""
+    missing = [task for task in mirror.tasks(run, 0) if not record_path(task.output).is_file()]
+    if missing:
+        raise DataFault(
+            "refine.refinement.prompts.mirror needs SAM's embeddings of mirrored images, and this run has none; run: "
+            f"stseg-pipeline round --n {number} --run {as_argument(run.layout.root)} "
+            "--set refine.refinement.prompts.mirror=true"
         )
 
 

@@ -13,6 +13,7 @@ from jobs.stage import Done, ShardTask, Stage
 from jobs.stages import (
     embed,
     evaluate,
+    mirror,
     presence,
     pseudo_scores,
     refine,
@@ -104,7 +105,7 @@ def fingerprint(run: RunRef) -> dict[str, Json]:
 
 def _image_tasks(run: Run, number: int) -> list[ShardTask]:
     """Return the tasks behind a round's numbers that read images, those done once for all rounds first."""
-    once = [*embed.tasks(run, 0), *evaluate.embed_tasks(run, 0), *teacher.view_tasks(run, 0)]
+    once = [*embed.tasks(run, 0), *evaluate.embed_tasks(run, 0), *mirror.tasks(run, 0)]
     once += [*presence.share_tasks(run, 0), *presence.tasks(run, 0)]
     return [*once, *teacher.tasks(run, number), *write.tasks(run, number), *_label_tasks(run, number)]
 
@@ -345,7 +346,7 @@ def _timings(
     seconds = {stage: sum(record.seconds for record in records) for stage, records in chain.items()}
     if number == 0:
         seconds["embed"] = sum(record.seconds for record in embedded)
-        if mirrored := stage_records(teacher.view_tasks(run, 0)):
+        if mirrored := stage_records(mirror.tasks(run, 0)):
             seconds["embed-mirror"] = sum(record.seconds for record in mirrored)
     else:
         seconds["train"] = read_record(record_path(student_weights(run, number))).seconds

@@ -15,6 +15,7 @@ from jobs.stage import ShardTask, Stage, StagePlan
 from jobs.stages import (
     embed,
     evaluate,
+    mirror,
     presence,
     promote,
     pseudo_scores,
@@ -42,7 +43,7 @@ ROUND: Final[Recipe] = (
     embed.STAGE,
     source_labels.STAGE,
     evaluate.EMBED_STAGE,
-    teacher.VIEWS_STAGE,
+    mirror.STAGE,
     presence.NAMES_STAGE,
     presence.STAGE,
     start.STAGE,
