@@ -93,7 +93,7 @@ def test_a_replay_decides_by_masks_and_a_dry_run_of_that_is_refused_with_the_cur
 
 def test_sam_on_mirrored_images_is_refused_where_a_run_has_no_embeddings_of_them(run: Path) -> None:
     code, _, err = replay(run, "refinement.prompts.mirror=true")
-    assert (code, "--set refine.refinement.prompts.mirror=true" in err) == (5, True), err
+    assert (code, "--set refine.refinement.prompts.mirror=true" in err) == (4, True), err
 
 
 def test_the_same_replay_again_resumes_and_finds_its_own_name(run: Path) -> None:
