@@ -56,8 +56,7 @@ MISTAKEN: Final = 0.45
 SETS: Final = (
     "data.target.count=200",
     "data.validation=null",
-    "train.steps=150",
-    "stage1.train.steps=300",
+    "stage1.train.steps=200",
     "promotion.allow_vanished=true",  # the loop as such: the guard would keep the start as the teacher
     "evaluate.target_images=50",
 )
