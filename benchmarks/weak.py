@@ -29,7 +29,7 @@ from models.tiny.clip_training import FULL_SCENE, ICON, SMALL_SCENE, ClipTrainin
 from shards.scenes.scenes import OBJECT_CLASSES, SCENE_CLASSES, UNSEEN, SceneRecipe, compose_scene
 
 # The settings that switch off what protects unseen classes in the rounds; none: there is nothing to switch off.
-PROTECTION_OFF: Final[tuple[str, ...]] = ()
+PROTECTION_OFF: Final = ("matching.strength=none",)
 AS_SET: Final = "as set"
 UNPROTECTED: Final = "unprotected"
 
