@@ -36,7 +36,7 @@ from shards.formats.arrays import read_arrays
 from shards.formats.records import Json
 
 VERSION: Final = 1  # goes up when the same scores and gate give other shares
-# Cells that the bias is found on, evenly from all images: 60 passes over them take 3 s.
+# Cells that the bias is found on, evenly from all images: 60 passes over them take 2 s.
 _MOST_CELLS: Final = 400_000
 
 

@@ -114,7 +114,7 @@ def test_damaged_shares_and_those_of_other_classes_are_refused(tmp_path: Path) -
     with pytest.raises(ValueError, match="no shares of this vocabulary"):
         Shares.load(task.output, Vocabulary.from_names(["other"]))
     content = json.loads(task.output.read_bytes())
-    changes: tuple[dict[str, object], ...] = ({"strength": 2.0}, {"classes": []}, {"strength": None})
+    changes: list[dict[str, object]] = [{"strength": 2.0}, {"classes": []}, {"strength": None}]
     for change in changes:
         task.output.write_text(json.dumps({**content, **change}))
         with pytest.raises(ValueError, match="no shares of this vocabulary"):
