@@ -28,7 +28,7 @@ def starvation(cells_K: NDArray[np.number], passed_K: NDArray[np.number], seen_K
     """Return how much more the gate takes from unseen classes than from seen ones.
 
     With rho the share of the unseen classes' cells that pass the gate, over that share of the seen classes' cells, it
-    is g = 1 - min(1, rho).
+    is g = max(0, 1 - 2 rho).
 
     Args:
         cells_K: (K,) cells of all images whose first choice is the class.
@@ -42,7 +42,9 @@ def starvation(cells_K: NDArray[np.number], passed_K: NDArray[np.number], seen_K
     passed_seen, passed_unseen = float(passed_K[seen_K].sum()), float(passed_K[~seen_K].sum())
     if cells_unseen == 0 or passed_seen == 0:
         return None
-    return 1 - min(1.0, (passed_unseen / cells_unseen) / (passed_seen / cells_seen))
+    # From a rho of a half on nothing is lost: with 0.43 and 0.68 the rounds raised unseen classes by themselves, by 7
+    # and 0 points, more than with matching; with 0.23 and 0.00 they erased them.
+    return max(0.0, 1 - 2 * (passed_unseen / cells_unseen) / (passed_seen / cells_seen))
 
 
 def wanted_shares(first_K: NDArray[np.floating], mean_K: NDArray[np.floating], strength: float) -> NDArray[np.float64]:

@@ -103,10 +103,11 @@ def test_one_class_is_matched_by_itself() -> None:
     assert matching_bias(ids, scores, np.ones(1)).tolist() == [0]
 
 
-def test_starvation_is_one_less_the_ratio_of_the_passing_shares() -> None:
+def test_starvation_is_one_less_twice_the_ratio_of_the_passing_shares() -> None:
     cells = np.array([60, 40, 10, 10])
     assert starvation(cells, np.array([30, 20, 10, 0]), SEEN) == 0.0
-    assert starvation(cells, np.array([60, 40, 4, 0]), SEEN) == pytest.approx(0.8)
+    assert starvation(cells, np.array([60, 40, 4, 0]), SEEN) == pytest.approx(0.6)
+    assert starvation(cells, np.array([60, 40, 10, 0]), SEEN) == 0.0
     assert starvation(cells, np.array([60, 40, 0, 0]), SEEN) == 1.0
 
 
