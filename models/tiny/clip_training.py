@@ -35,26 +35,15 @@ class Naming:
     Attributes:
         names: A name per class of `SCENE_CLASSES`.
         rates: The chance per class, in [0, 1], that the caption of a picture that shows it may name it.
-        partners: Per class the class whose name a caption may use by mistake; itself: none.
-        mistaken: How often it does.
     """
 
     names: tuple[str, ...] = SCENE_CLASSES
     rates: tuple[float, ...] = (1.0,) * len(SCENE_CLASSES)
-    partners: tuple[int, ...] = tuple(range(len(SCENE_CLASSES)))
-    mistaken: float = 0.0
 
     def class_words(self) -> Tensor:
         """Return (classes, words) float: 1 where the class's name has the word, words in alphabetical order."""
         words = sorted({word for name in self.names for word in name.split()})
         return torch.tensor([[float(word in name.split()) for word in words] for name in self.names])
-
-    def called(self, rng: np.random.Generator) -> tuple[str, ...]:
-        """Return the name that one caption has for each class."""
-        if self.mistaken == 0:
-            return self.names
-        wrong = rng.random(len(self.names)) < self.mistaken
-        return tuple(self.names[self.partners[i] if wrong[i] else i] for i in range(len(self.names)))
 
     def nameable(self, shows: NDArray[np.bool_], rng: np.random.Generator) -> NDArray[np.bool_]:
         """Return which of the classes that each picture shows, (B, classes) bool, its caption may name this time."""
@@ -208,7 +197,7 @@ def draw_captions(
     """
     captions, named = [], torch.zeros(nameable.shape, dtype=torch.bool)
     for row, present in zip(named, nameable, strict=True):
-        text, ids = draw_caption(rng, np.flatnonzero(present), object_share, naming.called(rng))
+        text, ids = draw_caption(rng, np.flatnonzero(present), object_share, naming.names)
         captions.append(text)
         row[ids] = True
     return captions, named

@@ -51,12 +51,3 @@ def test_the_shipped_names_draw_the_same_captions_as_ever() -> None:
 def test_words_of_names_are_marked_per_class() -> None:
     words = Naming(names=("a b", "b c"), rates=(1.0, 1.0)).class_words()
     assert words.tolist() == [[1, 1, 0], [0, 1, 1]]
-
-
-def test_a_mistaken_caption_has_the_name_of_the_partner_and_only_classes_with_one_are_mistaken() -> None:
-    naming = Naming(names=("a", "b", "c"), rates=(1.0,) * 3, partners=(1, 0, 2), mistaken=0.4)
-    rng = np.random.default_rng(4)
-    called = [naming.called(rng) for _ in range(4000)]
-    assert {names[2] for names in called} == {"c"}
-    assert {names[0] for names in called} == {names[1] for names in called} == {"a", "b"}
-    assert np.mean([names[0] == "b" for names in called]) == pytest.approx(0.4, abs=0.03)
