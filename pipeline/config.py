@@ -81,13 +81,13 @@ class ResourceSettings(Section):
 
 
 TINY_TRAINING: Final = TrainConfig(
-    steps=200,
+    steps=300,
     learning_rate=2e-3,
     target_per_step=3,  # few images per step show few classes, and a step costs images x classes
     source_per_step=1,
     sampled_classes=12,
     dea_lr_scale=0.03,
-    clip_lr_scale=0.1,  # CLIP knows the words already; what it has to learn is the look of the target's camera
+    clip_lr_scale=0.3,  # CLIP knows the words already; what it has to learn is the look of the target's camera
     checkpoint_every=50,
 )
 
