@@ -108,7 +108,7 @@ def test_what_a_run_is_made_for_is_named_when_it_differs(change: str, field: str
 def test_other_settings_may_change_and_are_named_too() -> None:
     new = resolved("refine.gate.threshold=0.8", base=RunConfig())
     assert identity_changes(RunConfig(), new) == []
-    assert changed_settings(RunConfig(), new) == ["refine.gate.threshold 0.9 -> 0.8"]
+    assert changed_settings(RunConfig(), new) == ["refine.gate.threshold 0.5 -> 0.8"]
 
 
 def test_unknown_names_in_every_section_are_refused_with_the_nearest() -> None:
@@ -130,6 +130,12 @@ def test_naming_one_number_of_adaptive_thresholds_turns_them_on() -> None:
     adaptive = resolved("refine.gate.adaptive.share=0.75").refine.gate.adaptive
     assert adaptive is not None
     assert (adaptive.floor, adaptive.cap, adaptive.share) == (0.5, 0.9, 0.75)
+
+
+def test_other_presets_than_the_embedded_one_have_the_papers_teacher_and_gate() -> None:
+    paper, embedded = resolved("model.preset=base"), resolved()
+    assert (paper.teacher.views, paper.refine.gate.threshold) == (("identity",), 0.9)
+    assert (embedded.teacher.views, embedded.refine.gate.threshold) == (("identity", "mirror"), 0.5)
 
 
 def test_workers_that_cannot_share_a_step_are_refused_before_anything_starts() -> None:

@@ -16,7 +16,7 @@ def test_a_new_folder_gets_the_default_and_opens_again_the_same(tmp_path: Path) 
     assert made.source_plan is not None
     assert open_or_make_run(tmp_path / "run") == made
     assert read_run(tmp_path / "run") == made
-    assert yaml.safe_load(made.layout.config.read_text())["refine"]["gate"]["threshold"] == 0.9
+    assert yaml.safe_load(made.layout.config.read_text())["refine"]["gate"]["threshold"] == 0.5
 
 
 def test_the_same_settings_make_the_same_files(tmp_path: Path) -> None:
@@ -44,7 +44,7 @@ def test_another_setting_is_saved_and_stays(tmp_path: Path) -> None:
 def test_reading_with_other_settings_saves_nothing(tmp_path: Path) -> None:
     open_or_make_run(tmp_path / "run", sets=SMALL)
     assert read_run(tmp_path / "run", sets=["refine.gate.threshold=0.8"]).config.refine.gate.threshold == 0.8
-    assert read_run(tmp_path / "run").config.refine.gate.threshold == 0.9
+    assert read_run(tmp_path / "run").config.refine.gate.threshold == 0.5
 
 
 def test_a_file_is_laid_over_the_runs_settings_and_not_over_the_defaults(tmp_path: Path) -> None:
