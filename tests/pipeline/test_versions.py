@@ -8,7 +8,7 @@ from types import ModuleType
 import pytest
 from run_setup import again, invoke
 
-from jobs.stages import embed, evaluate, promote, pseudo_scores, refine, start, teacher, train, write
+from jobs.stages import embed, evaluate, promote, pseudo_scores, refine, shares, start, teacher, train, write
 
 pytestmark = pytest.mark.slow
 
@@ -36,6 +36,7 @@ def undone(row: dict[str, object]) -> bool:
         (embed, {(0, "embed"), (0, "embed-source"), (0, "embed-test"), (0, "embed-validation"), (0, "embed-mirror")}),
         (start, {(0, "start"), (0, "start-baseline")}),
         (teacher, {(1, "teacher")}),
+        (shares, {(1, "refine-shares")}),
         (refine, {(1, "refine")}),
         (write, {(1, "write"), (1, "write-index")}),
         (pseudo_scores, {(1, "refine-scores")}),
