@@ -4,7 +4,7 @@
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -18,30 +18,25 @@ from jobs.artifacts.shares import Shares, shares_among
 from jobs.counting import count_images
 from jobs.inference.batching import BatchLimit
 from jobs.inference.model import load_sam_decoder, model_of, sam_fingerprint
-from jobs.run import Run, RunRef, Section, label_fingerprint
+from jobs.run import Run, RunRef, Section
 from jobs.stage import Done, ShardTask, Stage, memory_hint
-from jobs.stages import given
 from jobs.stages.matching import is_matched
-from jobs.stages.teacher import Settings as TeacherSettings
 from jobs.stages.teacher import given_masks
 from models.refinement.calibration import Calibration, calibration_table
 from models.refinement.gate import ABSENT, AdaptiveThreshold, ClassGate, GateConfig
-from models.refinement.settings import FOR_MASKS, RefinementConfig
+from models.refinement.settings import RefinementConfig
 from models.refinement.shares import shifted
-from models.refinement.types import RefinedLabel, RefineInput, label_as_input
-from shards.data.given_masks import open_masks
-from shards.data.label_reader import LabelReader, LabelSource
+from models.refinement.types import RefinedLabel, RefineInput
+from shards.data.label_reader import LabelSource
 from shards.data.vocabulary import Vocabulary
 from shards.files.untrusted import read_json_file
 from shards.formats.arrays import array_names, read_arrays
-from shards.formats.records import Drop, Json
+from shards.formats.records import Json
 
 if TYPE_CHECKING:
     from models.refinement.predict import PromptDecoder
 
 VERSION: Final = 3  # goes up when the same scores, embeddings and settings give other labels
-NO_TEACHER: Final = "masks"  # instead of the teacher's checksum, where masks were given
-NO_MASK: Final = "no_mask"
 
 
 class Settings(Section):
@@ -78,17 +73,6 @@ class Refiner:
 
 
 def tasks(run: Run, round: int) -> list[ShardTask]:
-    """Plan the shards of the target, refined from the teacher's scores, or from masks in place of the first one's."""
-    return [*scored_tasks(run, round), *given_tasks(run, round)]
-
-
-def given_tasks(run: Run, round: int) -> list[ShardTask]:
-    """Plan the shards of masks that round 1 begins with."""
-    masks = given_masks(run, round)
-    return [] if masks is None else given.with_given(run, mask_tasks(run, round), masks)
-
-
-def scored_tasks(run: Run, round: int) -> list[ShardTask]:
     """Plan the shards of the target, refined from the teacher's scores."""
     if round == 0 or given_masks(run, round) is not None:
         return []
@@ -98,7 +82,7 @@ def scored_tasks(run: Run, round: int) -> list[ShardTask]:
         mirror = mirror_inputs(run, task.shard)
         return {"teacher": run.layout.teacher(round, task.shard), **task.inputs, **gate, **mirror}
 
-    return [task.model_copy(update={"inputs": inputs(task)}) for task in _tasks(run, round)]
+    return [task.model_copy(update={"inputs": inputs(task)}) for task in shard_tasks(run, round)]
 
 
 def mirror_inputs(run: Run, shard: str, suffix: str = "") -> dict[str, Path]:
@@ -115,12 +99,8 @@ def gate_inputs(run: Run, round: int) -> dict[str, Path]:
     return {"thresholds": run.layout.thresholds(round)} if is_adaptive(run) else {}
 
 
-def mask_tasks(run: Run, round: int) -> list[ShardTask]:
-    """Plan the shards of given masks, as round 1."""
-    return _tasks(run, round) if round == 1 else []
-
-
-def _tasks(run: Run, round: int) -> list[ShardTask]:
+def shard_tasks(run: Run, round: int) -> list[ShardTask]:
+    """Plan the shards of the target, without what their labels are refined from."""
     return [
         ShardTask(
             stage="refine",
@@ -137,24 +117,11 @@ def _tasks(run: Run, round: int) -> list[ShardTask]:
 
 def fingerprint(run: RunRef) -> dict[str, Json]:
     """Return what changes the refined labels: code, SAM, the number of classes, gate and refinement."""
-    return {**_sam_part(run), "gate": gate_fingerprint(run.section(Settings).gate)}
+    return {**sam_part(run), "gate": gate_fingerprint(run.section(Settings).gate)}
 
 
-def mask_fingerprint(run: RunRef) -> dict[str, Json]:
-    """Return what changes refined masks."""
-    # No gate: every class of a given mask counts as certain. The masks themselves are an input.
-    if given_masks(run, run.round) is None:
-        return {**_sam_part(run), **label_fingerprint(run, "target")}
-    changes, refinement = run.data.labels.changes(), _of_given(run).model_dump(mode="json")
-    return {**_sam_part(run), "refinement": refinement, **({"labels_read": changes} if changes else {})}
-
-
-def _of_given(run: RunRef) -> RefinementConfig:
-    """Return how given masks are refined: most are better than a student's labels, and SAM harms good ones."""
-    return FOR_MASKS if run.section(TeacherSettings).strict_masks else run.section(Settings).refinement
-
-
-def _sam_part(run: RunRef) -> dict[str, Json]:
+def sam_part(run: RunRef) -> dict[str, Json]:
+    """Return what changes refined labels besides what they are refined from."""
     return {
         "code": VERSION,
         "sam": sam_fingerprint(model_of(run)),
@@ -170,16 +137,6 @@ def load(run: RunRef) -> Refiner:
     settings = run.section(Settings)
     decoder = load_sam_decoder(model_of(run)).to(worker_device())
     return Refiner(decoder, run.vocabulary, settings, batch_limit(settings.batch_size))
-
-
-def load_for_masks(run: RunRef) -> Refiner:
-    """Load SAM's mask decoder, and open the masks: those that are given, else the target's labels."""
-    masks = given_masks(run, run.round)
-    refiner = load(run)
-    if masks is None:
-        return replace(refiner, masks=run.open("target"))
-    settings = refiner.settings.model_copy(update={"refinement": _of_given(run)})
-    return replace(refiner, settings=settings, masks=open_masks(given.given_config(run, masks), run.vocabulary))
 
 
 def batch_limit(size: int) -> BatchLimit:
@@ -213,21 +170,10 @@ def work(refiner: Refiner, task: ShardTask) -> Done:
     keys: list[str] = [str(key) for key in attrs["keys"]]  # type: ignore[union-attr]
     mirrored = EmbeddingStore.open(task.inputs["mirror"]) if "mirror" in task.inputs else None
     inputs = _scored_images(task, keys, scores, store, shares, mirrored)
-    return _refine(refiner, task, inputs, gate, store, str(attrs["teacher_weights"]))
+    return refine_images(refiner, task, inputs, gate, store, str(attrs["teacher_weights"]))
 
 
-def work_on_masks(refiner: Refiner, task: ShardTask) -> Done:
-    """Refine the masks of a shard's images; one without a mask ("no_mask") or with an unusable one is dropped."""
-    assert refiner.masks is not None
-    store = EmbeddingStore.open(task.inputs["embedding"])
-    drops: list[Drop] = []
-    read_mask = LabelReader(refiner.masks, drops, without=NO_MASK)
-    gate = ClassGate(GateConfig(), len(refiner.vocabulary))
-    done = _refine(refiner, task, _masked_images(refiner, task, store, read_mask), gate, store, NO_TEACHER)
-    return replace(done, stats={**done.stats, **read_mask.stats}, drops=drops, arrived=len(store.rows))
-
-
-def _refine(
+def refine_images(
     refiner: Refiner,
     task: ShardTask,
     inputs: Iterable[tuple[str, RefineInput]],
@@ -235,6 +181,7 @@ def _refine(
     store: EmbeddingStore,
     teacher_weights: str,
 ) -> Done:
+    """Refine images, a batch at a time, and write their labels."""
     from models.refinement.refine import refine_batch
 
     keys: list[str] = []
@@ -287,20 +234,6 @@ def _scored_images(
                 mirrored=None if mirrored is None else mirrored.embedding(mirrored.rows[key]),
             ),
         )
-
-
-def _masked_images(
-    refiner: Refiner, task: ShardTask, store: EmbeddingStore, read_mask: LabelReader
-) -> Iterator[tuple[str, RefineInput]]:
-    for ref in task.samples:
-        if ref.key not in store.rows:  # embed dropped it, and its record says why
-            continue
-        label = read_mask(ref, store.frame(ref.key))
-        if label is None:
-            continue
-        row = store.rows[ref.key]
-        ignore = refiner.vocabulary.ignore_index
-        yield ref.key, label_as_input(label, store.embedding(row), store.valid_hw(row), ignore_index=ignore)
 
 
 def refine_stats(refined: Sequence[RefinedLabel], vocabulary: Vocabulary) -> dict[str, float]:
@@ -384,6 +317,4 @@ def read_thresholds(path: Path, vocabulary: Vocabulary) -> NDArray[np.float64]:
 
 
 # After the teacher shard by shard: with half a GPU each, a worker of either shares one GPU.
-STAGE: Final = Stage("refine", scored_tasks, fingerprint, load, work, after="teacher")
-MASKS_STAGE: Final = Stage("refine", mask_tasks, mask_fingerprint, load_for_masks, work_on_masks)
-GIVEN_STAGE: Final = Stage("refine", given_tasks, mask_fingerprint, load_for_masks, work_on_masks)
+STAGE: Final = Stage("refine", tasks, fingerprint, load, work, after="teacher")

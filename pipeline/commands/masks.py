@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any, Final
 
 from jobs.commit import stage_records
-from jobs.stages import embed, refine, write
-from jobs.stages.refine import NO_MASK
+from jobs.stages import embed, write
+from jobs.stages.refine_masks import NO_MASK, mask_tasks
 from models.refinement.settings import FOR_MASKS
 from pipeline.config import RunConfig, laid_over, load_config, resolve_config, save_config
 from pipeline.progress import RunProgress
@@ -163,7 +163,7 @@ def _numbered_classes(config: RunConfig, shown: RunProgress) -> tuple[str, ...]:
 
 
 def _summary(run: OpenRun) -> dict[str, Any]:
-    tasks = embed.tasks(run, 0), refine.mask_tasks(run, 1), write.tasks(run, 1)
+    tasks = embed.tasks(run, 0), mask_tasks(run, 1), write.tasks(run, 1)
     embedded, refined, written = map(stage_records, tasks)
     total: Counter[str] = Counter()
     for record in refined:

@@ -10,7 +10,7 @@ from typing import Any, Final, Literal
 from jobs.stage import ShardTask
 from jobs.stages.evaluate import NO_LABEL
 from jobs.stages.given import NO_SCORES
-from jobs.stages.refine import NO_MASK
+from jobs.stages.refine_masks import NO_MASK
 from jobs.stages.write import ALL_IGNORED
 from pipeline.errors import DataFault
 from pipeline.report.round_report import LeftOutFacts, RoundReport

@@ -17,6 +17,7 @@ from jobs.stages import (
     presence,
     pseudo_scores,
     refine,
+    refine_masks,
     shares,
     source_labels,
     target_check,
@@ -110,10 +111,15 @@ def _image_tasks(run: Run, number: int) -> list[ShardTask]:
     return [*once, *teacher.tasks(run, number), *write.tasks(run, number), *_label_tasks(run, number)]
 
 
+def _refine_tasks(run: Run, number: int) -> list[ShardTask]:
+    """Return the tasks that refined a round's labels, from scores or from given masks."""
+    return [*refine.tasks(run, number), *refine_masks.given_tasks(run, number)]
+
+
 def _label_tasks(run: Run, number: int) -> list[ShardTask]:
     """Return the tasks behind a round's numbers that read labels of the user's."""
     once, scores = source_labels.tasks(run, 0), pseudo_scores.tasks(run, number)
-    given = refine.given_tasks(run, number)
+    given = refine_masks.given_tasks(run, number)
     return [*once, *given, *scores, *evaluate.tasks(run, number), *target_check.tasks(run, number)]
 
 
@@ -142,8 +148,12 @@ def build_report(run: Run, number: int) -> RoundReport:
     facts: dict[str, Any] = {}  # left unset, and so absent from the JSON, what round 0 does not have
     if number > 0:
         matched = shares_among(refine.gate_inputs(run, number), run.vocabulary)
-        stages = (teacher, *([] if matched is None else [shares]), thresholds, refine, write)
-        planned = (stage.tasks(run, number) for stage in stages)
+        stages = (teacher, *([] if matched is None else [shares]), thresholds)
+        planned = [
+            *(stage.tasks(run, number) for stage in stages),
+            _refine_tasks(run, number),
+            write.tasks(run, number),
+        ]
         chain = {tasks[0].stage: stage_records(tasks) for tasks in planned if tasks}
         sigmoid = teacher.probabilities_of(run) == "sigmoid"
         facts = {
@@ -249,7 +259,7 @@ def _gain(now: Mapping[str, Any], then: Mapping[str, Any] | None) -> Scores | No
 
 def _guards(run: Run, number: int, chain: Mapping[str, Sequence[Record]]) -> dict[str, Any]:
     check = read_json(run.layout.target_check(number)) or {}
-    before = stage_records(refine.tasks(run, number - 1)) if number > 1 else []
+    before = stage_records(_refine_tasks(run, number - 1)) if number > 1 else []
     taught = chain.get("teacher", [])
     confidence = teacher_confidence(taught, softmax=teacher.probabilities_of(run) == "softmax")
     taught_before = stage_records(teacher.tasks(run, number - 1)) if number > 1 else []

@@ -7,7 +7,7 @@ from typing import Final
 
 from jobs.run import Run
 from jobs.stage import ShardTask
-from jobs.stages import given, refine, teacher
+from jobs.stages import given, refine_masks, teacher
 from pipeline.run.inputs import SurveyedFolder, survey_folder
 from shards.data.counted import counted
 from shards.data.folder_source import FolderSource
@@ -31,7 +31,7 @@ def survey_given(run: Run) -> tuple[list[SurveyedFolder], list[str]]:
     if settings.masks is not None:
         config = given.given_config(run, settings.masks)
         if settings.masks.is_file():
-            return [], [_found(settings.masks, "mask", _refs(refine.given_tasks(run, 1)))]
+            return [], [_found(settings.masks, "mask", _refs(refine_masks.given_tasks(run, 1)))]
         source = FolderSource(config, run.vocabulary)
         return [survey_folder(source, len(run.vocabulary), (), what="mask", strict=True)], []
     if settings.scores is not None:

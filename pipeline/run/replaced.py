@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Final
 
 from jobs.stage import ShardTask
-from jobs.stages import embed, pseudo_scores, refine, source_labels, target_check, write
+from jobs.stages import embed, pseudo_scores, refine_masks, source_labels, target_check, write
 from jobs.stages.evaluate import NO_LABEL
-from jobs.stages.refine import NO_MASK
+from jobs.stages.refine_masks import NO_MASK
 from jobs.stages.write import ALL_IGNORED
 from pipeline.progress import RunProgress
 from pipeline.run.run import OpenRun
@@ -114,7 +114,7 @@ def _target_tasks(run: OpenRun) -> Iterator[ShardTask]:
     """Yield the tasks that are the first to read an image or a label of the target."""
     yield from embed.dataset_tasks(run, "target", run.plan)
     if refines_given_masks(run):
-        yield from refine.mask_tasks(run, 1)
+        yield from refine_masks.mask_tasks(run, 1)
         yield from write.tasks(run, 1)  # a mask without a class is found there
         return
     for number in begun_rounds(run.layout):

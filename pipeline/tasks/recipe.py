@@ -20,6 +20,7 @@ from jobs.stages import (
     promote,
     pseudo_scores,
     refine,
+    refine_masks,
     shares,
     source_labels,
     start,
@@ -52,7 +53,7 @@ ROUND: Final[Recipe] = (
     shares.STAGE,
     thresholds.STAGE,
     refine.STAGE,
-    refine.GIVEN_STAGE,
+    refine_masks.GIVEN_STAGE,
     write.STAGE,
     write.INDEX_STAGE,
     pseudo_scores.STAGE,
@@ -64,7 +65,7 @@ ROUND: Final[Recipe] = (
 )
 """The stages of a round. A stage whose tasks are of round 0 alone is done once, for all rounds."""
 
-MASKS: Final[Recipe] = (embed.STAGE, refine.MASKS_STAGE, write.STAGE, write.INDEX_STAGE)
+MASKS: Final[Recipe] = (embed.STAGE, refine_masks.MASKS_STAGE, write.STAGE, write.INDEX_STAGE)
 """Given masks, refined as if they were round 1."""
 
 STAGE1: Final[Recipe] = (embed.SOURCE_STAGE, source_labels.STAGE, train.STAGE1)

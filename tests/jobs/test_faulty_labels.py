@@ -27,7 +27,7 @@ from jobs.artifacts.labels import read_refined
 from jobs.commit import why_stale
 from jobs.quality.gate_pairs import gather_pairs
 from jobs.stage import ShardTask
-from jobs.stages import pseudo_scores, refine, source_labels
+from jobs.stages import pseudo_scores, refine, refine_masks, source_labels
 from models.refinement.gate import GateConfig
 from shards.data.folder_source import FolderSource
 from shards.data.images import ORIENTATION_TAG, ImageFrame
@@ -124,7 +124,7 @@ def test_refined_masks_evaluation_and_training_leave_out_the_sample_alone(tmp_pa
     run_embed(first, source)
     masks = next_task(first, "refine", embedding=first).model_copy(update={"samples": samples})
     refiner = refine.Refiner(FakeDecoder(), VOCABULARY, refine_settings(), refine.batch_limit(3), source)
-    done = do(refine.work_on_masks, refiner, masks)
+    done = do(refine_masks.work_on_masks, refiner, masks)
     assert (done.count, read_refined(masks.output).keys, named(done, reason, tmp_path)) == (2, ("a", "c"), True)
 
     task = ShardTask(stage="evaluate", shard="000000", samples=samples, output=tmp_path / "evaluate.json")

@@ -16,7 +16,7 @@ from jobs.artifacts.labels import read_refined
 from jobs.run import best_weights
 from jobs.stages import given
 from jobs.stages.given import NO_SCORES
-from jobs.stages.refine import NO_MASK
+from jobs.stages.refine_masks import NO_MASK
 from jobs.stages.teacher import predicted_tasks
 from pipeline.run.run import read_run
 from pipeline.run.verify import verify_run

@@ -11,7 +11,7 @@ import yaml
 from PIL import Image
 from run_setup import invoke, random_weights, sets, snapshot
 
-from jobs.stages import evaluate, pseudo_scores, refine, target_check, train
+from jobs.stages import evaluate, pseudo_scores, refine, refine_masks, target_check, train
 from pipeline.commands.pretrain import PretrainRequest, pretrain_config
 from pipeline.config import identity_changes, load_config, resolve_config
 from pipeline.report.html import render_page
@@ -194,7 +194,7 @@ def fingerprints(run: OpenRun) -> dict[str, Any]:
         "evaluate": evaluate.fingerprint,
         "refine-scores": pseudo_scores.fingerprint,
         "evaluate-target": target_check.fingerprint,
-        "masks": refine.mask_fingerprint,
+        "masks": refine_masks.mask_fingerprint,
         "train": train.fingerprint,
         "pretrain": train.stage1_fingerprint,
     }
