@@ -30,16 +30,15 @@ from jobs.stages.promote import read_decision
 from jobs.stages.start import caution_of
 from jobs.training.config import TrainConfig
 from models.evaluation.alarms import AlarmConfig
-from models.refinement.gate import GateConfig
 from models.training.settings import matched_alpha
 from pipeline.report.alarms import RoundFacts, alarm_fingerprint, refused_shares, round_alarms, teacher_confidence
 from pipeline.report.gallery import PICTURES_NOTE, choose_samples, draw_samples
+from pipeline.report.gate import gate_facts
 from pipeline.report.html import render_page
 from pipeline.report.left_out import left_out, turned_labels
 from pipeline.report.round_report import (
     ClassFacts,
     Gain,
-    GateFacts,
     InputsFound,
     LeftOutFacts,
     MatchingFacts,
@@ -57,12 +56,6 @@ from shards.formats.layout import record_path
 from shards.formats.records import Json, Record, fingerprint_digest, read_json, read_record
 
 VERSION: Final = 6  # raised when the same results would give another report
-
-_GATE_STATISTICS: Final = {
-    "max": "the highest",
-    "mean": "the mean",
-    "area_mean": "the mean, weighted by themselves (sum p^2 / sum p),",
-}
 
 
 def tasks(run: Run, round: int) -> list[ShardTask]:
@@ -200,37 +193,6 @@ def build_report(run: Run, number: int) -> RoundReport:
             for drop in one.drops
         ),
     )
-
-
-def gate_facts(config: GateConfig, *, sigmoid: bool, matched: bool = False) -> GateFacts:
-    """Return the gate's settings, and their meaning in a sentence; `matched` is whether shares are."""
-    # In words, in every report: "0.9" means nothing without the statistic, the region and the kind of probability that
-    # it is applied to.
-    statistic = _GATE_STATISTICS.get(config.statistic) or f"the {config.statistic.partition(':')[2]}-quantile"
-    threshold, region = f"{config.threshold:g}", "the grid cells of the image where it is the teacher's first choice"
-    if config.adaptive is not None:
-        threshold = (
-            f"the class's own threshold, the highest that lets {100 * config.adaptive.share:g} % of its images pass, "
-            f"but at least {config.adaptive.floor:g} and at most {config.adaptive.cap:g}"
-        )
-    if matched:
-        threshold = "the class's own threshold, which the strength of share matching lowers for what it rarely reaches"
-    if config.over == "image":
-        region = "all grid cells of the image, 0 where it is not among the teacher's kept choices"
-    kind = "sigmoid" if sigmoid else "softmax"
-    calibrated = "" if config.calibration is None else f", calibrated by {config.calibration.name},"
-    definition = (
-        f"The gate: a class of an image passes if its confidence is greater than {threshold}. The confidence "
-        f"of a class is {statistic} of its {kind} probabilities{calibrated} over {region}."
-    )
-    if config.decision == "mask":
-        inside = "grid cells" if config.over == "image" else "grid cells where it is the teacher's first choice"
-        definition = (
-            f"The gate: a mask of SAM's passes if its confidence is greater than {threshold}. Its class is the one "
-            f"with the highest sum of {kind} probabilities over the mask, and its confidence is {statistic} of that "
-            f"class's probabilities{calibrated} over the mask's {inside}."
-        )
-    return GateFacts(**config.model_dump(), definition=definition)
 
 
 def inputs_found(run: Run) -> InputsFound | None:

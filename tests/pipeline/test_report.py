@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 
 from models.refinement.gate import AdaptiveThreshold, GateConfig
-from pipeline.report.report import gate_facts
+from pipeline.report.gate import gate_facts
 from pipeline.report.round_report import PseudoLabelFacts, RoundReport
 from pipeline.report.score_line import score_line
 
