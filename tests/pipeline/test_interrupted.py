@@ -20,6 +20,7 @@ from jobs.stage import ShardTask
 from shards.files.atomic import sha256_path
 from shards.formats.records import Record
 
+UNMATCHED = "matching.strength=none"  # matched shares need the scores of all shards: without one, none is refined
 COMMAND = [sys.executable, "-c", "from pipeline.cli.app import main; main()"]
 
 
@@ -85,7 +86,7 @@ def test_shard_that_always_fails_is_quarantined_and_named_and_the_rest_of_the_ch
     shutil.rmtree(run / "rounds" / "001")
     with monkeypatch.context() as patch:
         tries = poison(patch, "teacher", "000000")
-        code, _, err = again(run, "--set", "execution.max_attempts=2")
+        code, _, err = again(run, "--set", "execution.max_attempts=2", "--set", UNMATCHED)
     assert code == 4
     assert len(tries) == 2
     command = f"stseg-pipeline round --n 1 --run {run}"
@@ -103,7 +104,7 @@ def test_shard_that_always_fails_is_quarantined_and_named_and_the_rest_of_the_ch
     assert "quarantined: teacher 000000 of round 1: RuntimeError: poison" in out
     assert f"once the cause is fixed, try again: {command}" in out
 
-    code, _, err = again(run)
+    code, _, err = again(run, "--set", "matching.strength=auto")
     assert code == 0, err
     assert artifacts(run) == artifacts(one_round)
     _, out, _ = invoke("status", "--run", str(run), "--json")
@@ -119,7 +120,7 @@ def test_shard_that_cannot_be_embedded_is_quarantined_and_the_chain_of_all_other
     shutil.rmtree(run / "embeddings")
     with monkeypatch.context() as patch:
         poison(patch, "embed", "000000")
-        code, _, err = again(run)
+        code, _, err = again(run, "--set", UNMATCHED)
     assert code == 4
     assert "1 shard failed" in err
     assert "embed 000000 (3 attempts): RuntimeError: poison" in err
@@ -134,6 +135,6 @@ def test_shard_that_cannot_be_embedded_is_quarantined_and_the_chain_of_all_other
     assert done[(0, "embed")] == done[(1, "teacher")] == done[(1, "refine")] == done[(1, "write")] == (1, 2)
     assert [(q["round"], q["stage"], q["shard"]) for q in status["quarantined"]] == [(0, "embed", "000000")]
 
-    code, _, err = again(run)
+    code, _, err = again(run, "--set", "matching.strength=auto")
     assert code == 0, err
     assert artifacts(run) == artifacts(one_round)

@@ -85,7 +85,7 @@ def test_the_round_is_cut_where_it_waits_for_all_shards(one_round: Path) -> None
         ["report"],
     ]
     first = next(parts_of(stage_plans(ROUND, run, 0)))
-    assert [one.name for one in first] == ["embed", "embed-source", "embed-test", "embed-validation", "embed-mirror"]
+    assert [one.name for one in first] == ["embed", "embed-source", "embed-test", "embed-validation"]
 
 
 def test_a_part_of_a_stage_and_a_chain_are_found_by_their_names() -> None:

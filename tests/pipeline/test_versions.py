@@ -33,7 +33,7 @@ def undone(row: dict[str, object]) -> bool:
 @pytest.mark.parametrize(
     ("module", "wanted"),
     [
-        (embed, {(0, "embed"), (0, "embed-source"), (0, "embed-test"), (0, "embed-validation"), (0, "embed-mirror")}),
+        (embed, {(0, "embed"), (0, "embed-source"), (0, "embed-test"), (0, "embed-validation")}),
         (start, {(0, "start"), (0, "start-baseline")}),
         (teacher, {(1, "teacher")}),
         (shares, {(1, "refine-shares")}),

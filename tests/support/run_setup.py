@@ -14,6 +14,7 @@ SMALL = {
     "data.source.count": "2",
     "data.test.count": "2",
     "data.validation.count": "1",
+    "teacher.views": "[identity]",  # half the time; test_teacher_views and test_inference_choices see the mirror
     "refine.gate.threshold": "0.0",
     "train.steps": "2",
     "train.target_per_step": "1",
