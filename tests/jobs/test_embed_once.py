@@ -17,7 +17,13 @@ from shards.data.vocabulary import Vocabulary
 from shards.scenes.scenes import SCENE_CLASSES, render_scene
 
 CLASSES = Vocabulary.from_names(SCENE_CLASSES)
-FEW = {"shard_size": "2", "refine.gate.threshold": "0", "train.steps": "1", "train.target_per_step": "1"}
+FEW = {
+    "teacher.views": "[identity]",
+    "shard_size": "2",
+    "refine.gate.threshold": "0",
+    "train.steps": "1",
+    "train.target_per_step": "1",
+}
 
 
 def scenes(folder: Path, *numbers: int) -> Path:
