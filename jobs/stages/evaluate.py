@@ -16,6 +16,7 @@ from jobs.artifacts.embeddings import StoredEmbeddings
 from jobs.inference.batching import load_images
 from jobs.inference.model import ModelConfig, model_of, stseg_fingerprint, weights_checksum
 from jobs.inference.refiner import Refiner, Refining, load_refiner
+from jobs.inference.top_scores import Probabilities
 from jobs.inference.witness import absent_names
 from jobs.run import WHOLE_ROUND, Run, RunRef, Section, baseline_weights, label_fingerprint, student_weights
 from jobs.stage import Done, ShardTask, Stage
@@ -23,7 +24,7 @@ from jobs.stages import embed, refine, teacher
 from jobs.stages.evaluated_samples import Split, labelled_samples, same_images, shards_with, split_name
 from jobs.stages.promote import promotion_measure
 from jobs.stages.start import has_baseline
-from jobs.stages.teacher import Probabilities, probabilities_of
+from jobs.stages.teacher import probabilities_of
 from models.evaluation.metrics import confusion, scores
 from models.presets import load_preset
 from shards.data.label_reader import LabelReader

@@ -16,13 +16,13 @@ from jobs.artifacts.labels import LABEL_MAPS, read_refined
 from jobs.artifacts.shares import shares_among
 from jobs.inference.batching import LoadedImage, in_batches, load_images
 from jobs.inference.model import ImageEncoder, load_sam_decoder, load_sam_encoder, model_of
+from jobs.inference.top_scores import Probabilities, present_scores
 from jobs.inference.witness import NO_WITNESS, Judge, PresenceSettings, StoredWitness, always_struck
 from jobs.quality.waterfall import Findings, Views, Who
 from jobs.run import WHOLE_ROUND, Run, RunRef, best_weights, label_fingerprint, student_weights
 from jobs.stage import Done, EmptyShard, ShardTask, Stage
 from jobs.stages import evaluate, refine, teacher
 from jobs.stages.promote import promotion_measure
-from jobs.stages.teacher import Probabilities, present_scores
 from models.refinement.gate import ClassGate, GateConfig
 from models.refinement.settings import RefinementConfig
 from models.refinement.types import RefineInput

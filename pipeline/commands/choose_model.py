@@ -9,12 +9,12 @@ from typing import Any, get_args
 from jobs.commit import why_stale
 from jobs.executor import run_chain
 from jobs.inference.model import ModelConfig, model_of
+from jobs.inference.top_scores import Probabilities
 from jobs.run import best_weights, student_weights
 from jobs.stage import ShardTask, StagePlan
 from jobs.stages import embed, evaluate
 from jobs.stages.evaluated_samples import Split
 from jobs.stages.start import CAUTION, caution_of, start_weights, uses_shipped
-from jobs.stages.teacher import Probabilities
 from models.evaluation.alarms import AlarmConfig
 from models.refinement.settings import RefinementConfig
 from pipeline.config import RunConfig, resolve_config

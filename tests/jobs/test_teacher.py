@@ -18,8 +18,8 @@ from shard_setup import (
 )
 
 from jobs.commit import why_stale
+from jobs.inference.top_scores import top_scores
 from jobs.stage import ShardTask, UpstreamMissing
-from jobs.stages.teacher import top_scores
 from shards.data.folder_source import FolderSource
 from shards.data.samples import Samples
 from shards.formats.arrays import read_arrays

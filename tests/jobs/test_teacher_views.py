@@ -12,6 +12,7 @@ from stage_setup import do
 from torch import Tensor
 
 from jobs.inference.batching import BatchLimit
+from jobs.inference.top_scores import top_scores
 from jobs.stage import ShardTask
 from jobs.stages import embed, teacher
 from models.sam.sam import SamEmbedding
@@ -79,7 +80,7 @@ def test_scores_are_those_of_the_merged_views(embedded: tuple[ShardTask, ShardTa
     stores = [torch.from_numpy(read_arrays(task.output)[0]["embedding"].astype(np.float32)) for task in embedded[:2]]
     given = [Brighter().logits([np.zeros((1, 1, 3), np.uint8)] * len(one), SamEmbedding(one, one)) for one in stores]
     views = [given[0], given[1].flip(-1)]
-    expected = teacher.top_scores(merge_views(views), 4, "softmax")
+    expected = top_scores(merge_views(views), 4, "softmax")
     assert (arrays["ids"] == expected[0]).all()
     assert (arrays["scores"] == expected[1]).all()
     apart = disagreement(views, softmax=True).numpy()
