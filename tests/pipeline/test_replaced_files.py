@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from run_setup import invoke, snapshot
 
-from jobs.stages import refine as refine_stage
+from jobs.stages import refine_masks
 from models.presets import SAM_TINY
 from models.sam.sam import build_sam
 from models.weights.files import write_weights
@@ -188,7 +188,7 @@ def test_masks_that_are_all_replaced_under_way_are_faults_of_that_run_and_taken_
             return found
 
     with monkeypatch.context() as patch:
-        patch.setattr(refine_stage, "LabelReader", Late)
+        patch.setattr(refine_masks, "LabelReader", Late)
         found = refine(root)
     assert (found["code"], reasons(found)) == (0, dict.fromkeys("bcd", "label_changed"))
     assert "let the same command take it" in found["quarantined"][0]["detail"]
