@@ -145,8 +145,12 @@ def _defaults(requested: Mapping[str, Any], sets: Sequence[str]) -> RunConfig:
     """Return the defaults that settings are laid over."""
     if not selects_tiny(requested, sets):
         return RunConfig(teacher=TeacherSettings(), refine=RefineSettings(), train=TrainConfig())
+    names = flat(with_sets(requested, sets))
+    if names.get("data.target.kind", "scenes") != "scenes":
+        # Chosen on the scenes, they say nothing of other images: of two classes, 0.5 would let every guess pass.
+        return RunConfig(teacher=TeacherSettings(), refine=RefineSettings())
     # A threshold of each class's own stays under the paper's: the embedded one is for all classes alike.
-    adaptive = any(name.startswith("refine.gate.adaptive") for name in flat(with_sets(requested, sets)))
+    adaptive = any(name.startswith("refine.gate.adaptive") for name in names)
     return RunConfig(refine=RefineSettings()) if adaptive else RunConfig()
 
 

@@ -91,7 +91,7 @@ def test_init_then_plan_and_status_before_any_work(tmp_path: Path) -> None:
     assert invoke(*arguments)[0] == 3
     code, out, _ = invoke("status", "--run", run, "--json")
     found = [(stage["round"], stage["stage"], stage["done"], stage["total"]) for stage in json.loads(out)["stages"]]
-    assert found == [(0, stage, 0, 1) for stage in ("embed", "embed-mirror", "start", "promote", "report")]
+    assert found == [(0, stage, 0, 1) for stage in ("embed", "start", "promote", "report")]
     code, out, _ = invoke("plan", "--n", "0", "--run", run, "--json")
     assert [(row["round"], row["stage"], row["to do"]) for row in json.loads(out)] == [(*row[:2], 1) for row in found]
 

@@ -132,9 +132,10 @@ def test_naming_one_number_of_adaptive_thresholds_turns_them_on() -> None:
     assert (adaptive.floor, adaptive.cap, adaptive.share) == (0.5, 0.9, 0.75)
 
 
-def test_other_presets_than_the_embedded_one_have_the_papers_teacher_and_gate() -> None:
-    paper, embedded = resolved("model.preset=base"), resolved()
-    assert (paper.teacher.views, paper.refine.gate.threshold) == (("identity",), 0.9)
+def test_other_presets_and_other_images_than_the_embedded_ones_have_the_papers_teacher_and_gate() -> None:
+    embedded = resolved()
+    for other in (resolved("model.preset=base"), resolved("data.target={kind: folder, images: photos}")):
+        assert (other.teacher.views, other.refine.gate.threshold) == (("identity",), 0.9)
     assert (embedded.teacher.views, embedded.refine.gate.threshold) == (("identity", "mirror"), 0.5)
 
 
